@@ -1,0 +1,160 @@
+"""How a symbolic graph becomes a program: the only module that knows a linker.
+
+The model (`gru4rec.py`) hands over a step, written once in symbols, and gets back a function that runs it on
+a whole stretch of mini-batches.  Two backends are offered:
+
+* ``'numba'`` (also ``'auto'``): machine code for the CPU.  The step and the loop over mini-batches around it are one
+  compiled function, so that no Python runs between two mini-batches.
+* ``'python'``: PyTensor's own interpreter.  Compiles in a second and runs slowly: for tests and for looking inside.
+"""
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.compile.mode import Mode, get_mode
+from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.link.numba.cache import compile_numba_function_src
+from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+from pytensor.link.numba.linker import NumbaLinker
+from pytensor.scalar.basic import Tanh, same_out
+from pytensor.scalar.math import Sigmoid
+from pytensor.tensor.elemwise import Elemwise
+
+BACKENDS = ('auto', 'numba', 'python')
+FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tanh and sigmoid that vectorise
+# ---------------------------------------------------------------------------------------------------------------------
+
+class FastTanh(Tanh):
+    """tanh of a float32 as a quotient of two polynomials, to 2e-7; LLVM can vectorise it, libm's tanhf it cannot."""
+
+
+class FastSigmoid(Sigmoid):
+    """sigmoid(x) = tanh(x / 2) / 2 + 1 / 2 of a float32, by the same quotient."""
+
+
+@numba_njit
+def _tanh(x):
+    # Coefficients as in Eigen's float tanh.  The comparisons are written so that NaN goes through.
+    x = np.float32(-7.90531110763549805) if x < np.float32(-7.90531110763549805) else x
+    x = np.float32(7.90531110763549805) if x > np.float32(7.90531110763549805) else x
+    x2 = x * x
+    p = np.float32(-2.76076847742355e-16)
+    p = p * x2 + np.float32(2.00018790482477e-13)
+    p = p * x2 + np.float32(-8.60467152213735e-11)
+    p = p * x2 + np.float32(5.12229709037114e-08)
+    p = p * x2 + np.float32(1.48572235717979e-05)
+    p = p * x2 + np.float32(6.37261928875436e-04)
+    p = p * x2 + np.float32(4.89352455891786e-03)
+    q = np.float32(1.19825839466702e-06)
+    q = q * x2 + np.float32(1.18534705686654e-04)
+    q = q * x2 + np.float32(2.26843463243900e-03)
+    q = q * x2 + np.float32(4.89352518554385e-03)
+    return x * p / q
+
+
+@numba_njit
+def _sigmoid(x):
+    return _tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
+
+
+@register_funcify_and_cache_key(FastTanh)
+def _funcify_fast_tanh(op, node, **kwargs):
+    return _tanh, 'gru4rec_fast_tanh_1'
+
+
+@register_funcify_and_cache_key(FastSigmoid)
+def _funcify_fast_sigmoid(op, node, **kwargs):
+    return _sigmoid, 'gru4rec_fast_sigmoid_1'
+
+
+_FAST = {Tanh: FastTanh, Sigmoid: FastSigmoid}
+
+
+@node_rewriter([Elemwise])
+def use_fast_activations(fgraph, node):
+    """Rewrite: float32 tanh and sigmoid by their fast twins, before loops are fused."""
+    fast = _FAST.get(type(node.op.scalar_op))
+    if fast is None or node.outputs[0].dtype != FLOAT:
+        return None
+    return [Elemwise(fast(same_out, name=fast.__name__))(*node.inputs)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Compilation
+# ---------------------------------------------------------------------------------------------------------------------
+
+def compile_function(inputs, outputs, updates=None, backend='auto'):
+    """`pytensor.function` for a backend."""
+    if backend == 'python':
+        mode = Mode(linker='py', optimizer='fast_run').excluding('fusion')  # fused loops run element by element in Python
+    else:
+        mode = get_mode('NUMBA').register((in2out(use_fast_activations, name='use_fast_activations'), 48.9))
+    return pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
+
+
+class PythonLoop:
+    """The step, called once per row of its sequences."""
+
+    def __init__(self, sequences, output, updates):
+        self.step = compile_function(sequences, output, updates, 'python')
+
+    def __call__(self, *sequences):
+        outputs = np.empty(len(sequences[0]))
+        for k, row in enumerate(zip(*sequences)):
+            outputs[k] = self.step(*row)
+            if not np.isfinite(outputs[k]):
+                return outputs[:k + 1]
+        return outputs
+
+
+class NumbaLoop:
+    """The step and the loop over the rows of its sequences, as one compiled function.
+
+    PyTensor compiles the step to a function of (sequences' rows, shared arrays) that returns (output, new arrays) and
+    writes in place where it may.  The loop around it is generated, since the number of arrays differs by model.
+    """
+
+    def __init__(self, sequences, output, updates):
+        function = compile_function(sequences, output, updates, 'numba')
+        fgraph = function.maker.fgraph
+        self._storage = [function.vm.storage_map[variable] for variable in fgraph.inputs[len(sequences):]]
+        n_sequences, n_state = len(sequences), len(self._storage)
+        replaced = {i - n_sequences: o for o, i in fgraph.update_mapping.items()}
+        states = [f'state{i}' for i in range(n_state)]
+        rows = [f'sequence{i}[k]' for i in range(n_sequences)]
+        results = ['out0'] + [f'out{o}' for o in range(1, len(fgraph.outputs))]
+        source = '\n'.join([
+            f"def loop(outputs, {', '.join([f'sequence{i}' for i in range(n_sequences)] + states)}):",
+            '    for k in range(len(outputs)):',
+            f"        {', '.join(results)}, = step({', '.join(rows + states)})",
+            '        outputs[k] = out0.item()',
+            *[f'        state{i} = out{o}' for i, o in sorted(replaced.items())],
+            '        if not np.isfinite(outputs[k]):',
+            '            break',
+            f"    return k + 1, ({', '.join(states)},)",
+        ])
+        step = function.vm.jit_fn
+        from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS
+        from hashlib import sha256
+        step_key = CACHED_SRC_FUNCTIONS.get(step.py_func)
+        key = step_key and sha256((step_key + source).encode()).hexdigest()
+        loop = compile_numba_function_src(source, 'loop', {'__name__': __name__, 'step': step, 'np': np}, cache_key=key)
+        self._loop = numba_njit(loop, final_function=True, cache=key is not None)
+        self.function = function
+        self.source = source
+
+    def __call__(self, *sequences):
+        outputs = np.empty(len(sequences[0]), dtype=FLOAT)
+        done, states = self._loop(outputs, *sequences, *(cell[0] for cell in self._storage))
+        for cell, value in zip(self._storage, states):
+            cell[0] = value
+        return outputs[:done]
+
+
+def compile_loop(sequences, output, updates, backend='auto'):
+    return PythonLoop(sequences, output, updates) if backend == 'python' else NumbaLoop(sequences, output, updates)

@@ -1,0 +1,285 @@
+"""Ranks of the next item in test sessions, and Recall@N and MRR@N from them (section 4).
+
+Ranks come first, metrics second: `next_item_ranks` gives one rank for each prediction, `recall_mrr` any number of
+cut-offs from them.  `evaluate_sessions_batch` and `evaluate_sessions` are the functions of the authors' release.
+"""
+from __future__ import annotations
+
+from typing import Callable, Iterator, NamedTuple
+
+import numba
+import numpy as np
+import pandas as pd
+
+from gru4rec import session_order, session_parallel_minibatches
+
+TIE_POLICIES = ('standard', 'conservative', 'median', 'tiebreaking')
+HIT_RULES = ('rank<=cut_off', 'rank<cut_off')
+NOISE = 1e-8  # the release's, added to scores by the policy 'tiebreaking'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics from ranks
+# ---------------------------------------------------------------------------------------------------------------------
+
+def recall_mrr(ranks: np.ndarray, cut_off: int = 20, hit_rule: str = 'rank<=cut_off') -> tuple[float, float]:
+    """Recall@N and MRR@N of ranks (section 4): the share of hits, and the mean of 1/rank with 0 for a miss.
+
+    Parameters
+    ----------
+    ranks : float64 (n_predictions,), from 1
+    cut_off : N
+    hit_rule : 'rank<=cut_off', or 'rank<cut_off' as in the authors' releases of 2016 and 2017, whose @20 is an @19
+    """
+    if hit_rule not in HIT_RULES:
+        raise ValueError(f'hit_rule={hit_rule!r}: must be one of {", ".join(map(repr, HIT_RULES))}')
+    if cut_off < 1:
+        raise ValueError(f'cut_off={cut_off!r}: must be at least 1')
+    hits = ranks < cut_off if hit_rule == 'rank<cut_off' else ranks <= cut_off
+    return float(hits.mean()), float((hits / ranks).mean())
+
+
+def ranks_from_ties(greater: np.ndarray, equal: np.ndarray, tie_policy: str = 'standard') -> np.ndarray:
+    """Ranks of targets, from how many other items score higher and how many the same.
+
+    standard : 1 + greater;  conservative : 1 + greater + equal;  median : 1 + greater + equal / 2
+    """
+    share = {'standard': 0.0, 'conservative': 1.0, 'median': 0.5}[tie_policy]
+    return 1.0 + greater + share * equal
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ranks
+# ---------------------------------------------------------------------------------------------------------------------
+
+def next_item_ranks(model, test_data: pd.DataFrame, items=None, batch_size: int = 100, tie_policy: str = 'standard',
+                    seed: int = 42, session_key: str = 'SessionId', item_key: str = 'ItemId',
+                    time_key: str = 'Time') -> np.ndarray:
+    """Rank of each next item in the test sessions, after the model has seen the events before it.
+
+    The rank is 1 + the number of other ranked items with a strictly higher score; `tie_policy` says what equal scores
+    do: nothing ('standard'), count as higher ('conservative'), count half ('median'), or decide by uniform noise of
+    1e-8 that is added to every score ('tiebreaking', seeded; slower, since it needs all scores).
+
+    Parameters
+    ----------
+    model : a trained `GRU4Rec`, a baseline, or any object with the release's `predict_next_batch` or `predict_next`
+    test_data : frame of events, not modified; every item must be known to the model
+    items : ids of the items among which the target is ranked, the target itself added; all training items when None
+    batch_size : parallel sessions of a `GRU4Rec`; results do not depend on it
+
+    Returns
+    -------
+    float64 (n_events - n_sessions,), ordered by session, then time
+    """
+    if tie_policy not in TIE_POLICIES:
+        raise ValueError(f'tie_policy={tie_policy!r}: must be one of {", ".join(map(repr, TIE_POLICIES))}')
+    if batch_size < 1:
+        raise ValueError(f'batch_size={batch_size!r}: must be at least 1')
+    rows, offsets = session_order(test_data, session_key, time_key, item_key)
+    if len(rows) == len(offsets) - 1:
+        raise ValueError('every test session has a single event: there is no next item to predict')
+    item_ids = test_data[item_key].to_numpy()[rows]
+    items = None if items is None else pd.unique(np.asarray(items))
+    if hasattr(model, 'tie_counts') and tie_policy != 'tiebreaking':
+        return ranks_from_ties(*model.tie_counts(item_ids, offsets, items), tie_policy)
+    if hasattr(model, 'raw_scores'):
+        blocks = network_blocks(model, item_ids, offsets, items, batch_size, tie_policy == 'tiebreaking')
+    elif hasattr(model, 'score_block'):
+        blocks = baseline_blocks(model, item_ids, offsets, items)
+    else:
+        blocks = stepwise_blocks(model, item_ids, offsets, test_data[session_key].to_numpy()[rows], items)
+    return ranks_from_blocks(blocks, len(rows) - len(offsets) + 1, tie_policy, seed)
+
+
+class Block(NamedTuple):
+    """Scores for some predictions, a row each, as the functions below hand them to `ranks_from_blocks`.
+
+    prediction : int64 (b,), where the ranks belong
+    scores : float (b, M or more); the first `n_ranked` columns are the ranked items
+    low, high : float (b,), the scores that count as equal to the target's lie between them
+    column : int64 (b,), the target's place among the ranked items, -1 where it is none of them
+    """
+    prediction: np.ndarray
+    scores: np.ndarray
+    n_ranked: int
+    low: np.ndarray
+    high: np.ndarray
+    column: np.ndarray
+
+
+def ranks_from_blocks(blocks: Iterator[Block], n_predictions: int, tie_policy: str, seed: int) -> np.ndarray:
+    """Ranks of all targets, float64 (n_predictions,)."""
+    ranks = np.empty(n_predictions)
+    for prediction, scores, n_ranked, low, high, column in blocks:
+        if tie_policy == 'tiebreaking':
+            ranks[prediction] = [1 + noisy_count(row[:n_ranked], target, place, np.random.default_rng([seed, k]))
+                                 for k, row, target, place in zip(prediction, scores, low, column)]
+        else:
+            greater, at_least = count_above(scores, n_ranked, low, high)
+            ranks[prediction] = ranks_from_ties(greater, at_least - greater - (column >= 0), tie_policy)
+    return ranks
+
+
+@numba.njit(cache=True)
+def count_above(scores, n_ranked, low, high):
+    """For each row, how many of its first `n_ranked` scores are > high, and how many are >= low."""
+    greater = np.empty(len(scores), dtype=np.int64)
+    at_least = np.empty(len(scores), dtype=np.int64)
+    for i in range(len(scores)):
+        above, not_below = np.int32(0), np.int32(0)
+        for j in range(n_ranked):
+            above += np.int32(scores[i, j] > high[i])
+            not_below += np.int32(scores[i, j] >= low[i])
+        greater[i], at_least[i] = above, not_below
+    return greater, at_least
+
+
+def noisy_count(scores, target_score, column: int, rng: np.random.Generator) -> int:
+    """How many other items score higher than the target once uniform noise is added to all scores."""
+    noisy = scores + NOISE * rng.random(len(scores))
+    return int((noisy > (noisy[column] if column >= 0 else target_score + NOISE * rng.random())).sum())
+
+
+def network_blocks(model, item_ids, offsets, items, batch_size: int, activated: bool) -> Iterator[Block]:
+    """Blocks of a `GRU4Rec`, from session-parallel mini-batches over all events of the test sessions.
+
+    Raw scores are compared, since the final activation is monotone: those whose activation equals the target's, as a
+    float32, count as equal.  With `activated` the scores are what `predict_next_batch` gives.
+    """
+    index = model.item_indices(item_ids)
+    candidates = None if items is None else model.item_indices(items)
+    place = places(candidates, model.n_items)
+    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    states, active = model.initial_states(batch_size), np.ones(batch_size, dtype=bool)
+    for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
+        for position, starts in zip(*batches):
+            states = [H[position[active] >= 0] for H in states]  # a lane that falls idle stays idle
+            active = position >= 0
+            position, starts = position[active], starts[active]
+            target, lane = index[position + 1], np.arange(len(position))
+            wanted = None if items is None else np.concatenate([candidates, target])
+            states, scores = model.raw_scores(index[position], starts, states, wanted)
+            if activated:
+                scores = model.activate(scores)
+            n_ranked, column = model.n_items if items is None else len(candidates), place[target]
+            low = high = scores[lane, np.where(column >= 0, column, n_ranked + lane)]
+            if not activated:
+                low, high = equally_activated(model.score_activation, low)
+            yield Block(position - session[position], scores, n_ranked, low, high, column)
+
+
+def baseline_blocks(model, item_ids, offsets, items, n_rows: int = 256) -> Iterator[Block]:
+    """Blocks of a baseline: dense scores of all training items for consecutive predictions."""
+    index = pd.Index(model.items_)
+    candidates = None if items is None else index.get_indexer(items)
+    place = places(candidates, len(index))
+    targets = index.get_indexer(np.delete(item_ids, offsets[:-1]))
+    for first in range(0, len(targets), n_rows):
+        target = targets[first:first + n_rows]
+        prediction = np.arange(first, first + len(target))
+        scores = model.score_block(item_ids, offsets, first, first + len(target))
+        low = scores[np.arange(len(target)), target]
+        if items is not None:
+            scores = scores[:, candidates]
+        yield Block(prediction, scores, scores.shape[1], low, low, place[target])
+
+
+def stepwise_blocks(model, item_ids, offsets, session_ids, items) -> Iterator[Block]:
+    """Blocks of any model that has only the release's `predict_next` or `predict_next_batch`, an event at a time."""
+    ranked = np.asarray(model.items_ if items is None else items)
+    prediction = 0
+    for first, last in zip(offsets[:-1], offsets[1:]):
+        for position in range(first, last - 1):
+            wanted = pd.unique(np.append(ranked, item_ids[position + 1:position + 2]))
+            if hasattr(model, 'predict_next_batch'):
+                scores = model.predict_next_batch(session_ids[position:position + 1], item_ids[position:position + 1],
+                                                  wanted, 1).iloc[:, 0].to_numpy()
+            else:
+                scores = np.asarray(model.predict_next(session_ids[position], item_ids[position], wanted))
+            column = np.flatnonzero(wanted == item_ids[position + 1])
+            target_score = scores[column]
+            yield Block(np.array([prediction]), scores[None], len(ranked), target_score, target_score,
+                        np.where(column < len(ranked), column, -1))
+            prediction += 1
+
+
+def places(candidates, n_items: int) -> np.ndarray:
+    """Column of each item among the candidates, -1 for the others, int64 (n_items,); None for all items in order."""
+    if candidates is None:
+        return np.arange(n_items)
+    place = np.full(n_items, -1)
+    place[candidates] = np.arange(len(candidates))
+    return place
+
+
+def equally_activated(activation: Callable, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest float32 whose activation is not below, or not above, that of each score.
+
+    For a monotone activation these bound the scores that tie with it once activated: tanh maps many raw scores to one
+    float32, and all of those above 9 to 1.  Found by bisection over the float32 numbers in their order.
+    """
+    activated = activation(scores)
+
+    def bound(outer, reached):
+        inside, outside = order_of(scores), np.full(len(scores), order_of(np.float32(outer)))
+        while (inside != outside).any():
+            middle = inside + (outside - inside + np.sign(outside - inside)) // 2
+            ok = reached(activation(float_of(middle)))
+            step = np.sign(outside - inside)
+            inside, outside = np.where(ok, middle, inside), np.where(ok, outside, middle - step)
+        return float_of(inside)
+
+    return (bound(-np.inf, lambda value: value >= activated), bound(np.inf, lambda value: value <= activated))
+
+
+def order_of(x) -> np.ndarray:
+    """Integers that are in the same order as float32 numbers, without gaps; -0 and 0 share one."""
+    bits = np.asarray(x, dtype=np.float32).view(np.int32).astype(np.int64)
+    return np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+
+
+def float_of(order) -> np.ndarray:
+    """Inverse of `order_of`."""
+    return np.where(order >= 0, order, -order | 0x80000000).astype(np.uint32).view(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The release's functions
+# ---------------------------------------------------------------------------------------------------------------------
+
+def evaluate_sessions_batch(pr, test_data, items=None, cut_off=20, batch_size=100, break_ties=False,
+                            session_key='SessionId', item_key='ItemId', time_key='Time', *, tie_policy=None,
+                            hit_rule='rank<=cut_off', seed=42) -> tuple[float, float]:
+    """Recall@N and MRR@N of a network on test sessions, as the release's function of this name returns them.
+
+    `break_ties` is short for the tie policy 'tiebreaking'; without either, 'standard'.  See `next_item_ranks` and
+    `recall_mrr` for the other arguments.
+
+    Returns
+    -------
+    (Recall@N, MRR@N)
+    """
+    if break_ties and tie_policy not in (None, 'tiebreaking'):
+        raise ValueError(f'break_ties=True contradicts tie_policy={tie_policy!r}')
+    policy = tie_policy or ('tiebreaking' if break_ties else 'standard')
+    ranks = next_item_ranks(pr, test_data, items, batch_size, policy, seed, session_key, item_key, time_key)
+    return recall_mrr(ranks, cut_off, hit_rule)
+
+
+def evaluate_sessions(pr, test_data, train_data, items=None, cut_off=20, session_key='SessionId', item_key='ItemId',
+                      time_key='Time', *, tie_policy='tiebreaking', hit_rule='rank<=cut_off',
+                      seed=42) -> tuple[float, float]:
+    """Recall@N and MRR@N of a baseline on test sessions, as the release's function of this name returns them.
+
+    The next item is ranked among the items of `train_data`, or `items`; ties are decided by noise, as in the release,
+    unless `tie_policy` says otherwise.
+
+    Returns
+    -------
+    (Recall@N, MRR@N)
+    """
+    if items is None:
+        items = train_data[item_key].unique()
+    ranks = next_item_ranks(pr, test_data, items, 100, tie_policy, seed, session_key, item_key, time_key)
+    return recall_mrr(ranks, cut_off, hit_rule)

@@ -1,0 +1,743 @@
+"""GRU4Rec: session-based recommendations with recurrent neural networks.
+
+Hidasi, Karatzoglou, Baltrunas, Tikk, ICLR 2016, arXiv 1511.06939 v4, as a symbolic PyTensor graph.  Read from top to
+bottom in the order of the paper's section 3:
+
+* mini-batches of parallel sessions (3.1.1, Figure 2): `session_parallel_minibatches`;
+* the gated recurrent unit (3, equations 2-5): `gru_step`, and layers of it over a 1-of-N input: `recurrent_layers`;
+* scores of the sampled items (3.1.2): `sampled_scores`;
+* ranking losses (3.1.3): `top1`, `bpr`, `cross_entropy`;
+* update rules (4.2): `adagrad`, `rmsprop`, `sgd`, `momentum_step`;
+* the training step that ties them together, compiled: `training_step`;
+* the estimator with the interface of the authors' 2016 release: `GRU4Rec`.
+
+Constructor arguments and weight names are those of the release, and so is every number that it computes;
+docs/deviations.md lists the few differences.
+"""
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import OrderedDict
+from functools import partial
+from typing import Any, Callable, Iterator, NamedTuple
+
+import numba
+import numpy as np
+import pandas as pd
+import pytensor
+import pytensor.tensor as pt
+
+import backends
+from backends import FLOAT
+
+logger = logging.getLogger('gru4rec')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Session-parallel mini-batches (section 3.1.1, Figure 2)
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Stretch(NamedTuple):
+    """Some consecutive mini-batches: K rows of B lanes.
+
+    position : int64 (K, B), index of the input event; the target is the event after it; -1 where a lane is idle
+    starts : bool (K, B), True where a lane begins a session here, so that its hidden state has to be zero
+    """
+    position: np.ndarray
+    starts: np.ndarray
+
+
+def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np.ndarray | None = None,
+                                 stretch: int = 256, drop_tail: bool = True) -> Iterator[Stretch]:
+    """Session-parallel mini-batches of one pass over the data (section 3.1.1, Figure 2), `stretch` at a time.
+
+    Lane k starts at the k-th session.  Every mini-batch moves each lane on by one event.  A lane whose session has no
+    next event left takes the next unused session; lanes are served in lane order, and one that drew a session of a
+    single event waits for the next round.
+
+    Parameters
+    ----------
+    offsets : int64 (n_sessions + 1,), where each session's events begin and, last, their number
+    batch_size : number of lanes B
+    order : int64 (n_sessions,), the sessions in the order in which they are used; as they are when None
+    stretch : the largest number of mini-batches given out at a time
+    drop_tail : True ends the pass as soon as one lane finds no session, as the release trains: what is left in the
+        other lanes is not used.  False goes on, with idle lanes, until every event was an input: for evaluation.
+
+    Yields
+    ------
+    Stretch with at most `stretch` rows; the arrays are the caller's to keep.
+    """
+    order = np.arange(len(offsets) - 1) if order is None else np.asarray(order, dtype=np.int64)
+    position, end = np.zeros((2, batch_size), dtype=np.int64)
+    fresh = np.zeros(batch_size, dtype=np.bool_)
+    used = 0
+    while True:
+        rows = np.empty((stretch, batch_size), dtype=np.int64)
+        starts = np.empty((stretch, batch_size), dtype=np.bool_)
+        filled, used = _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, rows, starts)
+        if filled:
+            yield Stretch(rows[:filled], starts[:filled])
+        if filled < stretch:
+            return
+
+
+@numba.njit(cache=True)
+def _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, rows, starts):
+    """Fill `rows` and `starts` from the lanes' state; returns (number of mini-batches, number of used sessions)."""
+    n_lanes = len(position)
+    for k in range(len(rows)):
+        waiting = True
+        while waiting:  # one round: each lane without a next event draws at most one session
+            waiting = False
+            for lane in range(n_lanes):
+                if position[lane] < 0 or end[lane] - position[lane] >= 2:
+                    continue
+                if used < len(order):
+                    session = order[used]
+                    used += 1
+                    position[lane], end[lane], fresh[lane] = offsets[session], offsets[session + 1], True
+                    waiting = waiting or end[lane] - position[lane] < 2
+                elif drop_tail:
+                    return k, used
+                else:
+                    position[lane] = -1
+        if position.max() < 0:
+            return k, used
+        for lane in range(n_lanes):
+            rows[k, lane], starts[k, lane] = position[lane], fresh[lane]
+            if position[lane] >= 0:
+                position[lane] += 1
+            fresh[lane] = False
+    return len(rows), used
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network (section 3)
+# ---------------------------------------------------------------------------------------------------------------------
+
+def linear(x):
+    """f(x) = x."""
+    return x
+
+
+def relu(x):
+    """f(x) = max(x, 0), as the release writes it."""
+    return pt.maximum(x, 0)
+
+
+ACTIVATIONS: dict[str, Callable] = {'tanh': pt.tanh, 'linear': linear, 'relu': relu}
+NUMPY_ACTIVATIONS: dict[str, Callable] = {'tanh': np.tanh, 'linear': linear, 'relu': partial(np.maximum, 0)}
+
+
+def gru_step(gates, H, Wh, Whr, Whz, hidden_act: Callable):
+    """New hidden state of a gated recurrent unit (section 3, equations 2-5).
+
+        z = sigmoid(Wz x + Uz h)            update gate     (eqs. 2, 3)
+        r = sigmoid(Wr x + Ur h)            reset gate      (eq. 5)
+        c = act(W x + U (r * h))            candidate       (eq. 4)
+        h' = (1 - z) * h + z * c            new state       (eq. 2)
+
+    The reset gate acts on h *before* the product with U, as in the paper (cuDNN's GRU applies it after).
+
+    Parameters
+    ----------
+    gates : symbolic (B, 3H), what the input adds to the candidate, the reset gate and the update gate: [h | r | z]
+    H : symbolic (B, H), the state before
+    Wh, Whr, Whz : symbolic (H, H): U, Ur and Uz of the equations
+    """
+    n = H.shape[1]
+    r = pt.sigmoid(gates[:, n:2 * n] + H @ Whr)
+    z = pt.sigmoid(gates[:, 2 * n:] + H @ Whz)
+    candidate = hidden_act(gates[:, :n] + (H * r) @ Wh)
+    return (1 - z) * H + z * candidate
+
+
+def recurrent_layers(weights: dict, n_layers: int, hidden_act: Callable, input_rows, states: list, masks: list | None):
+    """New states of all layers, bottom to top; the last one is what the scores are computed from.
+
+    The 1-of-N coded input times a weight matrix is one row of it, so the input layer is `input_rows`, the rows of
+    ``W0`` that belong to the input items, and no one-hot vector is ever built.
+
+    Parameters
+    ----------
+    weights : ``W{i}`` (inputs, 3H) and ``B{i}`` (3H,) of the gates [h | r | z], ``Wh{i}, Whr{i}, Whz{i}`` (H, H)
+    input_rows : symbolic (B, 3H)
+    states : a symbolic (B, H) for each layer, the states before
+    masks : a symbolic (B, H) for each layer, or None for no dropout; a dropped unit is dropped for the layer above,
+        for the output and for the next time step
+    """
+    new_states: list = []
+    for i in range(n_layers):
+        gates = (input_rows if i == 0 else new_states[-1] @ weights[f'W{i}']) + weights[f'B{i}']
+        h = gru_step(gates, states[i], weights[f'Wh{i}'], weights[f'Whr{i}'], weights[f'Whz{i}'], hidden_act)
+        new_states.append(h if masks is None else h * masks[i])
+    return new_states
+
+
+def sampled_scores(H, output_rows, output_bias, final_act: Callable):
+    """Scores of the mini-batch's targets for every lane (section 3.1.2): row i is lane i, column j the target of lane j.
+
+    The other lanes' targets are the negative samples: popular items are drawn more often, and nothing extra is
+    computed.  Positives are on the diagonal.
+
+    Parameters
+    ----------
+    H : symbolic (B, H), the top layer's state
+    output_rows, output_bias : symbolic (B, H) and (B,), the rows of ``Wy`` and ``By`` that belong to the targets
+    """
+    return final_act(H @ output_rows.T + output_bias)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses (section 3.1.3); each takes the (B, B) matrix of activated scores
+# ---------------------------------------------------------------------------------------------------------------------
+
+def top1(scores):
+    """TOP1: mean over i, j of  sigmoid(r_ij - r_ii) + sigmoid(r_ij ** 2),  without the positive's own square."""
+    positive = pt.diagonal(scores)
+    own_square = mean(pt.sigmoid(positive ** 2)) / pt.cast(scores.shape[0], FLOAT)
+    return mean(pt.sigmoid(scores - positive[:, None]) + pt.sigmoid(scores ** 2)) - own_square
+
+
+def bpr(scores):
+    """BPR: mean over i, j of  -log sigmoid(r_ii - r_ij);  j = i is included and adds log 2 / B."""
+    positive = pt.diagonal(scores)
+    return mean(-pt.log(pt.sigmoid(positive[:, None] - scores)))
+
+
+def cross_entropy(scores):
+    """Cross-entropy (section 4.2): mean over i of  -log softmax(r_i)_i."""
+    shifted = scores - pt.max(scores, axis=1, keepdims=True)
+    return mean(pt.log(pt.sum(pt.exp(shifted), axis=1)) - pt.diagonal(shifted))
+
+
+def mean(x, axis=None):
+    """Mean that adds up in the scores' own precision."""
+    return pt.mean(x, axis=axis, dtype=FLOAT, acc_dtype=FLOAT)
+
+
+LOSSES: dict[str, Callable] = {'top1': top1, 'bpr': bpr, 'cross-entropy': cross_entropy}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Update rules (section 4.2)
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Parameter(NamedTuple):
+    """A weight as an update rule sees it: all of it, or only the rows that the mini-batch used.
+
+    Rows are counted by occurrence: an item that stands twice in the mini-batch has two entries, each with a gradient
+    of its own, and those are not summed before the rule is applied.  That is what the release computes.
+    """
+    weight: Any  # shared variable
+    value: Any  # the symbolic value that the loss depends on: `weight`, or `weight[rows]`
+    rows: Any = None  # symbolic (B,) indices, or None for the whole weight
+
+    def read(self, state):
+        """`state`, or its entry for each occurrence."""
+        return state if self.rows is None else state[self.rows]
+
+    def add(self, state, increment):
+        """`state` with every occurrence's increment added."""
+        return state + increment if self.rows is None else pt.inc_subtensor(state[self.rows], increment)
+
+    def store(self, state, value):
+        """`state` replaced by `value`; of several occurrences of a row, the last one counts."""
+        return value if self.rows is None else pt.set_subtensor(state[self.rows], value)
+
+
+def adagrad(parameter: Parameter, gradient, acc):
+    """acc := acc + g²;  g / sqrt(acc + 1e-6).
+
+    Each occurrence of a row is scaled by the old accumulator and its own square; the accumulator takes all of them.
+    """
+    squared = gradient ** 2
+    return gradient / pt.sqrt(parameter.read(acc) + squared + EPSILON), {acc: parameter.add(acc, squared)}
+
+
+def rmsprop(parameter: Parameter, gradient, acc, decay: float):
+    """acc := decay acc + (1 - decay) g²;  g / sqrt(acc + 1e-6)."""
+    average = decay * parameter.read(acc) + (1 - decay) * gradient ** 2
+    return gradient / pt.sqrt(average + EPSILON), {acc: parameter.store(acc, average)}
+
+
+def sgd(parameter: Parameter, step):
+    """w := w - step."""
+    return {parameter.weight: parameter.add(parameter.weight, -step)}
+
+
+def momentum_step(parameter: Parameter, step, vel, momentum: float):
+    """vel := momentum vel - step;  w := w + vel  (classical momentum)."""
+    velocity = momentum * parameter.read(vel) - step
+    return {vel: parameter.store(vel, velocity), parameter.weight: parameter.add(parameter.weight, velocity)}
+
+
+def capped(gradients: list, grad_cap: float) -> list:
+    """Gradients scaled by  grad_cap / norm  when the norm of all of them together reaches `grad_cap`."""
+    norm = pt.sqrt(sum(pt.sum(g ** 2) for g in gradients))
+    scale = pt.cast(pt.switch(norm >= grad_cap, grad_cap / norm, 1), FLOAT)
+    return [g * scale for g in gradients]
+
+
+EPSILON = 1e-6  # inside the root, as in the release
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The training step
+# ---------------------------------------------------------------------------------------------------------------------
+
+def training_step(model: GRU4Rec, weights: dict, acc: dict, vel: dict, states: list):
+    """Symbols, loss, gradients and updates of one mini-batch.
+
+    Returns
+    -------
+    inputs : what differs between mini-batches: items and targets (B,), `starts` (B,), a 0/1 mask (B, H) for each layer
+    loss : symbolic scalar, of the weights before the update
+    updates : ordered dictionary, shared variable -> its value after the mini-batch
+    """
+    item, target, starts = pt.lvector('item'), pt.lvector('target'), pt.vector('starts', dtype='bool')
+    masks = [pt.matrix(f'mask{i}', dtype='bool') for i in range(len(states))] if model.dropout_p_hidden else []
+
+    parameters = OrderedDict((name, Parameter(w, w)) for name, w in weights.items())
+    for name, rows in (('W0', item), ('Wy', target), ('By', target)):
+        parameters[name] = Parameter(weights[name], weights[name][rows], rows)
+
+    new_states = recurrent_layers(
+        weights, len(states), ACTIVATIONS[model.hidden_act], parameters['W0'].value,
+        states=[pt.switch(starts[:, None], np.float32(0), H) for H in states],
+        masks=[mask / np.float32(1 - model.dropout_p_hidden) for mask in masks] or None)
+    scores = sampled_scores(new_states[-1], parameters['Wy'].value, parameters['By'].value,
+                            ACTIVATIONS[model.final_activation])
+    loss = LOSSES[model.loss](scores)
+
+    gradients = pytensor.grad(loss, [parameter.value for parameter in parameters.values()])
+    if model.grad_cap:
+        gradients = capped(gradients, model.grad_cap)
+    updates = OrderedDict(zip(states, new_states))
+    for (name, parameter), gradient in zip(parameters.items(), gradients):
+        updates.update(parameter_updates(model, parameter, gradient, acc.get(name), vel.get(name)))
+    return [item, target, starts, *masks], loss, updates
+
+
+def parameter_updates(model: GRU4Rec, parameter: Parameter, gradient, acc, vel) -> dict:
+    """Updates of one parameter and its accumulators by the model's rule: adapt the gradient, then take the step."""
+    updates = {}
+    if model.adapt == 'adagrad':
+        gradient, updates = adagrad(parameter, gradient, acc)
+    elif model.adapt == 'rmsprop':
+        gradient, updates = rmsprop(parameter, gradient, acc, model.decay)
+    if model.lmbd:
+        gradient = gradient + model.lmbd * parameter.value
+    step = model.learning_rate * gradient
+    if model.momentum:
+        return updates | momentum_step(parameter, step, vel, model.momentum)
+    return updates | sgd(parameter, step)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The estimator
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Progress(NamedTuple):
+    """What `fit` tells its callback after each stretch of mini-batches."""
+    epoch: int  # from 0
+    n_epochs: int
+    minibatches: int  # done in this epoch
+    events: int  # done in this epoch
+    total_events: int  # of an epoch, the dropped tail included
+    loss: float  # mean over this epoch's mini-batches
+
+
+class GRU4Rec:
+    """Session-based recommender: layers of gated recurrent units, trained with a ranking loss (Hidasi et al., 2016).
+
+    Arguments, defaults and results are those of the authors' 2016 release; `seed` and `backend` are ours.
+
+    Parameters
+    ----------
+    layers : list of int, units of each GRU layer, bottom to top
+    n_epochs : passes over the training data
+    batch_size : number of parallel sessions, and so of sampled items
+    dropout_p_hidden : probability with which a hidden unit is dropped, 0 <= p < 1
+    learning_rate, momentum : of the update rules; momentum is classical
+    adapt : 'adagrad', 'rmsprop', or None for plain gradient descent
+    decay : of rmsprop's moving average
+    grad_cap : largest norm of all gradients together; 0 for none
+    sigma : weights are drawn from U(-sigma, sigma) or N(0, sigma); 0 for sqrt(6 / (rows + columns)) of each matrix
+    init_as_normal : draw from the normal distribution instead of the uniform
+    reset_after_session : zero a lane's hidden state when it takes a new session
+    loss : 'top1', 'bpr' or 'cross-entropy'
+    hidden_act : 'tanh' or 'relu', of the candidate state
+    final_act : 'tanh', 'linear' or 'relu', of the scores; None for tanh, or linear with cross-entropy.  Cross-entropy
+        applies softmax to linear or tanh scores, and takes 'relu' for 'linear', as the release does
+    train_random_order : draw a new order of the sessions for each epoch
+    lmbd : L2 regularisation
+    session_key, item_key, time_key : columns of the training frame
+    seed : of the initial weights, the session orders and the dropout masks
+    backend : 'numba' (what 'auto' means) or 'python', see `backends`
+
+    Attributes
+    ----------
+    items_ : item ids by item index, which is the order of first appearance in the training frame
+    epoch_losses_ : mean loss of each finished epoch
+    error_during_train : True when training met a loss that is not finite; such a model does not predict
+    """
+
+    def __init__(self, layers, n_epochs=10, batch_size=50, dropout_p_hidden=0.4, learning_rate=0.05, momentum=0.0,
+                 adapt='adagrad', decay=0.9, grad_cap=0, sigma=0, init_as_normal=False, reset_after_session=True,
+                 loss='top1', hidden_act='tanh', final_act=None, train_random_order=False, lmbd=0.0,
+                 session_key='SessionId', item_key='ItemId', time_key='Time', *, seed=42, backend='auto'):
+        self.layers = layers
+        self.n_epochs = n_epochs
+        self.batch_size = batch_size
+        self.dropout_p_hidden = dropout_p_hidden
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.adapt = adapt
+        self.decay = decay
+        self.grad_cap = grad_cap
+        self.sigma = sigma
+        self.init_as_normal = init_as_normal
+        self.reset_after_session = reset_after_session
+        self.loss = loss
+        self.hidden_act = hidden_act
+        self.final_act = final_act
+        self.train_random_order = train_random_order
+        self.lmbd = lmbd
+        self.session_key = session_key
+        self.item_key = item_key
+        self.time_key = time_key
+        self.seed = seed
+        self.backend = backend
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def fit(self, data: pd.DataFrame, *, dropout_masks: list | None = None,
+            callback: Callable[[Progress], None] | None = None) -> GRU4Rec:
+        """Train from scratch on the events of `data`, which is not modified.
+
+        Parameters
+        ----------
+        data : frame with the columns `session_key`, `item_key`, `time_key`; one row an event, in any order.  Rows are
+            sorted by session and time; events of a session with equal times stay in the frame's order
+        dropout_masks : for comparing implementations: a 0/1 array (batch_size, units) for each layer, used in every
+            mini-batch instead of random ones
+        callback : called with a `Progress` after each stretch of mini-batches
+
+        Returns
+        -------
+        self.  A loss that is not finite ends the training with a RuntimeWarning and sets `error_during_train`.
+        """
+        check_arguments(self)
+        masks = check_masks(dropout_masks, self)
+        rows, offsets = session_order(data, self.session_key, self.time_key, self.item_key)
+        if len(offsets) - 1 < self.batch_size:
+            raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions, but the training data has '
+                             f'{len(offsets) - 1}; use a smaller batch_size')
+        item_index, self.items_ = index_by_appearance(data[self.item_key])
+        self._index_of = pd.Index(self.items_)
+        self.n_items = len(self.items_)
+        rng = np.random.RandomState(self.seed)
+        self._initialise(rng)
+        self._train(item_index[rows], offsets, rng, masks, callback)
+        return self
+
+    def _initialise(self, rng: np.random.RandomState):
+        """Draw the initial weights, in the release's order, and zero the state of the optimiser and of the layers."""
+        self._weights = OrderedDict()
+        for i, (n_in, n) in enumerate(zip([self.n_items, *self.layers], self.layers)):
+            draw = partial(initial_weight, rng, sigma=self.sigma, normal=self.init_as_normal)
+            self._weights[f'W{i}'] = np.hstack([draw((n_in, n)) for _gate in 'hrz'])
+            for name in (f'Wh{i}', f'Whr{i}', f'Whz{i}'):
+                self._weights[name] = draw((n, n))
+            self._weights[f'B{i}'] = np.zeros(3 * n, FLOAT)
+        self._weights['Wy'] = draw((self.n_items, n))
+        self._weights['By'] = np.zeros(self.n_items, FLOAT)
+
+        self._weights = {name: shared(name, value) for name, value in self._weights.items()}
+        zeros = {name: np.zeros(w.get_value(borrow=True).shape, FLOAT) for name, w in self._weights.items()}
+        self._acc = {name: shared(f'acc_{name}', zero) for name, zero in zeros.items() if self.adapt}
+        self._vel = {name: shared(f'vel_{name}', zero.copy()) for name, zero in zeros.items() if self.momentum}
+        self._score_function = self._prediction_state = None
+        self.epoch_losses_: list[float] = []
+        self.error_during_train = False
+
+    def _train(self, items, offsets, rng, masks, callback):
+        """All epochs over `items` (n_events,), the item indices in session order."""
+        states = [shared(f'H{i}', np.zeros((self.batch_size, n), FLOAT)) for i, n in enumerate(self.layers)]
+        with pytensor.config.change_flags(floatX=FLOAT):
+            step = training_step(self, self._weights, self._acc, self._vel, states)
+        run = backends.compile_loop(*step, backend=self.backend)
+        masks = masks or random_masks(self)
+        for epoch in range(self.n_epochs):
+            order = rng.permutation(len(offsets) - 1) if self.train_random_order else None
+            losses = []
+            for batches in session_parallel_minibatches(offsets, self.batch_size, order, stretch_length(self)):
+                starts = batches.starts
+                if not self.reset_after_session:
+                    starts[1 if not losses else 0:] = False  # a new epoch starts from zero all the same
+                new = run(items[batches.position], items[batches.position + 1], starts, *masks(len(starts)))
+                losses.append(new)
+                if not np.isfinite(new[-1]):
+                    return self._stop_training(epoch, sum(map(len, losses)), new[-1])
+                if callback:
+                    done = sum(map(len, losses))
+                    callback(Progress(epoch, self.n_epochs, done, done * self.batch_size,
+                                      len(items) - len(offsets) + 1, float(np.mean(np.concatenate(losses)))))
+            self.epoch_losses_.append(float(np.mean(np.concatenate(losses), dtype='float64')))
+            logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
+
+    def _stop_training(self, epoch, minibatch, loss):
+        self.error_during_train = True
+        warnings.warn(f'training stopped: the loss of epoch {epoch}, mini-batch {minibatch} is {loss}; the model cannot '
+                      'be used for prediction. A smaller learning_rate, or grad_cap, may help.', RuntimeWarning,
+                      stacklevel=3)
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of all weights, float32, under the release's names.
+
+        ``Wx{i}, Wr{i}, Wz{i}`` (inputs, H), ``Wh{i}, Whr{i}, Whz{i}`` (H, H), ``Bh{i}, Br{i}, Bz{i}`` (H,) for layer
+        i, ``Wy`` (n_items, H), ``By`` (n_items,).  Rows of ``Wx0, Wr0, Wz0, Wy, By`` are in item index order.
+        """
+        return release_names(self._weights)
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """Copies of accumulators and velocities: ``acc_NAME`` and ``vel_NAME`` for each weight, where the rule has them."""
+        acc = {f'acc_{name}': value for name, value in release_names(self._acc).items()}
+        return acc | {f'vel_{name}': value for name, value in release_names(self._vel).items()}
+
+    # -- prediction ---------------------------------------------------------------------------------------------------
+
+    def initial_states(self, batch_size: int) -> list[np.ndarray]:
+        """Zero states, float32 (batch_size, H) for each layer."""
+        return [np.zeros((batch_size, n), FLOAT) for n in self.layers]
+
+    def raw_scores(self, items, starts, states, candidates=None):
+        """One event further in each of B sessions: the new states, and scores before the final activation.
+
+        Parameters
+        ----------
+        items : int64 (B,), item indices of the events
+        starts : bool (B,), True where a session starts
+        states : list of float32 (B, H), as `initial_states` or the last call returned them
+        candidates : int64 (M,), indices of the items to be scored; all when None
+
+        Returns
+        -------
+        list of states, and float32 (B, M) scores
+        """
+        self._check_usable()
+        if self._score_function is None:
+            self._score_function = self._compile_scoring()
+        Wy, By = (self._weights[name].get_value(borrow=True) for name in ('Wy', 'By'))
+        if candidates is not None:
+            Wy, By = Wy[candidates], By[candidates]
+        *states, scores = self._score_function(items, starts, Wy, By, *states)
+        return states, scores
+
+    def _compile_scoring(self):
+        item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
+        Wy, By = pt.matrix('Wy', dtype=FLOAT), pt.vector('By', dtype=FLOAT)
+        states = [pt.matrix(f'H{i}', dtype=FLOAT, shape=(None, n)) for i, n in enumerate(self.layers)]
+        with pytensor.config.change_flags(floatX=FLOAT):
+            new_states = recurrent_layers(
+                self._weights, len(states), ACTIVATIONS[self.hidden_act], self._weights['W0'][item],
+                states=[pt.switch(starts[:, None], np.float32(0), H) for H in states], masks=None)
+            scores = sampled_scores(new_states[-1], Wy, By, linear)
+        return backends.compile_function([item, starts, Wy, By, *states], [*new_states, scores], backend=self.backend)
+
+    @property
+    def final_activation(self) -> str:
+        """Name of the scores' activation: `final_act`, or what the release takes where that is None or out of place."""
+        if self.loss == 'cross-entropy':
+            return 'tanh' if self.final_act == 'tanh' else 'linear'
+        return self.final_act or 'tanh'
+
+    def score_activation(self, scores: np.ndarray) -> np.ndarray:
+        """The final activation of raw scores, elementwise and monotone; for cross-entropy the softmax is left out."""
+        return NUMPY_ACTIVATIONS[self.final_activation](scores)
+
+    def activate(self, scores: np.ndarray) -> np.ndarray:
+        """Final scores of raw ones, (B, M): activated and, with cross-entropy, the softmax over each row."""
+        scores = self.score_activation(scores)
+        if self.loss != 'cross-entropy':
+            return scores
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return scores / scores.sum(axis=1, keepdims=True)
+
+    def predict_next_batch(self, session_ids, input_item_ids, predict_for_item_ids=None, batch=100) -> pd.DataFrame:
+        """Scores of the next item for `batch` parallel sessions, given their current events.
+
+        The hidden state is kept between calls.  Where a session id differs from the one that the last call had in the
+        same place, a new session starts.  Another `batch`, or training, starts all of them anew.
+
+        Parameters
+        ----------
+        session_ids : (batch,) ids of any type
+        input_item_ids : (batch,) item ids, all known from training
+        predict_for_item_ids : ids of the items to score; all items of the training data when None
+        batch : number of parallel sessions
+
+        Returns
+        -------
+        float32 frame, items x batch: the activated scores; with cross-entropy softmax over the rows
+        """
+        self._check_usable()
+        session_ids, input_item_ids = np.asarray(session_ids), np.asarray(input_item_ids)
+        if not len(session_ids) == len(input_item_ids) == batch:
+            raise ValueError(f'session_ids ({len(session_ids)}) and input_item_ids ({len(input_item_ids)}) must have '
+                             f'batch={batch} entries')
+        items = self.item_indices(input_item_ids)
+        candidates = None if predict_for_item_ids is None else self.item_indices(predict_for_item_ids)
+        if self._prediction_state is None or len(self._prediction_state[0]) != batch:
+            starts, states = np.ones(batch, dtype=bool), self.initial_states(batch)
+        else:
+            last_ids, states = self._prediction_state
+            starts = np.asarray(session_ids != last_ids)
+        states, scores = self.raw_scores(items, starts, states, candidates)
+        self._prediction_state = session_ids.copy(), states
+        return pd.DataFrame(self.activate(scores).T, index=self.items_ if candidates is None else np.asarray(predict_for_item_ids))
+
+    def item_indices(self, item_ids) -> np.ndarray:
+        """int64 indices of item ids; KeyError names those that the training data did not have."""
+        indices = self._index_of.get_indexer(item_ids)
+        if (indices < 0).any():
+            unknown = pd.unique(np.asarray(item_ids)[indices < 0])
+            raise KeyError(f'{len(unknown)} item id(s) are not in the training data: {some(unknown)}')
+        return indices
+
+    def _check_usable(self):
+        if not hasattr(self, 'items_'):
+            raise RuntimeError('this GRU4Rec is not trained yet: call fit first')
+        if self.error_during_train:
+            raise RuntimeError('training of this GRU4Rec stopped at a loss that is not finite: it cannot predict')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data, initial values, argument checks
+# ---------------------------------------------------------------------------------------------------------------------
+
+def session_order(data: pd.DataFrame, session_key: str, time_key: str, item_key: str):
+    """Rows of a frame by session and time, and where each session begins.
+
+    Returns
+    -------
+    rows : int64 (n_events,), positions in `data`; a stable order, so that equal times keep the frame's order
+    offsets : int64 (n_sessions + 1,)
+    """
+    for key in (session_key, item_key, time_key):
+        if key not in data.columns:
+            raise ValueError(f'the data has no column {key!r}; it has {list(data.columns)}')
+        if data[key].isna().any():
+            raise ValueError(f'column {key!r} has missing values, the first in row {int(data[key].isna().argmax())}')
+    if data.empty:
+        raise ValueError('the data has no events')
+    session, _ids = pd.factorize(data[session_key], sort=True)
+    rows = np.lexsort((data[time_key].to_numpy(), session))
+    return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
+
+
+def index_by_appearance(item_ids: pd.Series):
+    """Item indices (n_events,), and the ids in the order of the indices, which is that of first appearance."""
+    index, ids = pd.factorize(item_ids)
+    return index.astype('int64'), np.asarray(ids)
+
+
+def initial_weight(rng: np.random.RandomState, shape: tuple, sigma: float, normal: bool) -> np.ndarray:
+    """U(-x, x), or N(0, x), with x = `sigma`, or sqrt(6 / (rows + columns)) for sigma 0; float32 of a float64 draw."""
+    scale = sigma or np.sqrt(6 / sum(shape))
+    return (rng.randn(*shape) * scale if normal else rng.rand(*shape) * 2 * scale - scale).astype(FLOAT)
+
+
+def shared(name: str, value: np.ndarray):
+    """Shared variable whose static shape is known, so that the compiler need not check it."""
+    return pytensor.shared(value, name=name, shape=value.shape, borrow=True)
+
+
+def release_names(weights: dict) -> dict[str, np.ndarray]:
+    """Values of shared variables under the release's names: the gates that stand side by side here are taken apart."""
+    values = {}
+    for name, variable in weights.items():
+        value = np.asarray(variable.get_value(borrow=True))
+        stem, layer = name[:1], name[1:]
+        if layer.isdigit():
+            letters = 'xrz' if stem == 'W' else 'hrz'
+            values.update({f'{stem}{letter}{layer}': gate.copy()
+                           for letter, gate in zip(letters, np.split(value, 3, axis=-1))})
+        else:
+            values[name] = value.copy()
+    return values
+
+
+def random_masks(model: GRU4Rec) -> Callable[[int], list[np.ndarray]]:
+    """Source of dropout masks: called with K, it gives the bool masks (K, B, H) of the next K mini-batches.
+
+    Each layer has its own stream.  A unit needs 16 random bits: it is kept when their value reaches p * 65536, so that p
+    is met to 1e-5 for a fraction of the cost of drawing floats.
+    """
+    streams = [np.random.SFC64(np.random.SeedSequence([model.seed, i])) for i in range(len(model.layers))]
+    threshold = round(model.dropout_p_hidden * 65536)
+
+    def draw(stream, shape):
+        size = int(np.prod(shape))
+        return (stream.random_raw(-(-size // 4)).view(np.uint16)[:size] >= threshold).reshape(shape)
+
+    def masks(n_minibatches):
+        if not model.dropout_p_hidden:
+            return []
+        return [draw(stream, (n_minibatches, model.batch_size, n)) for stream, n in zip(streams, model.layers)]
+    return masks
+
+
+def stretch_length(model: GRU4Rec) -> int:
+    """Mini-batches that are handed over at a time: many, but with masks of at most 8 MB."""
+    return int(np.clip(8e6 / (model.batch_size * sum(model.layers)), 16, 256))
+
+
+def check_masks(dropout_masks, model: GRU4Rec):
+    """Fixed masks as a source like `random_masks`, or None."""
+    if dropout_masks is None:
+        return None
+    shapes = [(model.batch_size, n) for n in model.layers]
+    if [np.shape(mask) for mask in dropout_masks] != shapes or not model.dropout_p_hidden:
+        raise ValueError(f'dropout_masks needs dropout_p_hidden > 0 and an array for each layer, of the shapes {shapes}; '
+                         f'got {[np.shape(mask) for mask in dropout_masks]}')
+    masks = [np.asarray(mask, dtype=bool) for mask in dropout_masks]
+    return lambda n: [np.broadcast_to(mask, (n, *mask.shape)).copy() for mask in masks]
+
+
+def some(values, n: int = 5) -> str:
+    """The first few values, for a message."""
+    return ', '.join(map(repr, np.asarray(values)[:n].tolist())) + (', ...' if len(values) > n else '')
+
+
+def check_arguments(model: GRU4Rec):
+    """ValueError or TypeError that names the first argument out of range, and what is allowed."""
+    def check(name, ok, allowed):
+        if not ok(getattr(model, name)):
+            raise ValueError(f'{name}={getattr(model, name)!r}: must be {allowed}')
+
+    def whole(x):
+        return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 1
+
+    def number(low, high=np.inf, open_end=False):
+        return lambda x: isinstance(x, (int, float, np.number)) and (low <= x < high if open_end else low <= x <= high)
+
+    check('layers', lambda x: isinstance(x, (list, tuple)) and len(x) and all(map(whole, x)),
+          'a list of numbers of units, at least one layer, such as [100]')
+    for name in ('n_epochs', 'batch_size'):
+        check(name, whole, 'a whole number, at least 1')
+    check('dropout_p_hidden', number(0, 1, open_end=True), 'at least 0 and below 1')
+    check('learning_rate', lambda x: number(0)(x) and 0 < x < np.inf, 'a positive number')
+    for name in ('momentum', 'decay'):
+        check(name, number(0, 1, open_end=True), 'at least 0 and below 1')
+    for name in ('grad_cap', 'sigma', 'lmbd'):
+        check(name, number(0, np.inf, open_end=True), 'a number, at least 0')
+    for name, allowed in (('adapt', ('adagrad', 'rmsprop', None)), ('loss', tuple(LOSSES)),
+                          ('hidden_act', ('tanh', 'relu')), ('final_act', ('tanh', 'linear', 'relu', None)),
+                          ('backend', backends.BACKENDS)):
+        check(name, lambda x: x in allowed, f'one of {", ".join(map(repr, allowed))}')
