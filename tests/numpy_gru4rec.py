@@ -1,0 +1,438 @@
+"""GRU4Rec as the authors' 2016 release computes it, in plain NumPy.
+
+A reference for the tests, to be read beside the paper (Hidasi et al., ICLR 2016, arXiv 1511.06939): no symbolic
+graph, no automatic differentiation, nothing fused. Gradients are derived by hand, and every rule that treats repeated
+items in a mini-batch specially is an explicit loop over the occurrences. It shares no code with what it checks.
+
+Shapes: B = mini-batch size (number of lanes), H = units of a layer, N = number of items.
+"""
+
+import numpy as np
+
+EPSILON = 1e-6  # added to the accumulator inside the square root
+ROW_WEIGHTS = ("Wx0", "Wr0", "Wz0", "Wy", "By")  # updated row by row: only the rows that a mini-batch uses
+
+
+# --- Section 3.1.1, Figure 2: session-parallel mini-batches ---------------------------------------------------------
+
+
+def minibatches(session_lengths, batch_size, order=None):
+    """One epoch of session-parallel mini-batches (section 3.1.1, Figure 2).
+
+    Events are numbered session after session: the first session has 0 .. length - 1, the next one goes on from there.
+    Lane k starts with the k-th session of `order` (default: as listed). A lane whose session has no further event to
+    predict takes the next unused session; the epoch ends when there is none, and the other lanes' rest is dropped.
+
+    Returns a list of (input_positions, target_positions, starts), each of shape (B,); `starts` is true where the lane
+    begins a session, that is, where its hidden state has to be zero.
+    """
+    if len(session_lengths) < batch_size:
+        raise ValueError(f"batch_size={batch_size} needs at least as many sessions, got {len(session_lengths)}")
+    first_event = [sum(session_lengths[:s]) for s in range(len(session_lengths))]
+    waiting = list(range(len(session_lengths))) if order is None else list(order)
+
+    session = [waiting.pop(0) for lane in range(batch_size)]
+    event = [0] * batch_size  # how far each lane is in its session
+    steps = []
+    while True:
+        ended = [lane for lane in range(batch_size) if event[lane] == session_lengths[session[lane]] - 1]
+        if not ended:
+            inputs = [first_event[session[lane]] + event[lane] for lane in range(batch_size)]
+            starts = [event[lane] == 0 for lane in range(batch_size)]
+            steps.append((np.array(inputs), np.array(inputs) + 1, np.array(starts)))
+            event = [e + 1 for e in event]
+        # Each ended lane takes one session per pass. A session of length 1 ends at once and waits for the next pass,
+        # so the lanes after it are served before its lane is served again.
+        for lane in ended:
+            if not waiting:
+                return steps
+            session[lane] = waiting.pop(0)
+            event[lane] = 0
+
+
+# --- Activations: name -> (function of x, derivative as a function of x) --------------------------------------------
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), written as exp(-log(1 + exp(-x))), which neither overflows nor loses small values."""
+    return np.exp(-np.logaddexp(0, -x))
+
+
+activations = {
+    "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2),
+    "linear": (lambda x: x, lambda x: np.ones_like(x)),
+    # Theano gives max(x, 0) the derivative 1 at x = 0. It matters: a unit that is exactly 0 still gets a gradient.
+    "relu": (lambda x: np.maximum(x, 0), lambda x: (x >= 0).astype(x.dtype)),
+}
+
+
+def softmax(r):
+    """exp(r_j) / sum_k exp(r_k) of each row."""
+    e = np.exp(r - r.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+# --- Section 3.1.3: losses ------------------------------------------------------------------------------------------
+# r_hat is B x B: row i holds the scores that lane i gives to the targets of all lanes. Its own target is on the
+# diagonal, the others are its negative samples (section 3.1.2). Each function returns the loss and its derivative.
+
+
+def top1(r_hat):
+    """TOP1: mean_i [ mean_j( s(r_ij - r_ii) + s(r_ij^2) ) - s(r_ii^2) / B ], s the logistic function."""
+    B = len(r_hat)
+    value, gradient = 0, np.zeros_like(r_hat)
+    for i in range(B):
+        r, own = r_hat[i], r_hat[i, i]
+        above = sigmoid(r - own)
+        square = sigmoid(r**2)
+        value += (above + square).sum() / B - square[i] / B
+        gradient[i] += (above * (1 - above) + square * (1 - square) * 2 * r) / B
+        # r_ii is in every s(r_ij - r_ii), and its own square is taken out again.
+        gradient[i, i] -= (above * (1 - above)).sum() / B + square[i] * (1 - square[i]) * 2 * own / B
+    return value / B, gradient / B
+
+
+def bpr(r_hat):
+    """BPR: mean over i and j of -log s(r_ii - r_ij); j = i is included and adds the constant log(2) / B."""
+    B = len(r_hat)
+    value, gradient = 0, np.zeros_like(r_hat)
+    for i in range(B):
+        difference = r_hat[i, i] - r_hat[i]
+        value += np.logaddexp(0, -difference).sum() / B  # -log s(d) = log(1 + exp(-d))
+        gradient[i] += sigmoid(-difference) / B
+        gradient[i, i] -= sigmoid(-difference).sum() / B
+    return value / B, gradient / B
+
+
+def cross_entropy(r_hat):
+    """Cross-entropy: mean_i of -log softmax(r_i)_i, the softmax over the B scores of row i."""
+    B = len(r_hat)
+    probability = softmax(r_hat)
+    value, gradient = 0, np.zeros_like(r_hat)
+    for i in range(B):
+        value += -np.log(probability[i, i])
+        gradient[i] += probability[i]
+        gradient[i, i] -= 1
+    return value / B, gradient / B
+
+
+losses = {"top1": top1, "bpr": bpr, "cross-entropy": cross_entropy}
+
+
+# --- Section 3, equations 2 to 5: one step of a GRU layer, forwards and backwards -----------------------------------
+
+
+def gru_forward(from_input, H, weights, layer, hidden_act):
+    """New state of one layer; `from_input` = (Wx x, Wr x, Wz x), each B x H, and the previous state H is B x H.
+
+    r = s(Wr x + H Whr + Br), z = s(Wz x + H Whz + Bz), c = act(Wx x + (H * r) Wh + Bh), h = (1 - z) H + z c.
+    The reset gate acts on the state before the matrix product. Returns h and what the way back needs.
+    """
+    W = {name: weights[f"{name}{layer}"] for name in ("Wh", "Whr", "Whz", "Bh", "Br", "Bz")}
+    r = sigmoid(from_input[1] + H @ W["Whr"] + W["Br"])
+    z = sigmoid(from_input[2] + H @ W["Whz"] + W["Bz"])
+    before_act = from_input[0] + (H * r) @ W["Wh"] + W["Bh"]
+    c = activations[hidden_act][0](before_act)
+    return (1 - z) * H + z * c, (H, r, z, c, before_act)
+
+
+def gru_backward(dh, kept, weights, layer, hidden_act):
+    """Gradients of one layer from dh = d loss / d h (B x H), by the chain rule through `gru_forward`.
+
+    The previous state H is a constant: no gradient flows to earlier mini-batches. Returns the derivatives by
+    (Wx x, Wr x, Wz x) and a dictionary with those by the layer's recurrent matrices and biases.
+    """
+    H, r, z, c, before_act = kept
+    d_candidate = dh * z * activations[hidden_act][1](before_act)  # h = (1 - z) H + z c,  c = act(before_act)
+    d_update = dh * (c - H) * z * (1 - z)
+    d_reset = (d_candidate @ weights[f"Wh{layer}"].T) * H * r * (1 - r)  # before_act contains (H * r) Wh
+    gradients = {
+        f"Wh{layer}": (H * r).T @ d_candidate,
+        f"Whr{layer}": H.T @ d_reset,
+        f"Whz{layer}": H.T @ d_update,
+        f"Bh{layer}": d_candidate.sum(axis=0),
+        f"Br{layer}": d_reset.sum(axis=0),
+        f"Bz{layer}": d_update.sum(axis=0),
+    }
+    return (d_candidate, d_reset, d_update), gradients
+
+
+# --- The model ------------------------------------------------------------------------------------------------------
+
+
+class NumpyGRU4Rec:
+    """GRU4Rec with the constructor arguments of the 2016 release, and `seed` and `dtype` ('float32' or 'float64').
+
+    `adapt` is 'adagrad', 'rmsprop' or None (or 'none': plain descent). After `fit`, with M the number of mini-batches
+    of all epochs: `weights` (Wx0, Wr0, Wz0, Wh0, Whr0, Whz0, Bh0, Br0, Bz0, ..., Wy, By), `acc` and `vel` (empty
+    without adaptive rate or momentum), `X` and `Y` (M, B) input and target items, `costs` (M,), `epoch_losses`, and
+    `hidden`, one (M, B, H) array per layer: the state right after each mini-batch.
+    """
+
+    def __init__(
+        self, layers, n_epochs=10, batch_size=50, dropout_p_hidden=0.4, learning_rate=0.05, momentum=0.0,
+        adapt="adagrad", decay=0.9, grad_cap=0, sigma=0, init_as_normal=False, reset_after_session=True, loss="top1",
+        hidden_act="tanh", final_act=None, train_random_order=False, lmbd=0.0, session_key="SessionId",
+        item_key="ItemId", time_key="Time", seed=42, dtype="float64",
+    ):
+        if adapt not in ("adagrad", "rmsprop", "none", None):
+            raise ValueError(f"adapt={adapt!r}, allowed are 'adagrad', 'rmsprop' and None or 'none'")
+        if sigma < 0:
+            raise ValueError(f"sigma={sigma}, allowed are 0 (from the shape of each matrix) and positive numbers")
+        self.layers, self.n_epochs, self.batch_size = layers, n_epochs, batch_size
+        self.dropout_p_hidden, self.learning_rate, self.momentum = dropout_p_hidden, learning_rate, momentum
+        self.adapt = None if adapt == "none" else adapt
+        self.decay, self.grad_cap, self.lmbd = decay, grad_cap, lmbd
+        self.sigma, self.init_as_normal, self.seed, self.dtype = sigma, init_as_normal, seed, np.dtype(dtype)
+        self.reset_after_session, self.train_random_order = reset_after_session, train_random_order
+        self.loss, self.hidden_act = loss, hidden_act
+        # Scores of the pairwise losses go through tanh unless told otherwise. Cross-entropy has a softmax on top, and
+        # below it either tanh or nothing.
+        if loss == "cross-entropy":
+            self.final_act = "tanh" if final_act == "tanh" else "linear"
+        else:
+            self.final_act = final_act or "tanh"
+        self.session_key, self.item_key, self.time_key = session_key, item_key, time_key
+
+    # Data
+
+    def sorted_events(self, frame):
+        """Sessions in SessionId order, events in Time order, ties as in the frame: (items, session lengths)."""
+        rows = list(zip(frame[self.session_key], frame[self.time_key], frame[self.item_key]))
+        rows.sort(key=lambda row: row[:2])  # stable
+        lengths = {}
+        for session, _, _ in rows:
+            lengths[session] = lengths.get(session, 0) + 1
+        return np.array([self.item_index[item] for _, _, item in rows]), list(lengths.values())
+
+    # Initialisation
+
+    def initial_matrix(self, rng, rows, columns):
+        """U(-x, x) or N(0, x^2), x = `sigma` or sqrt(6 / (rows + columns)); drawn in float64, stored in float32."""
+        x = self.sigma or np.sqrt(6.0 / (rows + columns))
+        draws = rng.randn(rows, columns) * x if self.init_as_normal else rng.rand(rows, columns) * 2 * x - x
+        return draws.astype("float32").astype(self.dtype)
+
+    def initialise(self, n_items, rng):
+        """Weights, accumulators and velocities before training; the order of the draws is part of the semantics."""
+        self.weights = {}
+        for layer, units in enumerate(self.layers):
+            n_inputs = n_items if layer == 0 else self.layers[layer - 1]
+            for name in ("Wx", "Wr", "Wz", "Wh", "Whr", "Whz"):
+                rows = n_inputs if name in ("Wx", "Wr", "Wz") else units
+                self.weights[f"{name}{layer}"] = self.initial_matrix(rng, rows, units)
+            for name in ("Bh", "Br", "Bz"):
+                self.weights[f"{name}{layer}"] = np.zeros(units, self.dtype)
+        self.weights["Wy"] = self.initial_matrix(rng, n_items, self.layers[-1])
+        self.weights["By"] = np.zeros(n_items, self.dtype)
+        self.acc = {name: np.zeros_like(p) for name, p in self.weights.items()} if self.adapt else {}
+        self.vel = {name: np.zeros_like(p) for name, p in self.weights.items()} if self.momentum > 0 else {}
+
+    # One mini-batch
+
+    def input_products(self, layer, x):
+        """(Wx x, Wr x, Wz x): rows of the matrices for item indices x (section 3.1, 1-of-N input), products above."""
+        matrices = [self.weights[f"{name}{layer}"] for name in ("Wx", "Wr", "Wz")]
+        return [W[x] if layer == 0 else x @ W for W in matrices]
+
+    def gradients(self, inputs, targets, hidden, masks):
+        """Loss of one mini-batch, and its derivatives.
+
+        `inputs`, `targets`: item indices (B,); `hidden`: previous state of each layer, (B, H); `masks`: what dropout
+        multiplies the new state of each layer by, mask / (1 - p). The dropped state is what the next layer and the
+        scores see, and what is carried to the next mini-batch.
+        Returns (loss, new states, dense, rows). `dense[name]` has the shape of the weight; `rows[name]` = (items, G),
+        where G[j] is the derivative by the row of occurrence j: an item that occurs twice has two entries.
+        """
+        # Forwards
+        x, states, kept = inputs, [], []
+        for layer, H in enumerate(hidden):
+            h, needed = gru_forward(self.input_products(layer, x), H, self.weights, layer, self.hidden_act)
+            x = h * masks[layer]
+            states.append(x)
+            kept.append(needed)
+        Wy, By = self.weights["Wy"][targets], self.weights["By"][targets]
+        before_act = x @ Wy.T + By  # section 3.1.2: lane b against the targets of all lanes
+        act, derivative = activations[self.final_act]
+        value, d_scores = losses[self.loss](act(before_act))
+
+        # Backwards
+        d_before = d_scores * derivative(before_act)
+        rows = {"Wy": (targets, d_before.T @ x), "By": (targets, d_before.sum(axis=0))}
+        dense = {}
+        d_state = d_before @ Wy
+        for layer in reversed(range(len(hidden))):
+            dh = d_state * masks[layer]
+            d_products, recurrent = gru_backward(dh, kept[layer], self.weights, layer, self.hidden_act)
+            dense.update(recurrent)
+            names = [f"{name}{layer}" for name in ("Wx", "Wr", "Wz")]
+            if layer == 0:
+                rows.update({name: (inputs, d) for name, d in zip(names, d_products)})
+            else:
+                dense.update({name: states[layer - 1].T @ d for name, d in zip(names, d_products)})
+                d_state = sum(d @ self.weights[name].T for name, d in zip(names, d_products))
+        return value, states, dense, rows
+
+    def cap(self, dense, rows):
+        """Scale all gradients by grad_cap / norm if their joint norm reaches `grad_cap` (0 switches it off)."""
+        squares = [(g**2).sum() for g in dense.values()]
+        squares += [(G**2).sum() for _, G in rows.values()]  # per occurrence: repeated items are not summed first
+        norm = np.sqrt(sum(squares))
+        if not 0 < self.grad_cap <= norm:
+            return dense, rows
+        scale = self.grad_cap / norm
+        return {n: g * scale for n, g in dense.items()}, {n: (items, G * scale) for n, (items, G) in rows.items()}
+
+    def adapted(self, g, acc):
+        """The accumulator with g in it, and g over its root: acc <- v1 acc + v2 g^2, g <- g / sqrt(acc + 1e-6)."""
+        if self.adapt is None:
+            return None, g
+        v1, v2 = (1, 1) if self.adapt == "adagrad" else (self.decay, 1 - self.decay)
+        acc = v1 * acc + v2 * g**2
+        return acc, g / np.sqrt(acc + EPSILON)
+
+    def update_dense(self, name, g):
+        """A weight that every mini-batch uses whole: p <- p + vel with vel <- m vel - lr (g + lambda p)."""
+        p = self.weights[name]
+        acc, g = self.adapted(g, self.acc.get(name))
+        if self.adapt:
+            self.acc[name] = acc
+        step = -self.learning_rate * (g + self.lmbd * p)
+        if self.momentum > 0:
+            step = self.vel[name] = self.momentum * self.vel[name] + step
+        self.weights[name] = p + step
+
+    def update_rows(self, name, items, G):
+        """A weight of which a mini-batch uses some rows: one update per occurrence j of an item, not per item.
+
+        Every occurrence starts from the row, accumulator and velocity as they were before the mini-batch:
+        a_j = v1 acc + v2 g_j^2, d_j = lr (g_j / sqrt(a_j + 1e-6) + lambda row), v_j = m vel - d_j. The row moves by
+        the sum of all v_j (of all -d_j without momentum). The last v_j is stored, and with rmsprop the last a_j, but
+        Adagrad's accumulator takes every g_j^2.
+        """
+        row_before = self.weights[name].copy()
+        acc_before = self.acc[name].copy() if self.adapt else {}
+        vel_before = self.vel[name].copy() if self.momentum > 0 else {}
+        for j, item in enumerate(items):
+            a, g = self.adapted(G[j], acc_before[item] if self.adapt else None)
+            if self.adapt == "adagrad":
+                self.acc[name][item] += G[j] ** 2
+            elif self.adapt == "rmsprop":
+                self.acc[name][item] = a
+            step = -self.learning_rate * (g + self.lmbd * row_before[item])
+            if self.momentum > 0:
+                step = self.momentum * vel_before[item] + step
+                self.vel[name][item] = step
+            self.weights[name][item] += step
+
+    def train_minibatch(self, inputs, targets, hidden, masks):
+        """One step of training: (loss before the update, new states)."""
+        value, states, dense, rows = self.gradients(inputs, targets, hidden, masks)
+        dense, rows = self.cap(dense, rows)
+        for name, g in dense.items():
+            self.update_dense(name, g)
+        for name in ROW_WEIGHTS:
+            self.update_rows(name, *rows[name])
+        return value, states
+
+    # Training and scoring
+
+    def fit(self, frame, dropout_masks=None):
+        """Train on `frame`. `dropout_masks`: one 0/1 array (B, H) per layer, used in every mini-batch."""
+        if self.dropout_p_hidden > 0 and dropout_masks is None:
+            raise ValueError(f"dropout_p_hidden={self.dropout_p_hidden} needs dropout_masks, none are drawn here")
+        if self.dropout_p_hidden > 0:
+            masks = [np.asarray(mask, self.dtype) / (1 - self.dropout_p_hidden) for mask in dropout_masks]
+        else:
+            masks = [1] * len(self.layers)
+        # Item indices: order of first appearance in the frame as given, before it is sorted.
+        self.item_index = {item: k for k, item in enumerate(dict.fromkeys(frame[self.item_key]))}
+        items, session_lengths = self.sorted_events(frame)
+        rng = np.random.RandomState(self.seed)
+        self.initialise(len(self.item_index), rng)
+
+        self.epoch_losses, costs, X, Y, states_after = [], [], [], [], []
+        for epoch in range(self.n_epochs):
+            order = rng.permutation(len(session_lengths)) if self.train_random_order else None
+            hidden = [np.zeros((self.batch_size, units), self.dtype) for units in self.layers]
+            for inputs, targets, starts in minibatches(session_lengths, self.batch_size, order):
+                if self.reset_after_session:
+                    hidden = [np.where(starts[:, None], 0, H) for H in hidden]
+                cost, hidden = self.train_minibatch(items[inputs], items[targets], hidden, masks)
+                X.append(items[inputs])
+                Y.append(items[targets])
+                costs.append(cost)
+                states_after.append(hidden)
+            steps_per_epoch = len(costs) // (epoch + 1)
+            self.epoch_losses.append(float(np.mean(costs[-steps_per_epoch:])))
+        self.X, self.Y, self.costs = np.array(X), np.array(Y), np.array(costs)
+        self.hidden = [np.array(states) for states in zip(*states_after)]
+        return self
+
+    def scores(self, frame):
+        """Activated scores of all items after every event that has a successor in its session: (predictions, N).
+
+        Rows in (SessionId, Time) order, columns in item index order. Hidden state zero at session start; no dropout.
+        """
+        items, session_lengths = self.sorted_events(frame)
+        act = activations[self.final_act][0]
+        rows, start = [], 0
+        for length in session_lengths:
+            hidden = [np.zeros((1, units), self.dtype) for units in self.layers]
+            for event in range(start, start + length - 1):
+                x = items[event : event + 1]
+                for layer in range(len(self.layers)):
+                    products = self.input_products(layer, x)
+                    x, _ = gru_forward(products, hidden[layer], self.weights, layer, self.hidden_act)
+                    hidden[layer] = x
+                r_hat = act(x @ self.weights["Wy"].T + self.weights["By"])
+                rows.append(softmax(r_hat)[0] if self.loss == "cross-entropy" else r_hat[0])
+            start += length
+        return np.array(rows)
+
+    def next_items(self, frame):
+        """Item index of the event that each row of `scores(frame)` should predict."""
+        items, session_lengths = self.sorted_events(frame)
+        targets, start = [], 0
+        for length in session_lengths:
+            targets.extend(items[start + 1 : start + length])
+            start += length
+        return np.array(targets)
+
+
+# --- Section 4: evaluation ------------------------------------------------------------------------------------------
+
+
+def ranks(scores, targets, mode="standard"):
+    """Rank of each target among all items of its row, best = 1; `mode` says how items with the target's score count.
+
+    'standard': they come after it; 'conservative': before it; 'median': half of them before it.
+    """
+    if mode not in ("standard", "conservative", "median"):
+        raise ValueError(f"mode={mode!r}, allowed are 'standard', 'conservative' and 'median'")
+    result = []
+    for row, target in zip(scores, targets):
+        higher = ties = 0
+        for item, score in enumerate(row):
+            if score > row[target]:
+                higher += 1
+            elif score == row[target] and item != target:
+                ties += 1
+        ahead = {"standard": higher, "conservative": higher + ties, "median": higher + ties / 2}[mode]
+        result.append(ahead + 1)
+    return np.array(result)
+
+
+def recall_mrr(ranks, cut_off, rule="<="):
+    """(Recall@cut_off, MRR@cut_off): share of hits, and mean of 1 / rank where a miss counts 0.
+
+    A hit is `rank <= cut_off`, or `rank < cut_off` under rule '<', which is how releases of 2016 and 2017 counted.
+    """
+    if rule not in ("<", "<="):
+        raise ValueError(f"rule={rule!r}, allowed are '<' and '<='")
+    hits = reciprocal = 0
+    for rank in ranks:
+        if rank < cut_off or (rule == "<=" and rank == cut_off):
+            hits += 1
+            reciprocal += 1 / rank
+    return hits / len(ranks), reciprocal / len(ranks)

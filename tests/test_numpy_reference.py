@@ -1,0 +1,401 @@
+"""The plain-NumPy reference against numbers of the 2016 release, finite differences, and hand-drawn examples."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy_gru4rec import NumpyGRU4Rec, activations, losses, minibatches, ranks, recall_mrr
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = json.loads((GOLDEN / "release.json").read_text())
+with np.load(GOLDEN / "release.npz") as archive:
+    ARRAYS = dict(archive)
+TRAIN = pd.read_csv(GOLDEN / "train.tsv", sep="\t")
+TEST = pd.read_csv(GOLDEN / "test.tsv", sep="\t")
+
+every_case = pytest.mark.parametrize("case", CASES)
+both_precisions = pytest.mark.parametrize("dtype", ["float64", "float32"])
+
+
+@functools.lru_cache(maxsize=None)
+def fitted(case, dtype="float64"):
+    masks = [ARRAYS[key] for key in sorted(ARRAYS) if key.startswith(f"{case}/dropout_mask")]
+    return NumpyGRU4Rec(**CASES[case]["arguments"], dtype=dtype).fit(TRAIN, masks or None)
+
+
+def recorded(case, kind):
+    """{NAME: array} of all arrays CASE/kind_NAME."""
+    prefix = f"{case}/{kind}_"
+    return {key.removeprefix(prefix): array for key, array in ARRAYS.items() if key.startswith(prefix)}
+
+
+def assert_all_close(actual, expected, tolerance):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+# --- Against the release --------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_items_are_numbered_and_minibatches_formed_as_in_the_release(case):
+    model = fitted(case)
+    assert list(model.item_index) == list(ARRAYS["item_ids"])
+    np.testing.assert_array_equal(model.X, ARRAYS["X"])
+    np.testing.assert_array_equal(model.Y, ARRAYS["Y"])
+
+
+def test_initial_weights_are_those_of_the_release_to_the_bit():
+    case = "two_layer_top1_adagrad_m02"
+    model = NumpyGRU4Rec(**CASES[case]["arguments"])
+    model.initialise(len(ARRAYS["item_ids"]), np.random.RandomState(42))
+    assert_all_close(model.weights, recorded(case, "init"), 0)
+
+
+@both_precisions
+@every_case
+def test_losses_are_those_of_the_release(case, dtype):
+    model, expected = fitted(case, dtype), CASES[case]
+    assert len(model.costs) == expected["n_minibatches"]
+    np.testing.assert_allclose(model.costs[:5], expected["first_costs"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.costs[-5:], expected["last_costs"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.epoch_losses, expected["epoch_losses"], rtol=0, atol=1e-6)
+
+
+@both_precisions
+@every_case
+def test_weights_and_optimizer_state_after_training_are_those_of_the_release(case, dtype):
+    model = fitted(case, dtype)
+    assert_all_close(model.weights, recorded(case, "weight"), 2e-6)
+    assert_all_close(model.acc, recorded(case, "acc"), 2e-6)
+    assert_all_close(model.vel, recorded(case, "vel"), 2e-6)
+
+
+@both_precisions
+@every_case
+def test_hidden_state_and_scores_are_those_of_the_release(case, dtype):
+    model = fitted(case, dtype)
+    for layer, states in enumerate(model.hidden):
+        np.testing.assert_allclose(states[-1], ARRAYS[f"{case}/last_hidden{layer}"], rtol=2e-6, atol=2e-6)
+    scores = model.scores(TEST)[ARRAYS["score_rows"]]
+    np.testing.assert_allclose(scores, ARRAYS[f"{case}/scores"], rtol=0, atol=2e-6)
+
+
+@both_precisions
+@every_case
+def test_recall_and_mrr_are_those_of_the_release(case, dtype):
+    model = fitted(case, dtype)
+    scores, targets = model.scores(TEST), model.next_items(TEST)
+    for entry in CASES[case]["evaluation"]:
+        recall, mrr = recall_mrr(ranks(scores, targets, entry["ties"]), entry["cut_off"], entry["rule"])
+        assert recall == entry["recall"]
+        # The order of the sum decides the last bits; one rank more or less would change the sixth digit.
+        assert mrr == pytest.approx(entry["mrr"], rel=0, abs=1e-15)
+
+
+# --- Mini-batches ---------------------------------------------------------------------------------------------------
+
+
+def drawn(steps):
+    """Three lists of rows: inputs, targets, starts."""
+    return [[row.tolist() for row in column] for column in zip(*steps)]
+
+
+def test_lanes_walk_through_their_sessions_and_take_the_next_unused_one():
+    # As in Figure 2 of the paper. Events: session 1 = 0-3, 2 = 4-5, 3 = 6-11, 4 = 12-13, 5 = 14-16, 6 = 17-18.
+    inputs, targets, starts = drawn(minibatches([4, 2, 6, 2, 3, 2], batch_size=3))
+    assert inputs == [[0, 4, 6], [1, 12, 7], [2, 14, 8], [17, 15, 9]]
+    assert targets == [[1, 5, 7], [2, 13, 8], [3, 15, 9], [18, 16, 10]]
+    assert starts == [[True, True, True], [False, True, False], [False, True, False], [True, False, False]]
+    # Lanes 1 and 2 end next and no session is left: the last event of session 3, number 11, is never a target.
+
+
+def test_a_session_of_length_one_gives_no_step_and_its_lane_waits_for_the_other_lanes():
+    # Events: session 1 = 0-1, 2 = 2-3, 3 = 4, 4 = 5-7, 5 = 8-9. After the first step both lanes end: lane 1 takes
+    # session 3, lane 2 takes session 4, and only then lane 1 goes on to session 5.
+    inputs, targets, starts = drawn(minibatches([2, 2, 1, 3, 2], batch_size=2))
+    assert inputs == [[0, 2], [8, 5]]
+    assert targets == [[1, 3], [9, 6]]
+    assert starts == [[True, True], [True, True]]
+
+
+def test_a_session_of_length_one_at_the_very_beginning_is_skipped():
+    inputs, targets, starts = drawn(minibatches([1, 3, 2], batch_size=2))
+    assert inputs == [[4, 1]]
+    assert targets == [[5, 2]]
+    assert starts == [[True, True]]
+
+
+def test_sessions_are_visited_in_the_given_order():
+    # Events: session 0 = 0-1, 1 = 2-4, 2 = 5-6, 3 = 7-8.
+    inputs, targets, starts = drawn(minibatches([2, 3, 2, 2], batch_size=2, order=[3, 1, 0, 2]))
+    assert inputs == [[7, 2], [0, 3]]
+    assert targets == [[8, 3], [1, 4]]
+    assert starts == [[True, True], [True, False]]
+
+
+def test_a_batch_larger_than_the_number_of_sessions_is_an_error():
+    with pytest.raises(ValueError, match="batch_size=3"):
+        minibatches([2, 2], batch_size=3)
+
+
+# --- Gradients against finite differences ---------------------------------------------------------------------------
+
+
+def finite_differences(function, x, step=1e-6):
+    """Central differences of a scalar function by every entry of x, which is changed in place and put back."""
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        kept = x[index]
+        x[index] = kept + step
+        above = function()
+        x[index] = kept - step
+        below = function()
+        x[index] = kept
+        gradient[index] = (above - below) / (2 * step)
+    return gradient
+
+
+@pytest.mark.parametrize("loss", losses)
+def test_loss_gradient_agrees_with_finite_differences(loss):
+    r_hat = np.random.RandomState(1).randn(5, 5)
+    expected = finite_differences(lambda: losses[loss](r_hat)[0], r_hat)
+    np.testing.assert_allclose(losses[loss](r_hat)[1], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", losses)
+def test_loss_of_scores_that_are_all_zero_is_known_in_closed_form(loss):
+    B = 4
+    expected = {"top1": 1 - 0.5 / B, "bpr": np.log(2), "cross-entropy": np.log(B)}
+    assert losses[loss](np.zeros((B, B)))[0] == pytest.approx(expected[loss], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", activations)
+def test_activation_derivative_agrees_with_finite_differences(name):
+    function, derivative = activations[name]
+    x = np.linspace(-2, 2, 10)  # an even number of points: 0, where relu has a kink, is not one of them
+    expected = (function(x + 1e-6) - function(x - 1e-6)) / 2e-6
+    np.testing.assert_allclose(derivative(x), expected, atol=1e-9)
+
+
+def test_relu_passes_the_gradient_on_at_exactly_zero_as_theano_does():
+    assert activations["relu"][1](np.array([-1.0, 0.0, 1.0])).tolist() == [0, 1, 1]
+
+
+def small_model(layers, repeats, **arguments):
+    """A model with 7 items and 4 lanes in the middle of training, and the arguments of one step."""
+    defaults = dict(batch_size=4, dropout_p_hidden=0.25, learning_rate=0.1, adapt=None)
+    model = NumpyGRU4Rec(layers, **{**defaults, **arguments})
+    rng = np.random.RandomState(3)
+    model.initialise(7, rng)
+    for p in model.weights.values():
+        p += 0.3 * rng.randn(*p.shape)
+    hidden = [rng.randn(4, units) for units in layers]
+    masks = [(rng.rand(4, units) < 0.75) / 0.75 for units in layers]
+    assert all(0 < mask.mean() < 1 / 0.75 for mask in masks)  # something is dropped, something is kept
+    if repeats:
+        return model, (np.array([1, 3, 1, 1]), np.array([3, 5, 5, 0]), hidden, masks)
+    return model, (np.array([1, 3, 0, 6]), np.array([3, 5, 2, 0]), hidden, masks)
+
+
+CONFIGURATIONS = [
+    dict(loss="top1"),
+    dict(loss="bpr"),
+    dict(loss="cross-entropy"),
+    dict(loss="cross-entropy", final_act="tanh"),
+    dict(loss="bpr", final_act="linear"),
+    dict(loss="top1", hidden_act="relu", final_act="relu"),
+]
+every_configuration = pytest.mark.parametrize("arguments", CONFIGURATIONS, ids=lambda a: "-".join(a.values()))
+one_and_two_layers = pytest.mark.parametrize("layers", [[3], [3, 2]], ids=["one layer", "two layers"])
+with_and_without_repeats = pytest.mark.parametrize("repeats", [False, True], ids=["distinct items", "repeated items"])
+
+
+@every_configuration
+@one_and_two_layers
+@with_and_without_repeats
+def test_gradients_of_a_step_with_dropout_agree_with_finite_differences(arguments, layers, repeats):
+    model, step = small_model(layers, repeats, **arguments)
+    _, _, dense, rows = model.gradients(*step)
+    assert dense.keys() | rows.keys() == model.weights.keys()
+    for name, p in model.weights.items():
+        expected = finite_differences(lambda: model.gradients(*step)[0], p)
+        actual = np.zeros_like(p) if name in rows else dense[name]
+        if name in rows:
+            for item, g in zip(*rows[name]):
+                actual[item] += g
+        np.testing.assert_allclose(actual, expected, atol=1e-8, err_msg=name)
+
+
+@one_and_two_layers
+@with_and_without_repeats
+def test_plain_descent_subtracts_the_gradient_and_l2_once_per_occurrence(layers, repeats):
+    model, step = small_model(layers, repeats, lmbd=0.3)
+    before = {name: p.copy() for name, p in model.weights.items()}
+    slope = {name: finite_differences(lambda: model.gradients(*step)[0], p) for name, p in model.weights.items()}
+    model.train_minibatch(*step)
+    inputs, targets = step[:2]
+    for name, p in before.items():
+        occurrences = 1.0
+        if name in ("Wx0", "Wr0", "Wz0"):
+            occurrences = np.bincount(inputs, minlength=7)[:, None]
+        elif name == "Wy":
+            occurrences = np.bincount(targets, minlength=7)[:, None]
+        elif name == "By":
+            occurrences = np.bincount(targets, minlength=7)
+        expected = p - 0.1 * (slope[name] + 0.3 * occurrences * p)
+        np.testing.assert_allclose(model.weights[name], expected, atol=1e-8, err_msg=name)
+
+
+@one_and_two_layers
+def test_gradient_cap_scales_a_large_gradient_down_to_the_cap(layers):
+    model, step = small_model(layers, repeats=False, grad_cap=0.01)
+    before = {name: p.copy() for name, p in model.weights.items()}
+    slope = {name: finite_differences(lambda: model.gradients(*step)[0], p) for name, p in model.weights.items()}
+    norm = np.sqrt(sum((g**2).sum() for g in slope.values()))
+    assert norm > 0.01
+    model.train_minibatch(*step)
+    for name, p in before.items():
+        np.testing.assert_allclose(model.weights[name], p - 0.1 * slope[name] * 0.01 / norm, atol=1e-9, err_msg=name)
+
+
+def test_gradient_cap_leaves_a_small_gradient_alone():
+    capped, step = small_model([3], repeats=True, grad_cap=100)
+    free, _ = small_model([3], repeats=True)
+    capped.train_minibatch(*step)
+    free.train_minibatch(*step)
+    assert_all_close(capped.weights, free.weights, 0)
+
+
+def test_gradient_cap_measures_repeated_items_occurrence_by_occurrence():
+    model, step = small_model([3], repeats=True, grad_cap=0.01)
+    _, _, dense, rows = model.gradients(*step)
+    per_occurrence = sum((g**2).sum() for g in dense.values()) + sum((G**2).sum() for _, G in rows.values())
+    _, capped = model.cap(dense, rows)
+    np.testing.assert_allclose(capped["Wx0"][1], rows["Wx0"][1] * 0.01 / np.sqrt(per_occurrence))
+
+
+# --- Rows of repeated items, worked out by hand ---------------------------------------------------------------------
+
+
+def one_row_update(adapt, momentum, lmbd=0.0):
+    """Weight, accumulator and velocity (before: 2, 5, 1) of an item that occurs twice, with gradients 3 and 4."""
+    model = NumpyGRU4Rec([1], adapt=adapt, momentum=momentum, lmbd=lmbd, learning_rate=0.1)
+    model.weights = {"By": np.array([0.0, 0.0, 2.0])}
+    model.acc = {"By": np.array([0.0, 0.0, 5.0])}
+    model.vel = {"By": np.array([0.0, 0.0, 1.0])}
+    model.update_rows("By", np.array([2, 2]), np.array([3.0, 4.0]))
+    return [values["By"][2] for values in (model.weights, model.acc, model.vel)]
+
+
+def test_adagrad_scales_each_occurrence_by_itself_and_accumulates_them_all():
+    weight, acc, _ = one_row_update("adagrad", 0.0)
+    assert acc == 5 + 9 + 16
+    assert weight == pytest.approx(2 - 0.1 * (3 / np.sqrt(14 + 1e-6) + 4 / np.sqrt(21 + 1e-6)), rel=1e-12)
+
+
+def test_rmsprop_scales_each_occurrence_by_itself_and_keeps_the_last():
+    weight, acc, _ = one_row_update("rmsprop", 0.0)
+    first, last = 0.9 * 5 + 0.1 * 9, 0.9 * 5 + 0.1 * 16
+    assert acc == pytest.approx(last, rel=1e-12)
+    assert weight == pytest.approx(2 - 0.1 * (3 / np.sqrt(first + 1e-6) + 4 / np.sqrt(last + 1e-6)), rel=1e-12)
+
+
+def test_momentum_adds_every_velocity_to_the_row_and_keeps_the_last():
+    weight, _, vel = one_row_update(None, 0.2)
+    first, last = 0.2 - 0.1 * 3, 0.2 - 0.1 * 4
+    assert vel == pytest.approx(last, rel=1e-12)
+    assert weight == pytest.approx(2 + first + last, rel=1e-12)
+
+
+def test_l2_pulls_at_the_old_row_once_per_occurrence_and_is_not_scaled_by_the_accumulator():
+    weight, acc, _ = one_row_update("adagrad", 0.0, lmbd=0.5)
+    assert acc == 5 + 9 + 16
+    gradients = 3 / np.sqrt(14 + 1e-6) + 4 / np.sqrt(21 + 1e-6)
+    assert weight == pytest.approx(2 - 0.1 * (gradients + 2 * 0.5 * 2), rel=1e-12)
+
+
+def test_dense_weights_scale_the_gradient_then_add_l2_then_momentum():
+    model = NumpyGRU4Rec([1], adapt="adagrad", momentum=0.2, lmbd=0.5, learning_rate=0.1)
+    model.weights, model.acc, model.vel = ({"Bh0": np.array([value])} for value in (2.0, 5.0, 1.0))
+    model.update_dense("Bh0", np.array([3.0]))
+    vel = 0.2 * 1 - 0.1 * (3 / np.sqrt(14 + 1e-6) + 0.5 * 2)
+    assert model.acc["Bh0"] == [14]
+    assert model.vel["Bh0"] == pytest.approx([vel], rel=1e-12)
+    assert model.weights["Bh0"] == pytest.approx([2 + vel], rel=1e-12)
+
+
+# --- Options without a recorded case --------------------------------------------------------------------------------
+
+
+def small_fit(**arguments):
+    defaults = dict(layers=[4], n_epochs=2, batch_size=8, dropout_p_hidden=0.0)
+    return NumpyGRU4Rec(**{**defaults, **arguments}).fit(TRAIN)
+
+
+def test_normal_initialisation_has_the_standard_deviation_of_each_matrix():
+    model = NumpyGRU4Rec([200], init_as_normal=True)
+    model.initialise(400, np.random.RandomState(42))
+    assert model.weights["Wx0"].std() == pytest.approx(np.sqrt(6 / 600), rel=0.01)
+    assert model.weights["Wh0"].std() == pytest.approx(np.sqrt(6 / 400), rel=0.01)
+    assert (model.weights["Bh0"] == 0).all()
+
+
+def test_sigma_replaces_the_range_that_follows_from_the_shape():
+    model = NumpyGRU4Rec([200], sigma=0.1)
+    model.initialise(400, np.random.RandomState(42))
+    for name in ("Wx0", "Wh0", "Wy"):
+        assert 0.0999 < np.abs(model.weights[name]).max() <= np.float32(0.1)
+
+
+def test_without_reset_a_session_starts_from_the_state_that_the_last_one_left_in_its_lane():
+    with_reset, without = small_fit(), small_fit(reset_after_session=False)
+    np.testing.assert_array_equal(with_reset.X, without.X)
+    # Session 1 has two events, so that its lane takes a new session at the second mini-batch.
+    assert without.costs[0] == with_reset.costs[0]
+    changed = (without.hidden[0][1] != with_reset.hidden[0][1]).any(axis=1)
+    starts = minibatches(TRAIN.groupby("SessionId").size().tolist(), 8)[1][2]
+    assert starts.any() and not starts.all()
+    np.testing.assert_array_equal(changed, starts)
+
+
+def test_random_order_permutes_the_sessions_anew_in_each_epoch():
+    model = small_fit(train_random_order=True)
+    lengths = TRAIN.groupby("SessionId").size().tolist()
+    rng = np.random.RandomState(42)
+    model.initialise(60, rng)  # the permutations come after the weights in the stream
+    items, _ = model.sorted_events(TRAIN)
+    steps = [step for _ in range(2) for step in minibatches(lengths, 8, rng.permutation(200))]
+    np.testing.assert_array_equal(model.X, [items[inputs] for inputs, _, _ in steps])
+
+
+def test_cross_entropy_scores_are_a_softmax_over_the_items():
+    plain, squashed = small_fit(loss="cross-entropy"), small_fit(loss="cross-entropy", final_act="tanh")
+    np.testing.assert_allclose(plain.scores(TEST).sum(axis=1), 1, rtol=1e-12)
+    scores = squashed.scores(TEST)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-12)
+    assert (scores.max(axis=1) / scores.min(axis=1)).max() <= np.exp(2)  # tanh lies between -1 and 1
+
+
+def test_dropout_without_masks_is_an_error():
+    with pytest.raises(ValueError, match="dropout_masks"):
+        small_fit(dropout_p_hidden=0.5)
+
+
+# --- Ranks and metrics ----------------------------------------------------------------------------------------------
+
+
+def test_ties_rank_after_before_or_around_the_target():
+    scores = np.array([[0.5, 0.9, 0.5, 0.5, 0.1]])
+    assert ranks(scores, [2], "standard") == [2]
+    assert ranks(scores, [2], "conservative") == [4]
+    assert ranks(scores, [2], "median") == [3]
+
+
+def test_a_hit_is_at_most_the_cut_off_today_and_below_it_in_2016():
+    assert recall_mrr([1, 2, 4, 5], 4, "<=") == (3 / 4, (1 + 1 / 2 + 1 / 4) / 4)
+    assert recall_mrr([1, 2, 4, 5], 4, "<") == (2 / 4, (1 + 1 / 2) / 4)
