@@ -9,21 +9,27 @@ a whole stretch of mini-batches.  Two backends are offered:
 """
 from __future__ import annotations
 
-import numba
+from hashlib import sha256
+from typing import Callable
+
 import numpy as np
 import pytensor
-import pytensor.tensor as pt
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
-from pytensor.link.numba.cache import compile_numba_function_src
+from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
-from pytensor.link.numba.linker import NumbaLinker
 from pytensor.scalar.basic import Tanh, same_out
 from pytensor.scalar.math import Sigmoid
 from pytensor.tensor.elemwise import Elemwise
 
 BACKENDS = ('auto', 'numba', 'python')
 FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
+
+
+def resolve(backend: str) -> str:
+    """The backend that a name stands for."""
+    return 'numba' if backend == 'auto' else backend
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # tanh and sigmoid that vectorise
@@ -88,73 +94,90 @@ def use_fast_activations(fgraph, node):
 # Compilation
 # ---------------------------------------------------------------------------------------------------------------------
 
-def compile_function(inputs, outputs, updates=None, backend='auto'):
+def compile_function(inputs, outputs, updates=None, *, backend: str):
     """`pytensor.function` for a backend."""
     if backend == 'python':
-        mode = Mode(linker='py', optimizer='fast_run').excluding('fusion')  # fused loops run element by element in Python
+        # Fused loops would run element by element in Python; unfused, each operation is a call of NumPy.
+        mode = Mode(linker='py', optimizer='fast_run').excluding('fusion')
     else:
-        mode = get_mode('NUMBA').register((in2out(use_fast_activations, name='use_fast_activations'), 48.9))
-    return pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
+        before_fusion = 48.9
+        mode = get_mode('NUMBA').register((in2out(use_fast_activations, name='use_fast_activations'), before_fusion))
+    return pytensor.function(inputs, outputs, updates=updates, mode=mode)
+
+
+def compile_loop(sequences, output, updates, *, backend: str) -> Callable:
+    """Compile a step that is run for each row of its sequences.
+
+    Parameters
+    ----------
+    sequences : symbolic inputs of one step
+    output : symbolic scalar
+    updates : shared variable -> its value after the step
+
+    Returns
+    -------
+    function of arrays with a leading axis of K rows, one array for each of `sequences`; it runs the step K times and
+    returns the outputs (K,).  After an output that is not finite it stops, and returns those up to it.
+    """
+    return (PythonLoop if backend == 'python' else NumbaLoop)(sequences, output, updates)
 
 
 class PythonLoop:
-    """The step, called once per row of its sequences."""
+    """A loop in Python around the step."""
 
     def __init__(self, sequences, output, updates):
-        self.step = compile_function(sequences, output, updates, 'python')
+        self._step = compile_function(sequences, output, updates, backend='python')
 
-    def __call__(self, *sequences):
-        outputs = np.empty(len(sequences[0]))
+    def __call__(self, *sequences) -> np.ndarray:
+        outputs = np.empty(len(sequences[0]), dtype=FLOAT)
         for k, row in enumerate(zip(*sequences)):
-            outputs[k] = self.step(*row)
+            outputs[k] = self._step(*row)
             if not np.isfinite(outputs[k]):
                 return outputs[:k + 1]
         return outputs
 
 
 class NumbaLoop:
-    """The step and the loop over the rows of its sequences, as one compiled function.
+    """The step and the loop around it as one compiled function, so that no Python runs between two steps.
 
-    PyTensor compiles the step to a function of (sequences' rows, shared arrays) that returns (output, new arrays) and
-    writes in place where it may.  The loop around it is generated, since the number of arrays differs by model.
+    PyTensor makes the step a Numba function of (a row of each sequence, arrays of the shared variables) that returns
+    (output, new arrays) and writes into the old arrays where it may.  The loop hands the new arrays to the next step.
+    Its source is generated, since the number of arrays differs from model to model.
     """
 
     def __init__(self, sequences, output, updates):
-        function = compile_function(sequences, output, updates, 'numba')
-        fgraph = function.maker.fgraph
-        self._storage = [function.vm.storage_map[variable] for variable in fgraph.inputs[len(sequences):]]
-        n_sequences, n_state = len(sequences), len(self._storage)
-        replaced = {i - n_sequences: o for o, i in fgraph.update_mapping.items()}
-        states = [f'state{i}' for i in range(n_state)]
-        rows = [f'sequence{i}[k]' for i in range(n_sequences)]
-        results = ['out0'] + [f'out{o}' for o in range(1, len(fgraph.outputs))]
-        source = '\n'.join([
-            f"def loop(outputs, {', '.join([f'sequence{i}' for i in range(n_sequences)] + states)}):",
-            '    for k in range(len(outputs)):',
-            f"        {', '.join(results)}, = step({', '.join(rows + states)})",
-            '        outputs[k] = out0.item()',
-            *[f'        state{i} = out{o}' for i, o in sorted(replaced.items())],
-            '        if not np.isfinite(outputs[k]):',
-            '            break',
-            f"    return k + 1, ({', '.join(states)},)",
-        ])
-        step = function.vm.jit_fn
-        from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS
-        from hashlib import sha256
+        function = compile_function(sequences, output, updates, backend='numba')
+        fgraph, step = function.maker.fgraph, function.vm.jit_fn
+        self._cells = [function.vm.storage_map[variable] for variable in fgraph.inputs[len(sequences):]]
+        source = loop_source(len(sequences), len(self._cells), len(fgraph.outputs), fgraph.update_mapping)
+        # PyTensor has a key for the step's machine code on disk; with one made of it, the loop's is found again too.
         step_key = CACHED_SRC_FUNCTIONS.get(step.py_func)
         key = step_key and sha256((step_key + source).encode()).hexdigest()
         loop = compile_numba_function_src(source, 'loop', {'__name__': __name__, 'step': step, 'np': np}, cache_key=key)
         self._loop = numba_njit(loop, final_function=True, cache=key is not None)
-        self.function = function
-        self.source = source
 
-    def __call__(self, *sequences):
+    def __call__(self, *sequences) -> np.ndarray:
         outputs = np.empty(len(sequences[0]), dtype=FLOAT)
-        done, states = self._loop(outputs, *sequences, *(cell[0] for cell in self._storage))
-        for cell, value in zip(self._storage, states):
-            cell[0] = value
+        done, states = self._loop(outputs, *sequences, *(cell[0] for cell in self._cells))
+        for cell, state in zip(self._cells, states):
+            cell[0] = state
         return outputs[:done]
 
 
-def compile_loop(sequences, output, updates, backend='auto'):
-    return PythonLoop(sequences, output, updates) if backend == 'python' else NumbaLoop(sequences, output, updates)
+def loop_source(n_sequences: int, n_states: int, n_outputs: int, update_mapping: dict[int, int]) -> str:
+    """Source of the loop; `update_mapping` says which output of the step replaces which of its inputs."""
+    sequences = [f'sequence{i}' for i in range(n_sequences)]
+    states = [f'state{i}' for i in range(n_states)]
+    results = [f'result{i}' for i in range(n_outputs)]
+    return '\n'.join([
+        f"def loop(outputs, {', '.join(sequences + states)}):",
+        '    done = 0',
+        '    while done < len(outputs):',
+        f"        {', '.join(results)}, = step({', '.join([f'{name}[done]' for name in sequences] + states)})",
+        '        outputs[done] = result0.item()',
+        *[f'        state{i - n_sequences} = result{o}' for o, i in update_mapping.items()],
+        '        done += 1',
+        '        if not np.isfinite(outputs[done - 1]):',
+        '            break',
+        f"    return done, ({', '.join(states)},)",
+    ])

@@ -362,7 +362,7 @@ class GRU4Rec:
     batch_size : number of parallel sessions, and so of sampled items
     dropout_p_hidden : probability with which a hidden unit is dropped, 0 <= p < 1
     learning_rate, momentum : of the update rules; momentum is classical
-    adapt : 'adagrad', 'rmsprop', or None for plain gradient descent
+    adapt : 'adagrad', 'rmsprop', or None (also 'none') for plain gradient descent
     decay : of rmsprop's moving average
     grad_cap : largest norm of all gradients together; 0 for none
     sigma : weights are drawn from U(-sigma, sigma) or N(0, sigma); 0 for sqrt(6 / (rows + columns)) of each matrix
@@ -382,6 +382,7 @@ class GRU4Rec:
     ----------
     items_ : item ids by item index, which is the order of first appearance in the training frame
     epoch_losses_ : mean loss of each finished epoch
+    backend_ : name of the backend in use
     error_during_train : True when training met a loss that is not finite; such a model does not predict
     """
 
@@ -439,6 +440,7 @@ class GRU4Rec:
         item_index, self.items_ = index_by_appearance(data[self.item_key])
         self._index_of = pd.Index(self.items_)
         self.n_items = len(self.items_)
+        self.backend_ = backends.resolve(self.backend)
         rng = np.random.RandomState(self.seed)
         self._initialise(rng)
         self._train(item_index[rows], offsets, rng, masks, callback)
@@ -458,7 +460,7 @@ class GRU4Rec:
 
         self._weights = {name: shared(name, value) for name, value in self._weights.items()}
         zeros = {name: np.zeros(w.get_value(borrow=True).shape, FLOAT) for name, w in self._weights.items()}
-        self._acc = {name: shared(f'acc_{name}', zero) for name, zero in zeros.items() if self.adapt}
+        self._acc = {name: shared(f'acc_{name}', zero) for name, zero in zeros.items() if self.adapt in ('adagrad', 'rmsprop')}
         self._vel = {name: shared(f'vel_{name}', zero.copy()) for name, zero in zeros.items() if self.momentum}
         self._score_function = self._prediction_state = None
         self.epoch_losses_: list[float] = []
@@ -469,7 +471,7 @@ class GRU4Rec:
         states = [shared(f'H{i}', np.zeros((self.batch_size, n), FLOAT)) for i, n in enumerate(self.layers)]
         with pytensor.config.change_flags(floatX=FLOAT):
             step = training_step(self, self._weights, self._acc, self._vel, states)
-        run = backends.compile_loop(*step, backend=self.backend)
+        run = backends.compile_loop(*step, backend=self.backend_)
         masks = masks or random_masks(self)
         for epoch in range(self.n_epochs):
             order = rng.permutation(len(offsets) - 1) if self.train_random_order else None
@@ -548,7 +550,7 @@ class GRU4Rec:
                 self._weights, len(states), ACTIVATIONS[self.hidden_act], self._weights['W0'][item],
                 states=[pt.switch(starts[:, None], np.float32(0), H) for H in states], masks=None)
             scores = sampled_scores(new_states[-1], Wy, By, linear)
-        return backends.compile_function([item, starts, Wy, By, *states], [*new_states, scores], backend=self.backend)
+        return backends.compile_function([item, starts, Wy, By, *states], [*new_states, scores], backend=self.backend_)
 
     @property
     def final_activation(self) -> str:
@@ -737,7 +739,7 @@ def check_arguments(model: GRU4Rec):
         check(name, number(0, 1, open_end=True), 'at least 0 and below 1')
     for name in ('grad_cap', 'sigma', 'lmbd'):
         check(name, number(0, np.inf, open_end=True), 'a number, at least 0')
-    for name, allowed in (('adapt', ('adagrad', 'rmsprop', None)), ('loss', tuple(LOSSES)),
+    for name, allowed in (('adapt', ('adagrad', 'rmsprop', None, 'none')), ('loss', tuple(LOSSES)),
                           ('hidden_act', ('tanh', 'relu')), ('final_act', ('tanh', 'linear', 'relu', None)),
                           ('backend', backends.BACKENDS)):
         check(name, lambda x: x in allowed, f'one of {", ".join(map(repr, allowed))}')
