@@ -9,8 +9,8 @@ a whole stretch of mini-batches.  Two backends are offered:
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
-from typing import Callable
 
 import numpy as np
 import pytensor
@@ -21,6 +21,7 @@ from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_
 from pytensor.scalar.basic import Tanh, same_out
 from pytensor.scalar.math import Sigmoid
 from pytensor.tensor.elemwise import Elemwise
+from threadpoolctl import ThreadpoolController
 
 BACKENDS = ('auto', 'numba', 'python')
 FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
@@ -155,10 +156,14 @@ class NumbaLoop:
         key = step_key and sha256((step_key + source).encode()).hexdigest()
         loop = compile_numba_function_src(source, 'loop', {'__name__': __name__, 'step': step, 'np': np}, cache_key=key)
         self._loop = numba_njit(loop, final_function=True, cache=key is not None)
+        self._threads = ThreadpoolController()
 
     def __call__(self, *sequences) -> np.ndarray:
         outputs = np.empty(len(sequences[0]), dtype=FLOAT)
-        done, states = self._loop(outputs, *sequences, *(cell[0] for cell in self._cells))
+        # The products of a step are small: handing them to more threads costs more than it brings, and with another
+        # busy process on the machine a hundred times more, since the threads wait for one another by spinning.
+        with self._threads.limit(limits=1, user_api='blas'):
+            done, states = self._loop(outputs, *sequences, *(cell[0] for cell in self._cells))
         for cell, state in zip(self._cells, states):
             cell[0] = state
         return outputs[:done]

@@ -5,7 +5,8 @@ cut-offs from them.  `evaluate_sessions_batch` and `evaluate_sessions` are the f
 """
 from __future__ import annotations
 
-from typing import Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -54,7 +55,7 @@ def ranks_from_ties(greater: np.ndarray, equal: np.ndarray, tie_policy: str = 's
 
 def next_item_ranks(model, test_data: pd.DataFrame, items=None, batch_size: int = 100, tie_policy: str = 'standard',
                     seed: int = 42, session_key: str = 'SessionId', item_key: str = 'ItemId',
-                    time_key: str = 'Time') -> np.ndarray:
+                    time_key: str = 'Time', carry_states: bool = False) -> np.ndarray:
     """Rank of each next item in the test sessions, after the model has seen the events before it.
 
     The rank is 1 + the number of other ranked items with a strictly higher score; `tie_policy` says what equal scores
@@ -67,6 +68,7 @@ def next_item_ranks(model, test_data: pd.DataFrame, items=None, batch_size: int 
     test_data : frame of events, not modified; every item must be known to the model
     items : ids of the items among which the target is ranked, the target itself added; all training items when None
     batch_size : parallel sessions of a `GRU4Rec`; results do not depend on it
+    carry_states : start from the hidden states of the last evaluation, as the release did; off by default
 
     Returns
     -------
@@ -83,7 +85,9 @@ def next_item_ranks(model, test_data: pd.DataFrame, items=None, batch_size: int 
     items = None if items is None else pd.unique(np.asarray(items))
     if hasattr(model, 'tie_counts') and tie_policy != 'tiebreaking':
         return ranks_from_ties(*model.tie_counts(item_ids, offsets, items), tie_policy)
-    if hasattr(model, 'raw_scores'):
+    if carry_states:
+        blocks = release_blocks(model, item_ids, offsets, items, batch_size)
+    elif hasattr(model, 'raw_scores'):
         blocks = network_blocks(model, item_ids, offsets, items, batch_size, tie_policy == 'tiebreaking')
     elif hasattr(model, 'score_block'):
         blocks = baseline_blocks(model, item_ids, offsets, items)
@@ -169,6 +173,30 @@ def network_blocks(model, item_ids, offsets, items, batch_size: int, activated: 
             yield Block(position - session[position], scores, n_ranked, low, high, column)
 
 
+def release_blocks(model, item_ids, offsets, items, batch_size: int) -> Iterator[Block]:
+    """Blocks of a `GRU4Rec` whose hidden states are carried over from the call before, as in the release.
+
+    Lanes are told apart by the number of their session; one that begins with the number that it ended with in the
+    last call of the same batch size is taken for the same session, and its state is not zeroed.
+    """
+    items = model.items_ if items is None else items
+    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    current = item_ids[np.zeros(batch_size, dtype=np.int64)]
+    for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
+        for position in batches.position:
+            active = position >= 0
+            current[active] = item_ids[position[active]]
+            target = item_ids[position[active] + 1]
+            numbers = np.where(active, session[position], -1)
+            scored = pd.Index(items).union(pd.unique(target), sort=False)
+            frame = model.predict_next_batch(numbers, current, scored, batch_size)
+            scores = frame.to_numpy().T[active]
+            column = scored.get_indexer(target)
+            low = scores[np.arange(len(scores)), column]
+            yield Block(position[active] - numbers[active], np.ascontiguousarray(scores), len(items), low, low,
+                        np.where(column < len(items), column, -1))
+
+
 def baseline_blocks(model, item_ids, offsets, items, n_rows: int = 256) -> Iterator[Block]:
     """Blocks of a baseline: dense scores of all training items for consecutive predictions."""
     index = pd.Index(model.items_)
@@ -250,11 +278,12 @@ def float_of(order) -> np.ndarray:
 
 def evaluate_sessions_batch(pr, test_data, items=None, cut_off=20, batch_size=100, break_ties=False,
                             session_key='SessionId', item_key='ItemId', time_key='Time', *, tie_policy=None,
-                            hit_rule='rank<=cut_off', seed=42) -> tuple[float, float]:
+                            hit_rule='rank<=cut_off', seed=42, carry_states=False) -> tuple[float, float]:
     """Recall@N and MRR@N of a network on test sessions, as the release's function of this name returns them.
 
-    `break_ties` is short for the tie policy 'tiebreaking'; without either, 'standard'.  See `next_item_ranks` and
-    `recall_mrr` for the other arguments.
+    `break_ties` is short for the tie policy 'tiebreaking'; without either, 'standard'.  `carry_states` True keeps what
+    the release did when it was called again: see `release_blocks`.  See `next_item_ranks` and `recall_mrr` for the
+    other arguments.
 
     Returns
     -------
@@ -263,7 +292,8 @@ def evaluate_sessions_batch(pr, test_data, items=None, cut_off=20, batch_size=10
     if break_ties and tie_policy not in (None, 'tiebreaking'):
         raise ValueError(f'break_ties=True contradicts tie_policy={tie_policy!r}')
     policy = tie_policy or ('tiebreaking' if break_ties else 'standard')
-    ranks = next_item_ranks(pr, test_data, items, batch_size, policy, seed, session_key, item_key, time_key)
+    ranks = next_item_ranks(pr, test_data, items, batch_size, policy, seed, session_key, item_key, time_key,
+                            carry_states)
     return recall_mrr(ranks, cut_off, hit_rule)
 
 

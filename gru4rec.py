@@ -19,8 +19,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -102,7 +103,7 @@ def _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, row
                 elif drop_tail:
                     return k, used
                 else:
-                    position[lane] = -1
+                    position[lane], fresh[lane] = -1, False
         if position.max() < 0:
             return k, used
         for lane in range(n_lanes):
@@ -177,7 +178,7 @@ def recurrent_layers(weights: dict, n_layers: int, hidden_act: Callable, input_r
 
 
 def sampled_scores(H, output_rows, output_bias, final_act: Callable):
-    """Scores of the mini-batch's targets for every lane (section 3.1.2): row i is lane i, column j the target of lane j.
+    """Scores of the mini-batch's targets for every lane (section 3.1.2): row i for lane i, column j for lane j's target.
 
     The other lanes' targets are the negative samples: popular items are drawn more often, and nothing extra is
     computed.  Positives are on the diagonal.
@@ -459,9 +460,12 @@ class GRU4Rec:
         self._weights['By'] = np.zeros(self.n_items, FLOAT)
 
         self._weights = {name: shared(name, value) for name, value in self._weights.items()}
-        zeros = {name: np.zeros(w.get_value(borrow=True).shape, FLOAT) for name, w in self._weights.items()}
-        self._acc = {name: shared(f'acc_{name}', zero) for name, zero in zeros.items() if self.adapt in ('adagrad', 'rmsprop')}
-        self._vel = {name: shared(f'vel_{name}', zero.copy()) for name, zero in zeros.items() if self.momentum}
+        def zeros(kind: str, used) -> dict:
+            return {name: shared(f'{kind}_{name}', np.zeros(weight.type.shape, FLOAT))
+                    for name, weight in self._weights.items() if used}
+
+        self._acc = zeros('acc', self.adapt in ('adagrad', 'rmsprop'))
+        self._vel = zeros('vel', self.momentum)
         self._score_function = self._prediction_state = None
         self.epoch_losses_: list[float] = []
         self.error_during_train = False
@@ -493,9 +497,9 @@ class GRU4Rec:
 
     def _stop_training(self, epoch, minibatch, loss):
         self.error_during_train = True
-        warnings.warn(f'training stopped: the loss of epoch {epoch}, mini-batch {minibatch} is {loss}; the model cannot '
-                      'be used for prediction. A smaller learning_rate, or grad_cap, may help.', RuntimeWarning,
-                      stacklevel=3)
+        warnings.warn(f'training stopped: the loss of epoch {epoch}, mini-batch {minibatch} is {loss}; the model '
+                      'cannot be used for prediction. A smaller learning_rate, or grad_cap, may help.',
+                      RuntimeWarning, stacklevel=4)
 
     # -- weights ------------------------------------------------------------------------------------------------------
 
@@ -508,7 +512,7 @@ class GRU4Rec:
         return release_names(self._weights)
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """Copies of accumulators and velocities: ``acc_NAME`` and ``vel_NAME`` for each weight, where the rule has them."""
+        """Copies of the accumulators, ``acc_NAME``, and velocities, ``vel_NAME``, of all weights, where the rule has them."""
         acc = {f'acc_{name}': value for name, value in release_names(self._acc).items()}
         return acc | {f'vel_{name}': value for name, value in release_names(self._vel).items()}
 
@@ -602,7 +606,8 @@ class GRU4Rec:
             starts = np.asarray(session_ids != last_ids)
         states, scores = self.raw_scores(items, starts, states, candidates)
         self._prediction_state = session_ids.copy(), states
-        return pd.DataFrame(self.activate(scores).T, index=self.items_ if candidates is None else np.asarray(predict_for_item_ids))
+        scored = self.items_ if candidates is None else np.asarray(predict_for_item_ids)
+        return pd.DataFrame(self.activate(scores).T, index=scored)
 
     def item_indices(self, item_ids) -> np.ndarray:
         """int64 indices of item ids; KeyError names those that the training data did not have."""
@@ -678,8 +683,8 @@ def release_names(weights: dict) -> dict[str, np.ndarray]:
 def random_masks(model: GRU4Rec) -> Callable[[int], list[np.ndarray]]:
     """Source of dropout masks: called with K, it gives the bool masks (K, B, H) of the next K mini-batches.
 
-    Each layer has its own stream.  A unit needs 16 random bits: it is kept when their value reaches p * 65536, so that p
-    is met to 1e-5 for a fraction of the cost of drawing floats.
+    Each layer has its own stream.  A unit needs 16 random bits: it is kept when their value reaches p * 65536, so that
+    p is met to 1e-5 for a fraction of the cost of drawing floats.
     """
     streams = [np.random.SFC64(np.random.SeedSequence([model.seed, i])) for i in range(len(model.layers))]
     threshold = round(model.dropout_p_hidden * 65536)
@@ -706,8 +711,8 @@ def check_masks(dropout_masks, model: GRU4Rec):
         return None
     shapes = [(model.batch_size, n) for n in model.layers]
     if [np.shape(mask) for mask in dropout_masks] != shapes or not model.dropout_p_hidden:
-        raise ValueError(f'dropout_masks needs dropout_p_hidden > 0 and an array for each layer, of the shapes {shapes}; '
-                         f'got {[np.shape(mask) for mask in dropout_masks]}')
+        raise ValueError('dropout_masks needs dropout_p_hidden > 0 and an array for each layer, of the shapes '
+                         f'{shapes}; got {[np.shape(mask) for mask in dropout_masks]}')
     masks = [np.asarray(mask, dtype=bool) for mask in dropout_masks]
     return lambda n: [np.broadcast_to(mask, (n, *mask.shape)).copy() for mask in masks]
 
@@ -742,4 +747,4 @@ def check_arguments(model: GRU4Rec):
     for name, allowed in (('adapt', ('adagrad', 'rmsprop', None, 'none')), ('loss', tuple(LOSSES)),
                           ('hidden_act', ('tanh', 'relu')), ('final_act', ('tanh', 'linear', 'relu', None)),
                           ('backend', backends.BACKENDS)):
-        check(name, lambda x: x in allowed, f'one of {", ".join(map(repr, allowed))}')
+        check(name, allowed.__contains__, f'one of {", ".join(map(repr, allowed))}')

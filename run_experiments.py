@@ -17,7 +17,7 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -26,7 +26,7 @@ import pytensor
 
 import baselines
 import preprocess_rsc15
-from evaluation import next_item_ranks, ranks_from_ties, recall_mrr
+from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 
 try:
@@ -125,8 +125,8 @@ def read_events(path: Path) -> pd.DataFrame:
         raise ValueError(f'{path}: not a tab-separated text file ({str(error).strip()})') from None
     missing = {'SessionId', 'ItemId', 'Time'} - set(frame.columns)
     if missing:
-        raise ValueError(f'{path}: lacks the column(s) {sorted(missing)}; it has {list(frame.columns)[:8]}. Expected is '
-                         'a tab-separated file with the header SessionId, ItemId, Time')
+        raise ValueError(f'{path}: lacks the column(s) {sorted(missing)}; it has {list(frame.columns)[:8]}. Expected '
+                         'is a tab-separated file with the header SessionId, ItemId, Time')
     return frame[['SessionId', 'ItemId', 'Time']]
 
 
@@ -296,9 +296,8 @@ def format_tables(results: list[dict], data: Dataset, tables) -> str:
         lines += ['### Table 1: baselines', '', *table_1(results), '']
     if 3 in tables:
         lines += ['### Table 3: GRU4Rec, one layer', '', *table_3(results), '']
-    policies = sorted({result['tie_policy'] for result in results})
-    lines += [f'Published: RSC15, arXiv 1511.06939 v4. Ours: {", ".join(spread_of(results))}; items with equal scores are '
-              f'ranked by the policy {", ".join(repr(policy) for policy in policies)} in every row.']
+    lines += [f'Published: RSC15, arXiv 1511.06939 v4. Ours: {", ".join(spread_of(results))}; items with equal scores '
+              f'are ranked by the policy {results[0]["tie_policy"]!r} in every row.']
     return '\n'.join(lines + tie_note(results)) + '\n'
 
 
@@ -405,7 +404,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help='rank of a target whose score other items share: before them, after them, in the middle '
                              '(conservative: after them)')
     parser.add_argument('--backend', choices=('auto', 'numba', 'python'), default='auto')
-    parser.add_argument('--out', metavar='DIR', default='results', help='folder for results.json and tables.md (results)')
+    parser.add_argument('--out', metavar='DIR', default='results',
+                        help='folder for results.json and tables.md (results)')
     parser.add_argument('--cache', metavar='DIR', default='cache', help='folder for the synthetic click log (cache)')
     arguments = parser.parse_args(argv)
     if bool(arguments.train) != bool(arguments.test):

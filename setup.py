@@ -12,6 +12,6 @@ setup(
     license='MIT',
     python_requires='>=3.11',
     py_modules=['gru4rec', 'backends', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experiments'],
-    install_requires=['pytensor>=3.0.3,<4', 'numpy', 'pandas'],
+    install_requires=['pytensor>=3.0.3,<4', 'numpy', 'pandas', 'threadpoolctl'],
     extras_require={'experiments': ['tqdm'], 'test': ['pytest', 'tqdm']},
 )
