@@ -178,7 +178,7 @@ def recurrent_layers(weights: dict, n_layers: int, hidden_act: Callable, input_r
 
 
 def sampled_scores(H, output_rows, output_bias, final_act: Callable):
-    """Scores of the mini-batch's targets for every lane (section 3.1.2): row i for lane i, column j for lane j's target.
+    """Scores of the mini-batch's targets for every lane (section 3.1.2): row i for lane i, column j its j-th target.
 
     The other lanes' targets are the negative samples: popular items are drawn more often, and nothing extra is
     computed.  Positives are on the diagonal.
@@ -197,26 +197,36 @@ def sampled_scores(H, output_rows, output_bias, final_act: Callable):
 
 def top1(scores):
     """TOP1: mean over i, j of  sigmoid(r_ij - r_ii) + sigmoid(r_ij ** 2),  without the positive's own square."""
-    positive = pt.diagonal(scores)
+    positive = diagonal(scores)
     own_square = mean(pt.sigmoid(positive ** 2)) / pt.cast(scores.shape[0], FLOAT)
     return mean(pt.sigmoid(scores - positive[:, None]) + pt.sigmoid(scores ** 2)) - own_square
 
 
 def bpr(scores):
     """BPR: mean over i, j of  -log sigmoid(r_ii - r_ij);  j = i is included and adds log 2 / B."""
-    positive = pt.diagonal(scores)
+    positive = diagonal(scores)
     return mean(-pt.log(pt.sigmoid(positive[:, None] - scores)))
 
 
 def cross_entropy(scores):
-    """Cross-entropy (section 4.2): mean over i of  -log softmax(r_i)_i."""
-    shifted = scores - pt.max(scores, axis=1, keepdims=True)
-    return mean(pt.log(pt.sum(pt.exp(shifted), axis=1)) - pt.diagonal(shifted))
+    """Cross-entropy (section 4.2): mean over i of  -log softmax(r_i)_i.
+
+    The softmax does not change when a number is taken off all scores of a row; here it is the largest of them, so that
+    exp cannot overflow.  No gradient goes through it, since the loss does not depend on it.
+    """
+    shifted = scores - pytensor.gradient.disconnected_grad(pt.max(scores, axis=1, keepdims=True))
+    return mean(pt.log(pt.sum(pt.exp(shifted), axis=1)) - diagonal(shifted))
 
 
-def mean(x, axis=None):
+def diagonal(scores):
+    """The diagonal of a (B, B) matrix, (B,), as a masked sum: its gradient then is part of the loops around it."""
+    lane = pt.arange(scores.shape[0], dtype='int32')
+    return pt.sum(pt.switch(pt.eq(lane[:, None], lane), scores, 0), axis=1)
+
+
+def mean(x):
     """Mean that adds up in the scores' own precision."""
-    return pt.mean(x, axis=axis, dtype=FLOAT, acc_dtype=FLOAT)
+    return pt.mean(x, dtype=x.dtype, acc_dtype=x.dtype)
 
 
 LOSSES: dict[str, Callable] = {'top1': top1, 'bpr': bpr, 'cross-entropy': cross_entropy}
@@ -298,8 +308,10 @@ def training_step(model: GRU4Rec, weights: dict, acc: dict, vel: dict, states: l
     loss : symbolic scalar, of the weights before the update
     updates : ordered dictionary, shared variable -> its value after the mini-batch
     """
-    item, target, starts = pt.lvector('item'), pt.lvector('target'), pt.vector('starts', dtype='bool')
-    masks = [pt.matrix(f'mask{i}', dtype='bool') for i in range(len(states))] if model.dropout_p_hidden else []
+    item, target = (pt.vector(name, dtype='int64', shape=(model.batch_size,)) for name in ('item', 'target'))
+    starts = pt.vector('starts', dtype='bool', shape=(model.batch_size,))
+    masks = [pt.matrix(f'mask{i}', dtype='bool', shape=(model.batch_size, n))
+             for i, n in enumerate(model.layers)] if model.dropout_p_hidden else []
 
     parameters = OrderedDict((name, Parameter(w, w)) for name, w in weights.items())
     for name, rows in (('W0', item), ('Wy', target), ('By', target)):
@@ -512,7 +524,7 @@ class GRU4Rec:
         return release_names(self._weights)
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """Copies of the accumulators, ``acc_NAME``, and velocities, ``vel_NAME``, of all weights, where the rule has them."""
+        """Copies of the accumulators, ``acc_NAME``, and velocities, ``vel_NAME``, of all weights, if the rule has them."""
         acc = {f'acc_{name}': value for name, value in release_names(self._acc).items()}
         return acc | {f'vel_{name}': value for name, value in release_names(self._vel).items()}
 
