@@ -1,0 +1,211 @@
+"""The experiment runner: its cells, its files, its tables, and what it says about wrong input."""
+import json
+
+import pandas as pd
+import pytest
+
+import preprocess_rsc15
+import run_experiments
+
+QUICK = ['--backend', 'python', '--epochs', '1', '--units', '4']
+KEYS = {'dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19', 'mrr@20',
+        'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds', 'train_events_per_second',
+        'eval_events_per_second', 'tie_policy', 'backend', 'versions'}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('synthetic')
+    preprocess_rsc15.make_synthetic(folder, n_sessions=4000, n_items=300, seed=1)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp('finished')
+    assert run_experiments.main(['--data', str(data), '--out', str(out), *QUICK]) == 0
+    return out
+
+
+def results_in(out):
+    return json.loads((out / 'results.json').read_text())
+
+
+def test_each_row_of_both_tables_becomes_one_result_with_all_its_keys(finished):
+    results = results_in(finished)
+    assert [(r['table'], r['model'], r['loss']) for r in results] == [
+        (1, 'POP', None), (1, 'S-POP', None), (1, 'Item-KNN', None), (1, 'BPR-MF', None),
+        (3, 'GRU4Rec', 'top1'), (3, 'GRU4Rec', 'bpr'), (3, 'GRU4Rec', 'cross-entropy')]
+    for result in results:
+        assert set(result) >= KEYS
+        assert 0 <= result['mrr@20'] <= result['recall@19'] <= result['recall@20'] <= 1
+        assert result['tie_policy'] == 'conservative'
+        assert (result['backend'] == 'python') == (result['model'] == 'GRU4Rec')
+        assert result['fit_seconds'] >= 0 and result['eval_events_per_second'] > 0
+
+
+def test_results_are_those_of_the_models_trained_by_hand(data, finished):
+    from baselines import ItemKNN
+    from evaluation import next_item_ranks, recall_mrr
+    train = pd.read_csv(data / 'rsc15_train_full.txt', sep='\t')
+    test = pd.read_csv(data / 'rsc15_test.txt', sep='\t')
+    ranks = next_item_ranks(ItemKNN(n_sims=100, lmbd=20).fit(train), test, tie_policy='conservative')
+    result = next(r for r in results_in(finished) if r['model'] == 'Item-KNN')
+    assert (result['recall@20'], result['mrr@20']) == recall_mrr(ranks, 20)
+    assert result['recall@19'] == recall_mrr(ranks, 20, 'rank<cut_off')[0]
+
+
+def test_published_numbers_are_those_of_the_papers_tables(finished):
+    published = {(r['model'], r['loss']): (r['published_recall@20'], r['published_mrr@20'])
+                 for r in results_in(finished)}
+    assert published['POP', None] == (0.0050, 0.0012)
+    assert published['S-POP', None] == (0.2672, 0.1775)
+    assert published['Item-KNN', None] == (0.5065, 0.2048)
+    assert published['BPR-MF', None] == (0.2574, 0.0618)
+    assert published['GRU4Rec', 'top1'] == (None, None)  # the paper has no network of 4 units
+    assert run_experiments.PUBLISHED['top1', 100] == (0.5853, 0.2305)
+    assert run_experiments.PUBLISHED['bpr', 1000] == (0.6322, 0.2467)
+
+
+def test_the_published_gains_over_item_knn_follow_from_the_published_numbers():
+    # Table 3 prints the gains, rounded from numbers with more digits than it shows
+    knn = run_experiments.PUBLISHED['Item-KNN']
+    for cell, printed in ((('top1', 100), (0.1555, 0.1258)), (('bpr', 100), (0.1982, 0.1754)),
+                          (('cross-entropy', 100), (0.1991, 0.1865)), (('top1', 1000), (0.2253, 0.3149))):
+        for metric in (0, 1):
+            assert run_experiments.PUBLISHED[cell][metric] / knn[metric] - 1 == pytest.approx(printed[metric], abs=6e-4)
+
+
+def test_a_finished_cell_is_not_run_again(data, finished, monkeypatch, capsys):
+    def fail(*args):
+        raise AssertionError('a cell was run again')
+    before = (finished / 'results.json').read_bytes()
+    monkeypatch.setattr(run_experiments, 'run_cell', fail)
+    assert run_experiments.main(['--data', str(data), '--out', str(finished), *QUICK]) == 0
+    assert (finished / 'results.json').read_bytes() == before
+    assert 'Table 3' in capsys.readouterr().out
+
+
+def test_an_interrupted_run_keeps_its_finished_cells_and_goes_on_from_there(data, tmp_path, monkeypatch):
+    run_cell, trained = run_experiments.run_cell, []
+
+    def interrupted(cell, *args):
+        if cell.model == 'Item-KNN' and len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(cell.model)
+        return run_cell(cell, *args)
+    monkeypatch.setattr(run_experiments, 'run_cell', interrupted)
+    command = ['--data', str(data), '--out', str(tmp_path), '--table', '1']
+    assert run_experiments.main(command) == 130
+    assert [r['model'] for r in results_in(tmp_path)] == ['POP', 'S-POP']
+    monkeypatch.setattr(run_experiments, 'run_cell',
+                        lambda cell, *args: trained.append(cell.model) or run_cell(cell, *args))
+    assert run_experiments.main(command) == 0
+    assert trained == ['POP', 'S-POP', 'Item-KNN', 'BPR-MF']
+
+
+def test_other_parameters_make_another_cell(data, finished):
+    cell = run_experiments.plan([3], ['GRU4Rec'], [4], 1, [42], 'conservative')[0]
+    results = results_in(finished)
+    name = results[0]['dataset']
+    assert run_experiments.find(results, name, cell)['loss'] == 'top1'
+    for change in ({'seed': 43}, {'epochs': 2}, {'units': 5}, {'tie_policy': 'median'},
+                   {'parameters': cell.parameters | {'batch_size': 51}}):
+        assert run_experiments.find(results, name, cell._replace(**change)) is None
+    assert run_experiments.find(results, 'other-data', cell) is None
+
+
+def test_the_tables_say_what_data_policy_and_seed_they_are_from(finished):
+    text = (finished / 'tables.md').read_text()
+    assert 'This is a synthetic click log' in text
+    assert "policy 'conservative' in every row" in text
+    assert 'seed 42' in text and '1 epochs' in text
+    assert "'standard'" in text and "'median'" in text  # what Item-KNN would reach otherwise
+    knn = next(r for r in results_in(finished) if r['model'] == 'Item-KNN')
+    top1 = next(r for r in results_in(finished) if r['loss'] == 'top1')
+    assert f"{top1['recall@20']:.4f} ({top1['recall@20'] / knn['recall@20'] - 1:+.2%})" in text
+
+
+def test_several_seeds_are_shown_as_mean_and_standard_deviation():
+    def result(recall):
+        return {'recall@20': recall}
+    assert run_experiments.average([result(0.25), result(0.35)], 'recall@20') == '0.3000 ± 0.0707'
+    assert run_experiments.average([result(0.25), result(None)], 'recall@20') == (
+        '0.2500 1 of 2 numerically unstable')
+
+
+def test_a_training_that_meets_nan_is_reported_as_unstable(data, monkeypatch):
+    monkeypatch.setitem(run_experiments.GRU4REC_PARAMETERS, 'bpr',
+                        dict(batch_size=50, dropout_p_hidden=0.0, learning_rate=1e30, final_act='linear', adapt=None))
+    arguments = run_experiments.parse(['--data', str(data)])
+    cell = run_experiments.plan([3], ['GRU4Rec'], [4], 1, [42], 'conservative')[1]
+    with pytest.warns(RuntimeWarning, match='loss of epoch 0, mini-batch'):
+        result = run_experiments.run_cell(cell, run_experiments.load_dataset(arguments), 'python')
+    assert result['recall@20'] is None and result['eval_seconds'] is None
+    assert 'numerically unstable' in run_experiments.average([result], 'recall@20')
+
+
+def test_test_events_that_the_protocol_would_have_dropped_are_dropped(tmp_path, capsys):
+    train = pd.DataFrame({'SessionId': [1, 1, 2, 2], 'ItemId': ['a', 'b', 'b', 'c'], 'Time': [1, 2, 3, 4]})
+    test = pd.DataFrame({'SessionId': [3, 3, 3, 4, 4], 'ItemId': ['a', 'new', 'b', 'a', 'new'], 'Time': range(5, 10)})
+    kept = run_experiments.known_items_only(train, test)
+    assert kept.ItemId.tolist() == ['a', 'b'] and kept.SessionId.tolist() == [3, 3]
+    assert 'dropped 3 test events' in capsys.readouterr().err
+
+
+def test_any_two_files_with_the_three_columns_will_do(tmp_path):
+    train = pd.DataFrame({'x': 0, 'Time': range(8), 'ItemId': list('abcabcab'),
+                          'SessionId': [f's{i // 2}' for i in range(8)]})
+    for name in ('train', 'test'):
+        train.to_csv(tmp_path / f'{name}.tsv', sep='\t', index=False)
+    assert run_experiments.main(['--train', str(tmp_path / 'train.tsv'), '--test', str(tmp_path / 'test.tsv'),
+                                 '--out', str(tmp_path / 'out'), '--models', 'POP', 'Item-KNN']) == 0
+    assert {r['model'] for r in results_in(tmp_path / 'out')} == {'POP', 'Item-KNN'}
+    assert results_in(tmp_path / 'out')[0]['dataset'].startswith('train-')
+
+
+@pytest.mark.parametrize('content, complaint', [
+    (None, 'no such file'),
+    (b'', 'not a tab-separated text file'),
+    (b'SessionId,ItemId,Time\n1,2,3\n', "lacks the column(s) ['ItemId', 'SessionId', 'Time']"),
+    (b'SessionId\tItem\tTime\n1\t2\t3\n', "lacks the column(s) ['ItemId']"),
+    (b'\xff\xfe\x00\x01', 'not a tab-separated text file'),
+    (b'SessionId\tItemId\tTime\n1\t2\t3\n', 'no test session has two events'),
+])
+def test_a_file_that_is_no_event_log_ends_the_program_with_one_line_that_names_it(tmp_path, capsys, content, complaint):
+    path = tmp_path / 'bad.tsv'
+    if content is not None:
+        path.write_bytes(content)
+    assert run_experiments.main(['--train', str(path), '--test', str(path), '--out', str(tmp_path / 'out')]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('run_experiments.py: error: ') and complaint in error
+
+
+@pytest.mark.parametrize('arguments, complaint', [
+    (['--train', 'x'], '--train and --test go together'),
+    (['--data', 'x', '--train', 'x', '--test', 'x'], 'give either --data'),
+    (['--table', '4'], 'invalid choice'),
+    (['--models', 'KNN'], 'invalid choice'),
+    (['--units', '0'], "'0' is not a whole number of at least 1"),
+    (['--epochs', 'ten'], "'ten' is not a whole number of at least 1"),
+])
+def test_wrong_arguments_are_named_before_any_work(arguments, complaint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_experiments.main(arguments)
+    assert stop.value.code == 2 and complaint in capsys.readouterr().err
+
+
+def test_a_results_file_of_another_program_is_not_overwritten(data, tmp_path, capsys):
+    (tmp_path / 'results.json').write_text('{"mine": 1}')
+    assert run_experiments.main(['--data', str(data), '--out', str(tmp_path)]) == 2
+    assert 'not a results file' in capsys.readouterr().err
+    assert (tmp_path / 'results.json').read_text() == '{"mine": 1}'
+
+
+def test_the_synthetic_log_is_made_once(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(preprocess_rsc15, 'SYNTHETIC_SESSIONS', 3000)
+    make = preprocess_rsc15.make_synthetic
+    monkeypatch.setattr(preprocess_rsc15, 'make_synthetic', lambda folder: made.append(make(folder, 3000, 300)))
+    names = {run_experiments.load_dataset(run_experiments.parse(['--cache', str(tmp_path)])).name for _ in range(2)}
+    assert len(made) == 1 and len(names) == 1 and names.pop().startswith('synthetic-')
