@@ -8,8 +8,8 @@ import preprocess_rsc15
 import run_experiments
 
 QUICK = ['--backend', 'python', '--epochs', '1', '--units', '4']
-KEYS = {'dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19', 'mrr@20',
-        'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds', 'train_events_per_second',
+KEYS = {'dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19',
+        'mrr@20', 'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds', 'train_events_per_second',
         'eval_events_per_second', 'tie_policy', 'backend', 'versions'}
 
 
@@ -135,10 +135,10 @@ def test_several_seeds_are_shown_as_mean_and_standard_deviation():
 
 
 def test_a_training_that_meets_nan_is_reported_as_unstable(data, monkeypatch):
-    monkeypatch.setitem(run_experiments.GRU4REC_PARAMETERS, 'bpr',
-                        dict(batch_size=50, dropout_p_hidden=0.0, learning_rate=1e30, final_act='linear', adapt=None))
+    monkeypatch.setitem(run_experiments.GRU4REC_PARAMETERS, 'cross-entropy',
+                        dict(batch_size=50, dropout_p_hidden=0.0, learning_rate=1e38, adapt=None))
     arguments = run_experiments.parse(['--data', str(data)])
-    cell = run_experiments.plan([3], ['GRU4Rec'], [4], 1, [42], 'conservative')[1]
+    cell = run_experiments.plan([3], ['GRU4Rec'], [4], 1, [42], 'conservative')[2]
     with pytest.warns(RuntimeWarning, match='loss of epoch 0, mini-batch'):
         result = run_experiments.run_cell(cell, run_experiments.load_dataset(arguments), 'python')
     assert result['recall@20'] is None and result['eval_seconds'] is None
