@@ -142,7 +142,7 @@ def count_above(scores, n_ranked, low, high):
 def noisy_count(scores, target_score, column: int, rng: np.random.Generator) -> int:
     """How many other items score higher than the target once uniform noise is added to all scores."""
     noisy = scores + NOISE * rng.random(len(scores))
-    return int((noisy > (noisy[column] if column >= 0 else target_score + NOISE * rng.random())).sum())
+    return int((noisy > (noisy[column] if column >= 0 else float(target_score) + NOISE * rng.random())).sum())
 
 
 def network_blocks(model, item_ids, offsets, items, batch_size: int, activated: bool) -> Iterator[Block]:
@@ -200,7 +200,7 @@ def release_blocks(model, item_ids, offsets, items, batch_size: int) -> Iterator
 def baseline_blocks(model, item_ids, offsets, items, n_rows: int = 256) -> Iterator[Block]:
     """Blocks of a baseline: dense scores of all training items for consecutive predictions."""
     index = pd.Index(model.items_)
-    candidates = None if items is None else index.get_indexer(items)
+    candidates = None if items is None else pd.Series(np.arange(len(index)), index).loc[items].to_numpy()
     place = places(candidates, len(index))
     targets = index.get_indexer(np.delete(item_ids, offsets[:-1]))
     for first in range(0, len(targets), n_rows):

@@ -148,10 +148,10 @@ def gru_step(gates, H, Wh, Whr, Whz, hidden_act: Callable):
     H : symbolic (B, H), the state before
     Wh, Whr, Whz : symbolic (H, H): U, Ur and Uz of the equations
     """
-    n = H.shape[1]
-    r = pt.sigmoid(gates[:, n:2 * n] + H @ Whr)
-    z = pt.sigmoid(gates[:, 2 * n:] + H @ Whz)
-    candidate = hidden_act(gates[:, :n] + (H * r) @ Wh)
+    gate_h, gate_r, gate_z = pt.split(gates, [H.shape[1]] * 3, n_splits=3, axis=1)
+    r = pt.sigmoid(gate_r + H @ Whr)
+    z = pt.sigmoid(gate_z + H @ Whz)
+    candidate = hidden_act(gate_h + (H * r) @ Wh)
     return (1 - z) * H + z * candidate
 
 
@@ -524,7 +524,7 @@ class GRU4Rec:
         return release_names(self._weights)
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """Copies of the accumulators, ``acc_NAME``, and velocities, ``vel_NAME``, of all weights, if the rule has them."""
+        """Copies of accumulators, ``acc_NAME``, and velocities, ``vel_NAME``, of all weights, if the rule has them."""
         acc = {f'acc_{name}': value for name, value in release_names(self._acc).items()}
         return acc | {f'vel_{name}': value for name, value in release_names(self._vel).items()}
 
@@ -623,6 +623,7 @@ class GRU4Rec:
 
     def item_indices(self, item_ids) -> np.ndarray:
         """int64 indices of item ids; KeyError names those that the training data did not have."""
+        self._check_usable()
         indices = self._index_of.get_indexer(item_ids)
         if (indices < 0).any():
             unknown = pd.unique(np.asarray(item_ids)[indices < 0])
