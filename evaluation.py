@@ -131,10 +131,11 @@ def count_above(scores, n_ranked, low, high):
     greater = np.empty(len(scores), dtype=np.int64)
     at_least = np.empty(len(scores), dtype=np.int64)
     for i in range(len(scores)):
+        row, highest, lowest = scores[i], high[i], low[i]
         above, not_below = np.int32(0), np.int32(0)
-        for j in range(n_ranked):
-            above += np.int32(scores[i, j] > high[i])
-            not_below += np.int32(scores[i, j] >= low[i])
+        for j in range(n_ranked):  # plain indices and 32-bit counters: this way LLVM makes vectors of it
+            above += np.int32(row[j] > highest)
+            not_below += np.int32(row[j] >= lowest)
         greater[i], at_least[i] = above, not_below
     return greater, at_least
 

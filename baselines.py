@@ -1,0 +1,600 @@
+"""The baselines of the paper (arXiv 1511.06939, section 4.1): POP, S-POP, Item-KNN and BPR-MF.
+
+A session is a sequence of clicked items. Given its first events, the prefix, a recommender scores every item, and the
+item that is clicked next should rank high:
+
+    model = ItemKNN(n_sims=100, lmbd=20)
+    model.fit(train)                                               # a DataFrame with SessionId, ItemId, Time
+    scores = model.predict_next(session_id, item_id, candidates)   # a Series: candidate -> score
+
+Each class says in one small method how it scores prefixes, `_scores` or `_sparse_scores`. The rest is shared:
+`predict_next` follows one session event by event as in the authors' release, `score_block` and `tie_counts` serve whole
+test sets. Items are numbered in the order of their first appearance in the training frame: the item index.
+
+`fit` checks what it is given: a missing column is a KeyError; an argument out of range, a missing id or a frame without
+events is a ValueError; an argument of the wrong type is a TypeError.
+"""
+import heapq
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
+from numbers import Integral, Real
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array
+
+# Sums may be reordered, so that they vectorise, but NaN and infinity keep their meaning: they show a diverged model.
+FAST_SUMS = {'reassoc', 'contract', 'nsz'}
+
+
+class _Prefixes(NamedTuple):
+    """What a baseline may know about n prefixes of sessions, one row for each item to predict."""
+    counts: csr_array  # (n, n_items) float32, clicks on each item so far
+    last: np.ndarray   # (n,) int64, index of the item clicked last
+    number: int        # how many predictions came before the first of these
+
+
+def _cut_prefixes(codes, starts, ends, number, n_items):
+    """The prefixes `codes[start:end]` for every pair of `starts` and `ends`, int64 arrays of shape (n,)."""
+    lengths = ends - starts
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    events = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
+    clicks = np.ones(len(events), dtype=np.float32)
+    counts = csr_array((clicks, codes[events], indptr), shape=(len(lengths), n_items))
+    counts.sum_duplicates()
+    return _Prefixes(counts, codes[ends - 1], number)
+
+
+class _Baseline:
+    """What all baselines share. `items_`, an array of shape (n_items,), holds the item ids in item index order."""
+    _block = 256  # predictions whose dense scores are held at once: 38 MB of float32 for RSC15's 37,483 items
+
+    def predict_next(self, session_id, input_item_id, predict_for_item_ids):
+        """Feed one event of a session, then score candidates for the next one.
+
+        Calls with the same `session_id` in a row continue that session; another `session_id` starts a new one.
+
+        Parameters
+        ----------
+        session_id, input_item_id : int or str
+        predict_for_item_ids : array-like of shape (n,)
+
+        Returns
+        -------
+        pandas.Series of shape (n,), indexed by `predict_for_item_ids`: the scores, higher is better.
+
+        Raises
+        ------
+        KeyError that names the items which are not in the training data.
+        """
+        wanted = self._lookup(predict_for_item_ids, 'predict_for_item_ids')
+        clicked = self._lookup([input_item_id], 'input_item_id')
+        if session_id != self._session_id:
+            self._session_id, self._session = session_id, clicked[:0]
+        self._session = np.append(self._session, clicked)
+        start, end = np.array([0]), np.array([len(self._session)])
+        prefix = _cut_prefixes(self._session, start, end, self._n_predicted, len(self.items_))
+        self._n_predicted += 1
+        return pd.Series(self._scores(prefix)[0, wanted], index=predict_for_item_ids)
+
+    def score_block(self, item_ids, offsets, first, last):
+        """Scores of all items for the predictions `first` to `last - 1` of a test set, the numbers of `predict_next`.
+
+        Predictions are numbered through the sessions: session s predicts its events `offsets[s] + 1` to
+        `offsets[s + 1] - 1`, each from the events of the session before it.
+
+        Parameters
+        ----------
+        item_ids : array-like of shape (n_events,)
+            Items of the test events, session after session.
+        offsets : integer array of shape (n_sessions + 1,)
+            Session s owns the events `offsets[s]` to `offsets[s + 1] - 1`, at least one.
+        first, last : int
+            0 <= first <= last <= n_events - n_sessions.
+
+        Returns
+        -------
+        floating array of shape (last - first, n_items), columns in the order of `items_`.
+
+        Raises
+        ------
+        KeyError as in `predict_next`; TypeError or ValueError if `offsets` or the range does not fit the events.
+        """
+        codes, offsets, n_predictions = self._read_test(item_ids, offsets)
+        if not 0 <= first <= last <= n_predictions:
+            raise ValueError(f'first={first!r}, last={last!r}: needs 0 <= first <= last <= {n_predictions}')
+        return self._scores(self._prefixes(codes, offsets, first, last)[0])
+
+    def tie_counts(self, item_ids, offsets, candidates=None):
+        """How many items beat the next item, and how many tie with it, for every prediction of a test set.
+
+        Under any policy for ties the rank lies between 1 + greater and 1 + greater + equal.
+
+        Parameters
+        ----------
+        item_ids, offsets
+            The test events, see `score_block`.
+        candidates : array-like, optional
+            Items to rank, duplicates are ignored; the target is always added. Default: all training items.
+
+        Returns
+        -------
+        greater, equal : int64 arrays of shape (n_events - n_sessions,)
+            Ranked items other than the target that score strictly higher, and exactly the same.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError as in `score_block`.
+        """
+        codes, offsets, n_predictions = self._read_test(item_ids, offsets)
+        ranked = np.full(len(self.items_), candidates is None)
+        if candidates is not None:
+            ranked[self._lookup(candidates, 'candidates')] = True
+        counts = np.zeros((2, n_predictions), dtype=np.int64)
+
+        def count_block(first):
+            last = min(first + self._block, n_predictions)
+            prefixes, targets = self._prefixes(codes, offsets, first, last)
+            counts[:, first:last] = self._count_ties(prefixes, targets, ranked)
+
+        _in_threads(count_block, range(0, n_predictions, self._block))
+        return counts[0], counts[1]
+
+    def _scores(self, prefixes):
+        """Scores (n, n_items) of n prefixes. No row may depend on which others are asked for, not in its last bit."""
+        raise NotImplementedError
+
+    def _count_ties(self, prefixes, targets, ranked):
+        """The pair (greater, equal) for n prefixes and their `targets`; `ranked` (n_items,) bool marks candidates."""
+        return _count_dense_ties(self._scores(prefixes), targets, ranked)
+
+    def _prefixes(self, codes, offsets, first, last):
+        """The prefixes of the predictions `first` to `last - 1`, and the item indices of their targets."""
+        # No session predicts its first event, hence session s has offsets[s] - s predictions before it,
+        # and prediction k of session s has s + 1 more events than predictions before it.
+        predictions = np.arange(first, last)
+        sessions = np.searchsorted(offsets - np.arange(len(offsets)), predictions, side='right') - 1
+        targets = predictions + sessions + 1
+        return _cut_prefixes(codes, offsets[sessions], targets, first, len(self.items_)), codes[targets]
+
+    def _learn_items(self, data):
+        """Number the items of a training frame, forget earlier sessions; returns (n_events,) int64 item indices."""
+        codes, ids = _factorize(data, self.item_key, 'item_key')
+        self.items_ = np.asarray(ids)
+        self._index = pd.Index(self.items_)
+        self._session_id, self._session, self._n_predicted = None, codes[:0], 0
+        return codes
+
+    def _lookup(self, ids, name):
+        """Item indices (int64) of an array-like of item ids; `name` is the argument that gave them."""
+        if not hasattr(self, 'items_'):
+            raise ValueError(f'{name}: {type(self).__name__} knows no items before fit(data)')
+        ids = pd.Index(ids)
+        codes = self._index.get_indexer(ids)
+        if (codes < 0).any():
+            unknown = ids[codes < 0].unique().tolist()
+            more = f' and {len(unknown) - 10} more' if len(unknown) > 10 else ''
+            raise KeyError(f'{name}: {unknown[:10]}{more} not among the {len(self.items_)} items of the training data')
+        return codes.astype(np.int64)
+
+    def _read_test(self, item_ids, offsets):
+        """Item indices of the test events, session boundaries as int64, number of predictions."""
+        codes, offsets = self._lookup(item_ids, 'item_ids'), np.asarray(offsets)
+        if offsets.ndim != 1 or offsets.dtype.kind not in 'iu':
+            raise TypeError(f'offsets={offsets!r}: must be a vector of integers')
+        offsets = offsets.astype(np.int64)
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(codes) or (np.diff(offsets) < 1).any():
+            raise ValueError(f'offsets={offsets!r}: must rise from 0 to the number of events, {len(codes)}')
+        return codes, offsets, len(codes) - len(offsets) + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_dense_ties(scores, targets, ranked):
+    """Greater and equal scores among the `ranked`, from dense scores (n, n_items): int64 array of shape (2, n)."""
+    n, n_items = scores.shape
+    counts = np.zeros((2, n), dtype=np.int64)
+    for k in range(n):
+        target_score = scores[k, targets[k]]
+        greater, equal = 0, 0
+        for j in range(n_items):
+            greater += ranked[j] & (scores[k, j] > target_score)
+            equal += ranked[j] & (scores[k, j] == target_score)
+        counts[0, k], counts[1, k] = greater, equal - ranked[targets[k]]
+    return counts
+
+
+class _SparseBaseline(_Baseline):
+    """A baseline whose scores are common to all prefixes, but for a few items of each.
+
+    Ranks then need one sorted array of the common scores, and a correction for the few items; no dense scores.
+    """
+    _block = 4096
+
+    def _sparse_scores(self, prefixes):
+        """Common scores (n_items,) float64, and what each of n prefixes adds to them: csr_array (n, n_items)."""
+        raise NotImplementedError
+
+    def _scores(self, prefixes):
+        common, added = self._sparse_scores(prefixes)
+        return added.toarray() + common
+
+    def _count_ties(self, prefixes, targets, ranked):
+        common, added = self._sparse_scores(prefixes)
+        rows, items = np.repeat(np.arange(len(targets)), np.diff(added.indptr)), added.indices
+        before, after = common[items], added.data + common[items]
+        target_scores = common[targets]
+        is_target = items == targets[rows]
+        target_scores[rows[is_target]] = after[is_target]
+
+        ordered = np.sort(common[ranked])
+        not_greater = np.searchsorted(ordered, target_scores, side='right')
+        greater = len(ordered) - not_greater
+        equal = not_greater - np.searchsorted(ordered, target_scores, side='left') - ranked[targets]
+
+        # Ranked items with an addition were counted at their common score: move them to where they belong.
+        rows, before, after = (values[ranked[items]] for values in (rows, before, after))
+        goal = target_scores[rows]
+        np.add.at(greater, rows, (after > goal) * 1 - (before > goal))
+        np.add.at(equal, rows, (after == goal) * 1 - (before == goal))
+        return greater, equal
+
+
+@dataclass(eq=False)
+class RandomPred(_Baseline):
+    """Random scores, for the chance level.
+
+    In prediction k, since `fit` or of a test set, item i scores the uniform number (k, i) of a stream that `seed` alone
+    decides.
+
+    Parameters
+    ----------
+    seed, item_key : int, default 42, and str, default 'ItemId'
+    """
+    seed: int = 42
+    item_key: str = 'ItemId'
+
+    def fit(self, data):
+        """Take note of the items of `data`, a DataFrame with one row for each event; returns the model."""
+        _check_number('seed', self.seed, Integral)
+        self._learn_items(data)
+        return self
+
+    def _scores(self, prefixes):
+        # Philox counts its states, each good for four numbers, so any row can be drawn without those before it.
+        n_states = -(-len(self.items_) // 4)
+        stream = np.random.Generator(np.random.Philox(self.seed).advance(prefixes.number * n_states))
+        return stream.random((len(prefixes.last), 4 * n_states))[:, :len(self.items_)]
+
+
+@dataclass(eq=False)
+class Pop(_SparseBaseline):
+    """POP (section 4.1): the most popular items of the training set, whatever the session.
+
+    score(i) = supp_i / (supp_i + 1) for the `top_n` items with the largest support, 0 for the others. Of items with
+    equal support at the cut, those that appeared first are kept.
+
+    Parameters
+    ----------
+    top_n : int, default 100
+    item_key : str, default 'ItemId'
+    support_by_key : str, optional
+        supp_i is the number of distinct values of this column, 'SessionId' say, among the events of item i. Default:
+        the number of those events.
+
+    Attributes
+    ----------
+    popularity_ : float64 array of shape (n_items,)
+        The scores.
+    """
+    top_n: int = 100
+    item_key: str = 'ItemId'
+    support_by_key: str | None = None
+
+    def fit(self, data):
+        """Count the support of the items of `data`, a DataFrame with one row for each event; returns the model."""
+        _check_number('top_n', self.top_n, Integral, low=1)
+        items = self._learn_items(data)
+        if self.support_by_key is None:
+            support = np.bincount(items)
+        else:
+            values, _ = _factorize(data, self.support_by_key, 'support_by_key')
+            support = np.diff(_count_pairs(items, values).indptr)
+        top = np.argsort(-support, kind='stable')[:self.top_n]
+        self.popularity_ = np.zeros(len(support))
+        self.popularity_[top] = support[top] / (support[top] + 1)
+        return self
+
+    def _sparse_scores(self, prefixes):
+        return self.popularity_, csr_array(prefixes.counts.shape)
+
+
+@dataclass(eq=False)
+class SessionPop(Pop):
+    """S-POP (section 4.1): the most popular items of the current session.
+
+    score(i) = (clicks on i in the session so far) + supp_i / (supp_i + 1), the second term for the `top_n` most popular
+    items of the training set only. It is below 1: all it does is break ties by global popularity.
+
+    Parameters
+    ----------
+    top_n : int, default 1000
+    item_key, support_by_key
+        See `Pop`.
+    """
+    top_n: int = 1000
+
+    def _sparse_scores(self, prefixes):
+        return self.popularity_, prefixes.counts
+
+
+PersonalPop = SessionPop  # its older name
+
+
+@dataclass(eq=False)
+class ItemKNN(_SparseBaseline):
+    """Item-KNN (section 4.1): "others who viewed this item also viewed these ones".
+
+    score(j) = sim(i, j), where i is the last item of the session and
+
+        sim(i, j) = cooc(i, j) / ((supp_i + lmbd)^alpha (supp_j + lmbd)^(1 - alpha)),    i != j.
+
+    alpha = 0.5 gives the paper's cosine; `lmbd` lowers the similarities of rarely visited items, which are high by
+    coincidence. The paper counts sessions: cooc(i, j) are those with both items. We count events like the authors'
+    release: supp_i are the events of i, cooc(i, j) the events of i in sessions that contain j, so repeated clicks on i
+    count there and those on j do not. Only the `n_sims` largest similarities of each i are kept (of equal ones at the
+    cut, those of the items that appeared first), the others are 0.
+
+    Parameters
+    ----------
+    n_sims : int, default 100
+    lmbd : float, default 20
+    alpha : float from 0 to 1, default 0.5
+    session_key, item_key : str
+    time_key : str
+        Accepted for the release's interface. Co-occurrence does not depend on the order of events.
+
+    Attributes
+    ----------
+    similarities_ : float64 csr_array of shape (n_items, n_items)
+        Row i holds sim(i, j).
+    """
+    n_sims: int = 100
+    lmbd: float = 20
+    alpha: float = 0.5
+    session_key: str = 'SessionId'
+    item_key: str = 'ItemId'
+    time_key: str = 'Time'
+
+    def fit(self, data):
+        """Find the neighbours of the items of `data`, a DataFrame with one row for each event; returns the model."""
+        _check_number('n_sims', self.n_sims, Integral, low=1)
+        _check_number('lmbd', self.lmbd, Real)
+        _check_number('alpha', self.alpha, Real, high=1)
+        items = self._learn_items(data)
+        regularised = np.bincount(items) + float(self.lmbd)
+        by_session = _count_pairs(_factorize(data, self.session_key, 'session_key')[0], items)
+        by_item = by_session.tocsc()
+        left, right = regularised ** self.alpha, regularised ** (1 - self.alpha)
+        n_items, n_workers = len(regularised), numba.get_num_threads()
+        neighbours = np.zeros((n_items, min(self.n_sims, n_items)), dtype=np.int32)
+        similarities = np.zeros(neighbours.shape)
+
+        def work(worker):  # every n_workers-th item, since the popular ones, which take longest, often come first
+            _nearest_items(by_item.indptr, by_item.indices, by_item.data, by_session.indptr, by_session.indices,
+                           left, right, worker, n_workers, neighbours, similarities)
+
+        _in_threads(work, range(n_workers))
+        found = similarities > 0
+        indptr = np.concatenate([[0], np.cumsum(found.sum(axis=1))])
+        self.similarities_ = csr_array((similarities[found], neighbours[found], indptr), shape=(n_items, n_items))
+        return self
+
+    def _sparse_scores(self, prefixes):
+        return np.zeros(len(self.items_)), self.similarities_[prefixes.last]
+
+
+@numba.njit(cache=True, nogil=True)
+def _nearest_items(item_ptr, item_sessions, item_clicks, session_ptr, session_items, left, right, first, step,
+                   neighbours, similarities):
+    """The largest sim(i, j) = cooc(i, j) / (left_i right_j) of the items i = first, first + step, ...
+
+    Item i has item_clicks[k] clicks in session item_sessions[k] for item_ptr[i] <= k < item_ptr[i + 1]; the distinct
+    items of session s are session_items[session_ptr[s]:session_ptr[s + 1]]. The results are written to row i of
+    `neighbours` and `similarities`, which stays 0 where there are not enough neighbours.
+    """
+    n_items, n_sims = neighbours.shape
+    cooc = np.zeros(n_items, dtype=np.int32)
+    met = np.empty(n_items, dtype=np.int32)
+    for i in range(first, n_items, step):
+        n_met = 0
+        for k in range(item_ptr[i], item_ptr[i + 1]):
+            session = item_sessions[k]
+            for j in session_items[session_ptr[session]:session_ptr[session + 1]]:
+                if cooc[j] == 0:
+                    met[n_met] = j
+                    n_met += 1
+                cooc[j] += item_clicks[k]
+        nearest = [(0.0, 0) for _ in range(0)]  # a heap, its smallest entry is the first to go
+        for j in met[:n_met]:
+            entry = (cooc[j] / (left[i] * right[j]), -j)  # at equal similarities the larger index is smaller
+            cooc[j] = 0
+            if j != i and len(nearest) < n_sims:
+                heapq.heappush(nearest, entry)
+            elif j != i and entry > nearest[0]:
+                heapq.heapreplace(nearest, entry)
+        for k, (similarity, negative_index) in enumerate(nearest):
+            similarities[i, k], neighbours[i, k] = similarity, -negative_index
+
+
+@dataclass(eq=False)
+class BPR(_Baseline):
+    """BPR-MF (section 4.1): matrix factorisation for the pairwise ranking loss of Rendle et al. (UAI 2009).
+
+    Learns a vector u_s for every session, a vector v_i and a bias b_i for every item. An epoch visits all events in
+    random order; for item p in session s it draws an item n != p uniformly and takes one gradient step on
+
+        -log sigmoid(x),    x = u_s . (v_p - v_n) + b_p - b_n,
+
+    with L2 regularisation. New sessions have no vector, the mean vector of their items so far stands for it:
+    score(i) = mean(v) . v_i + b_i.
+
+    Parameters
+    ----------
+    n_factors : int, default 100
+    n_iterations : int, default 10
+        Number of epochs.
+    learning_rate : float, default 0.01
+    lambda_session, lambda_item : float, default 0.0
+        Regularisation of the vectors of sessions, and of the vectors and biases of items.
+    sigma, init_normal : float, default 0.05, and bool, default False
+        Vectors start uniform in (-sigma, sigma), or normal with standard deviation sigma; biases start at 0.
+    session_key, item_key : str
+    seed : int, default 42
+        Decides initial vectors, order of events and negative items.
+
+    Attributes
+    ----------
+    item_factors_, item_bias_ : float32 arrays of shape (n_items, n_factors) and (n_items,)
+    epoch_losses_ : list of float
+        Mean loss of the steps of each epoch, each before its update and without regularisation.
+    """
+    n_factors: int = 100
+    n_iterations: int = 10
+    learning_rate: float = 0.01
+    lambda_session: float = 0.0
+    lambda_item: float = 0.0
+    sigma: float = 0.05
+    init_normal: bool = False
+    session_key: str = 'SessionId'
+    item_key: str = 'ItemId'
+    _: KW_ONLY
+    seed: int = 42
+
+    def fit(self, data):
+        """Learn item vectors from `data`, a DataFrame with one row for each event; returns the model.
+
+        Raises ValueError if `data` has a single item, or if the loss becomes infinite or NaN.
+        """
+        for name in ('n_factors', 'n_iterations'):
+            _check_number(name, getattr(self, name), Integral, low=1)
+        for name in ('learning_rate', 'lambda_session', 'lambda_item', 'sigma'):
+            _check_number(name, getattr(self, name), Real)
+        _check_number('seed', self.seed, Integral)
+        items = self._learn_items(data)
+        sessions, session_ids = _factorize(data, self.session_key, 'session_key')
+        n_items = len(self.items_)
+        if n_items < 2:
+            raise ValueError(f'data[{self.item_key!r}]: BPR needs two or more items, not {n_items}')
+        rng = np.random.default_rng(self.seed)
+        session_factors = self._initial_factors(rng, len(session_ids))
+        item_factors = self._initial_factors(rng, n_items)
+        item_bias = np.zeros(n_items, dtype=np.float32)
+        self.epoch_losses_ = []
+        rates = np.array([self.learning_rate, self.lambda_session, self.lambda_item], dtype=np.float32)
+        for epoch in range(1, self.n_iterations + 1):
+            order = rng.permutation(len(items))
+            negatives = rng.integers(n_items - 1, size=len(items), dtype=np.int32)
+            # Events are put in order here: looking them up in each step would stall it on one more cache miss.
+            loss = _bpr_epoch(sessions[order], items[order], negatives,
+                              session_factors, item_factors, item_bias, *rates)
+            if not np.isfinite(loss):
+                raise ValueError(f'learning_rate={self.learning_rate!r}: too large, loss {loss} in epoch {epoch}')
+            self.epoch_losses_.append(loss)
+        self.item_factors_, self.item_bias_ = item_factors, item_bias
+        return self
+
+    def _initial_factors(self, rng, n_rows):
+        draw = rng.standard_normal if self.init_normal else rng.random
+        factors = draw((n_rows, self.n_factors), dtype=np.float32)
+        if not self.init_normal:  # in place: RSC15 has 3.2 GB of session vectors
+            factors *= 2
+            factors -= 1
+        factors *= np.float32(self.sigma)
+        return factors
+
+    def _scores(self, prefixes):
+        lengths = prefixes.counts.sum(axis=1, dtype=np.float32)
+        session_vectors = prefixes.counts @ self.item_factors_ / lengths[:, None]
+        return _dot_scores(session_vectors, self.item_factors_, self.item_bias_)
+
+
+@numba.njit(cache=True, fastmath=FAST_SUMS)
+def _bpr_epoch(sessions, items, negatives, session_factors, item_factors, item_bias,
+               learning_rate, lambda_session, lambda_item):
+    """One gradient step for each event, in the order given and in place; returns the mean loss.
+
+    `negatives` numbers the items without the positive one: those from it on are one further.
+    """
+    one = np.float32(1)  # a plain 1 would make the arithmetic double
+    total_loss = 0.0
+    for k in range(len(items)):
+        p = items[k]
+        n = negatives[k] + (negatives[k] >= p)
+        u, v_p, v_n = session_factors[sessions[k]], item_factors[p], item_factors[n]
+        x = item_bias[p] - item_bias[n]
+        for f in range(len(u)):
+            x += u[f] * (v_p[f] - v_n[f])
+        total_loss += max(-x, 0) + np.log1p(np.exp(-abs(x)))
+        slope = one / (one + np.exp(x))  # sigmoid(-x), the derivative of log sigmoid(x)
+        for f in range(len(u)):
+            u_f, p_f, n_f = u[f], v_p[f], v_n[f]
+            u[f] += learning_rate * (slope * (p_f - n_f) - lambda_session * u_f)
+            v_p[f] += learning_rate * (slope * u_f - lambda_item * p_f)
+            v_n[f] += learning_rate * (-slope * u_f - lambda_item * n_f)
+        item_bias[p] += learning_rate * (slope - lambda_item * item_bias[p])
+        item_bias[n] += learning_rate * (-slope - lambda_item * item_bias[n])
+    return total_loss / len(items)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST_SUMS)
+def _dot_scores(vectors, item_factors, item_bias):
+    """vectors . item_factors^T + item_bias, float32 of shape (n, n_items).
+
+    Not a BLAS product: the order of its sums, and so the last bits of a score, would change with the number of rows.
+    """
+    tile = 64  # items whose vectors stay in the L1 cache while all rows pass
+    n, n_items = len(vectors), len(item_factors)
+    scores = np.empty((n, n_items), dtype=np.float32)
+    for start in range(0, n_items, tile):
+        for k in range(n):
+            for j in range(start, min(start + tile, n_items)):
+                score = np.float32(0)
+                for f in range(item_factors.shape[1]):
+                    score += vectors[k, f] * item_factors[j, f]
+                scores[k, j] = score + item_bias[j]
+    return scores
+
+
+def _in_threads(function, arguments):
+    """Call `function` with each argument, in one thread for each core: compiled code and NumPy do not hold the GIL."""
+    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        return list(pool.map(function, arguments))
+
+
+def _check_number(name, value, kind, low=0, high=np.inf):
+    """Raise a TypeError or ValueError that names the argument unless it is a number of this kind from low to high."""
+    if not isinstance(value, kind):
+        raise TypeError(f'{name}={value!r}: must be {"an integer" if kind is Integral else "a number"}')
+    if not low <= value <= high:
+        raise ValueError(f'{name}={value!r}: must lie between {low} and {high}')
+
+
+def _factorize(data, column, name):
+    """Number the values of a column by first appearance: (n_events,) int64 codes, and the values in that order."""
+    if column not in data:
+        raise KeyError(f'{name}={column!r} is no column of data, which has {list(data.columns)}')
+    codes, values = pd.factorize(data[column])
+    if not len(codes) or codes.min() < 0:
+        raise ValueError(f'data[{column!r}] has {"missing values" if len(codes) else "no events"}')
+    return codes, values
+
+
+def _count_pairs(rows, columns):
+    """int32 csr_array that holds at [r, c] the number of k with rows[k] == r and columns[k] == c."""
+    shape = int(rows.max()) + 1, int(columns.max()) + 1
+    ones = np.ones(len(rows), dtype=np.int32)
+    pairs = csr_array((ones, (rows.astype(np.int32), columns.astype(np.int32))), shape=shape)
+    pairs.sum_duplicates()
+    return pairs
