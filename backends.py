@@ -15,12 +15,18 @@ from hashlib import sha256
 import numpy as np
 import pytensor
 from pytensor.compile.mode import Mode, get_mode
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
-from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+from pytensor.link.numba.dispatch.basic import (
+    numba_njit,
+    register_funcify_and_cache_key,
+    register_funcify_default_op_cache_key,
+)
 from pytensor.scalar.basic import Exp, Tanh, same_out
 from pytensor.scalar.math import Sigmoid
-from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import Sum
 from threadpoolctl import ThreadpoolController
 
@@ -128,6 +134,39 @@ def use_fast_activations(fgraph, node):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Transposes that are not copied
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Transpose(Op):
+    """Transpose of a matrix whose memory layout Numba knows: BLAS then reads it as it is, without a copy.
+
+    PyTensor 3.0 transposes by strides that the compiler cannot see through, and Numba's product copies such a matrix.
+    """
+    __props__ = ()
+    view_map = {0: [0]}
+
+    def make_node(self, x):
+        return Apply(self, [x], [x.type.clone(shape=x.type.shape[::-1])()])
+
+    def perform(self, node, inputs, output_storage):
+        output_storage[0][0] = inputs[0].T
+
+
+@register_funcify_default_op_cache_key(Transpose)
+def _funcify_transpose(op, node, **kwargs):
+    @numba_njit
+    def transpose(x):
+        return x.T
+    return transpose
+
+
+@node_rewriter([DimShuffle])
+def transpose_without_copy(fgraph, node):
+    """Rewrite: DimShuffle to `Transpose` where it is one."""
+    return [Transpose()(node.inputs[0])] if tuple(node.op.new_order) == (1, 0) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Compilation
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -139,7 +178,7 @@ def compile_function(inputs, outputs, updates=None, *, backend: str):
     else:
         mode = get_mode('NUMBA').excluding('local_log_sum_exp').register(  # cross_entropy takes off the largest itself
             *((in2out(rewrite, name=rewrite.__name__), BEFORE_FUSION)
-              for rewrite in (use_fast_activations, sum_in_own_precision)))
+              for rewrite in (use_fast_activations, sum_in_own_precision, transpose_without_copy)))
     return pytensor.function(inputs, outputs, updates=updates, mode=mode)
 
 

@@ -447,9 +447,10 @@ class GRU4Rec:
         check_arguments(self)
         masks = check_masks(dropout_masks, self)
         rows, offsets = session_order(data, self.session_key, self.time_key, self.item_key)
-        if len(offsets) - 1 < self.batch_size:
-            raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions, but the training data has '
-                             f'{len(offsets) - 1}; use a smaller batch_size')
+        n_sessions = int((np.diff(offsets) > 1).sum())
+        if n_sessions < self.batch_size:
+            raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions of two or more events, but '
+                             f'the training data has {n_sessions}; use a smaller batch_size')
         item_index, self.items_ = index_by_appearance(data[self.item_key])
         self._index_of = pd.Index(self.items_)
         self.n_items = len(self.items_)
@@ -751,6 +752,8 @@ def check_arguments(model: GRU4Rec):
           'a list of numbers of units, at least one layer, such as [100]')
     for name in ('n_epochs', 'batch_size'):
         check(name, whole, 'a whole number, at least 1')
+    check('seed', lambda x: isinstance(x, (int, np.integer)) and 0 <= x < 2 ** 32,
+          'a whole number from 0 to 2 ** 32 - 1')
     check('dropout_p_hidden', number(0, 1, open_end=True), 'at least 0 and below 1')
     check('learning_rate', lambda x: number(0)(x) and 0 < x < np.inf, 'a positive number')
     for name in ('momentum', 'decay'):
