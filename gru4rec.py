@@ -473,6 +473,7 @@ class GRU4Rec:
         self._weights['By'] = np.zeros(self.n_items, FLOAT)
 
         self._weights = {name: shared(name, value) for name, value in self._weights.items()}
+
         def zeros(kind: str, used) -> dict:
             return {name: shared(f'{kind}_{name}', np.zeros(weight.type.shape, FLOAT))
                     for name, weight in self._weights.items() if used}
@@ -492,20 +493,20 @@ class GRU4Rec:
         masks = masks or random_masks(self)
         for epoch in range(self.n_epochs):
             order = rng.permutation(len(offsets) - 1) if self.train_random_order else None
-            losses = []
+            total, minibatches = 0.0, 0
             for batches in session_parallel_minibatches(offsets, self.batch_size, order, stretch_length(self)):
                 starts = batches.starts
                 if not self.reset_after_session:
-                    starts[1 if not losses else 0:] = False  # a new epoch starts from zero all the same
-                new = run(items[batches.position], items[batches.position + 1], starts, *masks(len(starts)))
-                losses.append(new)
-                if not np.isfinite(new[-1]):
-                    return self._stop_training(epoch, sum(map(len, losses)), new[-1])
+                    starts[0 if minibatches else 1:] = False  # but each epoch starts from zero
+                losses = run(items[batches.position], items[batches.position + 1], starts, *masks(len(starts)))
+                total += losses.sum(dtype='float64')
+                minibatches += len(losses)
+                if not np.isfinite(losses[-1]):
+                    return self._stop_training(epoch, minibatches, losses[-1])
                 if callback:
-                    done = sum(map(len, losses))
-                    callback(Progress(epoch, self.n_epochs, done, done * self.batch_size,
-                                      len(items) - len(offsets) + 1, float(np.mean(np.concatenate(losses)))))
-            self.epoch_losses_.append(float(np.mean(np.concatenate(losses), dtype='float64')))
+                    callback(Progress(epoch, self.n_epochs, minibatches, minibatches * self.batch_size,
+                                      len(items) - len(offsets) + 1, total / minibatches))
+            self.epoch_losses_.append(total / minibatches)
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
 
     def _stop_training(self, epoch, minibatch, loss):

@@ -1,0 +1,224 @@
+"""How fast training and evaluation are, next to what the arithmetic allows.
+
+    python benchmarks/speed.py            # the main table: a few minutes on an idle machine
+    python benchmarks/speed.py --sizes    # the same work over events, items, units and batch sizes
+
+Every ratio comes from one run: both of its times are measured here, in turns, and the best of several is taken.  One
+BLAS thread unless a row says otherwise.  The data is synthetic: Zipf items, sessions of four events on average.
+"""
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numba
+import numpy as np
+import pandas as pd
+import pytensor
+from threadpoolctl import threadpool_limits
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import yardstick
+
+from baselines import BPR, ItemKNN, Pop, SessionPop
+from evaluation import next_item_ranks
+from gru4rec import GRU4Rec
+
+N_ITEMS = 37_483  # of RSC15
+TOP1 = dict(loss='top1', batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01)
+CROSS_ENTROPY = dict(loss='cross-entropy', batch_size=500, dropout_p_hidden=0.0, learning_rate=0.01)
+
+
+def events(n_events: int, n_items: int = N_ITEMS, seed: int = 0) -> pd.DataFrame:
+    """Sessions of four events on average over Zipf items, each of which occurs."""
+    rng = np.random.default_rng(seed)
+    length = rng.geometric(1 / 3, n_events // 4) + 1
+    n = int(length.sum())
+    share = (1 / np.arange(1, n_items + 1)).cumsum()
+    item = np.searchsorted(share, share[-1] * rng.random(n))
+    item[rng.permutation(n)[:n_items]] = np.arange(min(n, n_items))
+    return pd.DataFrame({'SessionId': np.repeat(np.arange(len(length)), length), 'ItemId': item, 'Time': np.arange(n)})
+
+
+def best(function, repeats: int = 5) -> float:
+    """Seconds of the fastest of some calls."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def fit_rate(frame: pd.DataFrame, units: int, **parameters) -> float:
+    """Seconds per mini-batch of `GRU4Rec.fit`, from the end of the first stretch of mini-batches to that of the last.
+
+    Drawing dropout masks and making mini-batches are part of it, compilation is not.
+    """
+    reports = []
+    model = GRU4Rec([units], n_epochs=1, **parameters)
+    model.fit(frame, callback=lambda progress: reports.append((time.perf_counter(), progress.minibatches)))
+    (start, first), (end, last) = reports[0], reports[-1]
+    return (end - start) / (last - first)
+
+
+def yardstick_rate(units: int = 100, batch_size: int = 50, n_items: int = N_ITEMS, steps: int = 1000) -> float:
+    """Seconds per mini-batch of the step written by hand, on random mini-batches of the same kind."""
+    rng = np.random.default_rng(0)
+    frame = events(steps * batch_size, n_items)
+    items = rng.permutation(frame.ItemId.to_numpy()[:steps * batch_size].copy()).reshape(-1, batch_size)
+    targets = rng.permuted(items, axis=1)
+    starts = rng.random(items.shape) < 1 / 3
+    masks = rng.random((*items.shape, units)) < 0.5
+    shapes = [(n_items, 3 * units), (3 * units,), *[(units, units)] * 3, (n_items, units), (n_items,)]
+    weights = [rng.uniform(-0.1, 0.1, shape).astype('float32') for shape in shapes]
+    accumulators = [np.zeros_like(weight) for weight in weights]
+    H, losses = np.zeros((batch_size, units), 'float32'), np.empty(len(items), 'float32')
+
+    def run():
+        yardstick.run(items, targets, starts, masks, np.float32(2), np.float32(0.01), *weights, *accumulators,
+                      H, losses)
+    run()
+    return best(run) / len(items)
+
+
+def product_rate(units: int, batch_size: int) -> float:
+    """Seconds of a step's ten matrix products alone, in NumPy, into arrays that are there already."""
+    rng = np.random.default_rng(0)
+    h, sampled, gate = rng.random((3, batch_size, units), dtype='float32')
+    W = rng.random((units, units), dtype='float32')
+    scores = rng.random((batch_size, batch_size), dtype='float32')
+    out_h, out_W, out_s = np.empty_like(h), np.empty_like(W), np.empty_like(scores)
+
+    def run():
+        for _ in range(10):
+            for _ in range(3):
+                np.dot(h, W, out=out_h)
+                np.dot(h.T, gate, out=out_W)
+            np.dot(gate, W.T, out=out_h)
+            np.dot(h, sampled.T, out=out_s)
+            np.dot(scores, sampled, out=out_h)
+            np.dot(scores.T, h, out=out_h)
+    return best(run) / 10
+
+
+def stream_rate(units: int, batch_size: int) -> float:
+    """Seconds to read and write once, in NumPy, what adagrad's updates read and write in a step."""
+    n = 3 * units * units + 4 * batch_size * units
+    weight, acc, gradient = np.ones((3, n), dtype='float32')
+
+    def run():
+        np.add(acc, gradient, out=acc)
+        np.subtract(weight, acc, out=weight)
+    return best(run, 20)
+
+
+def training_rows(frame):
+    for units, parameters, name in ((100, TOP1, 'TOP1, H=100, B=50'),
+                                    (100, CROSS_ENTROPY, 'cross-entropy, H=100, B=500'),
+                                    (1000, TOP1, 'TOP1, H=1000, B=50')):
+        subset = frame if units == 100 else frame[:len(frame) // 10]
+        seconds = fit_rate(subset, units, **parameters)
+        if units == 100 and parameters is TOP1:
+            yield f'fit, {name}: against the step by hand', seconds, yardstick_rate()
+        bound = product_rate(units, parameters['batch_size']) + stream_rate(units, parameters['batch_size'])
+        yield f'fit, {name}: against products and streaming', seconds, bound
+
+
+def evaluation_rows(train, test):
+    model = GRU4Rec([100], n_epochs=1, **TOP1).fit(train)
+    Wy, H = model.weights()['Wy'], np.random.default_rng(0).random((100, 100), dtype='float32')
+    n_predictions = len(test) - test.SessionId.nunique()
+    for threads in (1, os.cpu_count()):
+        with threadpool_limits(threads):
+            next_item_ranks(model, test[:1000])
+            seconds = best(lambda: next_item_ranks(model, test), 3)
+            bound = best(lambda: H @ Wy.T, 20) / 100 * n_predictions
+        yield f'evaluation, {n_predictions:,} predictions, {threads} thread(s): against H @ Wy.T', seconds, bound
+
+
+def baseline_rows(train, test):
+    for name, model in (('POP', Pop()), ('S-POP', SessionPop()), ('Item-KNN', ItemKNN()),
+                        ('BPR-MF, 100 factors, 1 epoch', BPR(n_iterations=1))):
+        model.fit(train[:10_000])  # compiles
+        yield f'{name}: fit, {len(train):,} events', best(lambda model=model: model.fit(train), 1), None
+        ranking = best(lambda model=model: next_item_ranks(model, test), 1)
+        yield f'{name}: ranks of {len(test):,} test events', ranking, None
+
+
+START_UP = """
+import sys, time
+import pandas as pd
+frame = pd.DataFrame({'SessionId': [k // 2 for k in range(400)], 'ItemId': [k % 97 for k in range(400)], 'Time': 0})
+from gru4rec import GRU4Rec
+from evaluation import next_item_ranks
+started, first = time.perf_counter(), []
+model = GRU4Rec([100], n_epochs=1, loss='top1', batch_size=50, dropout_p_hidden=0.5)
+model.fit(frame, callback=lambda progress: first.append(time.perf_counter()))
+trained = time.perf_counter()
+next_item_ranks(model, frame[:20])
+print(first[0] - started, time.perf_counter() - trained)
+"""
+
+
+def start_up_rows():
+    """From the call of `fit` to its first mini-batches, in new processes: first with an empty compile cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {'PYTENSOR_FLAGS': f'base_compiledir={cache}', 'NUMBA_CACHE_DIR': cache,
+                                    'PYTHONPATH': str(ROOT)}
+        for state in ('empty', 'warm'):
+            output = subprocess.run([sys.executable, '-c', START_UP], env=environment, capture_output=True, text=True,
+                                    check=True).stdout
+            fit, evaluation = map(float, output.split())
+            yield f'first mini-batches, {state} compile cache', fit, None
+            yield f'first ranks, {state} compile cache', evaluation, None
+
+
+def size_rows():
+    for n_events in (1_000_000, 4_000_000, 16_000_000):
+        yield f'events {n_events:,}', fit_rate(events(n_events), 100, **TOP1), 50
+    for n_items in (3_000, 37_483, 330_000):
+        yield f'items {n_items:,}', fit_rate(events(2_000_000, n_items), 100, **TOP1), 50
+    for units in (50, 100, 200, 500, 1000):
+        yield f'units {units}', fit_rate(events(40_000_000 // units), units, **TOP1), 50
+    for batch_size in (32, 50, 100, 200, 500):
+        seconds = fit_rate(events(2_000_000), 100, **TOP1 | {'batch_size': batch_size})
+        yield f'batch size {batch_size}', seconds, batch_size
+
+
+def print_row(name, seconds, bound):
+    def text(value):
+        return f'{value * 1e6:.0f} µs' if value < 1e-3 else f'{value * 1e3:.2f} ms' if value < 1 else f'{value:.1f} s'
+    ratio = f'{text(bound):>10} {bound / seconds:>6.2f}' if bound else ''
+    print(f'{name:<74} {text(seconds):>10} {ratio}', flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--sizes', action='store_true')
+    arguments = parser.parse_args()
+    print(f'Python {platform.python_version()}, PyTensor {pytensor.__version__}, Numba {numba.__version__}, '
+          f'NumPy {np.__version__}, {os.cpu_count()} cores')
+    if arguments.sizes:
+        print(f"{'TOP1, H=100, B=50 but for what is named':<74} {'mini-batch':>10} {'per event':>10}")
+        for name, seconds, batch_size in size_rows():
+            print(f'{name:<74} {seconds * 1e6:>7.0f} µs {seconds / batch_size * 1e6:>7.2f} µs', flush=True)
+        return
+    print(f"{'':<74} {'time':>10} {'bound':>10} {'bound/time':>6}")
+    train, test = events(2_000_000), events(70_000, seed=1)
+    with threadpool_limits(1):
+        for row in training_rows(train):
+            print_row(*row)
+    for rows in (evaluation_rows(train, test), baseline_rows(train, test), start_up_rows()):
+        for row in rows:
+            print_row(*row)
+
+
+if __name__ == '__main__':
+    main()
