@@ -165,10 +165,13 @@ def network_blocks(model, item_ids, offsets, items, batch_size: int, activated: 
             target, lane = index[position + 1], np.arange(len(position))
             wanted = None if items is None else np.concatenate([candidates, target])
             states, scores = model.raw_scores(index[position], starts, states, wanted)
-            if activated:
-                scores = model.activate(scores)
             n_ranked, column = model.n_items if items is None else len(candidates), place[target]
-            low = high = scores[lane, np.where(column >= 0, column, n_ranked + lane)]
+            own = np.where(column >= 0, column, n_ranked + lane)
+            if activated:
+                foreign = np.arange(n_ranked, scores.shape[1]) != own[:, None]
+                scores[:, n_ranked:][foreign] = -np.inf  # other lanes' targets: not to be in this lane's softmax
+                scores = model.activate(scores)
+            low = high = scores[lane, own]
             if not activated:
                 low, high = equally_activated(model.score_activation, low)
             yield Block(position - session[position], scores, n_ranked, low, high, column)

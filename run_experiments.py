@@ -31,7 +31,7 @@ from gru4rec import GRU4Rec, Progress
 
 try:
     from tqdm import tqdm
-except ImportError:  # an extra: without it, fit reports each epoch on a line of its own
+except ImportError:  # an extra: without it, each epoch is reported on a line of its own
     tqdm = None
 
 # Published results on RSC15 (Recall@20, MRR@20): Table 1, and Table 3 by loss and units.
@@ -221,8 +221,10 @@ class TrainingProgress:
         self.label = f'{cell.loss}, {cell.units} units'
         self.first: tuple | None = None
         self.last: tuple = (0.0, 0)
-        self.bar = tqdm(unit=' events', unit_scale=True, desc=self.label, file=sys.stderr) if tqdm else None
         self.epoch = 0
+        self.bar = None
+        if tqdm and sys.stderr.isatty():  # a log or a pipe gets a line for each epoch instead
+            self.bar = tqdm(unit=' events', unit_scale=True, desc=self.label, file=sys.stderr)
 
     def __call__(self, progress: Progress):
         events = progress.epoch * progress.total_events + progress.events
@@ -238,8 +240,11 @@ class TrainingProgress:
                                      refresh=False)
             self.bar.update(events - self.bar.n)
         elif progress.epoch > self.epoch:
-            note(f'{self.label}: epoch {progress.epoch} of {progress.n_epochs} done, {seconds:.0f} s')
+            left = seconds * (progress.n_epochs / progress.epoch - 1)
+            note(f'{self.label}: epoch {progress.epoch} of {progress.n_epochs} done, loss {self.loss:.4f}, '
+                 f'{(events - self.first[1]) / seconds:,.0f} events/s, about {left:.0f} s left')
             self.epoch = progress.epoch
+        self.loss = progress.loss
 
     def close(self) -> float | None:
         """End the bar; events per second, None when there was a single report."""
