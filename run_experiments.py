@@ -48,6 +48,16 @@ PUBLISHED = {
     ('cross-entropy', 1000): (0.5777, 0.2153),
 }
 
+# Table 3: gains over Item-KNN as printed, which are of numbers with more digits than the table shows.
+PUBLISHED_GAINS = {
+    ('top1', 100): (0.1555, 0.1258),
+    ('bpr', 100): (0.1982, 0.1754),
+    ('cross-entropy', 100): (0.1991, 0.1865),
+    ('top1', 1000): (0.2253, 0.3149),
+    ('bpr', 1000): (0.2482, 0.2047),
+    ('cross-entropy', 1000): (0.1406, 0.0516),
+}
+
 # Table 2, RSC15: the best parameters of each loss.
 GRU4REC_PARAMETERS = {
     'top1': dict(batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01, momentum=0.0),
@@ -322,7 +332,7 @@ def table_3(results: list[dict]) -> list[str]:
         published = PUBLISHED.get((loss, units))
         row = [LOSS_NAMES[loss], units]
         for i, metric in enumerate(('recall@20', 'mrr@20')):
-            row.append(f"{published[i]:.4f} ({published[i] / PUBLISHED['Item-KNN'][i] - 1:+.2%})" if published else '-')
+            row.append(f'{published[i]:.4f} ({PUBLISHED_GAINS[loss, units][i]:+.2%})' if published else '-')
             gain = value(ours, metric) / value(knn, metric) - 1 if knn and value(ours, metric) else None
             row.append(average(ours, metric) + (f' ({gain:+.2%})' if gain is not None else ''))
         rows.append((*row, *durations(ours)))
