@@ -1,0 +1,178 @@
+"""The compiled loop, the approximations of the fast backend, and the backends against one another."""
+import numpy as np
+import numpy_gru4rec as reference
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from conftest import (
+    NUMBA_CASE,
+    TRAIN,
+    assert_close,
+    assert_same_bits,
+    few_items_log,
+    small_model,
+    state_of,
+    trained_as_recorded,
+)
+from numpy.testing import assert_allclose
+
+import backends
+import gru4rec
+
+NUMBA_DROPOUT_CASE = 'x_dropout_fixedmask'
+both_backends = pytest.mark.parametrize('backend', ['numba', 'python'])
+
+
+# --- The loop over a stretch of mini-batches ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module', params=['numba', 'python'])
+def loop(request):
+    """x -> x y + row sum, y -> 2 y, output the sum of log x before that; with x and y."""
+    x = pytensor.shared(np.array([1, 3], dtype='float32'), name='x', shape=(2,))
+    y = pytensor.shared(np.float32(1), name='y')
+    row = pt.fvector('row')
+    updates = {x: x * y + row.sum(dtype='float32', acc_dtype='float32'), y: 2 * y}
+    return backends.compile_loop([row], pt.log(x).sum(), updates, backend=request.param), x, y
+
+
+def run(loop, rows):
+    """Outputs, and both variables after them."""
+    function, x, y = loop
+    x.set_value(np.array([1, 3], dtype='float32'))
+    y.set_value(np.float32(1))
+    with np.errstate(all='ignore'):
+        outputs = function(np.array(rows, dtype='float32'))
+    return outputs, np.asarray(x.get_value()), float(y.get_value())
+
+
+def test_a_loop_hands_the_updated_variables_to_the_next_step(loop):
+    outputs, x, y = run(loop, [[1, 1], [0, 1], [2, 3]])
+    # x: [1, 3] -> [3, 5] -> [7, 11] -> [33, 49]
+    assert_allclose(outputs, np.log([3, 15, 77]), rtol=1e-6)
+    assert x.tolist() == [33, 49] and y == 8
+
+
+def test_a_loop_goes_on_from_where_the_last_call_ended(loop):
+    run(loop, [[1, 1]])
+    outputs = loop[0](np.array([[0, 1], [2, 3]], dtype='float32'))
+    assert_allclose(outputs, np.log([15, 77]), rtol=1e-6)
+    assert np.asarray(loop[1].get_value()).tolist() == [33, 49]
+
+
+@pytest.mark.parametrize('rows, outputs', [
+    ([[1, 1], [-4, -3], [5, 5], [5, 5]], [np.log(3), np.log(15), np.nan]),  # x becomes [-1, 3]
+    ([[1, 1], [-3, -3], [5, 5], [5, 5]], [np.log(3), np.log(15), -np.inf]),  # x becomes [0, 4]
+    ([[-1, -1], [5, 5], [5, 5]], [np.log(3), np.nan]),  # x becomes [-1, 1]
+])
+def test_a_loop_stops_after_the_first_output_that_is_not_finite(loop, rows, outputs):
+    actual, _x, y = run(loop, rows)
+    assert_allclose(actual, outputs, rtol=1e-6)
+    assert y == 2 ** len(outputs)  # no step was run after it
+
+
+def test_a_loop_that_stops_at_its_last_row_gives_all_outputs(loop):
+    outputs, _x, _y = run(loop, [[-1, -1], [5, 5]])
+    assert_allclose(outputs, [np.log(3), np.nan], rtol=1e-6)
+
+
+# --- tanh, sigmoid and exp of the fast backend ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def fast():
+    """tanh, sigmoid and exp as the fast backend compiles them."""
+    x = pt.fvector('x')
+    return backends.compile_function([x], [pt.tanh(x), pt.sigmoid(x), pt.exp(x)], backend='numba')
+
+
+GRID = np.linspace(-20, 20, 2_000_001).astype('float32')
+
+
+def test_tanh_is_within_3e_7_and_sigmoid_within_2e_7_of_the_exact_ones(fast):
+    x = GRID.astype('float64')
+    tanh, sigmoid, _exp = fast(GRID)
+    assert np.abs(tanh - np.tanh(x)).max() < 3e-7
+    assert np.abs(sigmoid - 1 / (1 + np.exp(-x))).max() < 2e-7
+
+
+def test_exp_is_within_a_relative_2e_7_of_the_exact_one(fast):
+    x = np.linspace(-87, 88, 2_000_001).astype('float32')
+    exact = np.exp(x.astype('float64'))
+    assert (np.abs(fast(x)[2] - exact) / exact).max() < 2e-7
+
+
+def test_the_approximations_stay_in_the_range_of_the_functions(fast):
+    x = np.concatenate([GRID, np.float32([-np.inf, -1e30, -100, 100, 1e30, np.inf])])
+    tanh, sigmoid, exp = fast(x)
+    assert (np.abs(tanh) <= 1).all()
+    assert (sigmoid >= 0).all() and (sigmoid <= 1).all()
+    assert (exp > 0).all() and np.isfinite(exp).all()
+    assert_allclose(tanh[[-6, -5, -4, -3, -2, -1]], [-1, -1, -1, 1, 1, 1], rtol=0, atol=3e-7)
+    assert_allclose(sigmoid[[-6, -5, -4, -3, -2, -1]], [0, 0, 0, 1, 1, 1], rtol=0, atol=2e-7)
+    assert_allclose(exp[[-6, -5, -4]], 0, rtol=0, atol=1e-37)
+
+
+def test_nan_goes_through_the_approximations(fast):
+    for values in fast(np.float32([np.nan, 0, np.nan])):
+        assert np.isnan(values).tolist() == [True, False, True]
+
+
+def test_the_approximations_are_what_the_fast_backend_uses(fast):
+    graph = pytensor.printing.debugprint(fast, file='str')
+    assert all(name in graph for name in ('FastTanh', 'FastSigmoid', 'FastExp'))
+
+
+def test_float64_is_left_exact():
+    x = pt.dvector('x')
+    function = backends.compile_function([x], [pt.tanh(x), pt.sigmoid(x)], backend='numba')
+    values = np.linspace(-5, 5, 101)
+    tanh, sigmoid = function(values)
+    assert_allclose(tanh, np.tanh(values), rtol=1e-14)
+    assert_allclose(sigmoid, 1 / (1 + np.exp(-values)), rtol=1e-14)
+
+
+@pytest.mark.parametrize('loss, largest', [('top1', 18), ('bpr', 90), ('cross-entropy', 90)])
+def test_losses_of_large_scores_stay_exact_on_the_fast_backend(loss, largest):
+    # TOP1's gradient has 2 r times the slope of the sigmoid at r², whose error of 1e-7 shows where r is larger.
+    scores = np.array([[-60, 50, 3], [40, 0, -80], [90, 20, 30]], dtype='float32') * np.float32(largest / 90)
+    symbol = pt.fmatrix('scores')
+    value = gru4rec.LOSSES[loss](symbol)
+    compiled = backends.compile_function([symbol], [value, pytensor.grad(value, symbol)], backend='numba')
+    expected_value, expected_gradient = reference.losses[loss](scores.astype('float64'))
+    actual_value, actual_gradient = compiled(scores)
+    assert_allclose(actual_value, expected_value, rtol=1e-6)
+    assert_allclose(actual_gradient, expected_gradient, rtol=0, atol=1e-6)
+
+
+# --- One backend against the other ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('case', [NUMBA_CASE, NUMBA_DROPOUT_CASE])
+def test_backends_agree_after_three_epochs(case):
+    fast, slow = (trained_as_recorded(case, backend) for backend in ('numba', 'python'))
+    assert_allclose(fast.epoch_losses_, slow.epoch_losses_, rtol=0, atol=1e-6)
+    assert_close(state_of(fast), state_of(slow), 1e-5)
+
+
+DROPOUT = dict(layers=[10], n_epochs=3, batch_size=8, dropout_p_hidden=0.5, learning_rate=0.05)  # as recorded
+
+
+def test_backends_draw_the_same_dropout_masks_and_session_orders():
+    fast, slow = (small_model(**DROPOUT, train_random_order=True, backend=backend).fit(TRAIN)
+                  for backend in ('numba', 'python'))
+    assert_close(state_of(fast), state_of(slow), 1e-5)
+
+
+def test_the_fast_backend_gives_the_same_bits_for_the_same_seed():
+    first, again, other = (state_of(small_model(**DROPOUT, seed=seed, backend='numba').fit(few_items_log()))
+                           for seed in (1, 1, 2))
+    assert_same_bits(first, again)
+    for name in first:
+        assert (first[name] != other[name]).any(), name
+
+
+def test_auto_is_the_fast_backend():
+    default = gru4rec.GRU4Rec(**DROPOUT).fit(few_items_log())
+    assert default.backend == 'auto'
+    assert_same_bits(state_of(default), state_of(small_model(**DROPOUT, backend='numba').fit(few_items_log())))

@@ -1,0 +1,335 @@
+"""Ranks of the next item with all their ties, and Recall@N and MRR@N, against counts by hand and dense scores."""
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import (
+    NUMBA_CASE,
+    TEST,
+    TRAIN,
+    click_log,
+    few_items_log,
+    ranks_by_hand,
+    scores_by_hand,
+    small_model,
+    trained_as_recorded,
+)
+from numpy.testing import assert_allclose, assert_array_equal
+
+import baselines
+import evaluation
+from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
+from gru4rec import GRU4Rec
+
+COUNTED_POLICIES = ['standard', 'conservative', 'median']
+
+
+class FixedScores:
+    """A model with nothing but `predict_next`: the same scores after every event."""
+
+    def __init__(self, dtype='float64', **scores):
+        self.scores = pd.Series(scores, dtype=dtype)
+        self.items_ = self.scores.index.to_numpy()
+
+    def predict_next(self, session_id, input_item_id, predict_for_item_ids):
+        return self.scores[predict_for_item_ids]
+
+
+class OnlyPredictNext:
+    """Hides the fast paths of a baseline."""
+
+    def __init__(self, model):
+        self.predict_next, self.items_ = model.predict_next, model.items_
+
+
+class OnlyPredictNextBatch:
+    """Hides the fast path of a network."""
+
+    def __init__(self, model):
+        self.predict_next_batch, self.items_ = model.predict_next_batch, model.items_
+
+
+# --- Metrics from ranks ---------------------------------------------------------------------------------------------
+
+
+RANKS = np.array([1, 2, 4, 5, 20, 21], dtype=float)
+
+
+@pytest.mark.parametrize('cut_off, recall, mrr', [
+    (1, 1 / 6, 1 / 6), (2, 2 / 6, (1 + 1 / 2) / 6), (3, 2 / 6, (1 + 1 / 2) / 6), (4, 3 / 6, (1 + 1 / 2 + 1 / 4) / 6),
+    (20, 5 / 6, (1 + 1 / 2 + 1 / 4 + 1 / 5 + 1 / 20) / 6), (100, 1, (1 + 1 / 2 + 1 / 4 + 1 / 5 + 1 / 20 + 1 / 21) / 6)])
+def test_a_hit_is_a_rank_of_at_most_the_cut_off(cut_off, recall, mrr):
+    assert recall_mrr(RANKS, cut_off) == pytest.approx((recall, mrr), rel=1e-14)
+    assert recall_mrr(RANKS, cut_off, 'rank<=cut_off') == recall_mrr(RANKS, cut_off)
+
+
+@pytest.mark.parametrize('cut_off, recall, mrr', [(1, 0, 0), (4, 2 / 6, (1 + 1 / 2) / 6),
+                                                  (20, 4 / 6, (1 + 1 / 2 + 1 / 4 + 1 / 5) / 6)])
+def test_a_hit_by_the_rule_of_2016_is_a_rank_below_the_cut_off(cut_off, recall, mrr):
+    assert recall_mrr(RANKS, cut_off, 'rank<cut_off') == pytest.approx((recall, mrr), rel=1e-14)
+
+
+def test_the_cut_off_is_20_unless_told_otherwise(top1_model):
+    assert recall_mrr(RANKS) == recall_mrr(RANKS, 20)
+    assert evaluation.evaluate_sessions_batch(top1_model, TEST) == recall_mrr(next_item_ranks(top1_model, TEST), 20)
+
+
+# --- Ties -----------------------------------------------------------------------------------------------------------
+
+
+TIED = dict(a=0.5, b=0.9, c=0.5, d=0.5, e=0.1)
+
+
+@pytest.mark.parametrize('target, ranks', [('b', (1, 1, 1)), ('a', (2, 4, 3)), ('c', (2, 4, 3)), ('e', (5, 5, 5))])
+def test_equal_scores_count_as_lower_higher_or_half(target, ranks):
+    model, log = FixedScores(**TIED), click_log(['b', target])
+    assert tuple(next_item_ranks(model, log, tie_policy=policy)[0] for policy in COUNTED_POLICIES) == ranks
+
+
+both_precisions = pytest.mark.parametrize('dtype', ['float32', 'float64'])  # 0.5 + 1e-8 is 0.5 in float32
+
+
+@both_precisions
+def test_tiebreaking_puts_the_target_in_every_place_among_its_equals_equally_often(dtype):
+    model, log = FixedScores(dtype, **TIED), click_log(*[['b', 'c']] * 3000)
+    ranks, counts = np.unique(next_item_ranks(model, log, tie_policy='tiebreaking'), return_counts=True)
+    assert ranks.tolist() == [2, 3, 4]
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(3000 * 1 / 3 * 2 / 3)
+
+
+@both_precisions
+def test_tiebreaking_is_fair_to_a_target_that_is_no_candidate(dtype):
+    model, log = FixedScores(dtype, **TIED), click_log(*[['b', 'c']] * 3000)
+    ranks, counts = np.unique(next_item_ranks(model, log, ['a', 'd'], tie_policy='tiebreaking'), return_counts=True)
+    assert ranks.tolist() == [1, 2, 3]
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(3000 * 1 / 3 * 2 / 3)
+
+
+def test_tiebreaking_does_not_change_the_order_of_scores_that_differ():
+    model, log = FixedScores(a=0.5, b=0.5 + 2e-8, c=0.5 - 2e-8), click_log(*[['b', 'a']] * 200)
+    assert_array_equal(next_item_ranks(model, log, tie_policy='tiebreaking'), 2)
+
+
+def test_tiebreaking_is_decided_by_the_seed():
+    model, log = FixedScores(**TIED), click_log(*[['b', 'c']] * 50)
+    first, again, other = (next_item_ranks(model, log, tie_policy='tiebreaking', seed=seed) for seed in (1, 1, 2))
+    assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+# --- A network against its dense scores -----------------------------------------------------------------------------
+
+
+SATURATING = dict(layers=[6], n_epochs=1, batch_size=8, learning_rate=1e-3)
+NETWORKS = {
+    'one layer': dict(SATURATING),
+    'two layers': dict(SATURATING, layers=[6, 4]),
+    'saturated tanh': dict(SATURATING, sigma=20),
+    'relu, half of the scores 0': dict(SATURATING, final_act='relu'),
+    'linear': dict(SATURATING, final_act='linear', loss='bpr', sigma=20),
+    'cross-entropy': dict(SATURATING, loss='cross-entropy'),
+    'cross-entropy of tanh': dict(SATURATING, loss='cross-entropy', final_act='tanh'),
+}
+
+
+@pytest.fixture(scope='module', params=NETWORKS)
+def network(request):
+    """A model, its activated scores for all predictions of the test data, and the targets."""
+    model = small_model(**NETWORKS[request.param]).fit(TRAIN)
+    scores, targets = scores_by_hand(model, TEST, batch=5)
+    ties = np.mean([(row == row[model.items_ == target]).sum() - 1 for row, target in zip(scores, targets)])
+    assert (ties > 5) == ('saturated' in request.param or 'relu' in request.param)
+    return model, scores, targets
+
+
+@pytest.mark.parametrize('tie_policy', COUNTED_POLICIES)
+def test_ranks_are_those_of_the_activated_scores(network, tie_policy):
+    model, scores, targets = network
+    assert_array_equal(next_item_ranks(model, TEST, tie_policy=tie_policy),
+                       ranks_by_hand(scores, targets, model.items_, tie_policy))
+
+
+@pytest.mark.parametrize('tie_policy', COUNTED_POLICIES)
+def test_the_target_is_ranked_among_the_candidates_and_need_not_be_one(network, tie_policy):
+    model, scores, targets = network
+    candidates = model.items_[[3, 7, 59, 20, 3, 41, 8, 30, 12, 5]]  # 3 twice
+    assert 0 < np.isin(targets, candidates).mean() < 1
+    assert_array_equal(next_item_ranks(model, TEST, candidates, tie_policy=tie_policy),
+                       ranks_by_hand(scores, targets, model.items_, tie_policy, candidates))
+
+
+@pytest.mark.parametrize('tie_policy', TIE_POLICIES)
+@pytest.mark.parametrize('candidates', [None, [3, 7, 59, 20, 41, 8]], ids=['all items', 'candidates'])
+def test_ranks_do_not_depend_on_the_batch_size(network, candidates, tie_policy):
+    model, _scores, _targets = network
+    items = None if candidates is None else model.items_[candidates]
+    n_sessions = TEST.SessionId.nunique()
+    assert n_sessions < 100
+    expected = next_item_ranks(model, TEST, items, 1, tie_policy)
+    for batch_size in (7, n_sessions, 100):
+        assert_array_equal(next_item_ranks(model, TEST, items, batch_size, tie_policy), expected)
+
+
+@pytest.mark.parametrize('tie_policy', TIE_POLICIES)
+@pytest.mark.parametrize('candidates', [None, [3, 7, 59, 20, 41, 8]], ids=['all items', 'candidates'])
+def test_a_network_that_only_has_predict_next_batch_gets_the_same_ranks(network, candidates, tie_policy):
+    model, _scores, _targets = network
+    items = None if candidates is None else model.items_[candidates]
+    assert_array_equal(next_item_ranks(OnlyPredictNextBatch(model), TEST, items, tie_policy=tie_policy),
+                       next_item_ranks(model, TEST, items, tie_policy=tie_policy))
+
+
+def test_tiebreaking_ranks_of_a_saturated_network_average_to_the_median_ranks():
+    model = small_model(**NETWORKS['saturated tanh']).fit(TRAIN)
+    low, high, median = (next_item_ranks(model, TEST, tie_policy=policy) for policy in COUNTED_POLICIES)
+    drawn = np.array([next_item_ranks(model, TEST, tie_policy='tiebreaking', seed=seed) for seed in range(40)])
+    assert (low <= drawn).all() and (drawn <= high).all()
+    # A rank is uniform on low, ..., high: its variance is ((high - low + 1)² - 1) / 12.
+    sigma = np.sqrt((((high - low + 1) ** 2 - 1) / 12).sum() / len(drawn))
+    assert sigma > 0
+    assert abs(drawn.mean(axis=0).sum() - median.sum()) < 5 * sigma
+
+
+def test_softmax_over_the_candidates_does_not_depend_on_who_shares_the_batch():
+    # Scores so close that it depends on the sum in the softmax whether noise of 1e-8 can change their order.
+    model = small_model(loss='cross-entropy', sigma=3e-4, adapt=None, learning_rate=1e-12).fit(TRAIN)
+    candidates = model.items_[[3, 7, 20]]
+    expected = next_item_ranks(OnlyPredictNextBatch(model), TEST, candidates, tie_policy='tiebreaking')
+    for batch_size in (1, 7, 40):
+        assert_array_equal(next_item_ranks(model, TEST, candidates, batch_size, 'tiebreaking'), expected)
+
+
+# --- Scores that tie once activated ---------------------------------------------------------------------------------
+
+
+def next_float(x, towards):
+    return np.nextafter(x, np.float32(towards), dtype=np.float32)
+
+
+@pytest.mark.parametrize('scale', [1e-3, 1, 5, 30])
+def test_bounds_of_equally_activated_scores_are_tight_for_tanh(scale):
+    scores = (scale * np.random.RandomState(0).randn(500)).astype('float32')
+    low, high = evaluation.equally_activated(np.tanh, scores)
+    assert_array_equal(np.tanh(low), np.tanh(scores))
+    assert_array_equal(np.tanh(high), np.tanh(scores))
+    assert (np.tanh(next_float(low, -np.inf))[low > -np.inf] < np.tanh(scores)[low > -np.inf]).all()
+    assert (np.tanh(next_float(high, np.inf))[high < np.inf] > np.tanh(scores)[high < np.inf]).all()
+    assert (low > -np.inf)[scores > -5].all() and (high < np.inf)[scores < 5].all()
+
+
+def test_bounds_of_equally_activated_scores_for_relu_and_linear():
+    scores = np.array([-3, -1e-30, 0, 1e-30, 2], dtype='float32')
+    low, high = evaluation.equally_activated(lambda x: np.maximum(x, 0), scores)
+    assert_array_equal(low, np.array([-np.inf, -np.inf, -np.inf, 1e-30, 2], dtype='float32'))
+    assert_array_equal(high, np.array([0, 0, 0, 1e-30, 2], dtype='float32'))
+    low, high = evaluation.equally_activated(lambda x: x, scores)
+    assert_array_equal(low, scores)
+    assert_array_equal(high, scores)
+
+
+def test_float32_numbers_are_counted_in_order_and_without_gaps():
+    x = np.array([-np.inf, -1, -1e-45, 0, 1e-45, 1, np.inf], dtype='float32')
+    order = evaluation.order_of(x)
+    assert (np.diff(order) > 0).all()
+    assert_array_equal(evaluation.float_of(order), x)
+    assert_array_equal(evaluation.float_of(order[1:-1] + 1), next_float(x[1:-1], np.inf))
+    assert_array_equal(evaluation.order_of(np.float32([-0.0, 0.0])), [0, 0])
+
+
+# --- Other models ---------------------------------------------------------------------------------------------------
+
+
+BASELINES = {'POP': baselines.Pop(top_n=5), 'S-POP': baselines.SessionPop(), 'Item-KNN': baselines.ItemKNN(n_sims=5),
+             'BPR-MF': baselines.BPR(n_factors=4, n_iterations=1)}
+
+
+@pytest.fixture(scope='module', params=BASELINES)
+def baseline(request):
+    return BASELINES[request.param].fit(TRAIN)
+
+
+@pytest.mark.parametrize('tie_policy', TIE_POLICIES)
+@pytest.mark.parametrize('candidates', [None, [3, 7, 59, 20, 41, 8]], ids=['all items', 'candidates'])
+def test_a_baseline_that_only_has_predict_next_gets_the_same_ranks(baseline, candidates, tie_policy):
+    items = None if candidates is None else baseline.items_[candidates]
+    assert_array_equal(next_item_ranks(OnlyPredictNext(baseline), TEST, items, tie_policy=tie_policy),
+                       next_item_ranks(baseline, TEST, items, tie_policy=tie_policy))
+
+
+@pytest.mark.parametrize('tie_policy', TIE_POLICIES)
+def test_candidates_that_a_baseline_does_not_know_are_named(baseline, tie_policy):
+    with pytest.raises(KeyError, match='987654321'):
+        next_item_ranks(baseline, TEST, [baseline.items_[0], 987654321], tie_policy=tie_policy)
+
+
+@pytest.mark.parametrize('tie_policy', TIE_POLICIES)
+def test_test_items_that_a_baseline_does_not_know_are_named(baseline, tie_policy):
+    with pytest.raises(KeyError, match='987654321'):
+        next_item_ranks(baseline, click_log([baseline.items_[0], 987654321]), tie_policy=tie_policy)
+
+
+# --- Order, and test data of all kinds ------------------------------------------------------------------------------
+
+
+def test_ranks_are_ordered_by_session_and_time_whatever_the_order_of_the_rows():
+    model = FixedScores(a=4, b=3, c=2, d=1)
+    log = click_log('aabcd', 'adc').assign(SessionId=[7] * 5 + [3] * 3)
+    assert next_item_ranks(model, log).tolist() == [4, 3, 1, 2, 3, 4]
+    for seed in range(5):
+        assert next_item_ranks(model, log.sample(frac=1, random_state=seed)).tolist() == [4, 3, 1, 2, 3, 4]
+
+
+def test_one_event_sessions_predict_nothing(top1_model):
+    a, b, c = top1_model.items_[:3]
+    expected = next_item_ranks(top1_model, click_log([a, b], [b, c, a]))
+    for batch_size in (1, 2, 100):
+        ranks = next_item_ranks(top1_model, click_log([c], [a, b], [c], [a], [b, c, a], [b]), batch_size=batch_size)
+        assert_array_equal(ranks, expected)
+
+
+def test_a_single_session_can_be_evaluated(top1_model):
+    session = click_log(top1_model.items_[:6])
+    scores, targets = scores_by_hand(top1_model, session)
+    assert_array_equal(next_item_ranks(top1_model, session), ranks_by_hand(scores, targets, top1_model.items_))
+
+
+def test_compiled_scores_are_those_of_the_interpreted_ones():
+    fast, slow = (trained_as_recorded(NUMBA_CASE, backend) for backend in ('numba', 'python'))
+    assert_allclose(scores_by_hand(fast, TEST)[0], scores_by_hand(slow, TEST)[0], rtol=0, atol=1e-6)
+    assert_array_equal(next_item_ranks(fast, TEST), next_item_ranks(slow, TEST))
+
+
+# --- Errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(tie_policy='random'),
+     "tie_policy='random': must be one of 'standard', 'conservative', 'median', 'tiebreaking'"),
+    (dict(hit_rule='<='), "hit_rule='<=': must be one of 'rank<=cut_off', 'rank<cut_off'"),
+    (dict(cut_off=0), 'cut_off=0'),
+    (dict(batch_size=0), 'batch_size=0'),
+    (dict(break_ties=True, tie_policy='median'), "break_ties=True contradicts tie_policy='median'"),
+    (dict(session_key='user'), "no column 'user'"),
+    (dict(item_key='page'), "no column 'page'"),
+    (dict(time_key='when'), "no column 'when'"),
+], ids=lambda value: ' '.join(map(str, value)) if isinstance(value, dict) else '')
+def test_bad_arguments_of_the_evaluation_are_named(top1_model, options, message):
+    with pytest.raises(ValueError) as error:
+        evaluation.evaluate_sessions_batch(top1_model, TEST, **options)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize('log, message', [
+    (click_log([1], [1]), 'single event'),
+    (TEST.drop(columns='Time'), "no column 'Time'"),
+    (TEST[:0], 'no events'),
+    (TEST.assign(ItemId=TEST.ItemId.where(TEST.index != 3)), "'ItemId' has missing values, the first in row 3"),
+], ids=['one-event sessions only', 'missing column', 'empty', 'missing value'])
+def test_bad_test_data_is_explained(top1_model, log, message):
+    with pytest.raises(ValueError) as error:
+        evaluation.evaluate_sessions_batch(top1_model, log)
+    assert message in str(error.value)
+
+
+def test_a_model_that_was_not_trained_cannot_be_evaluated():
+    with pytest.raises(RuntimeError, match='not trained'):
+        evaluation.evaluate_sessions_batch(GRU4Rec([5]), few_items_log())

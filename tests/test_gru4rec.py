@@ -1,0 +1,291 @@
+"""The estimator: arguments, weights, progress, errors, losses that are not finite, and that it learns."""
+import warnings
+
+import numpy as np
+import pytest
+from conftest import (
+    CASES,
+    NUMBA_CASE,
+    TRAIN,
+    assert_same_bits,
+    click_log,
+    few_items_log,
+    fixed_masks,
+    small_model,
+    state_of,
+)
+from numpy_gru4rec import NumpyGRU4Rec, minibatches
+
+import evaluation
+import gru4rec
+from gru4rec import GRU4Rec
+
+LOG = few_items_log()
+
+
+@pytest.fixture(scope='module')
+def two_layers():
+    return small_model(layers=[4, 3], momentum=0.2).fit(LOG)
+
+
+# --- Arguments and attributes ---------------------------------------------------------------------------------------
+
+
+def test_arguments_have_the_names_order_and_defaults_of_the_release():
+    model = GRU4Rec([100])
+    assert vars(model) == dict(
+        layers=[100], n_epochs=10, batch_size=50, dropout_p_hidden=0.4, learning_rate=0.05, momentum=0.0,
+        adapt='adagrad', decay=0.9, grad_cap=0, sigma=0, init_as_normal=False, reset_after_session=True, loss='top1',
+        hidden_act='tanh', final_act=None, train_random_order=False, lmbd=0.0,
+        session_key='SessionId', item_key='ItemId', time_key='Time', seed=42, backend='auto')
+    in_order = [[3], 2, 4, 0.1, 0.2, 0.3, 'rmsprop', 0.8, 1, 0.5, True, False, 'bpr', 'relu', 'linear', True, 0.6,
+                'a', 'b', 'c']
+    assert list(vars(GRU4Rec(*in_order)).values())[:-2] == in_order
+    with pytest.raises(TypeError):
+        GRU4Rec(*in_order, 42)
+
+
+def test_weights_have_the_names_and_shapes_of_the_release(two_layers):
+    shapes = {name: value.shape for name, value in two_layers.weights().items()}
+    assert shapes == dict(
+        Wx0=(5, 4), Wr0=(5, 4), Wz0=(5, 4), Wh0=(4, 4), Whr0=(4, 4), Whz0=(4, 4), Bh0=(4,), Br0=(4,), Bz0=(4,),
+        Wx1=(4, 3), Wr1=(4, 3), Wz1=(4, 3), Wh1=(3, 3), Whr1=(3, 3), Whz1=(3, 3), Bh1=(3,), Br1=(3,), Bz1=(3,),
+        Wy=(5, 3), By=(5,))
+    assert {value.dtype.name for value in state_of(two_layers).values()} == {'float32'}
+
+
+@pytest.mark.parametrize('adapt, momentum, kinds', [('adagrad', 0.2, ['acc', 'vel']), ('rmsprop', 0, ['acc']),
+                                                    (None, 0.2, ['vel']), (None, 0, [])])
+def test_the_state_of_the_optimiser_has_what_the_rule_keeps(adapt, momentum, kinds):
+    model = small_model(adapt=adapt, momentum=momentum, n_epochs=1).fit(LOG)
+    assert model.optimizer_state().keys() == {f'{kind}_{name}' for kind in kinds for name in model.weights()}
+
+
+def test_weights_and_optimiser_state_are_copies(two_layers):
+    before = state_of(two_layers)
+    for value in state_of(two_layers).values():
+        value += 1
+    assert_same_bits(state_of(two_layers), before)
+
+
+def test_items_are_numbered_by_first_appearance_in_the_frame_as_given():
+    log = click_log('cab', 'bd', 'ca')
+    assert small_model(batch_size=2, n_epochs=1).fit(log[::-1]).items_.tolist() == ['a', 'c', 'd', 'b']
+
+
+@pytest.mark.parametrize('arguments', [dict(), dict(sigma=0.3), dict(init_as_normal=True), dict(seed=3)],
+                         ids=['uniform', 'sigma', 'normal', 'seed'])
+def test_initial_weights_are_drawn_from_the_seed_to_the_bit(arguments):
+    model = small_model(**arguments, layers=[4, 3], n_epochs=1, adapt=None, learning_rate=1e-30).fit(LOG)
+    expected = NumpyGRU4Rec([4, 3], **arguments, dtype='float32')
+    expected.initialise(5, np.random.RandomState(expected.seed))
+    matrices = [name for name, value in expected.weights.items() if value.ndim == 2]
+    weights = model.weights()
+    assert_same_bits({name: weights[name] for name in matrices}, {name: expected.weights[name] for name in matrices})
+
+
+def test_one_loss_is_kept_for_each_epoch(two_layers):
+    assert len(two_layers.epoch_losses_) == 2
+    assert all(isinstance(loss, float) for loss in two_layers.epoch_losses_)
+
+
+def test_progress_is_told_after_every_stretch(monkeypatch):
+    monkeypatch.setattr(gru4rec, 'stretch_length', lambda model: 5)
+    told = []
+    model = small_model().fit(LOG, callback=told.append)
+    n = len(minibatches(LOG.groupby('SessionId').size().tolist(), 6))
+    stretches = [*range(5, n, 5), n]
+    assert len(stretches) > 1
+    assert [(p.epoch, p.n_epochs, p.minibatches, p.events) for p in told] == [
+        (epoch, 2, done, 6 * done) for epoch in (0, 1) for done in stretches]
+    assert {p.total_events for p in told} == {len(LOG) - LOG.SessionId.nunique()}
+    assert told[-1].loss == pytest.approx(model.epoch_losses_[1], rel=1e-6)
+    assert told[len(stretches) - 1].loss == pytest.approx(model.epoch_losses_[0], rel=1e-6)
+
+
+@pytest.mark.parametrize('option', ['reset_after_session', 'train_random_order', 'dropout_p_hidden'])
+def test_the_length_of_a_stretch_does_not_change_the_training(option, monkeypatch):
+    arguments = {option: {'reset_after_session': False, 'train_random_order': True, 'dropout_p_hidden': 0.25}[option]}
+    masks = fixed_masks([4], 6, 0.25) if option == 'dropout_p_hidden' else None
+    expected = state_of(small_model(**arguments).fit(LOG, dropout_masks=masks))
+    monkeypatch.setattr(gru4rec, 'stretch_length', lambda model: 3)
+    assert_same_bits(state_of(small_model(**arguments).fit(LOG, dropout_masks=masks)), expected)
+
+
+# --- Errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name, value, allowed', [
+    ('layers', [], 'at least one layer'), ('layers', 100, 'a list of numbers of units'), ('layers', [4.5], 'a list'),
+    ('layers', [0], 'a list'),
+    ('n_epochs', 0, 'a whole number, at least 1'), ('n_epochs', 2.5, 'a whole number'),
+    ('batch_size', -1, 'a whole number, at least 1'),
+    ('dropout_p_hidden', 1, 'at least 0 and below 1'), ('dropout_p_hidden', -0.1, 'at least 0 and below 1'),
+    ('dropout_p_hidden', None, 'at least 0 and below 1'),
+    ('learning_rate', 0, 'a positive number'), ('learning_rate', 'fast', 'a positive number'),
+    ('learning_rate', float('nan'), 'a positive number'), ('learning_rate', float('inf'), 'a positive number'),
+    ('momentum', 1, 'at least 0 and below 1'), ('decay', 1.5, 'at least 0 and below 1'),
+    ('grad_cap', -1, 'at least 0'), ('sigma', -1, 'at least 0'), ('lmbd', -0.1, 'at least 0'),
+    ('adapt', 'adam', "'adagrad', 'rmsprop', None"), ('loss', 'hinge', "'top1', 'bpr', 'cross-entropy'"),
+    ('hidden_act', 'linear', "'tanh', 'relu'"), ('final_act', 'softmax', "'tanh', 'linear', 'relu', None"),
+    ('backend', 'c', "'auto', 'numba', 'python'"),
+    ('seed', -1, 'a whole number from 0'), ('seed', 'x', 'a whole number'), ('seed', 1.5, 'a whole number'),
+])
+def test_a_bad_argument_is_named_with_its_value_and_what_is_allowed(name, value, allowed):
+    model = small_model(**{name: value})  # the constructor stores what it gets
+    with pytest.raises((ValueError, TypeError)) as error:
+        model.fit(LOG)
+    assert f'{name}={value!r}' in str(error.value)
+    assert allowed in str(error.value)
+
+
+@pytest.mark.parametrize('log, message', [
+    (LOG.drop(columns='SessionId'), "no column 'SessionId'"),
+    (LOG.drop(columns='ItemId'), "no column 'ItemId'"),
+    (LOG.drop(columns='Time'), "no column 'Time'"),
+    (LOG[:0], 'no events'),
+    (LOG.assign(ItemId=LOG.ItemId.where(np.arange(len(LOG)) != 4)), "'ItemId' has missing values, the first in row 4"),
+    (LOG.assign(SessionId=LOG.SessionId.where(np.arange(len(LOG)) != 4)), "'SessionId' has missing values"),
+    (LOG.assign(Time=LOG.Time.where(np.arange(len(LOG)) != 4)), "'Time' has missing values"),
+    (click_log('ab', 'ab', 'ab', 'ab', 'ab'), 'batch_size=6'),
+    (click_log(*['a'] * 20), 'batch_size=6'),
+    (click_log(*['a'] * 20, *['ab'] * 5), 'batch_size=6'),
+], ids=['no sessions', 'no items', 'no times', 'empty', 'missing item', 'missing session', 'missing time',
+        'few sessions', 'one-event sessions only', 'few sessions of two events'])
+def test_bad_training_data_is_explained(log, message):
+    with pytest.raises(ValueError) as error:
+        small_model().fit(log)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize('masks, p', [
+    ([np.ones((6, 4))], 0.0), ([np.ones((6, 5))], 0.5), ([np.ones((6, 4))] * 2, 0.5), ([], 0.5)],
+    ids=['no dropout', 'wrong shape', 'too many', 'none'])
+def test_masks_that_do_not_fit_the_layers_are_explained(masks, p):
+    with pytest.raises(ValueError, match=r'dropout_masks.*\(6, 4\)'):
+        small_model(dropout_p_hidden=p).fit(LOG, dropout_masks=masks)
+
+
+@pytest.mark.parametrize('call', [
+    lambda model: model.predict_next_batch([1], [1], None, 1),
+    lambda model: model.raw_scores(np.array([0]), np.array([True]), model.initial_states(1)),
+    lambda model: model.weights(),
+    lambda model: model.optimizer_state(),
+], ids=['predict_next_batch', 'raw_scores', 'weights', 'optimizer_state'])
+def test_an_untrained_model_says_so(call):
+    with pytest.raises(RuntimeError, match='call fit first'):
+        call(GRU4Rec([5]))
+
+
+# --- Losses that are not finite -------------------------------------------------------------------------------------
+
+
+# Each step multiplies every weight by 1 - 0.1 * 100 = -9 or more: they overflow after about 24 steps.
+EXPLODING = dict(loss='bpr', final_act='linear', adapt=None, learning_rate=0.1, lmbd=100.0)
+
+
+def fit_quietly(model, log=LOG):
+    """Trained, and the warnings of the training."""
+    with warnings.catch_warnings(record=True) as caught, np.errstate(all='ignore'):
+        warnings.simplefilter('always')
+        model.fit(log)
+    return model, [warning for warning in caught if 'training' in str(warning.message)]
+
+
+def assert_cannot_predict(model):
+    for call in (lambda: model.predict_next_batch([1], [10], None, 1), lambda: evaluation.next_item_ranks(model, LOG),
+                 lambda: model.raw_scores(np.array([0]), np.array([True]), model.initial_states(1))):
+        with pytest.raises(RuntimeError, match='not finite'):
+            call()
+
+
+@pytest.mark.parametrize('lmbd', [70.0, 100.0, 150.0])
+def test_training_stops_at_the_first_loss_that_is_not_finite_and_says_where(lmbd):
+    model, caught = fit_quietly(small_model(**{**EXPLODING, 'lmbd': lmbd}, n_epochs=4))
+    with np.errstate(all='ignore'):
+        expected = NumpyGRU4Rec([4], 4, 6, 0, **{**EXPLODING, 'lmbd': lmbd}, dtype='float32').fit(LOG)
+    per_epoch = len(expected.costs) // 4
+    epoch, minibatch = divmod(int(np.argmin(np.isfinite(expected.costs))), per_epoch)
+    assert epoch > 1
+    [warning] = caught
+    assert warning.category is RuntimeWarning
+    assert warning.filename == fit_quietly.__code__.co_filename  # points at the call of fit
+    assert f'epoch {epoch}, mini-batch {minibatch + 1} is nan' in str(warning.message)
+    assert model.error_during_train
+    assert len(model.epoch_losses_) == epoch
+    assert_cannot_predict(model)
+
+
+def test_training_that_stays_finite_warns_of_nothing_and_sets_no_error():
+    model, caught = fit_quietly(small_model())
+    assert not caught and not model.error_during_train
+
+
+def test_a_model_can_be_trained_again_after_an_error():
+    model, _caught = fit_quietly(small_model(**EXPLODING, n_epochs=4))
+    model.lmbd = 0.0
+    assert not fit_quietly(model)[0].error_during_train
+    assert_same_bits(state_of(model), state_of(small_model(**{**EXPLODING, 'lmbd': 0.0}, n_epochs=4).fit(LOG)))
+
+
+def test_weights_that_overflow_in_the_very_last_minibatch_do_not_predict():
+    # The losses of three epochs are finite, but the last update was not: the first loss of a fourth would be NaN.
+    model, caught = fit_quietly(small_model(**EXPLODING, n_epochs=3))
+    assert len(model.epoch_losses_) == 3 and np.isfinite(model.epoch_losses_).all()
+    assert not all(np.isfinite(value).all() for value in model.weights().values())
+    assert model.error_during_train and len(caught) == 1
+    assert_cannot_predict(model)
+
+
+@pytest.mark.parametrize('backend', ['numba', 'python'])
+def test_initial_weights_near_the_largest_float_stop_both_backends_at_once(backend):
+    # sigma is not compiled in, so that the recorded case's compiled step serves
+    model, [warning] = fit_quietly(GRU4Rec(**CASES[NUMBA_CASE]['arguments'], sigma=1e38, backend=backend), TRAIN)
+    assert 'epoch 0, mini-batch 1 is' in str(warning.message)
+    assert model.error_during_train and model.epoch_losses_ == []
+
+
+# --- Learning -------------------------------------------------------------------------------------------------------
+
+
+N_ITEMS = 20
+
+
+def walks(n_sessions, step, seed):
+    """Sessions of 2 to 6 items, each the one that `step(item, rng)` gives after the item before it."""
+    rng = np.random.RandomState(seed)
+    sessions = []
+    for _ in range(n_sessions):
+        session = [rng.randint(N_ITEMS)]
+        for _ in range(rng.randint(1, 6)):
+            session.append(step(session[-1], rng))
+        sessions.append(session)
+    return click_log(*sessions)
+
+
+def learned(step):
+    """Recall@1, Recall@5 and the number of predictions, on new sessions, for the model of the recorded case."""
+    arguments = {**CASES[NUMBA_CASE]['arguments'], 'n_epochs': 20}
+    model = GRU4Rec(**arguments).fit(walks(2000, step, seed=0))
+    assert model.n_items == N_ITEMS
+    ranks = evaluation.next_item_ranks(model, walks(1000, step, seed=1))
+    return evaluation.recall_mrr(ranks, 1)[0], evaluation.recall_mrr(ranks, 5)[0], len(ranks)
+
+
+def test_a_cycle_of_items_is_learned():
+    recall_at_1, _recall_at_5, _n = learned(lambda item, rng: (item + 7) % N_ITEMS)
+    assert recall_at_1 > 0.95
+
+
+def test_noise_is_not_learned():
+    recall_at_1, recall_at_5, n = learned(lambda item, rng: rng.randint(N_ITEMS))
+    for recall, chance in ((recall_at_1, 1 / N_ITEMS), (recall_at_5, 5 / N_ITEMS)):
+        assert abs(recall - chance) < 4 * np.sqrt(chance * (1 - chance) / n)
+
+
+def test_more_than_the_last_item_is_learned():
+    # What follows item 1 depends on the item before it.
+    log = click_log(*[[0, 1, 2], [3, 1, 4]] * 30)
+    model = small_model(layers=[8], n_epochs=40, batch_size=10, loss='cross-entropy', learning_rate=0.1).fit(log)
+    ranks = evaluation.next_item_ranks(model, click_log([0, 1, 2], [3, 1, 4]), items=[2, 4])
+    assert ranks[[1, 3]].tolist() == [1, 1]

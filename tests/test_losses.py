@@ -1,0 +1,197 @@
+"""The GRU step, the sampled scores, and the losses with their gradients, against NumPy and finite differences."""
+from functools import partial
+
+import numpy as np
+import numpy_gru4rec as reference
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from numpy.testing import assert_allclose
+
+import backends
+import gru4rec
+
+EVERY_LOSS = ['top1', 'bpr', 'cross-entropy']
+
+
+def evaluated(expression, **values):
+    """Value of `expression`, called with a symbol for each of `values`, in their precision and without rewriting."""
+    symbols = {name: pt.as_tensor(value).type(name) for name, value in values.items()}
+    outputs = expression(*symbols.values())
+    function = pytensor.function(list(symbols.values()), outputs, mode=pytensor.compile.mode.Mode('py', None),
+                                 on_unused_input='ignore')
+    return function(*values.values())
+
+
+def loss_and_gradient(loss, scores):
+    def expression(scores):
+        value = gru4rec.LOSSES[loss](scores)
+        return [value, pytensor.grad(value, scores)]
+    return evaluated(expression, scores=scores)
+
+
+def finite_differences(function, x, step=1e-6):
+    gradient = np.empty_like(x)
+    for index in np.ndindex(x.shape):
+        above, below = x.copy(), x.copy()
+        above[index] += step
+        below[index] -= step
+        gradient[index] = (function(above) - function(below)) / (2 * step)
+    return gradient
+
+
+# --- Equations 2 to 5 -----------------------------------------------------------------------------------------------
+
+
+def gru_inputs(n_lanes=3, n=4, seed=0):
+    rng = np.random.RandomState(seed)
+    return dict(gates=rng.randn(n_lanes, 3 * n), H=rng.randn(n_lanes, n),
+                **{name: rng.randn(n, n) for name in ('Wh', 'Whr', 'Whz')})
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gru_by_equations(gates, H, Wh, Whr, Whz, hidden_act):
+    """Equations 2 to 5, one lane and one unit at a time."""
+    n = H.shape[1]
+    new = np.empty_like(H)
+    for lane, (x, h) in enumerate(zip(gates, H)):
+        reset = [sigmoid(x[n + unit] + sum(h[k] * Whr[k, unit] for k in range(n))) for unit in range(n)]
+        for unit in range(n):
+            update = sigmoid(x[2 * n + unit] + sum(h[k] * Whz[k, unit] for k in range(n)))
+            candidate = hidden_act(x[unit] + sum(reset[k] * h[k] * Wh[k, unit] for k in range(n)))
+            new[lane, unit] = (1 - update) * h[unit] + update * candidate
+    return new
+
+
+@pytest.mark.parametrize('hidden_act', ['tanh', 'relu'])
+def test_a_gru_step_follows_equations_2_to_5_with_the_reset_gate_before_the_product(hidden_act):
+    values = gru_inputs()
+    actual = evaluated(partial(gru4rec.gru_step, hidden_act=gru4rec.ACTIVATIONS[hidden_act]), **values)
+    expected = gru_by_equations(**values, hidden_act={'tanh': np.tanh, 'relu': lambda x: max(x, 0)}[hidden_act])
+    assert_allclose(actual, expected, rtol=0, atol=1e-14)
+
+
+def test_a_gru_step_of_one_unit_by_hand():
+    # r = s(0) = 1/2, z = s(ln 3) = 3/4, candidate = max(0, 1 + (1/2 * 2) 3) = 4, h = 1/4 * 2 + 3/4 * 4
+    values = dict(gates=np.array([[1.0, 0.0, np.log(3)]]), H=np.array([[2.0]]),
+                  Wh=np.array([[3.0]]), Whr=np.array([[0.0]]), Whz=np.array([[0.0]]))
+    new = evaluated(partial(gru4rec.gru_step, hidden_act=gru4rec.relu), **values)
+    assert_allclose(new, [[3.5]], rtol=1e-15)
+
+
+def two_layers(masks):
+    """New states of two layers, and the same from `gru_by_equations`."""
+    rng = np.random.RandomState(1)
+    shapes = dict(B0=(9,), Wh0=(3, 3), Whr0=(3, 3), Whz0=(3, 3),
+                  B1=(6,), Wh1=(2, 2), Whr1=(2, 2), Whz1=(2, 2), W1=(3, 6))
+    values = {name: rng.randn(*shape) for name, shape in shapes.items()}
+    rows, states = rng.randn(4, 9), [rng.randn(4, 3), rng.randn(4, 2)]
+
+    def expression(rows, state0, state1, *weights):
+        constants = masks and [pt.constant(mask) for mask in masks]
+        return gru4rec.recurrent_layers(dict(zip(values, weights)), 2, pt.tanh, rows, [state0, state1], constants)
+
+    def by_equations(gates, i):
+        matrices = [values[f'{name}{i}'] for name in ('Wh', 'Whr', 'Whz')]
+        h = gru_by_equations(gates + values[f'B{i}'], states[i], *matrices, hidden_act=np.tanh)
+        return h if masks is None else h * masks[i]
+
+    lower = by_equations(rows, 0)
+    return (evaluated(expression, rows=rows, state0=states[0], state1=states[1], **values),
+            [lower, by_equations(lower @ values['W1'], 1)])
+
+
+@pytest.mark.parametrize('dropout', [False, True])
+def test_each_layer_reads_the_dropped_state_of_the_layer_below(dropout):
+    rng = np.random.RandomState(2)
+    masks = [(rng.rand(4, n) < 0.5) / 0.5 for n in (3, 2)] if dropout else None
+    actual, expected = two_layers(masks)
+    for new, h in zip(actual, expected):
+        assert_allclose(new, h, rtol=0, atol=1e-14)
+
+
+# --- Scores and activations -----------------------------------------------------------------------------------------
+
+
+def test_scores_have_lanes_in_rows_and_targets_in_columns():
+    H, rows, bias = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [0.5, 2.0]]), np.array([10.0, 20.0])
+    scores = evaluated(lambda *symbols: gru4rec.sampled_scores(*symbols, gru4rec.linear), H=H, rows=rows, bias=bias)
+    assert scores.tolist() == [[1 + 10, 4.5 + 20], [3 + 10, 9.5 + 20]]
+
+
+def test_the_final_activation_is_applied_to_score_plus_bias():
+    H, rows, bias = np.array([[1.0]]), np.array([[-2.0]]), np.array([0.5])
+    score = evaluated(lambda *symbols: gru4rec.sampled_scores(*symbols, pt.tanh), H=H, rows=rows, bias=bias)
+    assert_allclose(score, [[np.tanh(-1.5)]], rtol=1e-15)
+
+
+@pytest.mark.parametrize('name, expected', [('tanh', np.tanh([-2.0, 0.0, 0.5])), ('linear', [-2.0, 0.0, 0.5]),
+                                            ('relu', [0.0, 0.0, 0.5])])
+def test_symbolic_and_numpy_activations_are_the_same_function(name, expected):
+    x = np.array([-2.0, 0.0, 0.5])
+    assert_allclose(evaluated(lambda x: gru4rec.ACTIVATIONS[name](x), x=x), expected, rtol=1e-15)
+    assert_allclose(gru4rec.NUMPY_ACTIVATIONS[name](x), expected, rtol=1e-15)
+
+
+def test_relu_passes_the_gradient_on_at_zero():
+    slope = evaluated(lambda x: pytensor.grad(gru4rec.relu(x).sum(), x), x=np.array([-1.0, 0.0, 1.0]))
+    assert slope.tolist() == [0, 1, 1]
+
+
+# --- Losses ---------------------------------------------------------------------------------------------------------
+
+
+def random_scores(scale, n=6, seed=0):
+    return scale * np.random.RandomState(seed).randn(n, n)
+
+
+@pytest.mark.parametrize('scale', [0.3, 3])
+@pytest.mark.parametrize('loss', EVERY_LOSS)
+def test_a_loss_and_its_gradient_are_those_derived_by_hand(loss, scale):
+    scores = random_scores(scale)
+    value, gradient = loss_and_gradient(loss, scores)
+    expected_value, expected_gradient = reference.losses[loss](scores)
+    assert_allclose(value, expected_value, rtol=1e-12)
+    assert_allclose(gradient, expected_gradient, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize('loss', EVERY_LOSS)
+def test_a_loss_gradient_agrees_with_finite_differences(loss):
+    scores = random_scores(1, n=3)
+    expected = finite_differences(lambda x: loss_and_gradient(loss, x)[0], scores)
+    assert_allclose(loss_and_gradient(loss, scores)[1], expected, rtol=0, atol=1e-9)
+
+
+TWO_LANES = np.array([[1.0, 0.0], [2.0, -1.0]])  # positives 1 and -1, one negative each: 0 and 2
+
+
+@pytest.mark.parametrize('loss, expected', [
+    # s(0-1) + s(0) for lane 1, s(2+1) + s(4) for lane 2, and s(0) for each positive against itself
+    ('top1', ((sigmoid(-1) + sigmoid(0) + sigmoid(0)) / 2 + (sigmoid(3) + sigmoid(4) + sigmoid(0)) / 2) / 2),
+    # differences positive - negative: 1 and -3; each positive against itself adds log 2
+    ('bpr', (np.log(1 + np.exp(-1)) + np.log(1 + np.exp(3)) + 2 * np.log(2)) / 4),
+    ('cross-entropy', (np.log(1 + np.exp(-1)) + np.log(1 + np.exp(3))) / 2),
+])
+def test_a_loss_of_two_lanes_by_hand(loss, expected):
+    assert_allclose(loss_and_gradient(loss, TWO_LANES)[0], expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize('loss', EVERY_LOSS)
+def test_losses_compute_in_float32_during_training(loss):
+    value, gradient = loss_and_gradient(loss, random_scores(1).astype('float32'))
+    assert value.dtype == gradient.dtype == 'float32'
+
+
+@pytest.mark.parametrize('loss', EVERY_LOSS)
+def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(loss):
+    scores = np.array([[-60, 50, 3], [40, 0, -80], [90, 20, 30]], dtype='float32')
+    symbol = pt.fmatrix('scores')
+    value = gru4rec.LOSSES[loss](symbol)
+    compiled = backends.compile_function([symbol], [value, pytensor.grad(value, symbol)], backend='python')
+    expected_value, expected_gradient = reference.losses[loss](scores.astype('float64'))
+    actual_value, actual_gradient = compiled(scores)
+    assert_allclose(actual_value, expected_value, rtol=1e-6)
+    assert_allclose(actual_gradient, expected_gradient, rtol=0, atol=1e-6)

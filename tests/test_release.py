@@ -1,0 +1,367 @@
+"""Against recorded runs of the authors' 2016 release, and as a drop-in for it in scripts that were written for it."""
+import numpy as np
+import pytest
+from conftest import (
+    ARRAYS,
+    CASES,
+    NUMBA_CASE,
+    TEST,
+    TRAIN,
+    assert_close,
+    assert_same_bits,
+    click_log,
+    few_items_log,
+    ranks_by_hand,
+    recorded,
+    scores_by_hand,
+    small_model,
+    state_of,
+    trained_as_recorded,
+)
+from numpy.testing import assert_allclose, assert_array_equal
+
+import baselines
+import evaluation
+import gru4rec
+from gru4rec import GRU4Rec, index_by_appearance, session_order, session_parallel_minibatches
+
+# --- Recorded runs --------------------------------------------------------------------------------------------------
+
+NUMBA_DROPOUT_CASE = 'x_dropout_fixedmask'
+every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in CASES]
+                                     + [(NUMBA_CASE, 'numba'), (NUMBA_DROPOUT_CASE, 'numba')])
+
+
+def test_items_are_numbered_and_minibatches_formed_as_recorded():
+    rows, offsets = session_order(TRAIN, 'SessionId', 'Time', 'ItemId')
+    index, ids = index_by_appearance(TRAIN.ItemId)
+    position = np.concatenate([stretch.position for stretch in session_parallel_minibatches(offsets, 8)])
+    n_epochs = 3
+    assert_array_equal(ids, ARRAYS['item_ids'])
+    assert_array_equal(np.tile(index[rows][position], (n_epochs, 1)), ARRAYS['X'])
+    assert_array_equal(np.tile(index[rows][position + 1], (n_epochs, 1)), ARRAYS['Y'])
+
+
+def test_initial_weights_are_those_recorded_to_the_bit():
+    case = 'two_layer_top1_adagrad_m02'
+    arguments = {**CASES[case]['arguments'], 'n_epochs': 1, 'learning_rate': 1e-30}  # too small to move a weight
+    initial = recorded(case, 'init')
+    weights = GRU4Rec(**arguments, backend='python').fit(TRAIN).weights()
+    matrices = [name for name in initial if initial[name].ndim == 2]
+    assert len(matrices) == 13
+    assert_same_bits({name: weights[name] for name in matrices}, {name: initial[name] for name in matrices})
+
+
+@every_case
+def test_epoch_losses_are_those_recorded(case, backend):
+    model = trained_as_recorded(case, backend)
+    assert_allclose(model.epoch_losses_, CASES[case]['epoch_losses'], rtol=0, atol=1e-6)
+
+
+@every_case
+def test_weights_accumulators_and_velocities_are_those_recorded(case, backend):
+    model = trained_as_recorded(case, backend)
+    state = {kind: recorded(case, kind) for kind in ('weight', 'acc', 'vel')}
+    expected = {**state['weight'], **{f'{kind}_{name}': value for kind in ('acc', 'vel')
+                                      for name, value in state[kind].items()}}
+    assert_close(state_of(model), expected, 1e-5)
+
+
+@every_case
+def test_scores_of_all_items_are_those_recorded(case, backend):
+    model = trained_as_recorded(case, backend)
+    scores, _targets = scores_by_hand(model, TEST)
+    assert_array_equal(model.items_, ARRAYS['item_ids'])
+    assert_allclose(scores[ARRAYS['score_rows']], ARRAYS[f'{case}/scores'], rtol=0, atol=1e-5)
+
+
+@every_case
+def test_recall_and_mrr_are_those_recorded_for_every_rule_policy_and_cut_off(case, backend):
+    model = trained_as_recorded(case, backend)
+    rules = {'<': 'rank<cut_off', '<=': 'rank<=cut_off'}
+    for entry in CASES[case]['evaluation']:
+        recall, mrr = evaluation.evaluate_sessions_batch(
+            model, TEST, cut_off=entry['cut_off'], tie_policy=entry['ties'], hit_rule=rules[entry['rule']])
+        assert recall == entry['recall']
+        assert mrr == pytest.approx(entry['mrr'], rel=0, abs=1e-15)  # the order of the sum decides the last bit
+
+
+# --- A script that was written for the release ----------------------------------------------------------------------
+
+
+def test_a_script_written_for_the_release_runs_unchanged():
+    data, valid = TRAIN.copy(), TEST.copy()
+
+    gru = gru4rec.GRU4Rec(layers=[10], loss='top1', batch_size=8, dropout_p_hidden=0.5, learning_rate=0.05,
+                          momentum=0.0, n_epochs=3)
+    gru.fit(data)
+    res = evaluation.evaluate_sessions_batch(gru, valid, None)
+    print(f'Recall@20: {res[0]}')
+    print(f'MRR@20: {res[1]}')
+    iids = valid.ItemId.values[:4]
+    preds = gru.predict_next_batch(np.array([1, 2, 3, 4]), iids, None, 4)
+    preds_some = gru.predict_next_batch(np.array([1, 2, 7, 4]), iids, data.ItemId.unique()[:5], 4)
+
+    pop = baselines.Pop()
+    pop.fit(data)
+    res_pop = evaluation.evaluate_sessions(pop, valid, data)
+
+    assert 0.1 < res[1] < res[0] < 1 and 0.1 < res_pop[1] < res_pop[0] < 1
+    assert preds.shape == (60, 4) and preds_some.shape == (5, 4)
+    assert preds.index.tolist() == ARRAYS['item_ids'].tolist()
+    assert preds_some.index.tolist() == ARRAYS['item_ids'][:5].tolist()
+
+
+def test_evaluation_of_baselines_breaks_ties_by_noise_and_of_networks_does_not(top1_model):
+    pop = baselines.Pop(top_n=1).fit(TRAIN)  # 59 items tie
+    for policy, expected in (('tiebreaking', True), ('standard', False), ('conservative', False)):
+        ranks = evaluation.next_item_ranks(pop, TEST, TRAIN.ItemId.unique(), tie_policy=policy)
+        same = evaluation.evaluate_sessions(pop, TEST, TRAIN, cut_off=10) == evaluation.recall_mrr(ranks, 10)
+        assert same == expected
+    scores, targets = scores_by_hand(top1_model, TEST)
+    ranks = ranks_by_hand(scores, targets, top1_model.items_)
+    assert evaluation.evaluate_sessions_batch(top1_model, TEST, None, 10) == evaluation.recall_mrr(ranks, 10)
+    noisy = evaluation.next_item_ranks(top1_model, TEST, tie_policy='tiebreaking')
+    assert evaluation.evaluate_sessions_batch(top1_model, TEST, None, 10, break_ties=True) == \
+        evaluation.recall_mrr(noisy, 10)
+
+
+# --- predict_next_batch ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('batch', [1, 3, 8])
+def test_scores_by_hand_give_the_ranks_of_the_evaluation(batch, top1_model):
+    scores, targets = scores_by_hand(top1_model, TEST, batch)
+    assert_array_equal(evaluation.next_item_ranks(top1_model, TEST), ranks_by_hand(scores, targets, top1_model.items_))
+
+
+def after(model, *items):
+    """Scores after the events of one session, all in one lane of a batch of 2."""
+    for item in items:
+        frame = model.predict_next_batch([f'session {items}', 'another'], [item, items[0]], None, 2)
+    model.predict_next_batch(['end', 'end'], items[:1] * 2, None, 2)
+    return frame[0].to_numpy()
+
+
+@pytest.fixture
+def three_items():
+    return TRAIN.ItemId.unique()[:3].tolist()
+
+
+def test_the_state_is_reset_where_the_session_id_changes_and_only_there(top1_model, three_items):
+    a, b, c = three_items
+    predict = top1_model.predict_next_batch
+    expected = {items: after(top1_model, *items) for items in [(a, b), (b,), (b, c), (a, b, c)]}
+    predict([1, 2], [a, a], None, 2)
+    second = predict([1, 3], [b, b], None, 2)  # lane 0 goes on, lane 1 starts a session
+    third = predict([1, 3], [c, c], None, 2)
+    assert_allclose(second[0], expected[a, b], rtol=0, atol=1e-6)
+    assert_allclose(second[1], expected[b,], rtol=0, atol=1e-6)
+    assert_allclose(third[0], expected[a, b, c], rtol=0, atol=1e-6)
+    assert_allclose(third[1], expected[b, c], rtol=0, atol=1e-6)
+    assert np.abs(expected[a, b] - expected[b,]).max() > 1e-3  # so that the two can be told apart
+
+
+def test_another_batch_starts_all_sessions_anew(top1_model, three_items):
+    a, b, _c = three_items
+    fresh = after(top1_model, b)
+    top1_model.predict_next_batch([1, 2], [a, a], None, 2)
+    assert_allclose(top1_model.predict_next_batch([1, 2, 3], [b, b, b], None, 3)[0], fresh, rtol=0, atol=1e-6)
+
+
+def test_training_starts_all_sessions_anew():
+    model = small_model(n_epochs=1).fit(few_items_log())
+    expected = model.predict_next_batch([1, 2], [10, 20], None, 2)
+    model.predict_next_batch([1, 2], [30, 0], None, 2)
+    model.fit(few_items_log())
+    assert_array_equal(model.predict_next_batch([1, 2], [10, 20], None, 2), expected)
+
+
+def test_predict_for_item_ids_gives_the_asked_rows_in_the_asked_order(top1_model, three_items):
+    a, b, c = three_items
+    every = top1_model.predict_next_batch([1, 2], [a, b], None, 2)
+    some = top1_model.predict_next_batch([3, 4], [a, b], [c, a], 2)
+    assert some.index.tolist() == [c, a]
+    assert_allclose(some, every.loc[[c, a]], rtol=0, atol=1e-6)
+
+
+def test_cross_entropy_scores_are_a_softmax_over_the_asked_items():
+    model = trained_as_recorded(NUMBA_CASE, 'python')
+    a, b, c = model.items_[:3]
+    every = model.predict_next_batch([1], [a], None, 1)[0]
+    some = model.predict_next_batch([2], [a], [c, b], 1)[0]
+    assert every.sum() == pytest.approx(1, abs=1e-6)
+    assert_allclose(some, every.loc[[c, b]] / every.loc[[c, b]].sum(), rtol=0, atol=1e-6)
+
+
+def test_predict_next_batch_takes_100_sessions_unless_told_otherwise(top1_model):
+    frame = top1_model.predict_next_batch(np.arange(100), TRAIN.ItemId.to_numpy()[:100])
+    assert frame.shape == (60, 100)
+    assert (frame.dtypes == 'float32').all()
+
+
+@pytest.mark.parametrize('session_ids, item_ids, batch', [([1], [0, 0], 2), ([1, 2], [0], 2), ([1, 2], [0, 0], 100)])
+def test_lists_that_do_not_fit_the_batch_are_an_error(top1_model, session_ids, item_ids, batch):
+    items = top1_model.items_[item_ids]
+    with pytest.raises(ValueError, match=f'batch={batch}'):
+        top1_model.predict_next_batch(session_ids, items, None, batch)
+
+
+# --- Ids ------------------------------------------------------------------------------------------------------------
+
+
+def test_items_and_sessions_may_be_strings(top1_model):
+    def named(log):
+        # 'session 0012' sorts as 12 does
+        return log.assign(SessionId=log.SessionId.map('session {:04d}'.format), ItemId=log.ItemId.map('item {}'.format))
+
+    model = GRU4Rec(**CASES['top1_adagrad_m00']['arguments'], backend='python').fit(named(TRAIN))
+    assert_same_bits(state_of(model), state_of(top1_model))
+    assert model.items_.tolist() == [f'item {item}' for item in top1_model.items_]
+    assert_array_equal(evaluation.next_item_ranks(model, named(TEST)), evaluation.next_item_ranks(top1_model, TEST))
+    item = model.items_[3]
+    frame = model.predict_next_batch(['a'], [item], [item, model.items_[0]], 1)
+    assert frame.index.tolist() == [item, model.items_[0]]
+
+
+def test_ids_may_be_any_integers(top1_model):
+    def shifted(log):
+        return log.assign(SessionId=log.SessionId * 10 - 3000, ItemId=-log.ItemId)
+
+    model = GRU4Rec(**CASES['top1_adagrad_m00']['arguments'], backend='python').fit(shifted(TRAIN))
+    assert_same_bits(state_of(model), state_of(top1_model))
+    assert_array_equal(evaluation.next_item_ranks(model, shifted(TEST)), evaluation.next_item_ranks(top1_model, TEST))
+
+
+def test_columns_may_have_other_names(top1_model):
+    names = {'SessionId': 'user', 'ItemId': 'page', 'Time': 'when'}
+    keys = dict(session_key='user', item_key='page', time_key='when')
+    model = GRU4Rec(**CASES['top1_adagrad_m00']['arguments'], **keys, backend='python').fit(TRAIN.rename(columns=names))
+    assert_same_bits(state_of(model), state_of(top1_model))
+    assert evaluation.evaluate_sessions_batch(model, TEST.rename(columns=names), **keys) == \
+        evaluation.evaluate_sessions_batch(top1_model, TEST)
+
+
+@pytest.mark.parametrize('call', [
+    lambda model, known, unknown: model.predict_next_batch([1, 2], [known, unknown], None, 2),
+    lambda model, known, unknown: model.predict_next_batch([1, 2], [known, known], [known, unknown], 2),
+    lambda model, known, unknown: evaluation.evaluate_sessions_batch(model, click_log([known, unknown])),
+    lambda model, known, unknown: evaluation.evaluate_sessions_batch(model, click_log([known, known]), [unknown]),
+], ids=['input', 'predict_for_item_ids', 'test data', 'candidates'])
+@pytest.mark.parametrize('unknown', [987654321, 'nothing'])
+def test_unknown_items_are_named(top1_model, call, unknown):
+    with pytest.raises(KeyError, match=f'{unknown}'):
+        call(top1_model, int(top1_model.items_[0]), unknown)
+
+
+# --- Frames, states and seeds ---------------------------------------------------------------------------------------
+
+
+def test_frames_are_never_modified(three_items):
+    train, test = TRAIN.assign(Extra='x').set_index(TRAIN.index + 5), TEST.sample(frac=1, random_state=1)
+    train_before, test_before = train.copy(deep=True), test.copy(deep=True)
+    model = small_model(n_epochs=1).fit(train)
+    candidates, session_ids, items = np.array(three_items), np.array([1, 2]), np.array(three_items[:2])
+    evaluation.evaluate_sessions_batch(model, test, candidates)
+    evaluation.evaluate_sessions_batch(model, test, break_ties=True)
+    model.predict_next_batch(session_ids, items, candidates, 2)
+    evaluation.evaluate_sessions(baselines.ItemKNN().fit(train), test, train)
+    assert train.equals(train_before) and (train.index == train_before.index).all()
+    assert test.equals(test_before) and (test.index == test_before.index).all()
+    assert candidates.tolist() == three_items and session_ids.tolist() == [1, 2] and items.tolist() == three_items[:2]
+
+
+def test_evaluation_leaves_the_model_and_the_next_evaluation_alone(top1_model):
+    before = state_of(top1_model)
+    first = [evaluation.next_item_ranks(top1_model, TEST, tie_policy=policy) for policy in evaluation.TIE_POLICIES]
+    second = [evaluation.next_item_ranks(top1_model, TEST, tie_policy=policy) for policy in evaluation.TIE_POLICIES]
+    assert_array_equal(first, second)
+    assert_same_bits(state_of(top1_model), before)
+
+
+def test_sessions_followed_by_hand_and_evaluations_do_not_disturb_one_another(top1_model, three_items):
+    a, b, _c = three_items
+    expected = after(top1_model, a, b)
+    ranks = evaluation.next_item_ranks(top1_model, TEST)
+    top1_model.predict_next_batch([1], [a], None, 1)
+    assert_array_equal(evaluation.next_item_ranks(top1_model, TEST), ranks)
+    assert_allclose(top1_model.predict_next_batch([1], [b], None, 1)[0], expected, rtol=0, atol=1e-6)
+
+
+def test_carry_states_goes_on_from_the_states_of_the_evaluation_before():
+    """As in the release: a lane that begins with the number of the session that it ended with is not zeroed."""
+    model = small_model(n_epochs=1, layers=[10]).fit(TRAIN)
+    items = model.items_
+    log = click_log(items[:4], items[4:8])  # sessions number 0 and 1, one for each of two lanes
+    clean = evaluation.next_item_ranks(model, log, batch_size=2)
+    first, second = (evaluation.next_item_ranks(model, log, batch_size=2, carry_states=True) for _ in range(2))
+    twice = click_log(np.r_[items[:3], items[:4]], np.r_[items[4:7], items[4:8]])  # the last event is never an input
+    scores, targets = scores_by_hand(model, twice, 2)
+    expected = ranks_by_hand(scores, targets, items).reshape(2, 6)[:, 3:].ravel()
+    assert_array_equal(first, clean)
+    assert_array_equal(second, expected)
+    assert (second != clean).any()
+    assert_array_equal(evaluation.next_item_ranks(model, log, batch_size=2), clean)
+
+
+def test_training_after_an_evaluation_is_training_from_scratch():
+    model = small_model(dropout_p_hidden=0.3, train_random_order=True).fit(few_items_log())
+    first, losses = state_of(model), model.epoch_losses_
+    evaluation.evaluate_sessions_batch(model, few_items_log())
+    assert model.fit(few_items_log()) is model
+    assert_same_bits(state_of(model), first)
+    assert model.epoch_losses_ == losses
+
+
+def test_a_model_can_be_trained_again_on_other_data():
+    other = few_items_log(n_items=9, seed=1)
+    again = small_model(momentum=0.2).fit(few_items_log()).fit(other)
+    fresh = small_model(momentum=0.2).fit(other)
+    assert_same_bits(state_of(again), state_of(fresh))
+    assert_array_equal(again.items_, fresh.items_)
+    assert_array_equal(evaluation.next_item_ranks(again, other), evaluation.next_item_ranks(fresh, other))
+
+
+@pytest.mark.parametrize('arguments', [dict(), dict(dropout_p_hidden=0.3), dict(train_random_order=True)],
+                         ids=['initial weights', 'dropout', 'random order'])
+def test_a_seed_decides_every_bit_and_another_seed_gives_others(arguments):
+    first, again, other = (state_of(small_model(**arguments, seed=seed).fit(few_items_log())) for seed in (1, 1, 2))
+    assert_same_bits(first, again)
+    for name in first:
+        assert (first[name] != other[name]).any(), name
+
+
+def test_the_global_random_state_is_neither_used_nor_changed():
+    np.random.seed(1)
+    first = state_of(small_model(dropout_p_hidden=0.3, train_random_order=True).fit(few_items_log()))
+    drawn = np.random.rand()
+    np.random.seed(1)
+    assert np.random.rand() == drawn
+    np.random.seed(2)
+    assert_same_bits(state_of(small_model(dropout_p_hidden=0.3, train_random_order=True).fit(few_items_log())), first)
+
+
+# --- Order of events ------------------------------------------------------------------------------------------------
+
+
+def test_sessions_are_visited_in_the_order_of_their_ids_not_of_time():
+    rows, offsets = session_order(click_log('ab', 'cd').assign(SessionId=[9, 9, 4, 4]), 'SessionId', 'Time', 'ItemId')
+    assert rows.tolist() == [2, 3, 0, 1]
+    assert offsets.tolist() == [0, 2, 4]
+
+
+def test_events_of_a_session_are_ordered_by_time_and_equal_times_keep_the_order_of_the_frame():
+    log = click_log('abcde').assign(Time=[5, 3, 5, 1, 3])
+    rows, offsets = session_order(log, 'SessionId', 'Time', 'ItemId')
+    assert ''.join(log.ItemId.iloc[rows]) == 'dbeac'
+    assert offsets.tolist() == [0, 5]
+
+
+def test_equal_times_keep_the_order_of_the_frame_in_training_and_evaluation():
+    log = few_items_log()
+    tied = log.sort_values(['SessionId', 'Time']).assign(Time=0)
+    model, same = small_model(n_epochs=1).fit(log), small_model(n_epochs=1)
+    # The order of first appearance decides the item index, so the untied frame is given in the same order.
+    model.fit(log.sort_values(['SessionId', 'Time']))
+    assert_same_bits(state_of(same.fit(tied)), state_of(model))
+    assert_array_equal(evaluation.next_item_ranks(same, tied), evaluation.next_item_ranks(model, log))

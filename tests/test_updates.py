@@ -1,0 +1,259 @@
+"""Update rules on dense weights and on rows that repeat, and whole training runs, against plain NumPy."""
+import itertools
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from conftest import (
+    NUMBA_CASE,
+    TRAIN,
+    assert_close,
+    few_items_log,
+    fixed_masks,
+    reference_of,
+    small_model,
+    state_of,
+    trained_as_recorded,
+)
+from numpy.testing import assert_allclose
+from numpy_gru4rec import NumpyGRU4Rec
+
+import backends
+import gru4rec
+from gru4rec import GRU4Rec, Parameter
+
+# --- Each rule alone ------------------------------------------------------------------------------------------------
+
+ROWS = [3, 1, 3, 3, 0]  # row 3 occurs three times
+
+
+class Case:
+    """A weight of 5 x 2, its accumulator and velocity, gradients, and the rule's result by `backends`, float64."""
+
+    def __init__(self, repeated):
+        rng = np.random.RandomState(0)
+        self.weight, self.vel = rng.randn(2, 5, 2)
+        self.acc = rng.rand(5, 2)
+        self.rows = ROWS if repeated else None
+        self.gradient = rng.randn(5, 2)
+        self.shared = {name: pytensor.shared(value.copy(), name=name)
+                       for name, value in (('weight', self.weight), ('acc', self.acc), ('vel', self.vel))}
+        weight = self.shared['weight']
+        rows = pt.constant(np.array(ROWS)) if repeated else None
+        self.parameter = Parameter(weight, weight if rows is None else weight[rows], rows)
+
+    def run(self, rule):
+        """(output, weight, acc, vel) after one step of `rule`: (parameter, gradient, shared) -> (output, updates)."""
+        gradient = pt.dmatrix('gradient')
+        output, updates = rule(self.parameter, gradient, self.shared)
+        with pytensor.config.change_flags(floatX='float64'):
+            out = backends.compile_function([gradient], output, updates, backend='python')(self.gradient)
+        return (out, *(self.shared[name].get_value() for name in ('weight', 'acc', 'vel')))
+
+    def occurrences(self):
+        """(row, gradient) one after the other; for a dense weight each row once."""
+        return list(zip(ROWS if self.rows else range(5), self.gradient))
+
+
+dense_and_repeated = pytest.mark.parametrize('case', [False, True], ids=['dense', 'repeated rows'], indirect=True)
+
+
+@pytest.fixture
+def case(request):
+    return Case(request.param)
+
+
+def adagrad_rule(parameter, gradient, shared):
+    return gru4rec.adagrad(parameter, gradient, shared['acc'])
+
+
+def rmsprop_rule(parameter, gradient, shared):
+    return gru4rec.rmsprop(parameter, gradient, shared['acc'], decay=0.9)
+
+
+def momentum_rule(parameter, step, shared):
+    return step, gru4rec.momentum_step(parameter, step, shared['vel'], momentum=0.2)
+
+
+def sgd_rule(parameter, step, shared):
+    return step, gru4rec.sgd(parameter, step)
+
+
+@dense_and_repeated
+def test_adagrad_scales_each_occurrence_by_itself_and_accumulates_every_one(case):
+    scaled, weight, acc, _vel = case.run(adagrad_rule)
+    expected_acc, expected = case.acc.copy(), []
+    for row, g in case.occurrences():
+        expected.append(g / np.sqrt(case.acc[row] + g ** 2 + 1e-6))
+        expected_acc[row] += g ** 2
+    assert_allclose(scaled, expected, rtol=1e-13)
+    assert_allclose(acc, expected_acc, rtol=1e-13)
+    assert_allclose(weight, case.weight, rtol=0)
+
+
+@dense_and_repeated
+def test_rmsprop_scales_each_occurrence_by_itself_and_keeps_the_last_average(case):
+    scaled, _weight, acc, _vel = case.run(rmsprop_rule)
+    expected_acc, expected = case.acc.copy(), []
+    for row, g in case.occurrences():
+        average = 0.9 * case.acc[row] + 0.1 * g ** 2
+        expected.append(g / np.sqrt(average + 1e-6))
+        expected_acc[row] = average
+    assert_allclose(scaled, expected, rtol=1e-13)
+    assert_allclose(acc, expected_acc, rtol=1e-13)
+
+
+@dense_and_repeated
+def test_plain_descent_subtracts_every_occurrence(case):
+    _out, weight, _acc, _vel = case.run(sgd_rule)
+    expected = case.weight.copy()
+    for row, step in case.occurrences():
+        expected[row] -= step
+    assert_allclose(weight, expected, rtol=0, atol=1e-14)
+
+
+@dense_and_repeated
+def test_momentum_is_classical_adds_every_occurrence_and_keeps_the_last_velocity(case):
+    _out, weight, _acc, vel = case.run(momentum_rule)
+    expected_weight, expected_vel = case.weight.copy(), case.vel.copy()
+    for row, step in case.occurrences():
+        velocity = 0.2 * case.vel[row] - step
+        expected_weight[row] += velocity
+        expected_vel[row] = velocity
+    assert_allclose(vel, expected_vel, rtol=0, atol=1e-14)
+    assert_allclose(weight, expected_weight, rtol=0, atol=1e-14)
+
+
+def test_epsilon_is_inside_the_root():
+    # With g = 1e-3 and an empty accumulator g / sqrt(g² + 1e-6) = sqrt(1 / 2); outside, g / (g + 1e-6) = 0.999.
+    case = Case(repeated=False)
+    case.gradient = np.full((5, 2), 1e-3)
+    case.shared['acc'].set_value(np.zeros((5, 2)))
+    assert_allclose(case.run(adagrad_rule)[0], np.full((5, 2), np.sqrt(0.5)), rtol=1e-12)
+
+
+@pytest.mark.parametrize('grad_cap, scale', [(4, 4 / 5), (5, 1), (6, 1)])
+def test_all_gradients_are_scaled_to_the_cap_when_their_joint_norm_reaches_it(grad_cap, scale, float64):
+    gradients = [np.array([[3.0, 0.0], [0.0, 0.0]]), np.array([4.0])]  # norm 5
+    capped = [g.eval() for g in gru4rec.capped(list(map(pt.constant, gradients)), grad_cap)]
+    for g, expected in zip(capped, gradients):
+        assert_allclose(g, scale * expected, rtol=1e-15)
+
+
+# --- Whole training runs --------------------------------------------------------------------------------------------
+
+LOG = few_items_log()  # 5 items in 6 lanes: every mini-batch repeats at least one as input and one as target
+TOLERANCE = 1e-5  # of weights, accumulators and velocities, after two epochs in float32; the reference is in float64
+
+
+def assert_trained_like_the_reference(model, log, masks=None):
+    model.fit(log, dropout_masks=masks)
+    expected = reference_of(model, log, masks)
+    assert_allclose(model.epoch_losses_, expected.epoch_losses, rtol=0, atol=1e-6)
+    assert_close(state_of(model), state_of(expected), TOLERANCE)
+
+
+def with_masks(**arguments):
+    """Model and fixed dropout masks."""
+    model = small_model(**{'dropout_p_hidden': 0.25, **arguments})
+    return model, fixed_masks(model.layers, model.batch_size, model.dropout_p_hidden)
+
+
+@pytest.mark.parametrize('momentum', [0, 0.2])
+@pytest.mark.parametrize('adapt', ['adagrad', 'rmsprop', None])
+@pytest.mark.parametrize('loss', ['top1', 'bpr', 'cross-entropy'])
+def test_training_is_that_of_the_reference_for_every_loss_and_update_rule(loss, adapt, momentum):
+    rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
+    assert_trained_like_the_reference(
+        small_model(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate), LOG)
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(layers=[4, 3], momentum=0.2),
+    dict(layers=[3, 4, 2], loss='cross-entropy', adapt='rmsprop', learning_rate=0.01),
+    dict(lmbd=0.02),
+    dict(lmbd=0.02, momentum=0.2, adapt='rmsprop', learning_rate=0.01),
+    dict(lmbd=0.02, momentum=0.2, adapt=None),
+    dict(grad_cap=0.05, loss='bpr'),
+    dict(grad_cap=0.05, loss='cross-entropy', adapt=None, momentum=0.2, layers=[4, 3]),
+    dict(hidden_act='relu', momentum=0.2),
+    dict(final_act='relu'),
+    dict(final_act='linear', loss='bpr'),
+    dict(final_act='tanh', loss='cross-entropy'),
+    dict(final_act='relu', loss='cross-entropy'),
+    dict(init_as_normal=True),
+    dict(sigma=0.4),
+    dict(reset_after_session=False),
+    dict(train_random_order=True),
+    dict(decay=0.6, adapt='rmsprop', learning_rate=0.01),
+    dict(batch_size=1),
+    dict(batch_size=13, layers=[1]),
+    dict(seed=7),
+], ids=lambda arguments: ' '.join(f'{name}={value}' for name, value in arguments.items()))
+def test_training_is_that_of_the_reference_for_every_option(arguments):
+    assert_trained_like_the_reference(small_model(**arguments), LOG)
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(momentum=0.2),
+    dict(layers=[4, 3], loss='bpr', adapt='rmsprop', learning_rate=0.01),
+    dict(hidden_act='relu', loss='cross-entropy', reset_after_session=False),
+    dict(layers=[4, 3], lmbd=0.01, grad_cap=0.1, momentum=0.2, init_as_normal=True, train_random_order=True),
+], ids=lambda arguments: ' '.join(f'{name}={value}' for name, value in arguments.items()))
+def test_training_is_that_of_the_reference_with_fixed_dropout_masks(arguments):
+    model, masks = with_masks(**arguments)
+    assert_trained_like_the_reference(model, LOG, masks)
+
+
+def test_every_minibatch_has_dropout_masks_of_its_own():
+    # One epoch of the reference, step by step, with the masks that the model draws.
+    model = small_model(n_epochs=1, dropout_p_hidden=0.5, layers=[4, 3], train_random_order=True).fit(LOG)
+    drawn = gru4rec.random_masks(model)(100)
+    expected = NumpyGRU4Rec(model.layers, n_epochs=1, batch_size=6, dropout_p_hidden=0, train_random_order=True)
+    step = itertools.count()
+    train_minibatch = expected.train_minibatch
+
+    def with_drawn_masks(inputs, targets, hidden, _masks):
+        k = next(step)
+        return train_minibatch(inputs, targets, hidden, [masks[k] / 0.5 for masks in drawn])
+    expected.train_minibatch = with_drawn_masks
+    expected.fit(LOG)
+    assert_close(state_of(model), state_of(expected), TOLERANCE)
+
+
+@pytest.mark.parametrize('p', [0.2, 0.5, 0.9])
+def test_a_unit_is_dropped_with_the_given_probability(p):
+    model = small_model(layers=[50, 30], batch_size=40, dropout_p_hidden=p)
+    for masks, units in zip(gru4rec.random_masks(model)(200), model.layers):
+        assert masks.shape == (200, 40, units)
+        sigma = np.sqrt(p * (1 - p) / masks.size)
+        assert abs((1 - masks.mean()) - p) < 5 * sigma
+        assert not np.array_equal(masks[0], masks[1])
+
+
+# --- On the fast backend --------------------------------------------------------------------------------------------
+
+
+def test_numba_trains_like_the_reference_top1_adagrad_momentum_dropout():
+    model, masks = with_masks(momentum=0.2, backend='numba')
+    assert_trained_like_the_reference(model, LOG, masks)
+
+
+def test_numba_trains_like_the_reference_cross_entropy_rmsprop():
+    arguments = {**vars(trained_as_recorded(NUMBA_CASE, 'numba'))}
+    model = GRU4Rec(**{name: arguments[name] for name in ('layers', 'batch_size', 'dropout_p_hidden', 'learning_rate',
+                                                          'loss', 'adapt')}, n_epochs=3, backend='numba')
+    few = TRAIN.assign(ItemId=TRAIN.ItemId.rank(method='dense').astype(int) % 7)  # fewer items than lanes
+    assert_trained_like_the_reference(model, few)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('momentum', [0, 0.2])
+@pytest.mark.parametrize('adapt', ['adagrad', 'rmsprop', None])
+@pytest.mark.parametrize('loss', ['top1', 'bpr', 'cross-entropy'])
+def test_numba_trains_like_the_reference_for_every_loss_and_update_rule(loss, adapt, momentum):
+    rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
+    model, masks = with_masks(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate, layers=[4, 3], lmbd=0.01,
+                              backend='numba')
+    assert_trained_like_the_reference(model, LOG, masks)
