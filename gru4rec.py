@@ -502,18 +502,20 @@ class GRU4Rec:
                 total += losses.sum(dtype='float64')
                 minibatches += len(losses)
                 if not np.isfinite(losses[-1]):
-                    return self._stop_training(epoch, minibatches, losses[-1])
+                    return self._fail(f'the loss of epoch {epoch}, mini-batch {minibatches} is {losses[-1]}')
                 if callback:
                     callback(Progress(epoch, self.n_epochs, minibatches, minibatches * self.batch_size,
                                       len(items) - len(offsets) + 1, total / minibatches))
             self.epoch_losses_.append(total / minibatches)
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
 
-    def _stop_training(self, epoch, minibatch, loss):
+        if not all(np.isfinite(weight.get_value(borrow=True)).all() for weight in self._weights.values()):
+            self._fail('the last mini-batch left weights that are not finite')
+
+    def _fail(self, reason: str):
         self.error_during_train = True
-        warnings.warn(f'training stopped: the loss of epoch {epoch}, mini-batch {minibatch} is {loss}; the model '
-                      'cannot be used for prediction. A smaller learning_rate, or grad_cap, may help.',
-                      RuntimeWarning, stacklevel=4)
+        warnings.warn(f'training stopped: {reason}; the model cannot be used for prediction. A smaller learning_rate, '
+                      'or grad_cap, may help.', RuntimeWarning, stacklevel=4)
 
     # -- weights ------------------------------------------------------------------------------------------------------
 
@@ -523,10 +525,12 @@ class GRU4Rec:
         ``Wx{i}, Wr{i}, Wz{i}`` (inputs, H), ``Wh{i}, Whr{i}, Whz{i}`` (H, H), ``Bh{i}, Br{i}, Bz{i}`` (H,) for layer
         i, ``Wy`` (n_items, H), ``By`` (n_items,).  Rows of ``Wx0, Wr0, Wz0, Wy, By`` are in item index order.
         """
+        self._check_trained()
         return release_names(self._weights)
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """Copies of accumulators, ``acc_NAME``, and velocities, ``vel_NAME``, of all weights, if the rule has them."""
+        self._check_trained()
         acc = {f'acc_{name}': value for name, value in release_names(self._acc).items()}
         return acc | {f'vel_{name}': value for name, value in release_names(self._vel).items()}
 
@@ -626,15 +630,19 @@ class GRU4Rec:
     def item_indices(self, item_ids) -> np.ndarray:
         """int64 indices of item ids; KeyError names those that the training data did not have."""
         self._check_usable()
+        self._check_trained()
         indices = self._index_of.get_indexer(item_ids)
         if (indices < 0).any():
             unknown = pd.unique(np.asarray(item_ids)[indices < 0])
             raise KeyError(f'{len(unknown)} item id(s) are not in the training data: {some(unknown)}')
         return indices
 
-    def _check_usable(self):
+    def _check_trained(self):
         if not hasattr(self, 'items_'):
             raise RuntimeError('this GRU4Rec is not trained yet: call fit first')
+
+    def _check_usable(self):
+        self._check_trained()
         if self.error_during_train:
             raise RuntimeError('training of this GRU4Rec stopped at a loss that is not finite: it cannot predict')
 
