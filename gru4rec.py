@@ -178,10 +178,10 @@ def recurrent_layers(weights: dict, n_layers: int, hidden_act: Callable, input_r
 
 
 def sampled_scores(H, output_rows, output_bias, final_act: Callable):
-    """Scores of the mini-batch's targets for every lane (section 3.1.2): row i for lane i, column j its j-th target.
+    """Scores of the mini-batch's targets for every lane (section 3.1.2).
 
-    The other lanes' targets are the negative samples: popular items are drawn more often, and nothing extra is
-    computed.  Positives are on the diagonal.
+    Row i is lane i, column j the target of lane j, so that positives are on the diagonal.  The other lanes' targets are
+    the negative samples: popular items are drawn more often, and nothing extra is computed.
 
     Parameters
     ----------
@@ -499,7 +499,7 @@ class GRU4Rec:
                 if not self.reset_after_session:
                     starts[0 if minibatches else 1:] = False  # but each epoch starts from zero
                 losses = run(items[batches.position], items[batches.position + 1], starts, *masks(len(starts)))
-                total += losses.sum(dtype='float64')
+                total += float(losses.sum(dtype='float64'))
                 minibatches += len(losses)
                 if not np.isfinite(losses[-1]):
                     return self._fail(f'the loss of epoch {epoch}, mini-batch {minibatches} is {losses[-1]}')

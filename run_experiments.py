@@ -410,11 +410,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--data', metavar='DIR', help='folder with rsc15_train_full.txt and rsc15_test.txt')
     parser.add_argument('--train', metavar='F', help='tab-separated training events; goes with --test')
     parser.add_argument('--test', metavar='F', help='tab-separated test events; goes with --train')
-    parser.add_argument('--table', type=int, nargs='+', choices=(1, 3), default=(1, 3), help='tables to run (1 3)')
-    parser.add_argument('--models', nargs='+', choices=MODELS, default=MODELS, help='rows to run (all)')
-    parser.add_argument('--units', type=positive, nargs='+', default=[100], help='hidden units, for Table 3 (100)')
+    parser.add_argument('--table', type=listed(whole, (1, 3)), nargs='+', default=[[1, 3]], help='tables to run (1 3)')
+    parser.add_argument('--models', type=listed(str, MODELS), nargs='+', default=[MODELS],
+                        help=f'rows to run, of {", ".join(MODELS)} (all)')
+    parser.add_argument('--units', type=listed(positive), nargs='+', default=[[100]],
+                        help='hidden units, for Table 3 (100)')
     parser.add_argument('--epochs', type=positive, default=10, help='training epochs of GRU4Rec (10)')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[42], help='one run for each (42)')
+    parser.add_argument('--seeds', type=listed(whole), nargs='+', default=[[42]], help='one run for each (42)')
     parser.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
                         help='rank of a target whose score other items share: before them, after them, in the middle '
                              '(conservative: after them)')
@@ -423,6 +425,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help='folder for results.json and tables.md (results)')
     parser.add_argument('--cache', metavar='DIR', default='cache', help='folder for the synthetic click log (cache)')
     arguments = parser.parse_args(argv)
+    for name in ('table', 'models', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
+        setattr(arguments, name, list(dict.fromkeys(value for values in getattr(arguments, name) for value in values)))
     if bool(arguments.train) != bool(arguments.test):
         parser.error('--train and --test go together')
     if arguments.train and arguments.data:
@@ -430,10 +434,29 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def whole(text: str) -> int:
+    """Argument that is a whole number, from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
+    return int(text)
+
+
 def positive(text: str) -> int:
+    """Argument that is a whole number, from 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
     return int(text)
+
+
+def listed(kind, allowed=None):
+    """Argument that may hold several values with commas between them."""
+    def parse_list(text: str) -> list:
+        values = [kind(part) for part in text.split(',')]
+        for value in values:
+            if allowed and value not in allowed:
+                raise argparse.ArgumentTypeError(f'{value!r} is none of {", ".join(map(str, allowed))}')
+        return values
+    return parse_list
 
 
 def note(text: str):
@@ -448,7 +471,7 @@ def run(arguments: argparse.Namespace):
     results = load_results(out / 'results.json')
     data = load_dataset(arguments)
     note(f'{data.name}: train {counts(data.train)}; test {counts(data.test)}')
-    cells = plan(arguments.table, arguments.models, arguments.units, arguments.epochs, dict.fromkeys(arguments.seeds),
+    cells = plan(arguments.table, arguments.models, arguments.units, arguments.epochs, arguments.seeds,
                  arguments.tie_policy)
     for number, cell in enumerate(cells, 1):
         title = ' '.join(str(part) for part in (cell.model, cell.loss, cell.units, cell.seed) if part is not None)

@@ -183,8 +183,9 @@ def test_a_file_that_is_no_event_log_ends_the_program_with_one_line_that_names_i
 @pytest.mark.parametrize('arguments, complaint', [
     (['--train', 'x'], '--train and --test go together'),
     (['--data', 'x', '--train', 'x', '--test', 'x'], 'give either --data'),
-    (['--table', '4'], 'invalid choice'),
-    (['--models', 'KNN'], 'invalid choice'),
+    (['--table', '4'], '4 is none of 1, 3'),
+    (['--models', 'KNN'], "'KNN' is none of POP, S-POP, Item-KNN, BPR-MF, GRU4Rec"),
+    (['--seeds', '1,x'], "'x' is not a whole number"),
     (['--units', '0'], "'0' is not a whole number of at least 1"),
     (['--epochs', 'ten'], "'ten' is not a whole number of at least 1"),
 ])
@@ -192,6 +193,12 @@ def test_wrong_arguments_are_named_before_any_work(arguments, complaint, capsys)
     with pytest.raises(SystemExit) as stop:
         run_experiments.main(arguments)
     assert stop.value.code == 2 and complaint in capsys.readouterr().err
+
+
+def test_lists_may_be_written_with_spaces_or_commas():
+    for words in (['--seeds', '1', '2', '--models', 'POP', 'GRU4Rec'], ['--seeds', '1,2', '--models', 'POP,GRU4Rec']):
+        arguments = run_experiments.parse(words)
+        assert arguments.seeds == [1, 2] and arguments.models == ['POP', 'GRU4Rec'] and arguments.table == [1, 3]
 
 
 def test_a_results_file_of_another_program_is_not_overwritten(data, tmp_path, capsys):
