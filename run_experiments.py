@@ -169,6 +169,16 @@ def plan(tables, models, units, epochs, seeds, tie_policy) -> list[Cell]:
     return cells
 
 
+def check_batch_sizes(cells: list[Cell], train: pd.DataFrame):
+    """ValueError, before any training, when a cell needs more parallel sessions than there are."""
+    n_sessions = int((train.groupby('SessionId').size() > 1).sum())
+    for cell in cells:
+        if cell.parameters.get('batch_size', 0) > n_sessions:
+            raise ValueError(f"{cell.model} with {cell.loss} trains {cell.parameters['batch_size']} sessions in parallel, "
+                             f'but the training data has {n_sessions} of two or more events; it needs more data, or '
+                             '--models without GRU4Rec')
+
+
 def run_cell(cell: Cell, data: Dataset, backend: str) -> dict:
     """Train and evaluate; the result as it is written to results.json."""
     started = time.perf_counter()
@@ -473,6 +483,7 @@ def run(arguments: argparse.Namespace):
     note(f'{data.name}: train {counts(data.train)}; test {counts(data.test)}')
     cells = plan(arguments.table, arguments.models, arguments.units, arguments.epochs, arguments.seeds,
                  arguments.tie_policy)
+    check_batch_sizes(cells, data.train)
     for number, cell in enumerate(cells, 1):
         title = ' '.join(str(part) for part in (cell.model, cell.loss, cell.units, cell.seed) if part is not None)
         if find(results, data.name, cell):

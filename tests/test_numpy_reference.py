@@ -20,7 +20,7 @@ every_case = pytest.mark.parametrize("case", CASES)
 both_precisions = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def fitted(case, dtype="float64"):
     masks = [ARRAYS[key] for key in sorted(ARRAYS) if key.startswith(f"{case}/dropout_mask")]
     return NumpyGRU4Rec(**CASES[case]["arguments"], dtype=dtype).fit(TRAIN, masks or None)

@@ -195,6 +195,16 @@ def test_wrong_arguments_are_named_before_any_work(arguments, complaint, capsys)
     assert stop.value.code == 2 and complaint in capsys.readouterr().err
 
 
+def test_too_few_sessions_for_a_row_are_noticed_before_any_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_experiments, 'run_cell', lambda *args: pytest.fail('a cell was run'))
+    log = pd.DataFrame({'SessionId': [k // 2 for k in range(400)], 'ItemId': [k % 9 for k in range(400)], 'Time': 0})
+    log.to_csv(tmp_path / 'log.tsv', sep='\t', index=False)
+    assert run_experiments.main(['--train', str(tmp_path / 'log.tsv'), '--test', str(tmp_path / 'log.tsv'),
+                                 '--out', str(tmp_path / 'out')]) == 2
+    assert ('GRU4Rec with cross-entropy trains 500 sessions in parallel, but the training data has 200'
+            in capsys.readouterr().err)
+
+
 def test_lists_may_be_written_with_spaces_or_commas():
     for words in (['--seeds', '1', '2', '--models', 'POP', 'GRU4Rec'], ['--seeds', '1,2', '--models', 'POP,GRU4Rec']):
         arguments = run_experiments.parse(words)
