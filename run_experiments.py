@@ -174,9 +174,10 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame):
     n_sessions = int((train.groupby('SessionId').size() > 1).sum())
     for cell in cells:
         if cell.parameters.get('batch_size', 0) > n_sessions:
-            raise ValueError(f"{cell.model} with {cell.loss} trains {cell.parameters['batch_size']} sessions in parallel, "
-                             f'but the training data has {n_sessions} of two or more events; it needs more data, or '
-                             '--models without GRU4Rec')
+            batch_size = cell.parameters['batch_size']
+            raise ValueError(f'{cell.model} with {cell.loss} trains {batch_size} sessions in parallel, but the training '
+                             f'data has {n_sessions} of two or more events; it needs more data, or --models without '
+                             'GRU4Rec')
 
 
 def run_cell(cell: Cell, data: Dataset, backend: str) -> dict:

@@ -6,6 +6,7 @@ import pytensor.tensor as pt
 import pytest
 from conftest import (
     NUMBA_CASE,
+    NUMBA_DROPOUT_CASE,
     TRAIN,
     assert_close,
     assert_same_bits,
@@ -19,7 +20,6 @@ from numpy.testing import assert_allclose
 import backends
 import gru4rec
 
-NUMBA_DROPOUT_CASE = 'x_dropout_fixedmask'
 both_backends = pytest.mark.parametrize('backend', ['numba', 'python'])
 
 
