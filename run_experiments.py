@@ -175,8 +175,8 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame):
     for cell in cells:
         if cell.parameters.get('batch_size', 0) > n_sessions:
             batch_size = cell.parameters['batch_size']
-            raise ValueError(f'{cell.model} with {cell.loss} trains {batch_size} sessions in parallel, but the training '
-                             f'data has {n_sessions} of two or more events; it needs more data, or --models without '
+            raise ValueError(f'{cell.model} with {cell.loss} trains {batch_size} sessions in parallel, but the '
+                             f'training data has {n_sessions} of two or more events; it needs more data, or --models without '
                              'GRU4Rec')
 
 

@@ -192,7 +192,8 @@ def test_tiebreaking_ranks_of_a_saturated_network_average_to_the_median_ranks():
 @pytest.mark.parametrize('final_act', ['linear', 'tanh'])
 def test_softmax_over_the_candidates_does_not_depend_on_who_shares_the_batch(final_act):
     # Scores so close that it depends on the sum in the softmax whether noise of 1e-8 can change their order.
-    model = small_model(loss='cross-entropy', final_act=final_act, sigma=3e-4, adapt=None, learning_rate=1e-12).fit(TRAIN)
+    model = small_model(loss='cross-entropy', final_act=final_act, sigma=3e-4, adapt=None, learning_rate=1e-12)
+    model.fit(TRAIN)
     candidates = model.items_[[3, 7, 20]]
     expected = next_item_ranks(OnlyPredictNextBatch(model), TEST, candidates, tie_policy='tiebreaking')
     for batch_size in (1, 7, 40):
