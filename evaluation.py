@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import pandas as pd
 
-from gru4rec import session_order, session_parallel_minibatches
+from gru4rec import as_ids, session_order, session_parallel_minibatches, some
 
 TIE_POLICIES = ('standard', 'conservative', 'median', 'tiebreaking')
 HIT_RULES = ('rank<=cut_off', 'rank<cut_off')
@@ -23,21 +23,23 @@ NOISE = 1e-8  # the release's, added to scores by the policy 'tiebreaking'
 # Metrics from ranks
 # ---------------------------------------------------------------------------------------------------------------------
 
-def recall_mrr(ranks: np.ndarray, cut_off: int = 20, hit_rule: str = 'rank<=cut_off') -> tuple[float, float]:
+def recall_mrr(ranks: np.ndarray, cut_off=20, hit_rule: str = 'rank<=cut_off') -> tuple:
     """Recall@N and MRR@N of ranks (section 4): the share of hits, and the mean of 1/rank with 0 for a miss.
 
     Parameters
     ----------
     ranks : float64 (n_predictions,), from 1
-    cut_off : N
+    cut_off : N, or a sequence of several
     hit_rule : 'rank<=cut_off', or 'rank<cut_off' as in the authors' releases of 2016 and 2017, whose @20 is an @19
     """
     if hit_rule not in HIT_RULES:
         raise ValueError(f'hit_rule={hit_rule!r}: must be one of {", ".join(map(repr, HIT_RULES))}')
-    if cut_off < 1:
+    if np.min(cut_off) < 1:
         raise ValueError(f'cut_off={cut_off!r}: must be at least 1')
-    hits = ranks < cut_off if hit_rule == 'rank<cut_off' else ranks <= cut_off
-    return float(hits.mean()), float((hits / ranks).mean())
+    limits = np.reshape(cut_off, (-1, 1))
+    hits = ranks < limits if hit_rule == 'rank<cut_off' else ranks <= limits
+    recall, mrr = hits.mean(axis=1), (hits / ranks).mean(axis=1)
+    return (recall, mrr) if np.ndim(cut_off) else (float(recall[0]), float(mrr[0]))
 
 
 def ranks_from_ties(greater: np.ndarray, equal: np.ndarray, tie_policy: str = 'standard') -> np.ndarray:
@@ -82,7 +84,10 @@ def next_item_ranks(model, test_data: pd.DataFrame, items=None, batch_size: int 
     if len(rows) == len(offsets) - 1:
         raise ValueError('every test session has a single event: there is no next item to predict')
     item_ids = test_data[item_key].to_numpy()[rows]
-    items = None if items is None else pd.unique(np.asarray(items))
+    if items is not None:
+        items = pd.unique(as_ids(items))
+        if not len(items):
+            raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
     if hasattr(model, 'tie_counts') and tie_policy != 'tiebreaking':
         return ranks_from_ties(*model.tie_counts(item_ids, offsets, items), tie_policy)
     if carry_states:
@@ -116,6 +121,8 @@ def ranks_from_blocks(blocks: Iterator[Block], n_predictions: int, tie_policy: s
     """Ranks of all targets, float64 (n_predictions,)."""
     ranks = np.empty(n_predictions)
     for prediction, scores, n_ranked, low, high, column in blocks:
+        if np.isnan(low).any():
+            raise ValueError(f'prediction {prediction[np.isnan(low)][0]}: the score of the next item is not a number')
         if tie_policy == 'tiebreaking':
             ranks[prediction] = [1 + noisy_count(row[:n_ranked], target, place, np.random.default_rng([seed, k]))
                                  for k, row, target, place in zip(prediction, scores, low, column)]
@@ -168,9 +175,8 @@ def network_blocks(model, item_ids, offsets, items, batch_size: int, activated: 
             n_ranked, column = model.n_items if items is None else len(candidates), place[target]
             own = np.where(column >= 0, column, n_ranked + lane)
             if activated:
-                foreign = np.arange(n_ranked, scores.shape[1]) != own[:, None]
-                scores[:, n_ranked:][foreign] = -np.inf  # other lanes' targets: not to be in this lane's softmax
-                scores = model.activate(scores)
+                place_of_score = np.arange(scores.shape[1])
+                scores = model.activate(scores, (place_of_score < n_ranked) | (place_of_score == own[:, None]))
             low = high = scores[lane, own]
             if not activated:
                 low, high = equally_activated(model.score_activation, low)
@@ -204,7 +210,9 @@ def release_blocks(model, item_ids, offsets, items, batch_size: int) -> Iterator
 def baseline_blocks(model, item_ids, offsets, items, n_rows: int = 256) -> Iterator[Block]:
     """Blocks of a baseline: dense scores of all training items for consecutive predictions."""
     index = pd.Index(model.items_)
-    candidates = None if items is None else pd.Series(np.arange(len(index)), index).loc[items].to_numpy()
+    candidates = None if items is None else index.get_indexer(items)
+    if items is not None and (candidates < 0).any():
+        raise KeyError(f'items that are not in the training data: {some(items[candidates < 0])}')
     place = places(candidates, len(index))
     targets = index.get_indexer(np.delete(item_ids, offsets[:-1]))
     for first in range(0, len(targets), n_rows):
@@ -226,9 +234,9 @@ def stepwise_blocks(model, item_ids, offsets, session_ids, items) -> Iterator[Bl
             wanted = pd.unique(np.append(ranked, item_ids[position + 1:position + 2]))
             if hasattr(model, 'predict_next_batch'):
                 scores = model.predict_next_batch(session_ids[position:position + 1], item_ids[position:position + 1],
-                                                  wanted, 1).iloc[:, 0].to_numpy()
+                                                  wanted, 1).iloc[:, 0].loc[wanted].to_numpy()
             else:
-                scores = np.asarray(model.predict_next(session_ids[position], item_ids[position], wanted))
+                scores = model.predict_next(session_ids[position], item_ids[position], wanted).loc[wanted].to_numpy()
             column = np.flatnonzero(wanted == item_ids[position + 1])
             target_score = scores[column]
             yield Block(np.array([prediction]), scores[None], len(ranked), target_score, target_score,

@@ -442,7 +442,8 @@ class GRU4Rec:
 
         Returns
         -------
-        self.  A loss that is not finite ends the training with a RuntimeWarning and sets `error_during_train`.
+        self.  A loss that is not finite ends the training with a RuntimeWarning and sets `error_during_train`.  An
+        exception in the callback, or Ctrl-C, leaves the weights of that moment.
         """
         check_arguments(self)
         masks = check_masks(dropout_masks, self)
@@ -502,7 +503,7 @@ class GRU4Rec:
                 total += float(losses.sum(dtype='float64'))
                 minibatches += len(losses)
                 if not np.isfinite(losses[-1]):
-                    return self._fail(f'the loss of epoch {epoch}, mini-batch {minibatches} is {losses[-1]}')
+                    return self._fail(f'the loss of epoch {epoch}, mini-batch {minibatches - 1} is {losses[-1]}')
                 if callback:
                     callback(Progress(epoch, self.n_epochs, minibatches, minibatches * self.batch_size,
                                       len(items) - len(offsets) + 1, total / minibatches))
@@ -585,11 +586,15 @@ class GRU4Rec:
         """The final activation of raw scores, elementwise and monotone; for cross-entropy the softmax is left out."""
         return NUMPY_ACTIVATIONS[self.final_activation](scores)
 
-    def activate(self, scores: np.ndarray) -> np.ndarray:
-        """Final scores of raw ones, (B, M): activated and, with cross-entropy, the softmax over each row."""
+    def activate(self, scores: np.ndarray, included=True) -> np.ndarray:
+        """Final scores of raw ones, (B, M): activated and, with cross-entropy, the softmax over each row.
+
+        `included`, bool (B, M), says which scores are part of the softmax.
+        """
         scores = self.score_activation(scores)
         if self.loss != 'cross-entropy':
             return scores
+        scores = np.where(included, scores, np.float32(-np.inf))
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
         return scores / scores.sum(axis=1, keepdims=True)
 
@@ -611,7 +616,7 @@ class GRU4Rec:
         float32 frame, items x batch: the activated scores; with cross-entropy softmax over the rows
         """
         self._check_usable()
-        session_ids, input_item_ids = np.asarray(session_ids), np.asarray(input_item_ids)
+        session_ids, input_item_ids = as_ids(session_ids), as_ids(input_item_ids)
         if not len(session_ids) == len(input_item_ids) == batch:
             raise ValueError(f'session_ids ({len(session_ids)}) and input_item_ids ({len(input_item_ids)}) must have '
                              f'batch={batch} entries')
@@ -624,16 +629,23 @@ class GRU4Rec:
             starts = np.asarray(session_ids != last_ids)
         states, scores = self.raw_scores(items, starts, states, candidates)
         self._prediction_state = session_ids.copy(), states
-        scored = self.items_ if candidates is None else np.asarray(predict_for_item_ids)
+        scored = self.items_ if candidates is None else self.items_[candidates]
         return pd.DataFrame(self.activate(scores).T, index=scored)
+
+    @property
+    def itemidmap(self) -> pd.Series:
+        """Item index by item id, under the release's name."""
+        self._check_trained()
+        return pd.Series(np.arange(self.n_items), index=self.items_, name='ItemIdx')
 
     def item_indices(self, item_ids) -> np.ndarray:
         """int64 indices of item ids; KeyError names those that the training data did not have."""
         self._check_usable()
         self._check_trained()
+        item_ids = as_ids(item_ids)
         indices = self._index_of.get_indexer(item_ids)
         if (indices < 0).any():
-            unknown = pd.unique(np.asarray(item_ids)[indices < 0])
+            unknown = pd.unique(item_ids[indices < 0])
             raise KeyError(f'{len(unknown)} item id(s) are not in the training data: {some(unknown)}')
         return indices
 
@@ -666,9 +678,17 @@ def session_order(data: pd.DataFrame, session_key: str, time_key: str, item_key:
             raise ValueError(f'column {key!r} has missing values, the first in row {int(data[key].isna().argmax())}')
     if data.empty:
         raise ValueError('the data has no events')
+    if pd.api.types.is_string_dtype(data[time_key]):
+        raise TypeError(f'column {time_key!r} must hold numbers or timestamps, not text such as '
+                        f'{data[time_key].iloc[0]!r}')
     session, _ids = pd.factorize(data[session_key], sort=True)
     rows = np.lexsort((data[time_key].to_numpy(), session))
     return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
+
+
+def as_ids(ids) -> np.ndarray:
+    """Ids as an array that keeps the type of each: NumPy alone would make strings of numbers beside a string."""
+    return pd.Series(ids).to_numpy()
 
 
 def index_by_appearance(item_ids: pd.Series):

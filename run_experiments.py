@@ -10,6 +10,7 @@ OUT/tables.md holds the tables.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -24,9 +25,10 @@ import numpy as np
 import pandas as pd
 import pytensor
 
+import backends
 import baselines
 import preprocess_rsc15
-from evaluation import next_item_ranks, recall_mrr
+from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 
 try:
@@ -73,7 +75,6 @@ BASELINES = {
 }
 
 MODELS = (*BASELINES, 'GRU4Rec')
-TIE_POLICIES = ('standard', 'conservative', 'median')
 CUT_OFF = 20
 
 
@@ -108,6 +109,9 @@ def load_dataset(arguments: argparse.Namespace) -> Dataset:
         folder = Path(arguments.data) if arguments.data else synthetic_folder(arguments.cache)
         train, test, name = folder / 'rsc15_train_full.txt', folder / 'rsc15_test.txt', folder.resolve().name
     frames = [read_events(path) for path in (train, test)]
+    for key in ('SessionId', 'ItemId'):  # ids that look like numbers in one file only
+        if frames[0][key].dtype != frames[1][key].dtype:
+            frames = [frame.astype({key: str}) for frame in frames]
     fingerprint = hashlib.sha256(b''.join(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()
                                           for frame in frames)).hexdigest()[:8]
     synthetic = not (arguments.train or arguments.data) or (train.parent / preprocess_rsc15.SYNTHETIC_LOG).exists()
@@ -130,14 +134,27 @@ def read_events(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file')
     try:
-        frame = pd.read_csv(path, sep='\t')
+        # No value of an id means "missing" (an item may be called NA), and the type of a column is that of all rows.
+        frame = pd.read_csv(path, sep='\t', keep_default_na=False, low_memory=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f'{path}: not a tab-separated text file ({str(error).strip()})') from None
     missing = {'SessionId', 'ItemId', 'Time'} - set(frame.columns)
     if missing:
         raise ValueError(f'{path}: lacks the column(s) {sorted(missing)}; it has {list(frame.columns)[:8]}. Expected '
                          'is a tab-separated file with the header SessionId, ItemId, Time')
+    for name in ('SessionId', 'ItemId'):
+        if frame[name].dtype == object or pd.api.types.is_string_dtype(frame[name]):
+            check_rows(path, frame[name] != '', name, 'an id')
+    check_rows(path, pd.to_numeric(frame.Time, errors='coerce').notna(), 'Time', 'a number of seconds', frame.Time)
     return frame[['SessionId', 'ItemId', 'Time']]
+
+
+def check_rows(path: Path, good: pd.Series, name: str, wanted: str, values=None):
+    """ValueError that names the first line whose column is not what it should be."""
+    if not good.all():
+        row = int((~good).to_numpy().argmax())
+        found = 'empty' if values is None else repr(values.iloc[row])
+        raise ValueError(f'{path}, line {row + 2}: {name} is {found}, not {wanted}')
 
 
 def known_items_only(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
@@ -155,7 +172,7 @@ def known_items_only(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
 # Cells
 # ---------------------------------------------------------------------------------------------------------------------
 
-def plan(tables, models, units, epochs, seeds, tie_policy) -> list[Cell]:
+def plan(tables, models, losses, units, epochs, seeds, tie_policy) -> list[Cell]:
     """The cells of the chosen tables, in the paper's order.  Table 3 needs Item-KNN, for the gain over it."""
     cells = []
     for model, (_class, parameters) in BASELINES.items():
@@ -164,8 +181,10 @@ def plan(tables, models, units, epochs, seeds, tie_policy) -> list[Cell]:
             for seed in seeds if model == 'BPR-MF' else [None]:
                 cells.append(Cell(1, model, None, None, epochs_of, seed, parameters, tie_policy))
     if 3 in tables and 'GRU4Rec' in models:
-        cells += [Cell(3, 'GRU4Rec', loss, n, epochs, seed, parameters, tie_policy)
-                  for n in units for loss, parameters in GRU4REC_PARAMETERS.items() for seed in seeds]
+        cells += [Cell(3, 'GRU4Rec', loss, n, epochs, seed, GRU4REC_PARAMETERS[loss], tie_policy)
+                  for n in units for loss in losses for seed in seeds]
+    if not cells:
+        raise ValueError(f'--table {" ".join(map(str, tables))} has no row for --models {" ".join(models)}')
     return cells
 
 
@@ -176,8 +195,7 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame):
         if cell.parameters.get('batch_size', 0) > n_sessions:
             batch_size = cell.parameters['batch_size']
             raise ValueError(f'{cell.model} with {cell.loss} trains {batch_size} sessions in parallel, but the '
-                             f'training data has {n_sessions} of two or more events; it needs more data, or --models without '
-                             'GRU4Rec')
+                             f'training data has {n_sessions} of two or more events; leave it out with --loss')
 
 
 def run_cell(cell: Cell, data: Dataset, backend: str) -> dict:
@@ -188,7 +206,7 @@ def run_cell(cell: Cell, data: Dataset, backend: str) -> dict:
         model = GRU4Rec([cell.units], n_epochs=cell.epochs, loss=cell.loss, seed=cell.seed, backend=backend,
                         **cell.parameters)
         model.fit(data.train, callback=progress)
-        events_per_second = progress.close()
+        events_per_second = progress.close(time.perf_counter() - started)
     else:
         seed = {} if cell.seed is None else {'seed': cell.seed}
         model = BASELINES[cell.model][0](**cell.parameters, **seed)
@@ -222,8 +240,7 @@ def evaluate(model, cell: Cell, data: Dataset) -> dict:
 
 RESULT_KEYS = ('dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19',
                'mrr@20', 'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds',
-               'train_events_per_second', 'eval_events_per_second', 'tie_policy', 'backend', 'versions',
-               'other_tie_policies')
+               'train_events_per_second', 'eval_events_per_second', 'tie_policy', 'backend', 'versions')
 
 
 def versions() -> dict[str, str]:
@@ -240,9 +257,9 @@ class TrainingProgress:
 
     def __init__(self, cell: Cell):
         self.label = f'{cell.loss}, {cell.units} units'
-        self.first: tuple | None = None
+        self.first: tuple = ()
         self.last: tuple = (0.0, 0)
-        self.epoch = 0
+        self.epoch, self.loss = 0, float('nan')
         self.bar = None
         if tqdm and sys.stderr.isatty():  # a log or a pipe gets a line for each epoch instead
             self.bar = tqdm(unit=' events', unit_scale=True, desc=self.label, file=sys.stderr)
@@ -253,26 +270,30 @@ class TrainingProgress:
         self.first = self.first or (now, events)
         self.last = now, events
         seconds = max(now - self.first[0], 1e-9)
+        rate = (events - self.first[1]) / seconds
+        minibatches = f'{rate * progress.minibatches / progress.events:,.0f} mini-batches/s'
         if self.bar is not None:
             self.bar.total = progress.n_epochs * progress.total_events
-            batch_size = progress.events / progress.minibatches
             self.bar.set_postfix_str(f'epoch {progress.epoch + 1}/{progress.n_epochs}, loss {progress.loss:.4f}, '
-                                     f'{(events - self.first[1]) / seconds / batch_size:.0f} mini-batches/s',
-                                     refresh=False)
+                                     f'{minibatches}', refresh=False)
             self.bar.update(events - self.bar.n)
         elif progress.epoch > self.epoch:
             left = seconds * (progress.n_epochs / progress.epoch - 1)
             note(f'{self.label}: epoch {progress.epoch} of {progress.n_epochs} done, loss {self.loss:.4f}, '
-                 f'{(events - self.first[1]) / seconds:,.0f} events/s, about {left:.0f} s left')
+                 f'{minibatches}, {rate:,.0f} events/s, about {left:.0f} s left')
             self.epoch = progress.epoch
         self.loss = progress.loss
 
-    def close(self) -> float | None:
-        """End the bar; events per second, None when there was a single report."""
+    def close(self, seconds: float) -> float | None:
+        """End the bar; events per second, of all `seconds` of the training if there was a single report."""
         if self.bar is not None:
             self.bar.close()
-        if self.first is None or self.last[0] == self.first[0]:
+        if not self.first:
             return None
+        if self.bar is None:
+            note(f'{self.label}: done, loss {self.loss:.4f}')
+        if self.last[1] == self.first[1]:
+            return self.last[1] / seconds
         return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
 
 
@@ -284,17 +305,16 @@ def load_results(path: Path) -> list[dict]:
     """Results of earlier runs; an empty list when there are none."""
     if not path.exists():
         return []
-    try:
+    with contextlib.suppress(ValueError):
         results = json.loads(path.read_text())
-        assert isinstance(results, list) and all(set(RESULT_KEYS) <= set(result) for result in results)
-    except (ValueError, AssertionError):
-        raise ValueError(f'{path}: not a results file of this program; move it away, or choose another --out') from None
-    return results
+        if isinstance(results, list) and all(set(RESULT_KEYS) <= set(result) for result in results):
+            return results
+    raise ValueError(f'{path}: not a results file of this program; move it away, or choose another --out')
 
 
-def find(results: list[dict], dataset: str, cell: Cell) -> dict | None:
-    """The result of a cell on a data set, if it is there."""
-    wanted = cell._asdict() | {'dataset': dataset}
+def find(results: list[dict], dataset: str, cell: Cell, backend: str) -> dict | None:
+    """The result of a cell on a data set, if it is there; a baseline's does not depend on the backend."""
+    wanted = cell._asdict() | {'dataset': dataset, 'backend': backend if cell.model == 'GRU4Rec' else None}
     return next((result for result in results if all(result[key] == value for key, value in wanted.items())), None)
 
 
@@ -318,12 +338,12 @@ def format_tables(results: list[dict], data: Dataset, tables) -> str:
             'their order is.' if data.synthetic else
             'Our numbers are comparable with the published ones only if this is the RSC15 data of the paper.')
     lines = [f'Data set `{data.name}`: train {counts(data.train)}; test {counts(data.test)}. {what}', '']
-    if 1 in tables:
+    if 1 in tables and any(result['table'] == 1 for result in results):
         lines += ['### Table 1: baselines', '', *table_1(results), '']
-    if 3 in tables:
+    if any(result['table'] == 3 for result in results):
         lines += ['### Table 3: GRU4Rec, one layer', '', *table_3(results), '']
-    lines += [f'Published: RSC15, arXiv 1511.06939 v4. Ours: {", ".join(spread_of(results))}; items with equal scores '
-              f'are ranked by the policy {results[0]["tie_policy"]!r} in every row.']
+    lines += [f'Published: RSC15, arXiv 1511.06939 v4. {runs_behind(results)}Items with equal scores are ranked by the '
+              f'policy {results[0]["tie_policy"]!r} in every row.']
     return '\n'.join(lines + tie_note(results)) + '\n'
 
 
@@ -344,8 +364,8 @@ def table_3(results: list[dict]) -> list[str]:
         row = [LOSS_NAMES[loss], units]
         for i, metric in enumerate(('recall@20', 'mrr@20')):
             row.append(f'{published[i]:.4f} ({PUBLISHED_GAINS[loss, units][i]:+.2%})' if published else '-')
-            gain = value(ours, metric) / value(knn, metric) - 1 if knn and value(ours, metric) else None
-            row.append(average(ours, metric) + (f' ({gain:+.2%})' if gain is not None else ''))
+            mine, base = value(ours, metric), value(knn, metric)
+            row.append(average(ours, metric) + (f' ({mine / base - 1:+.2%})' if mine is not None and base else ''))
         rows.append((*row, *durations(ours)))
     return markdown(('Loss', 'Units', 'Recall@20 published (gain over Item-KNN)', 'Recall@20 ours (gain)',
                      'MRR@20 published (gain)', 'MRR@20 ours (gain)', 'fit', 'evaluation'), rows)
@@ -379,24 +399,25 @@ def durations(results: list[dict]) -> tuple[str, str]:
                  for key in ('fit_seconds', 'eval_seconds'))
 
 
-def spread_of(results: list[dict]) -> list[str]:
+def runs_behind(results: list[dict]) -> str:
     """In words: the epochs and seeds behind the GRU4Rec rows."""
     runs = of_model(results, 'GRU4Rec')
     if not runs:
-        return ['this program']
-    epochs, seeds = ({str(run[key]) for run in runs} for key in ('epochs', 'seed'))
-    return [f"{'/'.join(sorted(epochs))} epochs", f"seed {'/'.join(sorted(seeds))}",
-            f"backend {'/'.join(sorted({run['backend'] for run in runs}))}"]
+        return ''
+    seeds = sorted({run['seed'] for run in runs})
+    return (f"GRU4Rec: epochs {runs[0]['epochs']}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, backend "
+            f"{runs[0]['backend']}. ")
 
 
 def tie_note(results: list[dict]) -> list[str]:
     """What Item-KNN, which leaves most items at score 0, would reach under the other tie policies."""
     knn = of_model(results, 'Item-KNN')
-    if not knn or not knn[0]['other_tie_policies']:
+    if not knn:
         return []
     others = '; '.join(f"'{policy}' {recall:.4f} and {mrr:.4f}"
                        for policy, (recall, mrr) in knn[0]['other_tie_policies'].items())
-    return ['', f'Item-KNN gives most items the score 0. Its Recall@20 and MRR@20 under other tie policies: {others}.']
+    return ['', 'Item-KNN gives most items the score 0. Its Recall@20 and MRR@20 under the other tie policies: '
+                f'{others}.']
 
 
 def markdown(header: tuple, rows: list[tuple]) -> list[str]:
@@ -424,6 +445,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--table', type=listed(whole, (1, 3)), nargs='+', default=[[1, 3]], help='tables to run (1 3)')
     parser.add_argument('--models', type=listed(str, MODELS), nargs='+', default=[MODELS],
                         help=f'rows to run, of {", ".join(MODELS)} (all)')
+    parser.add_argument('--loss', type=listed(str, GRU4REC_PARAMETERS), nargs='+', default=[GRU4REC_PARAMETERS],
+                        help=f'rows of Table 3, of {", ".join(GRU4REC_PARAMETERS)} (all)')
     parser.add_argument('--units', type=listed(positive), nargs='+', default=[[100]],
                         help='hidden units, for Table 3 (100)')
     parser.add_argument('--epochs', type=positive, default=10, help='training epochs of GRU4Rec (10)')
@@ -431,12 +454,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
                         help='rank of a target whose score other items share: before them, after them, in the middle '
                              '(conservative: after them)')
-    parser.add_argument('--backend', choices=('auto', 'numba', 'python'), default='auto')
+    parser.add_argument('--backend', choices=backends.BACKENDS, default='auto')
     parser.add_argument('--out', metavar='DIR', default='results',
                         help='folder for results.json and tables.md (results)')
     parser.add_argument('--cache', metavar='DIR', default='cache', help='folder for the synthetic click log (cache)')
     arguments = parser.parse_args(argv)
-    for name in ('table', 'models', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
+    for name in ('table', 'models', 'loss', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
         setattr(arguments, name, list(dict.fromkeys(value for values in getattr(arguments, name) for value in values)))
     if bool(arguments.train) != bool(arguments.test):
         parser.error('--train and --test go together')
@@ -478,23 +501,26 @@ def run(arguments: argparse.Namespace):
     """All cells that results.json does not have yet, then the tables."""
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / 'tables.md', 'No results yet.\n') if not (out / 'tables.md').exists() else None
+    backend = backends.resolve(arguments.backend)
+    cells = plan(arguments.table, arguments.models, arguments.loss, arguments.units, arguments.epochs, arguments.seeds,
+                 arguments.tie_policy)
     results = load_results(out / 'results.json')
+    write_atomically(out / 'results.json', json.dumps(results, indent=1) + '\n')  # before any work: can we write?
     data = load_dataset(arguments)
     note(f'{data.name}: train {counts(data.train)}; test {counts(data.test)}')
-    cells = plan(arguments.table, arguments.models, arguments.units, arguments.epochs, arguments.seeds,
-                 arguments.tie_policy)
-    check_batch_sizes(cells, data.train)
+    check_batch_sizes([cell for cell in cells if not find(results, data.name, cell, backend)], data.train)
+    text = ''
     for number, cell in enumerate(cells, 1):
         title = ' '.join(str(part) for part in (cell.model, cell.loss, cell.units, cell.seed) if part is not None)
-        if find(results, data.name, cell):
-            note(f'[{number}/{len(cells)}] {title}: already in {out / "results.json"}')
-            continue
-        note(f'[{number}/{len(cells)}] {title}')
-        results.append(run_cell(cell, data, arguments.backend))
-        write_atomically(out / 'results.json', json.dumps(results, indent=1) + '\n')
-    text = format_tables([find(results, data.name, cell) for cell in cells], data, arguments.table)
-    write_atomically(out / 'tables.md', text)
+        done = find(results, data.name, cell, backend)
+        note(f'[{number}/{len(cells)}] {title}' + (f': already in {out / "results.json"}' if done else ''))
+        if not done:
+            result = run_cell(cell, data, backend)
+            results = [*load_results(out / 'results.json'), result]  # another run may have written meanwhile
+            write_atomically(out / 'results.json', json.dumps(results, indent=1) + '\n')
+        finished = [find(results, data.name, cell, backend) for cell in cells[:number]]
+        text = format_tables(finished, data, arguments.table)
+        write_atomically(out / 'tables.md', text)
     print(text)
 
 

@@ -335,3 +335,45 @@ def test_bad_test_data_is_explained(top1_model, log, message):
 def test_a_model_that_was_not_trained_cannot_be_evaluated():
     with pytest.raises(RuntimeError, match='not trained'):
         evaluation.evaluate_sessions_batch(GRU4Rec([5]), few_items_log())
+
+
+# --- Several cut-offs, foreign models, scores that are no numbers ---------------------------------------------------
+
+
+def test_several_cut_offs_at_once_are_those_one_by_one():
+    ranks = np.array([1, 3, 7, 20, 21, 400.0])
+    for rule in ('rank<=cut_off', 'rank<cut_off'):
+        recalls, mrrs = recall_mrr(ranks, [1, 5, 20], rule)
+        assert list(zip(recalls, mrrs)) == [recall_mrr(ranks, n, rule) for n in (1, 5, 20)]
+    with pytest.raises(ValueError, match='cut_off'):
+        recall_mrr(ranks, [0, 20])
+
+
+class ByItem:
+    """A model with the release's interface that returns its scores in an order of its own: by item, falling."""
+    items_ = np.array(['a', 'b', 'c'])
+
+    def __init__(self, **scores):
+        self.scores = pd.Series(scores)
+
+    def predict_next(self, session_id, input_item_id, predict_for_item_ids):
+        return self.scores[list(predict_for_item_ids)].sort_index(ascending=False)
+
+
+def test_scores_of_a_foreign_model_are_read_by_item_and_not_by_place():
+    log = pd.DataFrame({'SessionId': [1, 1, 1, 1], 'ItemId': list('cabc'), 'Time': range(4)})
+    ranks = next_item_ranks(ByItem(a=3.0, b=2.0, c=1.0), log)
+    assert ranks.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize('tie_policy', ['standard', 'conservative', 'median', 'tiebreaking'])
+def test_a_score_that_is_not_a_number_is_an_error_and_no_hit(tie_policy):
+    log = pd.DataFrame({'SessionId': [1, 1], 'ItemId': list('ab'), 'Time': range(2)})
+    with pytest.raises(ValueError, match='prediction 0: the score of the next item is not a number'):
+        next_item_ranks(ByItem(a=3.0, b=np.nan, c=1.0), log, tie_policy=tie_policy)
+
+
+def test_no_candidates_are_an_error():
+    log = pd.DataFrame({'SessionId': [1, 1], 'ItemId': list('ab'), 'Time': range(2)})
+    with pytest.raises(ValueError, match=r'items=\[\]'):
+        next_item_ranks(ByItem(a=3.0, b=2.0, c=1.0), log, items=[])

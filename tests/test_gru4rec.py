@@ -210,7 +210,7 @@ def test_training_stops_at_the_first_loss_that_is_not_finite_and_says_where(lmbd
     [warning] = caught
     assert warning.category is RuntimeWarning
     assert warning.filename == fit_quietly.__code__.co_filename  # points at the call of fit
-    assert f'epoch {epoch}, mini-batch {minibatch + 1} is nan' in str(warning.message)
+    assert f'epoch {epoch}, mini-batch {minibatch} is nan' in str(warning.message)
     assert model.error_during_train
     assert len(model.epoch_losses_) == epoch
     assert_cannot_predict(model)
@@ -241,7 +241,7 @@ def test_weights_that_overflow_in_the_very_last_minibatch_do_not_predict():
 def test_initial_weights_near_the_largest_float_stop_both_backends_at_once(backend):
     # sigma is not compiled in, so that the recorded case's compiled step serves
     model, [warning] = fit_quietly(GRU4Rec(**CASES[NUMBA_CASE]['arguments'], sigma=1e38, backend=backend), TRAIN)
-    assert 'epoch 0, mini-batch 1 is' in str(warning.message)
+    assert 'epoch 0, mini-batch 0 is' in str(warning.message)
     assert model.error_during_train and model.epoch_losses_ == []
 
 

@@ -1,5 +1,6 @@
 """Against recorded runs of the authors' 2016 release, and as a drop-in for it in scripts that were written for it."""
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import (
     ARRAYS,
@@ -365,3 +366,30 @@ def test_equal_times_keep_the_order_of_the_frame_in_training_and_evaluation():
     model.fit(log.sort_values(['SessionId', 'Time']))
     assert_same_bits(state_of(same.fit(tied)), state_of(model))
     assert_array_equal(evaluation.next_item_ranks(same, tied), evaluation.next_item_ranks(model, log))
+
+
+def test_ids_of_mixed_types_stay_what_they_are_when_given_as_lists():
+    log = few_items_log(n_items=4)
+    log['ItemId'] = log.ItemId.map({0: 0, 10: 'ten', 20: 20, 30: 'thirty'}).astype(object)
+    model = small_model().fit(log)
+    frame = model.predict_next_batch([1, 'x'], [20, 'ten'], [0, 'thirty'], 2)
+    assert frame.index.tolist() == [0, 'thirty']
+    again = model.predict_next_batch(['1', 'x'], [20, 'ten'], [0, 'thirty'], 2)  # '1' is not the session 1
+    assert_array_equal(again[0], frame[0])
+    assert np.abs(again[1] - frame[1]).max() > 0
+    with pytest.raises(KeyError, match='999'):
+        model.predict_next_batch([1, 'x'], [999, 'ten'], None, 2)
+    assert len(evaluation.next_item_ranks(model, log, items=[0, 'ten'])) == len(log) - log.SessionId.nunique()
+
+
+def test_the_item_index_is_there_under_the_releases_name(top1_model):
+    assert top1_model.itemidmap.index.tolist() == TRAIN.ItemId.unique().tolist()
+    assert top1_model.itemidmap.tolist() == list(range(60))
+
+
+def test_times_that_are_text_are_refused_since_their_order_is_not_that_of_time():
+    log = few_items_log()
+    with pytest.raises(TypeError, match="column 'Time' must hold numbers or timestamps, not text such as '"):
+        small_model().fit(log.assign(Time=log.Time.astype(str)))
+    moments = pd.to_datetime(log.Time, unit='s')
+    assert_same_bits(state_of(small_model().fit(log.assign(Time=moments))), state_of(small_model().fit(log)))

@@ -37,7 +37,9 @@ def test_each_row_of_both_tables_becomes_one_result_with_all_its_keys(finished):
         (1, 'POP', None), (1, 'S-POP', None), (1, 'Item-KNN', None), (1, 'BPR-MF', None),
         (3, 'GRU4Rec', 'top1'), (3, 'GRU4Rec', 'bpr'), (3, 'GRU4Rec', 'cross-entropy')]
     for result in results:
-        assert set(result) >= KEYS
+        assert set(result) - {'other_tie_policies'} == KEYS
+        assert ('other_tie_policies' in result) == (result['model'] == 'Item-KNN')
+        assert result['train_events_per_second'] > 0
         assert 0 <= result['mrr@20'] <= result['recall@19'] <= result['recall@20'] <= 1
         assert result['tie_policy'] == 'conservative'
         assert (result['backend'] == 'python') == (result['model'] == 'GRU4Rec')
@@ -97,6 +99,7 @@ def test_an_interrupted_run_keeps_its_finished_cells_and_goes_on_from_there(data
     command = ['--data', str(data), '--out', str(tmp_path), '--table', '1']
     assert run_experiments.main(command) == 130
     assert [r['model'] for r in results_in(tmp_path)] == ['POP', 'S-POP']
+    assert '| S-POP' in (tmp_path / 'tables.md').read_text()
     monkeypatch.setattr(run_experiments, 'run_cell',
                         lambda cell, *args: trained.append(cell.model) or run_cell(cell, *args))
     assert run_experiments.main(command) == 0
@@ -104,21 +107,23 @@ def test_an_interrupted_run_keeps_its_finished_cells_and_goes_on_from_there(data
 
 
 def test_other_parameters_make_another_cell(data, finished):
-    cell = run_experiments.plan([3], ['GRU4Rec'], [4], 1, [42], 'conservative')[0]
+    cell = run_experiments.plan([3], ['GRU4Rec'], list(run_experiments.GRU4REC_PARAMETERS), [4], 1, [42],
+                                'conservative')[0]
     results = results_in(finished)
     name = results[0]['dataset']
-    assert run_experiments.find(results, name, cell)['loss'] == 'top1'
+    assert run_experiments.find(results, name, cell, 'python')['loss'] == 'top1'
     for change in ({'seed': 43}, {'epochs': 2}, {'units': 5}, {'tie_policy': 'median'},
                    {'parameters': cell.parameters | {'batch_size': 51}}):
-        assert run_experiments.find(results, name, cell._replace(**change)) is None
-    assert run_experiments.find(results, 'other-data', cell) is None
+        assert run_experiments.find(results, name, cell._replace(**change), 'python') is None
+    assert run_experiments.find(results, 'other-data', cell, 'python') is None
+    assert run_experiments.find(results, name, cell, 'numba') is None
 
 
 def test_the_tables_say_what_data_policy_and_seed_they_are_from(finished):
     text = (finished / 'tables.md').read_text()
     assert 'This is a synthetic click log' in text
     assert "policy 'conservative' in every row" in text
-    assert 'seed 42' in text and '1 epochs' in text
+    assert 'epochs 1, seed 42, backend python' in text
     assert "'standard'" in text and "'median'" in text  # what Item-KNN would reach otherwise
     knn = next(r for r in results_in(finished) if r['model'] == 'Item-KNN')
     top1 = next(r for r in results_in(finished) if r['loss'] == 'top1')
@@ -137,7 +142,8 @@ def test_a_training_that_meets_nan_is_reported_as_unstable(data, monkeypatch):
     monkeypatch.setitem(run_experiments.GRU4REC_PARAMETERS, 'cross-entropy',
                         dict(batch_size=50, dropout_p_hidden=0.0, learning_rate=1e38, adapt=None))
     arguments = run_experiments.parse(['--data', str(data)])
-    cell = run_experiments.plan([3], ['GRU4Rec'], [4], 1, [42], 'conservative')[2]
+    cell = run_experiments.plan([3], ['GRU4Rec'], list(run_experiments.GRU4REC_PARAMETERS), [4], 1, [42],
+                                'conservative')[2]
     with pytest.warns(RuntimeWarning, match='loss of epoch 0, mini-batch'):
         result = run_experiments.run_cell(cell, run_experiments.load_dataset(arguments), 'python')
     assert result['recall@20'] is None and result['eval_seconds'] is None
@@ -169,6 +175,8 @@ def test_any_two_files_with_the_three_columns_will_do(tmp_path):
     (b'SessionId,ItemId,Time\n1,2,3\n', "lacks the column(s) ['ItemId', 'SessionId', 'Time']"),
     (b'SessionId\tItem\tTime\n1\t2\t3\n', "lacks the column(s) ['ItemId']"),
     (b'\xff\xfe\x00\x01', 'not a tab-separated text file'),
+    (b'SessionId\tItemId\tTime\n1\t2\t3\n1\t2\tnoon\n', "line 3: Time is 'noon', not a number of seconds"),
+    (b'SessionId\tItemId\tTime\n1\ta\t3\n1\t\t4\n', 'line 3: ItemId is empty, not an id'),
     (b'SessionId\tItemId\tTime\n1\t2\t3\n', 'no test session has two events'),
 ])
 def test_a_file_that_is_no_event_log_ends_the_program_with_one_line_that_names_it(tmp_path, capsys, content, complaint):
@@ -185,6 +193,7 @@ def test_a_file_that_is_no_event_log_ends_the_program_with_one_line_that_names_i
     (['--data', 'x', '--train', 'x', '--test', 'x'], 'give either --data'),
     (['--table', '4'], '4 is none of 1, 3'),
     (['--models', 'KNN'], "'KNN' is none of POP, S-POP, Item-KNN, BPR-MF, GRU4Rec"),
+    (['--loss', 'hinge'], "'hinge' is none of top1, bpr, cross-entropy"),
     (['--seeds', '1,x'], "'x' is not a whole number"),
     (['--units', '0'], "'0' is not a whole number of at least 1"),
     (['--epochs', 'ten'], "'ten' is not a whole number of at least 1"),
@@ -193,6 +202,25 @@ def test_wrong_arguments_are_named_before_any_work(arguments, complaint, capsys)
     with pytest.raises(SystemExit) as stop:
         run_experiments.main(arguments)
     assert stop.value.code == 2 and complaint in capsys.readouterr().err
+
+
+def test_a_table_without_a_row_for_the_models_is_an_error(data, tmp_path, capsys):
+    assert run_experiments.main(['--table', '3', '--models', 'POP', '--data', str(data), '--out', str(tmp_path)]) == 2
+    assert '--table 3 has no row for --models POP' in capsys.readouterr().err
+
+
+def test_ids_that_look_like_numbers_in_one_file_only_are_the_same_ids(tmp_path):
+    (tmp_path / 'train.tsv').write_text('SessionId\tItemId\tTime\n1\t5\t1\n1\t7\t2\n2\ta\t3\n2\tNA\t4\n')
+    (tmp_path / 'test.tsv').write_text('SessionId\tItemId\tTime\n3\t5\t5\n3\t7\t6\n')
+    data = run_experiments.load_dataset(run_experiments.parse(
+        ['--train', str(tmp_path / 'train.tsv'), '--test', str(tmp_path / 'test.tsv')]))
+    assert data.train.ItemId.tolist() == ['5', '7', 'a', 'NA'] and data.test.ItemId.tolist() == ['5', '7']
+
+
+def test_a_gain_over_a_baseline_that_hits_nothing_is_left_out(finished):
+    results = [result | {'recall@20': 0.0, 'mrr@20': 0.0} if result['model'] == 'Item-KNN' else result
+               for result in results_in(finished)]
+    assert any('TOP1' in line and '%' not in line for line in run_experiments.table_3(results))
 
 
 def test_too_few_sessions_for_a_row_are_noticed_before_any_training(tmp_path, capsys, monkeypatch):
