@@ -641,7 +641,6 @@ class GRU4Rec:
     def item_indices(self, item_ids) -> np.ndarray:
         """int64 indices of item ids; KeyError names those that the training data did not have."""
         self._check_usable()
-        self._check_trained()
         item_ids = as_ids(item_ids)
         indices = self._index_of.get_indexer(item_ids)
         if (indices < 0).any():

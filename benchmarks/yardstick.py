@@ -8,33 +8,11 @@ that one can do by hand.
 import numpy as np
 from numba import njit
 
+from backends import _sigmoid as sigmoid
+from backends import _tanh as tanh
+
 EPSILON = np.float32(1e-6)
-ONE, HALF = np.float32(1), np.float32(0.5)
-
-
-@njit(inline='always')
-def tanh(x):
-    """The same quotient of polynomials that the model's backend uses."""
-    x = np.float32(-7.90531110763549805) if x < np.float32(-7.90531110763549805) else x
-    x = np.float32(7.90531110763549805) if x > np.float32(7.90531110763549805) else x
-    x2 = x * x
-    p = np.float32(-2.76076847742355e-16)
-    p = p * x2 + np.float32(2.00018790482477e-13)
-    p = p * x2 + np.float32(-8.60467152213735e-11)
-    p = p * x2 + np.float32(5.12229709037114e-08)
-    p = p * x2 + np.float32(1.48572235717979e-05)
-    p = p * x2 + np.float32(6.37261928875436e-04)
-    p = p * x2 + np.float32(4.89352455891786e-03)
-    q = np.float32(1.19825839466702e-06)
-    q = q * x2 + np.float32(1.18534705686654e-04)
-    q = q * x2 + np.float32(2.26843463243900e-03)
-    q = q * x2 + np.float32(4.89352518554385e-03)
-    return x * p / q
-
-
-@njit(inline='always')
-def sigmoid(x):
-    return HALF * tanh(HALF * x) + HALF
+ONE = np.float32(1)
 
 
 FLAGS = {'contract', 'arcp', 'reassoc', 'nsz'}

@@ -1,20 +1,11 @@
 """The plain-NumPy reference against numbers of the 2016 release, finite differences, and hand-drawn examples."""
 
 import functools
-import json
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from conftest import ARRAYS, CASES, TEST, TRAIN
 from numpy_gru4rec import NumpyGRU4Rec, activations, losses, minibatches, ranks, recall_mrr
-
-GOLDEN = Path(__file__).parent / "golden"
-CASES = json.loads((GOLDEN / "release.json").read_text())
-with np.load(GOLDEN / "release.npz") as archive:
-    ARRAYS = dict(archive)
-TRAIN = pd.read_csv(GOLDEN / "train.tsv", sep="\t")
-TEST = pd.read_csv(GOLDEN / "test.tsv", sep="\t")
 
 every_case = pytest.mark.parametrize("case", CASES)
 both_precisions = pytest.mark.parametrize("dtype", ["float64", "float32"])
