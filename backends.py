@@ -20,14 +20,17 @@ from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import (
+    numba_funcify_and_cache_key,
     numba_njit,
     register_funcify_and_cache_key,
     register_funcify_default_op_cache_key,
 )
-from pytensor.scalar.basic import Exp, Tanh, same_out
+from pytensor.scalar.basic import Composite, Exp, Tanh, same_out
 from pytensor.scalar.math import Sigmoid
+from pytensor.tensor import subtensor
+from pytensor.tensor.basic import Split
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
-from pytensor.tensor.math import Sum
+from pytensor.tensor.math import Max, Sum
 from threadpoolctl import ThreadpoolController
 
 BACKENDS = ('auto', 'numba', 'python')
@@ -55,9 +58,10 @@ class FastExp(Exp):
     """exp of a float32 to a relative 2e-7, as a polynomial and a shift of the exponent; within 1e-38 and 3e38."""
 
 
-@numba_njit
+@numba_njit(error_model='numpy')
 def _tanh(x):
-    # Coefficients as in Eigen's float tanh.  The comparisons are written so that NaN goes through.
+    # Coefficients as in Eigen's float tanh.  The comparisons are written so that NaN goes through.  Under Numba's other
+    # error model the division is checked for a zero divisor, and a loop with a branch is no longer made of vectors.
     x = np.float32(-7.90531110763549805) if x < np.float32(-7.90531110763549805) else x
     x = np.float32(7.90531110763549805) if x > np.float32(7.90531110763549805) else x
     x2 = x * x
@@ -99,12 +103,12 @@ def _exp(x):
 
 @register_funcify_and_cache_key(FastTanh)
 def _funcify_fast_tanh(op, node, **kwargs):
-    return _tanh, 'gru4rec_fast_tanh_1'
+    return _tanh, 'gru4rec_fast_tanh_2'
 
 
 @register_funcify_and_cache_key(FastSigmoid)
 def _funcify_fast_sigmoid(op, node, **kwargs):
-    return _sigmoid, 'gru4rec_fast_sigmoid_1'
+    return _sigmoid, 'gru4rec_fast_sigmoid_2'
 
 
 @register_funcify_and_cache_key(FastExp)
@@ -112,16 +116,18 @@ def _funcify_fast_exp(op, node, **kwargs):
     return _exp, 'gru4rec_fast_exp_1'
 
 
+_pytensor_composite = numba_funcify_and_cache_key.dispatch(Composite)
+
+
+@register_funcify_and_cache_key(Composite)
+def _funcify_composite(op, node, **kwargs):
+    """The body of a fused loop, as PyTensor compiles it, but always inlined: a loop with a call stays scalar."""
+    body, key = _pytensor_composite(op, node=node, **kwargs)
+    return numba_njit(body.py_func, forceinline=True), key and f'{key}_inlined'
+
+
 BEFORE_FUSION = 48.9  # position among PyTensor's rewrites
 _FAST = {Tanh: FastTanh, Sigmoid: FastSigmoid, Exp: FastExp}
-
-
-@node_rewriter([Sum])
-def sum_in_own_precision(fgraph, node):
-    """Rewrite: add up float32 in float32, not in float64, which halves the width of a vector instruction."""
-    if node.inputs[0].dtype != FLOAT or node.op.acc_dtype == FLOAT:
-        return None
-    return [Sum(axis=node.op.axis, dtype=FLOAT, acc_dtype=FLOAT)(node.inputs[0])]
 
 
 @node_rewriter([Elemwise])
@@ -167,6 +173,169 @@ def transpose_without_copy(fgraph, node):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Splits that are contiguous
+# ---------------------------------------------------------------------------------------------------------------------
+
+class SplitColumns(Op):
+    """A matrix taken apart into matrices of as many columns each, as contiguous copies.
+
+    PyTensor's Split gives views.  Numba does not know that neighbours in a row of a view are neighbours in memory, and a
+    loop that reads one stays scalar: that costs more than the copy.
+    """
+    __props__ = ('n_splits',)
+
+    def __init__(self, n_splits: int):
+        self.n_splits = n_splits
+
+    def make_node(self, x):
+        n_rows, n_columns = x.type.shape
+        part = x.type.clone(shape=(n_rows, n_columns and n_columns // self.n_splits))
+        return Apply(self, [x], [part() for _ in range(self.n_splits)])
+
+    def perform(self, node, inputs, output_storage):
+        for storage, part in zip(output_storage, np.split(inputs[0], self.n_splits, axis=1)):
+            storage[0] = part.copy()
+
+
+@register_funcify_default_op_cache_key(SplitColumns)
+def _funcify_split_columns(op, node, **kwargs):
+    n = op.n_splits
+    source = '\n'.join([
+        'def split_columns(x):',
+        f'    width = x.shape[1] // {n}',
+        f'    parts = np.empty(({n}, len(x), width), x.dtype)',
+        '    for i in range(len(x)):',
+        f'        for k in range({n}):',
+        '            for j in range(width):',
+        '                parts[k, i, j] = x[i, k * width + j]',
+        f"    return ({''.join(f'parts[{k}], ' for k in range(n))})",
+    ])
+    return numba_njit(compile_numba_function_src(source, 'split_columns', {'np': np}))
+
+
+@node_rewriter([Split])
+def split_into_copies(fgraph, node):
+    """Rewrite: Split of a matrix into equally many columns to `SplitColumns`."""
+    n_columns = node.inputs[0].type.shape[-1]
+    n = len(node.outputs)
+    if n_columns is None or any(part.type.shape[1:] != (n_columns // n,) for part in node.outputs):
+        return None
+    return SplitColumns(n)(node.inputs[0], return_list=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reductions that vectorise
+# ---------------------------------------------------------------------------------------------------------------------
+
+class ColumnSums(Op):
+    """Sum over the rows of a float32 matrix.  PyTensor 3.3 would fuse it into the loop before, which then is scalar."""
+    __props__ = ()
+
+    def make_node(self, x):
+        return Apply(self, [x], [x.type.clone(shape=x.type.shape[1:])()])
+
+    def perform(self, node, inputs, output_storage):
+        output_storage[0][0] = inputs[0].sum(axis=0)
+
+
+class RowMaxima(Op):
+    """Largest number of each row of a float32 matrix; of a row with NaN, NaN or any number.
+
+    Found among integers in the same order: floats have no maximum that LLVM would make vectors of.
+    """
+    __props__ = ()
+
+    def make_node(self, x):
+        return Apply(self, [x], [x.type.clone(shape=x.type.shape[:1])()])
+
+    def perform(self, node, inputs, output_storage):
+        output_storage[0][0] = inputs[0].max(axis=1)
+
+
+@register_funcify_default_op_cache_key(ColumnSums)
+def _funcify_column_sums(op, node, **kwargs):
+    @numba_njit
+    def column_sums(x):
+        sums = np.zeros(x.shape[1], x.dtype)
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                sums[j] += x[i, j]
+        return sums
+    return column_sums
+
+
+@register_funcify_default_op_cache_key(RowMaxima)
+def _funcify_row_maxima(op, node, **kwargs):
+    @numba_njit
+    def ordered(bits):  # integers in the order of the floats that the bits stand for; its own inverse
+        return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+    @numba_njit
+    def row_maxima(x):
+        maxima = np.empty(x.shape[0], np.int32)
+        bits = x.view(np.int32)
+        for i in range(x.shape[0]):
+            largest = ordered(bits[i, 0])
+            for j in range(1, x.shape[1]):
+                largest = max(largest, ordered(bits[i, j]))
+            maxima[i] = ordered(largest)
+        return maxima.view(np.float32)
+    return row_maxima
+
+
+@node_rewriter([Sum])
+def sum_in_own_precision(fgraph, node):
+    """Rewrite: add up float32 in float32, not in float64, which halves the width of a vector instruction."""
+    x = node.inputs[0]
+    if x.dtype != FLOAT:
+        return None
+    if x.ndim == 2 and node.op.axis == (0,):
+        return [ColumnSums()(x)]
+    return None if node.op.acc_dtype == FLOAT else [Sum(axis=node.op.axis, dtype=FLOAT, acc_dtype=FLOAT)(node.inputs[0])]
+
+
+@node_rewriter([Max])
+def maximum_of_numbers(fgraph, node):
+    """Rewrite: Max over the columns of a float32 matrix to `RowMaxima`."""
+    x = node.inputs[0]
+    return [RowMaxima()(x)] if x.dtype == FLOAT and x.ndim == 2 and node.op.axis == (1,) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Row updates that vectorise
+# ---------------------------------------------------------------------------------------------------------------------
+
+@numba_njit
+def _set_rows(x, y, rows):
+    for i in range(len(rows)):
+        row = rows[i]
+        for j in range(x.shape[1]):
+            x[row, j] = y[i, j]
+    return x
+
+
+@numba_njit
+def _add_to_rows(x, y, rows):
+    for i in range(len(rows)):
+        row = rows[i]
+        for j in range(x.shape[1]):
+            x[row, j] += y[i, j]
+    return x
+
+
+if hasattr(subtensor, 'AdvancedIncSubtensor1'):  # PyTensor 3.0; later ones have another operation, and good loops
+    _pytensor_row_update = numba_funcify_and_cache_key.dispatch(subtensor.AdvancedIncSubtensor1)
+
+    @register_funcify_and_cache_key(subtensor.AdvancedIncSubtensor1)
+    def _funcify_row_update(op, node, **kwargs):
+        """Rows of a matrix increased or set in place, in loops over plain indices; the rest as PyTensor does it."""
+        x, y, _rows = node.inputs
+        if not op.inplace or x.ndim != 2 or None in y.type.shape or x.type.shape[1] != y.type.shape[1]:
+            return _pytensor_row_update(op, node=node, **kwargs)
+        return (_set_rows, 'gru4rec_set_rows_1') if op.set_instead_of_inc else (_add_to_rows, 'gru4rec_add_to_rows_1')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Compilation
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -178,7 +347,8 @@ def compile_function(inputs, outputs, updates=None, *, backend: str):
     else:
         mode = get_mode('NUMBA').excluding('local_log_sum_exp').register(  # cross_entropy takes off the largest itself
             *((in2out(rewrite, name=rewrite.__name__), BEFORE_FUSION)
-              for rewrite in (use_fast_activations, sum_in_own_precision, transpose_without_copy)))
+              for rewrite in (use_fast_activations, sum_in_own_precision, transpose_without_copy, split_into_copies,
+                            maximum_of_numbers)))
     return pytensor.function(inputs, outputs, updates=updates, mode=mode)
 
 
