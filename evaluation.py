@@ -6,11 +6,13 @@ cut-offs from them.  `evaluate_sessions_batch` and `evaluate_sessions` are the f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numba
 import numpy as np
 import pandas as pd
+from threadpoolctl import ThreadpoolController
 
 from gru4rec import as_ids, session_order, session_parallel_minibatches, some
 
@@ -92,22 +94,26 @@ def next_item_ranks(model, test_data: pd.DataFrame, items=None, batch_size: int 
         return ranks_from_ties(*model.tie_counts(item_ids, offsets, items), tie_policy)
     if carry_states:
         blocks = release_blocks(model, item_ids, offsets, items, batch_size)
-    elif hasattr(model, 'raw_scores'):
-        blocks = network_blocks(model, item_ids, offsets, items, batch_size, tie_policy == 'tiebreaking')
+    elif hasattr(model, 'next_states'):
+        return network_ranks(model, item_ids, offsets, items, batch_size, tie_policy, seed)
     elif hasattr(model, 'score_block'):
         blocks = baseline_blocks(model, item_ids, offsets, items)
     else:
         blocks = stepwise_blocks(model, item_ids, offsets, test_data[session_key].to_numpy()[rows], items)
-    return ranks_from_blocks(blocks, len(rows) - len(offsets) + 1, tie_policy, seed)
+    ranks = np.empty(len(rows) - len(offsets) + 1)
+    for block in blocks:
+        ranks[block.prediction] = block_ranks(block, tie_policy, seed)
+    return ranks
 
 
 class Block(NamedTuple):
-    """Scores for some predictions, a row each, as the functions below hand them to `ranks_from_blocks`.
+    """Scores for some predictions, a row each, as the functions below hand them to `block_ranks`.
 
     prediction : int64 (b,), where the ranks belong
     scores : float (b, M or more); the first `n_ranked` columns are the ranked items
     low, high : float (b,), the scores that count as equal to the target's lie between them
     column : int64 (b,), the target's place among the ranked items, -1 where it is none of them
+    bias : float (M,), to be added to every row of the scores; None for zero
     """
     prediction: np.ndarray
     scores: np.ndarray
@@ -115,34 +121,33 @@ class Block(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     column: np.ndarray
+    bias: np.ndarray | None = None
 
 
-def ranks_from_blocks(blocks: Iterator[Block], n_predictions: int, tie_policy: str, seed: int) -> np.ndarray:
-    """Ranks of all targets, float64 (n_predictions,)."""
-    ranks = np.empty(n_predictions)
-    for prediction, scores, n_ranked, low, high, column in blocks:
-        if np.isnan(low).any():
-            raise ValueError(f'prediction {prediction[np.isnan(low)][0]}: the score of the next item is not a number')
-        if tie_policy == 'tiebreaking':
-            ranks[prediction] = [1 + noisy_count(row[:n_ranked], target, place, np.random.default_rng([seed, k]))
-                                 for k, row, target, place in zip(prediction, scores, low, column)]
-        else:
-            greater, at_least = count_above(scores, n_ranked, low, high)
-            ranks[prediction] = ranks_from_ties(greater, at_least - greater - (column >= 0), tie_policy)
-    return ranks
+def block_ranks(block: Block, tie_policy: str, seed: int) -> np.ndarray:
+    """Ranks of the targets of a block, float64 (b,)."""
+    prediction, scores, n_ranked, low, high, column, bias = block
+    if np.isnan(low).any():
+        raise ValueError(f'prediction {prediction[np.isnan(low)][0]}: the score of the next item is not a number')
+    if tie_policy == 'tiebreaking':
+        return np.array([1 + noisy_count(row[:n_ranked], target, place, np.random.default_rng([seed, k]))
+                         for k, row, target, place in zip(prediction, scores, low, column)])
+    greater, at_least = count_above(scores, np.zeros(n_ranked, scores.dtype) if bias is None else bias, low, high)
+    return ranks_from_ties(greater, at_least - greater - (column >= 0), tie_policy)
 
 
-@numba.njit(cache=True)
-def count_above(scores, n_ranked, low, high):
-    """For each row, how many of its first `n_ranked` scores are > high, and how many are >= low."""
+@numba.njit(cache=True, nogil=True)
+def count_above(scores, bias, low, high):
+    """For each row, how many of the sums scores + bias are > high, and how many are >= low."""
     greater = np.empty(len(scores), dtype=np.int64)
     at_least = np.empty(len(scores), dtype=np.int64)
     for i in range(len(scores)):
         row, highest, lowest = scores[i], high[i], low[i]
         above, not_below = np.int32(0), np.int32(0)
-        for j in range(n_ranked):  # plain indices and 32-bit counters: this way LLVM makes vectors of it
-            above += np.int32(row[j] > highest)
-            not_below += np.int32(row[j] >= lowest)
+        for j in range(len(bias)):  # plain indices and 32-bit counters: this way LLVM makes vectors of it
+            score = row[j] + bias[j]
+            above += np.int32(score > highest)
+            not_below += np.int32(score >= lowest)
         greater[i], at_least[i] = above, not_below
     return greater, at_least
 
@@ -153,34 +158,57 @@ def noisy_count(scores, target_score, column: int, rng: np.random.Generator) -> 
     return int((noisy > (noisy[column] if column >= 0 else float(target_score) + NOISE * rng.random())).sum())
 
 
-def network_blocks(model, item_ids, offsets, items, batch_size: int, activated: bool) -> Iterator[Block]:
-    """Blocks of a `GRU4Rec`, from session-parallel mini-batches over all events of the test sessions.
+def network_ranks(model, item_ids, offsets, items, batch_size: int, tie_policy: str, seed: int) -> np.ndarray:
+    """Ranks of a `GRU4Rec`, from session-parallel mini-batches over all events of the test sessions.
+
+    The hidden states follow from one another; the scores of different mini-batches do not, and are computed in as many
+    threads as BLAS may use: each does its products alone, which keeps all of them busy while scores are compared.
+    """
+    index = model.item_indices(item_ids)
+    candidates = None if items is None else model.item_indices(items)
+    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    states, active = model.initial_states(batch_size), np.ones(batch_size, dtype=bool)
+    ranks = np.empty(len(index) - len(offsets) + 1)
+
+    def rank(steps):
+        for block in network_blocks(model, steps, candidates, tie_policy == 'tiebreaking'):
+            ranks[block.prediction] = block_ranks(block, tie_policy, seed)
+
+    blas = ThreadpoolController().select(user_api='blas')
+    n_threads = max((library.num_threads for library in blas.lib_controllers), default=1)
+    with blas.limit(limits=1), ThreadPoolExecutor(n_threads) as pool:
+        for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
+            steps = []
+            for position, starts in zip(*batches):
+                states = [H[position[active] >= 0] for H in states]  # a lane that falls idle stays idle
+                active = position >= 0
+                position, starts = position[active], starts[active]
+                states = model.next_states(index[position], starts, states)
+                steps.append((position - session[position], states[-1], index[position + 1]))
+            list(pool.map(rank, [steps[k::n_threads] for k in range(n_threads)]))
+    return ranks
+
+
+def network_blocks(model, steps, candidates, activated: bool) -> Iterator[Block]:
+    """Blocks of a `GRU4Rec` from (predictions, states of the top layer, item indices of the targets).
 
     Raw scores are compared, since the final activation is monotone: those whose activation equals the target's, as a
     float32, count as equal.  With `activated` the scores are what `predict_next_batch` gives.
     """
-    index = model.item_indices(item_ids)
-    candidates = None if items is None else model.item_indices(items)
+    (all_Wy, all_By), (Wy, By) = model.output_weights(), model.output_weights(candidates)
     place = places(candidates, model.n_items)
-    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    states, active = model.initial_states(batch_size), np.ones(batch_size, dtype=bool)
-    for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
-        for position, starts in zip(*batches):
-            states = [H[position[active] >= 0] for H in states]  # a lane that falls idle stays idle
-            active = position >= 0
-            position, starts = position[active], starts[active]
-            target, lane = index[position + 1], np.arange(len(position))
-            wanted = None if items is None else np.concatenate([candidates, target])
-            states, scores = model.raw_scores(index[position], starts, states, wanted)
-            n_ranked, column = model.n_items if items is None else len(candidates), place[target]
-            own = np.where(column >= 0, column, n_ranked + lane)
-            if activated:
-                place_of_score = np.arange(scores.shape[1])
-                scores = model.activate(scores, (place_of_score < n_ranked) | (place_of_score == own[:, None]))
-            low = high = scores[lane, own]
-            if not activated:
-                low, high = equally_activated(model.score_activation, low)
-            yield Block(position - session[position], scores, n_ranked, low, high, column)
+    memory = np.empty((max((len(H) for _prediction, H, _target in steps), default=0), len(By)), dtype=By.dtype)
+    for prediction, H, target in steps:
+        scores, column, lane = np.matmul(H, Wy.T, out=memory[:len(H)]), place[target], np.arange(len(target))
+        own = np.where(column >= 0, scores[lane, column] + By[column],
+                       (H * all_Wy[target]).sum(axis=1) + all_By[target])
+        if activated:
+            included = np.column_stack([np.ones(scores.shape, dtype=bool), column < 0])
+            scores = model.activate(np.column_stack([scores + By, own]), included)
+            own = scores[lane, np.where(column < 0, len(By), column)]
+            yield Block(prediction, scores, len(By), own, own, column)
+        else:
+            yield Block(prediction, scores, len(By), *equally_activated(model.score_activation, own), column, By)
 
 
 def release_blocks(model, item_ids, offsets, items, batch_size: int) -> Iterator[Block]:
@@ -259,29 +287,28 @@ def equally_activated(activation: Callable, scores: np.ndarray) -> tuple[np.ndar
     For a monotone activation these bound the scores that tie with it once activated: tanh maps many raw scores to one
     float32, and all of those above 9 to 1.  Found by bisection over the float32 numbers in their order.
     """
-    activated = activation(scores)
-
-    def bound(outer, reached):
-        inside, outside = order_of(scores), np.full(len(scores), order_of(np.float32(outer)))
-        while (inside != outside).any():
-            middle = inside + (outside - inside + np.sign(outside - inside)) // 2
-            ok = reached(activation(float_of(middle)))
-            step = np.sign(outside - inside)
-            inside, outside = np.where(ok, middle, inside), np.where(ok, outside, middle - step)
-        return float_of(inside)
-
-    return (bound(-np.inf, lambda value: value >= activated), bound(np.inf, lambda value: value <= activated))
+    sign = np.repeat([-1, 1], len(scores))  # both bounds at once: the smallest first, then the largest
+    scores = np.tile(scores, 2)
+    activated = sign * activation(scores)
+    inside, outside = order_of(scores), order_of(sign * np.float32(np.inf))
+    while (inside != outside).any():
+        step = np.sign(outside - inside)
+        middle = inside + (outside - inside + step) // 2  # rounded away from the inside, or else it would stay there
+        reached = sign * activation(float_of(middle)) <= activated
+        inside, outside = np.where(reached, middle, inside), np.where(reached, outside, middle - step)
+    return tuple(np.split(float_of(inside), 2))
 
 
 def order_of(x) -> np.ndarray:
-    """Integers that are in the same order as float32 numbers, without gaps; -0 and 0 share one."""
-    bits = np.asarray(x, dtype=np.float32).view(np.int32).astype(np.int64)
-    return np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+    """int64 numbers in the same order as the float32 numbers x, without gaps."""
+    bits = np.asarray(x, dtype=np.float32).view(np.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
 
 
 def float_of(order) -> np.ndarray:
     """Inverse of `order_of`."""
-    return np.where(order >= 0, order, -order | 0x80000000).astype(np.uint32).view(np.float32)
+    bits = order.astype(np.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -481,7 +481,7 @@ class GRU4Rec:
 
         self._acc = zeros('acc', self.adapt in ('adagrad', 'rmsprop'))
         self._vel = zeros('vel', self.momentum)
-        self._score_function = self._prediction_state = None
+        self._state_function = self._prediction_state = None
         self.epoch_losses_: list[float] = []
         self.error_during_train = False
 
@@ -541,39 +541,37 @@ class GRU4Rec:
         """Zero states, float32 (batch_size, H) for each layer."""
         return [np.zeros((batch_size, n), FLOAT) for n in self.layers]
 
-    def raw_scores(self, items, starts, states, candidates=None):
-        """One event further in each of B sessions: the new states, and scores before the final activation.
+    def next_states(self, items, starts, states) -> list[np.ndarray]:
+        """Hidden states of B sessions after one more event in each: a list of float32 (B, H), bottom to top.
 
         Parameters
         ----------
         items : int64 (B,), item indices of the events
         starts : bool (B,), True where a session starts
         states : list of float32 (B, H), as `initial_states` or the last call returned them
-        candidates : int64 (M,), indices of the items to be scored; all when None
-
-        Returns
-        -------
-        list of states, and float32 (B, M) scores
         """
         self._check_usable()
-        if self._score_function is None:
-            self._score_function = self._compile_scoring()
-        Wy, By = (self._weights[name].get_value(borrow=True) for name in ('Wy', 'By'))
-        if candidates is not None:
-            Wy, By = Wy[candidates], By[candidates]
-        *states, scores = self._score_function(items, starts, Wy, By, *states)
-        return states, scores
+        if self._state_function is None:
+            self._state_function = self._compile_states()
+        return self._state_function(items, starts, *states)
 
-    def _compile_scoring(self):
+    def _compile_states(self):
         item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
-        Wy, By = pt.matrix('Wy', dtype=FLOAT), pt.vector('By', dtype=FLOAT)
         states = [pt.matrix(f'H{i}', dtype=FLOAT, shape=(None, n)) for i, n in enumerate(self.layers)]
         with pytensor.config.change_flags(floatX=FLOAT):
             new_states = recurrent_layers(
                 self._weights, len(states), ACTIVATIONS[self.hidden_act], self._weights['W0'][item],
                 states=[pt.switch(starts[:, None], np.float32(0), H) for H in states], masks=None)
-            scores = sampled_scores(new_states[-1], Wy, By, linear)
-        return backends.compile_function([item, starts, Wy, By, *states], [*new_states, scores], backend=self.backend_)
+        return backends.compile_function([item, starts, *states], new_states, backend=self.backend_)
+
+    def output_weights(self, candidates=None) -> tuple[np.ndarray, np.ndarray]:
+        """``Wy`` (M, H) and ``By`` (M,) of the items with the indices `candidates`, all when None; not to be modified.
+
+        With the top layer's state H, ``H @ Wy.T + By`` are the scores before the final activation.
+        """
+        self._check_usable()
+        Wy, By = (self._weights[name].get_value(borrow=True) for name in ('Wy', 'By'))
+        return (Wy, By) if candidates is None else (Wy[candidates], By[candidates])
 
     @property
     def final_activation(self) -> str:
@@ -627,10 +625,11 @@ class GRU4Rec:
         else:
             last_ids, states = self._prediction_state
             starts = np.asarray(session_ids != last_ids)
-        states, scores = self.raw_scores(items, starts, states, candidates)
+        states = self.next_states(items, starts, states)
         self._prediction_state = session_ids.copy(), states
+        Wy, By = self.output_weights(candidates)
         scored = self.items_ if candidates is None else self.items_[candidates]
-        return pd.DataFrame(self.activate(scores).T, index=scored)
+        return pd.DataFrame(self.activate(states[-1] @ Wy.T + By).T, index=scored)
 
     @property
     def itemidmap(self) -> pd.Series:

@@ -22,16 +22,18 @@ FLAGS = {'contract', 'arcp', 'reassoc', 'nsz'}
 def gates_forward(W0, B0, item, starts, H, a_r, a_z, H0, r, z, Hr):
     """Reset and update gate, eqs. 3 and 5, and r * h."""
     B, n = H.shape
+    bias_r, bias_z = B0[n:2 * n], B0[2 * n:]
     for b in range(B):
-        x = W0[item[b]]
+        x_r, x_z = W0[item[b], n:2 * n], W0[item[b], 2 * n:]
         keep = np.float32(0) if starts[b] else ONE
+        # Two loops over few arrays each: for many arrays LLVM would have to check too many pairs for overlap.
         for k in range(n):
             h = keep * H[b, k]
-            gate = sigmoid(a_r[b, k] * keep + x[n + k] + B0[n + k])
-            r[b, k] = gate
-            z[b, k] = sigmoid(a_z[b, k] * keep + x[2 * n + k] + B0[2 * n + k])
             H0[b, k] = h
+            r[b, k] = gate = sigmoid(a_r[b, k] * keep + x_r[k] + bias_r[k])
             Hr[b, k] = h * gate
+        for k in range(n):
+            z[b, k] = sigmoid(a_z[b, k] * keep + x_z[k] + bias_z[k])
 
 
 @njit(fastmath=FLAGS, error_model='numpy')
@@ -98,22 +100,41 @@ def dense_adagrad(W, acc, g, lr):
 
 
 @njit(fastmath=FLAGS, error_model='numpy')
+def row_step(g, old, step, square, lr):
+    """Square and step of one occurrence of a row, against the old accumulator."""
+    for k in range(len(g)):
+        square[k] = g[k] * g[k]
+        step[k] = lr * g[k] / np.sqrt(old[k] + square[k] + EPSILON)
+
+
+@njit(fastmath=FLAGS, error_model='numpy')
+def update_row(W, acc, step, square):
+    for k in range(len(W)):
+        W[k] -= step[k]
+        acc[k] += square[k]
+
+
+@njit(fastmath=FLAGS, error_model='numpy')
+def add_up(total, row):
+    for k in range(len(row)):
+        total[k] += row[k]
+
+
+@njit(fastmath=FLAGS, error_model='numpy')
 def input_adagrad(W0, acc, item, d_c, d_r, d_z, B0, acc_B0, step, square, lr):
     """Rows of the input matrix, once per occurrence against the old accumulator, and the gates' biases."""
     B, n = d_c.shape
     gradient = np.zeros(3 * n, dtype=np.float32)
     for b in range(B):
         old = acc[item[b]]
-        for part, d in enumerate((d_c, d_r, d_z)):
-            for k in range(n):
-                g = d[b, k]
-                gradient[part * n + k] += g
-                square[b, part * n + k] = g * g
-                step[b, part * n + k] = lr * g / np.sqrt(old[part * n + k] + g * g + EPSILON)
+        row_step(d_c[b], old[:n], step[b, :n], square[b, :n], lr)
+        row_step(d_r[b], old[n:2 * n], step[b, n:2 * n], square[b, n:2 * n], lr)
+        row_step(d_z[b], old[2 * n:], step[b, 2 * n:], square[b, 2 * n:], lr)
+        add_up(gradient[:n], d_c[b])
+        add_up(gradient[n:2 * n], d_r[b])
+        add_up(gradient[2 * n:], d_z[b])
     for b in range(B):
-        for k in range(3 * n):
-            W0[item[b], k] -= step[b, k]
-            acc[item[b], k] += square[b, k]
+        update_row(W0[item[b]], acc[item[b]], step[b], square[b])
     for k in range(3 * n):
         acc_B0[k] += gradient[k] * gradient[k]
         B0[k] -= lr * gradient[k] / np.sqrt(acc_B0[k] + EPSILON)
@@ -127,17 +148,11 @@ def output_adagrad(Wy, acc_Wy, By, acc_By, target, dWy, d_scores, step, square, 
         for j in range(B):
             dBy[j] += d_scores[i, j]
     for b in range(B):
-        old = acc_Wy[target[b]]
-        for k in range(n):
-            g = dWy[b, k]
-            square[b, k] = g * g
-            step[b, k] = lr * g / np.sqrt(old[k] + g * g + EPSILON)
+        row_step(dWy[b], acc_Wy[target[b]], step[b, :n], square[b, :n], lr)
         square[b, n] = dBy[b] * dBy[b]
         step[b, n] = lr * dBy[b] / np.sqrt(acc_By[target[b]] + square[b, n] + EPSILON)
     for b in range(B):
-        for k in range(n):
-            Wy[target[b], k] -= step[b, k]
-            acc_Wy[target[b], k] += square[b, k]
+        update_row(Wy[target[b]], acc_Wy[target[b]], step[b, :n], square[b, :n])
         By[target[b]] -= step[b, n]
         acc_By[target[b]] += square[b, n]
 

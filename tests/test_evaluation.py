@@ -228,13 +228,19 @@ def test_bounds_of_equally_activated_scores_for_relu_and_linear():
     assert_array_equal(high, scores)
 
 
+def test_a_score_that_is_not_a_number_has_bounds_that_are_not_numbers():
+    with np.errstate(invalid='ignore'):
+        low, high = evaluation.equally_activated(np.tanh, np.float32([1, np.nan]))
+    assert np.isnan(low[1]) and np.isnan(high[1]) and np.isfinite([low[0], high[0]]).all()
+
+
 def test_float32_numbers_are_counted_in_order_and_without_gaps():
     x = np.array([-np.inf, -1, -1e-45, 0, 1e-45, 1, np.inf], dtype='float32')
     order = evaluation.order_of(x)
     assert (np.diff(order) > 0).all()
     assert_array_equal(evaluation.float_of(order), x)
     assert_array_equal(evaluation.float_of(order[1:-1] + 1), next_float(x[1:-1], np.inf))
-    assert_array_equal(evaluation.order_of(np.float32([-0.0, 0.0])), [0, 0])
+    assert_array_equal(evaluation.order_of(np.float32([-0.0, 0.0])), [-1, 0])
 
 
 # --- Other models ---------------------------------------------------------------------------------------------------

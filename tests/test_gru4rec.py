@@ -168,10 +168,10 @@ def test_masks_that_do_not_fit_the_layers_are_explained(masks, p):
 
 @pytest.mark.parametrize('call', [
     lambda model: model.predict_next_batch([1], [1], None, 1),
-    lambda model: model.raw_scores(np.array([0]), np.array([True]), model.initial_states(1)),
+    lambda model: model.next_states(np.array([0]), np.array([True]), model.initial_states(1)),
     lambda model: model.weights(),
     lambda model: model.optimizer_state(),
-], ids=['predict_next_batch', 'raw_scores', 'weights', 'optimizer_state'])
+], ids=['predict_next_batch', 'next_states', 'weights', 'optimizer_state'])
 def test_an_untrained_model_says_so(call):
     with pytest.raises(RuntimeError, match='call fit first'):
         call(GRU4Rec([5]))
@@ -194,7 +194,7 @@ def fit_quietly(model, log=LOG):
 
 def assert_cannot_predict(model):
     for call in (lambda: model.predict_next_batch([1], [10], None, 1), lambda: evaluation.next_item_ranks(model, LOG),
-                 lambda: model.raw_scores(np.array([0]), np.array([True]), model.initial_states(1))):
+                 lambda: model.next_states(np.array([0]), np.array([True]), model.initial_states(1))):
         with pytest.raises(RuntimeError, match='not finite'):
             call()
 
