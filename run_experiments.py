@@ -106,7 +106,7 @@ def load_dataset(arguments: argparse.Namespace) -> Dataset:
     if arguments.train:
         train, test, name = Path(arguments.train), Path(arguments.test), Path(arguments.train).stem
     else:
-        folder = Path(arguments.data) if arguments.data else synthetic_folder(arguments.cache)
+        folder = Path(arguments.data) if arguments.data else synthetic_folder(arguments)
         train, test, name = folder / 'rsc15_train_full.txt', folder / 'rsc15_test.txt', folder.resolve().name
     frames = [read_events(path) for path in (train, test)]
     for key in ('SessionId', 'ItemId'):  # ids that look like numbers in one file only
@@ -119,13 +119,14 @@ def load_dataset(arguments: argparse.Namespace) -> Dataset:
                    known_items_only(*frames))
 
 
-def synthetic_folder(cache: str) -> Path:
-    """Folder with the default synthetic log, made if need be; its name changes when the generator does."""
+def synthetic_folder(arguments: argparse.Namespace) -> Path:
+    """Folder with a synthetic log of the wanted size, made if need be; its name changes when the generator does."""
     version = hashlib.sha256(Path(preprocess_rsc15.__file__).read_bytes()).hexdigest()[:8]
-    folder = Path(cache) / f'synthetic-{version}'
+    size = {f'n_{name}': getattr(arguments, name) for name in ('sessions', 'items') if getattr(arguments, name)}
+    folder = Path(arguments.cache) / '-'.join(['synthetic', version, *[f'{n}{name[1:]}' for name, n in size.items()]])
     if not (folder / 'rsc15_test.txt').exists() or not (folder / 'rsc15_train_full.txt').exists():
         note(f'making the synthetic click log in {folder}')
-        preprocess_rsc15.make_synthetic(folder)
+        preprocess_rsc15.make_synthetic(folder, **size)
     return folder
 
 
@@ -442,6 +443,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--data', metavar='DIR', help='folder with rsc15_train_full.txt and rsc15_test.txt')
     parser.add_argument('--train', metavar='F', help='tab-separated training events; goes with --test')
     parser.add_argument('--test', metavar='F', help='tab-separated test events; goes with --train')
+    parser.add_argument('--sessions', type=positive, metavar='N', help='size of the synthetic click log, in sessions '
+                        f'({preprocess_rsc15.SYNTHETIC_SESSIONS:,})')
+    parser.add_argument('--items', type=positive, metavar='N', help='and in items '
+                        f'({preprocess_rsc15.SYNTHETIC_ITEMS:,})')
     parser.add_argument('--table', type=listed(whole, (1, 3)), nargs='+', default=[[1, 3]], help='tables to run (1 3)')
     parser.add_argument('--models', type=listed(str, MODELS), nargs='+', default=[MODELS],
                         help=f'rows to run, of {", ".join(MODELS)} (all)')
@@ -465,6 +470,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error('--train and --test go together')
     if arguments.train and arguments.data:
         parser.error('give either --data, or --train and --test')
+    if (arguments.sessions or arguments.items) and (arguments.data or arguments.train):
+        parser.error('--sessions and --items are sizes of the synthetic log; they do not go with --data or --train')
     return arguments
 
 

@@ -1,4 +1,9 @@
 """The compiled loop, the approximations of the fast backend, and the backends against one another."""
+import re
+import sys
+from pathlib import Path
+
+import numba
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -18,6 +23,10 @@ from numpy.testing import assert_allclose
 
 import backends
 import gru4rec
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
+
+import yardstick
 
 both_backends = pytest.mark.parametrize('backend', ['numba', 'python'])
 
@@ -129,6 +138,119 @@ def test_float64_is_left_exact():
     tanh, sigmoid = function(values)
     assert_allclose(tanh, np.tanh(values), rtol=1e-14)
     assert_allclose(sigmoid, 1 / (1 + np.exp(-values)), rtol=1e-14)
+
+
+@pytest.mark.parametrize('function', [backends._tanh, backends._sigmoid, backends._exp])
+def test_a_loop_of_an_approximation_is_made_of_vectors(function):
+    @numba.njit
+    def loop(x, y):
+        for i in range(len(x)):
+            y[i] = function(x[i])
+
+    loop(GRID, GRID.copy())
+    (code,) = loop.inspect_llvm().values()
+    assert re.search(r'fmul (?:\w+ )*<\d+ x float>', code)
+
+
+# --- Operations of the fast backend that vectorise ------------------------------------------------------------------
+
+
+def random_matrix(*shape):
+    return np.random.RandomState(0).randn(*shape).astype('float32')
+
+
+@pytest.fixture(scope='module')
+def rewritten():
+    """name -> (compiled function, the same in NumPy, arguments) of the expressions that the fast backend rewrites."""
+    x, rows = pt.fmatrix('x'), pt.lvector('rows')
+    wide = pt.matrix('wide', dtype='float32', shape=(None, 12))
+    table, block = (pt.matrix(name, dtype='float32', shape=shape) for name, shape in (('table', (5, 9)),
+                                                                                      ('block', (4, 9))))
+    five, four = random_matrix(5, 9), random_matrix(4, 9)
+    repeated, distinct = np.array([3, 0, 3, -1]), np.array([3, 0, 2, -1])
+
+    def increased(values, step, index):
+        values = values.copy()
+        np.add.at(values, index, step)
+        return [values]
+
+    def replaced(values, step, index):
+        values = values.copy()
+        values[index] = step
+        return [values]
+
+    cases = {
+        'column sums': ([x], [x.sum(axis=0)], lambda x: [x.sum(axis=0)], [random_matrix(7, 21)]),
+        'row maxima': ([x], [x.max(axis=1)], lambda x: [x.max(axis=1)], [random_matrix(7, 21)]),
+        'row maxima of one column': ([x], [x.max(axis=1)], lambda x: [x.max(axis=1)], [random_matrix(7, 1)]),
+        'thirds': ([wide], pt.split(wide, [4, 4, 4], n_splits=3, axis=1),
+                   lambda x: np.split(x, 3, axis=1), [random_matrix(6, 12)]),
+        'unequal parts': ([wide], pt.split(wide, [6, 2, 4], n_splits=3, axis=1),
+                          lambda x: np.split(x, [6, 8], axis=1), [random_matrix(6, 12)]),
+        'rows taken apart': ([wide], pt.split(wide, [2, 2, 2], n_splits=3, axis=0),
+                             lambda x: np.split(x, 3), [random_matrix(6, 12)]),
+        'rows increased': ([table, block, rows], [pt.inc_subtensor(table[rows], block)], increased,
+                           [five, four, repeated]),
+        'rows set': ([table, block, rows], [pt.set_subtensor(table[rows], block)], replaced, [five, four, distinct]),
+        'rows increased by one column': ([table, x, rows], [pt.inc_subtensor(table[rows], x)], increased,
+                                         [five, random_matrix(4, 9), repeated]),
+    }
+    with pytensor.config.change_flags(floatX='float32'):
+        return {name: (backends.compile_function([pytensor.In(variable, mutable=True) for variable in inputs], outputs,
+                                                 backend='numba'), numpy, arguments)
+                for name, (inputs, outputs, numpy, arguments) in cases.items()}
+
+
+@pytest.mark.parametrize('name', ['column sums', 'row maxima', 'row maxima of one column', 'thirds', 'unequal parts',
+                                  'rows taken apart', 'rows increased', 'rows set', 'rows increased by one column'])
+def test_a_rewritten_operation_gives_what_numpy_gives(rewritten, name):
+    function, numpy, arguments = rewritten[name]
+    expected = numpy(*arguments)
+    actual = function(*[argument.copy() for argument in arguments])
+    for value, right in zip(actual, expected, strict=True):
+        assert_allclose(value, right, rtol=1e-6, atol=1e-6)
+
+
+def test_the_rewritten_operations_are_what_the_fast_backend_uses(rewritten):
+    graphs = {name: pytensor.printing.debugprint(function, file='str') for name, (function, *_) in rewritten.items()}
+    for name, operation in (('column sums', 'ColumnSums'), ('row maxima', 'RowMaxima'), ('thirds', 'SplitColumns')):
+        assert operation in graphs[name]
+    for name in ('unequal parts', 'rows taken apart'):
+        assert 'SplitColumns' not in graphs[name]
+
+
+@pytest.mark.parametrize('row, largest', [
+    ([-3, -1, -2], -1), ([-np.inf, -np.inf, -np.inf], -np.inf), ([1, np.inf, 2], np.inf), ([-0.0, -1, -2], 0),
+    ([-1e-45, -1, -2], -1e-45), ([3e38, -3e38, 0], 3e38)])
+def test_row_maxima_know_signs_and_infinities(rewritten, row, largest):
+    ((maximum,),) = rewritten['row maxima'][0](np.array([row], dtype='float32'))
+    assert maximum == np.float32(largest)
+
+
+# --- The step by hand -----------------------------------------------------------------------------------------------
+
+
+def test_the_step_that_the_benchmark_writes_by_hand_is_that_of_the_graph():
+    model = small_model(layers=[5], n_epochs=1, batch_size=7, dropout_p_hidden=0.4, learning_rate=0.1)
+    model.fit(few_items_log())  # for weights and accumulators that are not those of the start
+    weights, acc = ({name: variable.get_value() for name, variable in variables.items()}
+                    for variables in (model._weights, model._acc))
+    rng = np.random.RandomState(0)
+    items, targets = rng.randint(model.n_items, size=(2, 12, 7))
+    starts, masks = rng.rand(12, 7) < 0.3, rng.rand(12, 7, 5) < 0.6
+    states = [gru4rec.shared('H0', np.zeros((7, 5), 'float32'))]
+    with pytensor.config.change_flags(floatX='float32'):
+        step = gru4rec.training_step(model, model._weights, model._acc, model._vel, states)
+    losses = backends.compile_loop(*step, backend='python')(items, targets, starts, masks)
+
+    names = ('W0', 'B0', 'Wh0', 'Whr0', 'Whz0', 'Wy', 'By')
+    by_hand, H = np.empty(12, 'float32'), np.zeros((7, 5), 'float32')
+    yardstick.run(items, targets, starts, masks, np.float32(1 / 0.6), np.float32(0.1),
+                  *[weights[name] for name in names], *[acc[name] for name in names], H, by_hand)
+    assert_allclose(by_hand, losses, rtol=0, atol=1e-5)
+    assert_allclose(H, states[0].get_value(), rtol=0, atol=1e-5)
+    assert_close(weights, {name: variable.get_value() for name, variable in model._weights.items()}, 1e-5)
+    assert_close(acc, {name: variable.get_value() for name, variable in model._acc.items()}, 1e-5)
 
 
 # --- One backend against the other ----------------------------------------------------------------------------------

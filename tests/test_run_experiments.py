@@ -191,6 +191,8 @@ def test_a_file_that_is_no_event_log_ends_the_program_with_one_line_that_names_i
 @pytest.mark.parametrize('arguments, complaint', [
     (['--train', 'x'], '--train and --test go together'),
     (['--data', 'x', '--train', 'x', '--test', 'x'], 'give either --data'),
+    (['--data', 'x', '--sessions', '5'], '--sessions and --items are sizes of the synthetic log'),
+    (['--items', '0'], "'0' is not a whole number of at least 1"),
     (['--table', '4'], '4 is none of 1, 3'),
     (['--models', 'KNN'], "'KNN' is none of POP, S-POP, Item-KNN, BPR-MF, GRU4Rec"),
     (['--loss', 'hinge'], "'hinge' is none of top1, bpr, cross-entropy"),
