@@ -9,8 +9,10 @@ a whole stretch of mini-batches.  Two backends are offered:
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytensor
@@ -35,6 +37,21 @@ from threadpoolctl import ThreadpoolController
 
 BACKENDS = ('auto', 'numba', 'python')
 FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
+
+
+# Compiled functions are found again on disk by keys that hold this: they must change when their code does.
+VERSION = int(sha256(Path(__file__).read_bytes()).hexdigest()[:12], 16)
+
+
+def switched_off() -> set[str]:
+    """Names of the tricks, of those in `TRICKS`, that the environment variable GRU4REC_WITHOUT switches off.
+
+    For measuring what each brings: ``GRU4REC_WITHOUT=fast_activations,row_updates python ...``.
+    """
+    names = set(os.environ.get('GRU4REC_WITHOUT', '').split(',')) - {''}
+    if not names <= TRICKS.keys():
+        raise ValueError(f'GRU4REC_WITHOUT={",".join(sorted(names))}: must be some of {", ".join(TRICKS)}')
+    return names
 
 
 def resolve(backend: str) -> str:
@@ -103,17 +120,17 @@ def _exp(x):
 
 @register_funcify_and_cache_key(FastTanh)
 def _funcify_fast_tanh(op, node, **kwargs):
-    return _tanh, 'gru4rec_fast_tanh_2'
+    return _tanh, f'gru4rec_tanh_{VERSION}'
 
 
 @register_funcify_and_cache_key(FastSigmoid)
 def _funcify_fast_sigmoid(op, node, **kwargs):
-    return _sigmoid, 'gru4rec_fast_sigmoid_2'
+    return _sigmoid, f'gru4rec_sigmoid_{VERSION}'
 
 
 @register_funcify_and_cache_key(FastExp)
 def _funcify_fast_exp(op, node, **kwargs):
-    return _exp, 'gru4rec_fast_exp_1'
+    return _exp, f'gru4rec_exp_{VERSION}'
 
 
 _pytensor_composite = numba_funcify_and_cache_key.dispatch(Composite)
@@ -123,15 +140,16 @@ _pytensor_composite = numba_funcify_and_cache_key.dispatch(Composite)
 def _funcify_composite(op, node, **kwargs):
     """The body of a fused loop, as PyTensor compiles it, but always inlined: a loop with a call stays scalar."""
     body, key = _pytensor_composite(op, node=node, **kwargs)
+    if 'inlined_bodies' in switched_off():
+        return body, key
     return numba_njit(body.py_func, forceinline=True), key and f'{key}_inlined'
 
 
-BEFORE_FUSION = 48.9  # position among PyTensor's rewrites
 _FAST = {Tanh: FastTanh, Sigmoid: FastSigmoid, Exp: FastExp}
 
 
 @node_rewriter([Elemwise])
-def use_fast_activations(fgraph, node):
+def fast_activations(fgraph, node):
     """Rewrite: float32 tanh, sigmoid and exp by their fast twins, before loops are fused."""
     fast = _FAST.get(type(node.op.scalar_op))
     if fast is None or node.outputs[0].dtype != FLOAT:
@@ -163,11 +181,11 @@ def _funcify_transpose(op, node, **kwargs):
     @numba_njit
     def transpose(x):
         return x.T
-    return transpose
+    return transpose, VERSION
 
 
 @node_rewriter([DimShuffle])
-def transpose_without_copy(fgraph, node):
+def transposes_without_copy(fgraph, node):
     """Rewrite: DimShuffle to `Transpose` where it is one."""
     return [Transpose()(node.inputs[0])] if tuple(node.op.new_order) == (1, 0) else None
 
@@ -179,8 +197,8 @@ def transpose_without_copy(fgraph, node):
 class SplitColumns(Op):
     """A matrix taken apart into matrices of as many columns each, as contiguous copies.
 
-    PyTensor's Split gives views.  Numba does not know that neighbours in a row of a view are neighbours in memory, and a
-    loop that reads one stays scalar: that costs more than the copy.
+    PyTensor's Split gives views.  Numba does not know that neighbours in a row of a view are neighbours in memory, and
+    a loop that reads one stays scalar: that costs more than the copy.
     """
     __props__ = ('n_splits',)
 
@@ -210,11 +228,11 @@ def _funcify_split_columns(op, node, **kwargs):
         '                parts[k, i, j] = x[i, k * width + j]',
         f"    return ({''.join(f'parts[{k}], ' for k in range(n))})",
     ])
-    return numba_njit(compile_numba_function_src(source, 'split_columns', {'np': np}))
+    return numba_njit(compile_numba_function_src(source, 'split_columns', {'np': np})), VERSION
 
 
 @node_rewriter([Split])
-def split_into_copies(fgraph, node):
+def contiguous_splits(fgraph, node):
     """Rewrite: Split of a matrix into equally many columns to `SplitColumns`."""
     n_columns = node.inputs[0].type.shape[-1]
     n = len(node.outputs)
@@ -261,7 +279,7 @@ def _funcify_column_sums(op, node, **kwargs):
             for j in range(x.shape[1]):
                 sums[j] += x[i, j]
         return sums
-    return column_sums
+    return column_sums, VERSION
 
 
 @register_funcify_default_op_cache_key(RowMaxima)
@@ -280,22 +298,22 @@ def _funcify_row_maxima(op, node, **kwargs):
                 largest = max(largest, ordered(bits[i, j]))
             maxima[i] = ordered(largest)
         return maxima.view(np.float32)
-    return row_maxima
+    return row_maxima, VERSION
 
 
 @node_rewriter([Sum])
-def sum_in_own_precision(fgraph, node):
+def sums_in_own_precision(fgraph, node):
     """Rewrite: add up float32 in float32, not in float64, which halves the width of a vector instruction."""
     x = node.inputs[0]
     if x.dtype != FLOAT:
         return None
     if x.ndim == 2 and node.op.axis == (0,):
         return [ColumnSums()(x)]
-    return None if node.op.acc_dtype == FLOAT else [Sum(axis=node.op.axis, dtype=FLOAT, acc_dtype=FLOAT)(node.inputs[0])]
+    return None if node.op.acc_dtype == FLOAT else [Sum(axis=node.op.axis, dtype=FLOAT, acc_dtype=FLOAT)(x)]
 
 
 @node_rewriter([Max])
-def maximum_of_numbers(fgraph, node):
+def integer_maxima(fgraph, node):
     """Rewrite: Max over the columns of a float32 matrix to `RowMaxima`."""
     x = node.inputs[0]
     return [RowMaxima()(x)] if x.dtype == FLOAT and x.ndim == 2 and node.op.axis == (1,) else None
@@ -330,14 +348,24 @@ if hasattr(subtensor, 'AdvancedIncSubtensor1'):  # PyTensor 3.0; later ones have
     def _funcify_row_update(op, node, **kwargs):
         """Rows of a matrix increased or set in place, in loops over plain indices; the rest as PyTensor does it."""
         x, y, _rows = node.inputs
-        if not op.inplace or x.ndim != 2 or None in y.type.shape or x.type.shape[1] != y.type.shape[1]:
+        if (not op.inplace or x.ndim != 2 or None in y.type.shape or y.type.shape[0] == 1
+                or x.type.shape[1] != y.type.shape[1] or 'row_updates' in switched_off()):
             return _pytensor_row_update(op, node=node, **kwargs)
-        return (_set_rows, 'gru4rec_set_rows_1') if op.set_instead_of_inc else (_add_to_rows, 'gru4rec_add_to_rows_1')
+        name = 'set_rows' if op.set_instead_of_inc else 'add_to_rows'
+        return (_set_rows if op.set_instead_of_inc else _add_to_rows), f'gru4rec_{name}_{VERSION}'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Compilation
 # ---------------------------------------------------------------------------------------------------------------------
+
+BEFORE_FUSION = 48.9  # position among PyTensor's rewrites
+
+# What can be switched off: rewrites of the graph, and, with None, compilations of an operation other than PyTensor's.
+TRICKS = {rewrite.__name__: rewrite for rewrite in (fast_activations, sums_in_own_precision, transposes_without_copy,
+                                                    contiguous_splits, integer_maxima)}
+TRICKS |= {'inlined_bodies': None, 'row_updates': None}
+
 
 def compile_function(inputs, outputs, updates=None, *, backend: str):
     """`pytensor.function` for a backend."""
@@ -345,10 +373,9 @@ def compile_function(inputs, outputs, updates=None, *, backend: str):
         # Fused loops would run element by element in Python; unfused, each operation is a call of NumPy.
         mode = Mode(linker='py', optimizer='fast_run').excluding('fusion')
     else:
+        rewrites = [rewrite for name, rewrite in TRICKS.items() if rewrite and name not in switched_off()]
         mode = get_mode('NUMBA').excluding('local_log_sum_exp').register(  # cross_entropy takes off the largest itself
-            *((in2out(rewrite, name=rewrite.__name__), BEFORE_FUSION)
-              for rewrite in (use_fast_activations, sum_in_own_precision, transpose_without_copy, split_into_copies,
-                            maximum_of_numbers)))
+            *((in2out(rewrite, name=rewrite.__name__), BEFORE_FUSION) for rewrite in rewrites))
     return pytensor.function(inputs, outputs, updates=updates, mode=mode)
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py            # the main table: a few minutes on an idle machine
     python benchmarks/speed.py --sizes    # the same work over events, items, units and batch sizes
+    python benchmarks/speed.py --tricks   # training without each trick of backends.py, which compiles anew: 10 minutes
 
 Every ratio comes from one run: both of its times are measured here, in turns, and the best of several is taken.  One
 BLAS thread unless a row says otherwise.  The data is synthetic: Zipf items, sessions of four events on average.
@@ -26,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import yardstick
 
+from backends import TRICKS
 from baselines import BPR, ItemKNN, Pop, SessionPop
 from evaluation import next_item_ranks
 from gru4rec import GRU4Rec
@@ -192,6 +194,18 @@ def size_rows():
         yield f'batch size {batch_size}', seconds, batch_size
 
 
+def trick_rows():
+    """Seconds per mini-batch of TOP1 and of cross-entropy without a trick of `backends`, in a new process each."""
+    script = ('import speed; frame = speed.events(500_000)\n'
+              'for loss in (speed.TOP1, speed.CROSS_ENTROPY):\n'
+              '    print(min(speed.fit_rate(frame, 100, **loss) for _ in range(2)))')
+    for trick in ('', *TRICKS):
+        environment = os.environ | {'GRU4REC_WITHOUT': trick, 'PYTHONPATH': str(Path(__file__).parent)}
+        output = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True,
+                                check=True).stdout
+        yield f'without {trick}' if trick else 'with all', *map(float, output.split())
+
+
 def print_row(name, seconds, bound):
     def text(value):
         return f'{value * 1e6:.0f} µs' if value < 1e-3 else f'{value * 1e3:.2f} ms' if value < 1 else f'{value:.1f} s'
@@ -202,6 +216,7 @@ def print_row(name, seconds, bound):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--sizes', action='store_true')
+    parser.add_argument('--tricks', action='store_true')
     arguments = parser.parse_args()
     print(f'Python {platform.python_version()}, PyTensor {pytensor.__version__}, Numba {numba.__version__}, '
           f'NumPy {np.__version__}, {os.cpu_count()} cores')
@@ -209,6 +224,11 @@ def main():
         print(f"{'TOP1, H=100, B=50 but for what is named':<74} {'mini-batch':>10} {'per event':>10}")
         for name, seconds, batch_size in size_rows():
             print(f'{name:<74} {seconds * 1e6:>7.0f} µs {seconds / batch_size * 1e6:>7.2f} µs', flush=True)
+        return
+    if arguments.tricks:
+        print(f"{'H=100':<40} {'TOP1, B=50':>14} {'cross-entropy, B=500':>22}")
+        for name, top1, cross_entropy in trick_rows():
+            print(f'{name:<40} {top1 * 1e6:>11.0f} µs {cross_entropy * 1e6:>19.0f} µs', flush=True)
         return
     print(f"{'':<74} {'time':>10} {'bound':>10} {'bound/time':>6}")
     train, test = events(2_000_000), events(70_000, seed=1)

@@ -227,6 +227,31 @@ def test_row_maxima_know_signs_and_infinities(rewritten, row, largest):
     assert maximum == np.float32(largest)
 
 
+def test_each_trick_can_be_switched_off(monkeypatch):
+    x = pt.fmatrix('x')
+    outputs = [pt.tanh(x).sum(axis=0), x.max(axis=1), x.T + 1]
+    names = {'fast_activations': 'FastTanh', 'sums_in_own_precision': 'ColumnSums', 'integer_maxima': 'RowMaxima',
+             'transposes_without_copy': 'Transpose'}
+    monkeypatch.setattr(backends.pytensor, 'function', lambda *arguments, mode, **options: mode)
+
+    def graph():
+        fgraph = pytensor.graph.fg.FunctionGraph([x], outputs, clone=True)
+        pytensor.compile.aliasing.add_supervisor_to_fgraph(fgraph, [pytensor.In(fgraph.inputs[0])])
+        backends.compile_function([x], outputs, backend='numba').optimizer.rewrite(fgraph)
+        return pytensor.printing.debugprint(fgraph, file='str')
+
+    assert all(re.search(rf'\b{operation}\b', graph(), re.I) for operation in names.values())
+    for name, operation in names.items():
+        monkeypatch.setenv('GRU4REC_WITHOUT', name)
+        assert not re.search(rf'\b{operation}\b', graph(), re.I)
+
+
+def test_a_trick_that_is_not_there_cannot_be_switched_off(monkeypatch):
+    monkeypatch.setenv('GRU4REC_WITHOUT', 'fast_activations,magic')
+    with pytest.raises(ValueError, match='magic.*must be some of fast_activations, '):
+        backends.switched_off()
+
+
 # --- The step by hand -----------------------------------------------------------------------------------------------
 
 
