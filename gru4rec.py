@@ -299,16 +299,20 @@ EPSILON = 1e-6  # inside the root, as in the release
 # The training step
 # ---------------------------------------------------------------------------------------------------------------------
 
-def training_step(model: GRU4Rec, weights: dict, acc: dict, vel: dict, states: list):
+def training_step(model: GRU4Rec, events, weights: dict, acc: dict, vel: dict, states: list):
     """Symbols, loss, gradients and updates of one mini-batch.
+
+    `events` are the item indices of all events of the training data, (n_events,), session after session.
 
     Returns
     -------
-    inputs : what differs between mini-batches: items and targets (B,), `starts` (B,), a 0/1 mask (B, H) for each layer
+    inputs : what differs between mini-batches: `position` of the input events among all events (B,), `starts` (B,), a
+        0/1 mask (B, H) for each layer
     loss : symbolic scalar, of the weights before the update
     updates : ordered dictionary, shared variable -> its value after the mini-batch
     """
-    item, target = (pt.vector(name, dtype='int64', shape=(model.batch_size,)) for name in ('item', 'target'))
+    position = pt.vector('position', dtype='int64', shape=(model.batch_size,))
+    item, target = events[position], events[position + 1]
     starts = pt.vector('starts', dtype='bool', shape=(model.batch_size,))
     masks = [pt.matrix(f'mask{i}', dtype='bool', shape=(model.batch_size, n))
              for i, n in enumerate(model.layers)] if model.dropout_p_hidden else []
@@ -331,7 +335,7 @@ def training_step(model: GRU4Rec, weights: dict, acc: dict, vel: dict, states: l
     updates = OrderedDict(zip(states, new_states))
     for (name, parameter), gradient in zip(parameters.items(), gradients):
         updates.update(parameter_updates(model, parameter, gradient, acc.get(name), vel.get(name)))
-    return [item, target, starts, *masks], loss, updates
+    return [position, starts, *masks], loss, updates
 
 
 def parameter_updates(model: GRU4Rec, parameter: Parameter, gradient, acc, vel) -> dict:
@@ -489,7 +493,7 @@ class GRU4Rec:
         """All epochs over `items` (n_events,), the item indices in session order."""
         states = [shared(f'H{i}', np.zeros((self.batch_size, n), FLOAT)) for i, n in enumerate(self.layers)]
         with pytensor.config.change_flags(floatX=FLOAT):
-            step = training_step(self, self._weights, self._acc, self._vel, states)
+            step = training_step(self, shared('events', items), self._weights, self._acc, self._vel, states)
         run = backends.compile_loop(*step, backend=self.backend_)
         masks = masks or random_masks(self)
         for epoch in range(self.n_epochs):
@@ -499,7 +503,7 @@ class GRU4Rec:
                 starts = batches.starts
                 if not self.reset_after_session:
                     starts[0 if minibatches else 1:] = False  # but each epoch starts from zero
-                losses = run(items[batches.position], items[batches.position + 1], starts, *masks(len(starts)))
+                losses = run(batches.position, starts, *masks(len(starts)))
                 total += float(losses.sum(dtype='float64'))
                 minibatches += len(losses)
                 if not np.isfinite(losses[-1]):

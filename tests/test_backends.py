@@ -261,16 +261,16 @@ def test_the_step_that_the_benchmark_writes_by_hand_is_that_of_the_graph():
     weights, acc = ({name: variable.get_value() for name, variable in variables.items()}
                     for variables in (model._weights, model._acc))
     rng = np.random.RandomState(0)
-    items, targets = rng.randint(model.n_items, size=(2, 12, 7))
+    events, position = rng.randint(model.n_items, size=50), rng.randint(49, size=(12, 7))
     starts, masks = rng.rand(12, 7) < 0.3, rng.rand(12, 7, 5) < 0.6
     states = [gru4rec.shared('H0', np.zeros((7, 5), 'float32'))]
     with pytensor.config.change_flags(floatX='float32'):
-        step = gru4rec.training_step(model, model._weights, model._acc, model._vel, states)
-    losses = backends.compile_loop(*step, backend='python')(items, targets, starts, masks)
+        step = gru4rec.training_step(model, gru4rec.shared('events', events), model._weights, model._acc, {}, states)
+    losses = backends.compile_loop(*step, backend='python')(position, starts, masks)
 
     names = ('W0', 'B0', 'Wh0', 'Whr0', 'Whz0', 'Wy', 'By')
     by_hand, H = np.empty(12, 'float32'), np.zeros((7, 5), 'float32')
-    yardstick.run(items, targets, starts, masks, np.float32(1 / 0.6), np.float32(0.1),
+    yardstick.run(events[position], events[position + 1], starts, masks, np.float32(1 / 0.6), np.float32(0.1),
                   *[weights[name] for name in names], *[acc[name] for name in names], H, by_hand)
     assert_allclose(by_hand, losses, rtol=0, atol=1e-5)
     assert_allclose(H, states[0].get_value(), rtol=0, atol=1e-5)
