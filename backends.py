@@ -1,21 +1,27 @@
 """How a symbolic graph becomes a program: the only module that knows a linker.
 
 The model (`gru4rec.py`) hands over a step, written once in symbols, and gets back a function that runs it on
-a whole stretch of mini-batches.  Two backends are offered:
+a whole stretch of mini-batches.  Three backends are offered:
 
-* ``'numba'`` (also ``'auto'``): machine code for the CPU.  The step and the loop over mini-batches around it are one
-  compiled function, so that no Python runs between two mini-batches.
+* ``'numba'``: machine code for the CPU.  The step and the loop over mini-batches around it are one compiled function,
+  so that no Python runs between two mini-batches.
+* ``'jax'``: the same for a GPU, through JAX and XLA; works on a CPU too.  Needs JAX, an extra of the package.
 * ``'python'``: PyTensor's own interpreter.  Compiles in a second and runs slowly: for tests and for looking inside.
+
+``'auto'`` is JAX where it sees a GPU, and Numba elsewhere.
 """
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytensor
+import pytensor.tensor as pt
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
@@ -35,7 +41,9 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import Max, Sum
 from threadpoolctl import ThreadpoolController
 
-BACKENDS = ('auto', 'numba', 'python')
+logger = logging.getLogger('gru4rec')
+
+BACKENDS = ('auto', 'numba', 'jax', 'python')
 FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
 
 
@@ -55,8 +63,27 @@ def switched_off() -> set[str]:
 
 
 def resolve(backend: str) -> str:
-    """The backend that a name stands for."""
-    return 'numba' if backend == 'auto' else backend
+    """The backend that a name stands for; ValueError if it is JAX and JAX does not work."""
+    if backend == 'auto':
+        return 'jax' if find_spec('jax') and _gpu() else 'numba'
+    if backend == 'jax':
+        try:
+            import jax
+            jax.devices()
+        except Exception as error:
+            raise ValueError(f"backend='jax' needs JAX, which does not work here ({type(error).__name__}: {error}): "
+                             "pip install '.[jax]', or '.[gpu]' for CUDA; backend='numba' does without") from error
+    return backend
+
+
+def _gpu() -> bool:
+    """Whether JAX works and sees a GPU."""
+    try:
+        import jax
+        return jax.default_backend() == 'gpu'
+    except Exception as error:
+        logger.warning('JAX is installed but does not work (%s: %s): going on without', type(error).__name__, error)
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,12 +331,16 @@ def _funcify_row_maxima(op, node, **kwargs):
 @node_rewriter([Sum])
 def sums_in_own_precision(fgraph, node):
     """Rewrite: add up float32 in float32, not in float64, which halves the width of a vector instruction."""
-    x = node.inputs[0]
-    if x.dtype != FLOAT:
+    if node.inputs[0].dtype != FLOAT or node.op.acc_dtype == FLOAT:
         return None
-    if x.ndim == 2 and node.op.axis == (0,):
-        return [ColumnSums()(x)]
-    return None if node.op.acc_dtype == FLOAT else [Sum(axis=node.op.axis, dtype=FLOAT, acc_dtype=FLOAT)(x)]
+    return [Sum(axis=node.op.axis, dtype=FLOAT, acc_dtype=FLOAT)(node.inputs[0])]
+
+
+@node_rewriter([Sum])
+def unfused_column_sums(fgraph, node):
+    """Rewrite: Sum over the rows of a float32 matrix to `ColumnSums`."""
+    x = node.inputs[0]
+    return [ColumnSums()(x)] if x.dtype == FLOAT and x.ndim == 2 and node.op.axis == (0,) else None
 
 
 @node_rewriter([Max])
@@ -341,6 +372,9 @@ def _add_to_rows(x, y, rows):
     return x
 
 
+ROW_UPDATES = [getattr(subtensor, name) for name in ('AdvancedIncSubtensor', 'AdvancedIncSubtensor1')
+               if hasattr(subtensor, name)]
+
 if hasattr(subtensor, 'AdvancedIncSubtensor1'):  # PyTensor 3.0; later ones have another operation, and good loops
     _pytensor_row_update = numba_funcify_and_cache_key.dispatch(subtensor.AdvancedIncSubtensor1)
 
@@ -362,8 +396,8 @@ if hasattr(subtensor, 'AdvancedIncSubtensor1'):  # PyTensor 3.0; later ones have
 BEFORE_FUSION = 48.9  # position among PyTensor's rewrites
 
 # What can be switched off: rewrites of the graph, and, with None, compilations of an operation other than PyTensor's.
-TRICKS = {rewrite.__name__: rewrite for rewrite in (fast_activations, sums_in_own_precision, transposes_without_copy,
-                                                    contiguous_splits, integer_maxima)}
+TRICKS = {rewrite.__name__: rewrite for rewrite in (fast_activations, sums_in_own_precision, unfused_column_sums,
+                                                    transposes_without_copy, contiguous_splits, integer_maxima)}
 TRICKS |= {'inlined_bodies': None, 'row_updates': None}
 
 
@@ -372,6 +406,8 @@ def compile_function(inputs, outputs, updates=None, *, backend: str):
     if backend == 'python':
         # Fused loops would run element by element in Python; unfused, each operation is a call of NumPy.
         mode = Mode(linker='py', optimizer='fast_run').excluding('fusion')
+    elif backend == 'jax':
+        mode = jax_mode()
     else:
         rewrites = [rewrite for name, rewrite in TRICKS.items() if rewrite and name not in switched_off()]
         mode = get_mode('NUMBA').excluding('local_log_sum_exp').register(  # cross_entropy takes off the largest itself
@@ -393,7 +429,7 @@ def compile_loop(sequences, output, updates, *, backend: str) -> Callable:
     function of arrays with a leading axis of K rows, one array for each of `sequences`; it runs the step K times and
     returns the outputs (K,).  After an output that is not finite it stops, and returns those up to it.
     """
-    return (PythonLoop if backend == 'python' else NumbaLoop)(sequences, output, updates)
+    return {'python': PythonLoop, 'numba': NumbaLoop, 'jax': JaxLoop}[backend](sequences, output, updates)
 
 
 class PythonLoop:
@@ -459,3 +495,179 @@ def loop_source(n_sequences: int, n_states: int, n_outputs: int, update_mapping:
         '            break',
         f"    return done, ({', '.join(states)},)",
     ])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JAX
+# ---------------------------------------------------------------------------------------------------------------------
+
+@node_rewriter(ROW_UPDATES)
+def row_updates_without_race(fgraph, node):
+    """Rewrite: rows increased or set to rows set, where all occurrences of a row write the same value.
+
+    A GPU adds in any order, which changes the last bits from run to run, and of several values that are set any one
+    may win.  Here each occurrence of a row writes the row's final value: the old one plus the sum over all occurrences,
+    or the value of the last one.  Since it is made of rows that the step reads anyway, XLA also sees that the matrix
+    may be overwritten; an increment would make it copy the matrix first.
+    """
+    x, y, *index = node.inputs
+    if len(index) != 1 or index[0].ndim != 1 or index[0].type.shape[0] is None or y.ndim != x.ndim:
+        return None
+    rows = index[0]
+    same = pt.eq(rows[:, None], rows)
+    if node.op.set_instead_of_inc:
+        value = y[pt.argmax(pt.switch(same, np.arange(rows.type.shape[0]), -1), axis=1)]
+    else:
+        value = x[rows] + pt.cast(same, x.dtype) @ y
+    return [pt.set_subtensor(x[rows], value)]
+
+
+def jax_mode(linker: str = 'jax') -> Mode:
+    """PyTensor's mode for JAX, with our rewrites; with the linker 'pure' functions are converted but not compiled."""
+    from pytensor.link.jax.linker import JAXLinker
+
+    class PureLinker(JAXLinker):
+        def jit_compile(self, fn):
+            return fn
+
+    mode = Mode(PureLinker() if linker == 'pure' else JAXLinker(), get_mode('JAX').provided_optimizer)
+    return mode.register(*((in2out(rewrite, name=rewrite.__name__, ignore_newtrees=True), BEFORE_FUSION)
+                           for rewrite in (sums_in_own_precision, row_updates_without_race)))
+
+
+class JaxFunction:
+    """A graph as a pure function for JAX: ``function(*inputs, *values of the shared variables)`` -> outputs.
+
+    cells : one-element lists that hold the values of the shared variables
+    source : which output is the new value of which shared variable, both counted from 0
+    """
+
+    def __init__(self, inputs, outputs, updates=None):
+        function = pytensor.function(inputs, outputs, updates=updates, mode=jax_mode('pure'), on_unused_input='ignore')
+        fgraph = function.maker.fgraph
+        self.function = function.vm.jit_fn
+        self.cells = [function.vm.storage_map[variable] for variable in fgraph.inputs[len(inputs):]]
+        self.source = {i - len(inputs): o for o, i in fgraph.update_mapping.items()}
+
+    def values(self) -> list:
+        """Values of the shared variables, on the device."""
+        import jax
+        for cell in self.cells:
+            cell[0] = jax.numpy.asarray(cell[0])
+        return [cell[0] for cell in self.cells]
+
+
+def filled_up(rows: np.ndarray, length: int) -> np.ndarray:
+    """Rows with zeros after them up to `length`, since XLA compiles a program for each shape."""
+    return np.concatenate([rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)])
+
+
+class JaxLoop:
+    """The step and the loop around it as one program of XLA, which owns the weights and overwrites them.
+
+    The arrays that the step updates are donated to each call and come back from it, so that no matrix is copied.  They
+    stay on the device between calls; `SharedVariable.get_value` gives JAX arrays then.
+    """
+
+    def __init__(self, sequences, output, updates):
+        import jax
+
+        self._step = JaxFunction(sequences, [output], updates)
+        self._length = 0
+        step, source = self._step.function, self._step.source
+
+        def loop(n_rows, sequences, states):
+            def unfinished(carry):
+                done, outputs, _states = carry
+                return (done < n_rows) & jax.numpy.isfinite(outputs[done - 1])
+
+            def one_step(carry):
+                done, outputs, states = carry
+                results = step(*[rows[done] for rows in sequences], *states)
+                states = [results[source[k]] if k in source else state for k, state in enumerate(states)]
+                return done + 1, outputs.at[done].set(results[0]), states
+
+            outputs = jax.numpy.zeros(len(sequences[0]), FLOAT)
+            return jax.lax.while_loop(unfinished, one_step, (0, outputs, states))
+
+        self.program = jax.jit(loop, donate_argnums=2)
+
+    def __call__(self, *sequences) -> np.ndarray:
+        import jax
+
+        n_rows = len(sequences[0])
+        self._length = max(self._length, n_rows)
+        sequences = [filled_up(rows, self._length) for rows in sequences]
+        with jax.default_matmul_precision('float32'):  # a GPU would round factors to 10 bits otherwise
+            done, outputs, states = self.program(n_rows, sequences, self._step.values())
+        for cell, state in zip(self._step.cells, states):
+            cell[0] = state
+        return np.asarray(outputs)[:int(done)]
+
+
+class JaxRanks:
+    """Ranks of next items, counted on the device: states, scores and comparisons of K mini-batches in one call.
+
+    Scores are made and compared in blocks of items, so that no array of all items' scores is needed.
+
+    Parameters
+    ----------
+    inputs, new_states : symbols (item, starts, states...) and the states after them; the last one is scored
+    x, activated : a symbolic matrix of raw scores, and the same activated
+    block : items at a time
+    """
+
+    def __init__(self, inputs, new_states, x, activated, block: int = 16384):
+        import jax
+
+        self._step, self._activation = JaxFunction(inputs, new_states), JaxFunction([x], [activated])
+        self._length = 0
+        step, (jnp, lax) = self._step.function, (jax.numpy, jax.lax)
+
+        def activation(scores):
+            return self._activation.function(scores)[0]
+
+        def counts(H, target, place, all_Wy, all_By, Wy, By):
+            """Of one mini-batch: other items that score higher than the target, and those that score the same."""
+            size = min(block, len(By))
+
+            def scores_of(k):  # the last block reaches back into the one before it, and repeats some of its items
+                first = jnp.minimum(k * size, len(By) - size)
+                W, b = (lax.dynamic_slice_in_dim(array, first, size) for array in (Wy, By))
+                item = first + jnp.arange(size)
+                return activation(H @ W.T + b), item == place[target][:, None], item >= k * size
+
+            def find(k, own):
+                scores, here, _new = scores_of(k)
+                return jnp.where(here.any(axis=1), jnp.where(here, scores, 0).sum(axis=1), own)
+
+            def count(k, totals):
+                scores, here, new = scores_of(k)
+                other, (greater, equal) = new & ~here, totals
+                return (greater + (other & (scores > own[:, None])).sum(axis=1),
+                        equal + (other & (scores == own[:, None])).sum(axis=1))
+
+            n_blocks, zeros = -(-len(By) // size), jnp.zeros(len(H), int)
+            own = activation(((H * all_Wy[target]).sum(axis=1) + all_By[target])[:, None])[:, 0]
+            own = lax.fori_loop(0, n_blocks, find, own)
+            return *lax.fori_loop(0, n_blocks, count, (zeros, zeros)), jnp.isnan(own)
+
+        def loop(items, starts, targets, states, values, place, all_Wy, all_By, Wy, By):
+            def one_step(states, row):
+                item, start, target = row
+                states = step(item, start, *states, *values)
+                return list(states), counts(states[-1], target, place, all_Wy, all_By, Wy, By)
+            return lax.scan(one_step, states, (items, starts, targets))
+
+        self.program = jax.jit(loop)
+
+    def __call__(self, items, starts, targets, states, place, all_output, output):
+        """The states after K mini-batches, and (K, B) counts of higher and of equal scores, and where one is NaN."""
+        import jax
+
+        n_rows = len(items)
+        self._length = max(self._length, n_rows)
+        sequences = [filled_up(rows, self._length) for rows in (items, starts, targets)]
+        with jax.default_matmul_precision('float32'):
+            states, counts = self.program(*sequences, states, self._step.values(), place, *all_output, *output)
+        return states, [np.asarray(count)[:n_rows] for count in counts]

@@ -94,6 +94,8 @@ def next_item_ranks(model, test_data: pd.DataFrame, items=None, batch_size: int 
         return ranks_from_ties(*model.tie_counts(item_ids, offsets, items), tie_policy)
     if carry_states:
         blocks = release_blocks(model, item_ids, offsets, items, batch_size)
+    elif getattr(model, 'backend_', None) == 'jax' and tie_policy != 'tiebreaking':
+        return device_ranks(model, item_ids, offsets, items, batch_size, tie_policy)
     elif hasattr(model, 'next_states'):
         return network_ranks(model, item_ids, offsets, items, batch_size, tie_policy, seed)
     elif hasattr(model, 'score_block'):
@@ -186,6 +188,24 @@ def network_ranks(model, item_ids, offsets, items, batch_size: int, tie_policy: 
                 states = model.next_states(index[position], starts, states)
                 steps.append((position - session[position], states[-1], index[position + 1]))
             list(pool.map(rank, [steps[k::n_threads] for k in range(n_threads)]))
+    return ranks
+
+
+def device_ranks(model, item_ids, offsets, items, batch_size: int, tie_policy: str) -> np.ndarray:
+    """Ranks of a `GRU4Rec` whose weights are on a device, where everything is computed: only counts come back."""
+    index = model.item_indices(item_ids)
+    candidates = None if items is None else model.item_indices(items)
+    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    states, ranks = model.initial_states(batch_size), np.empty(len(index) - len(offsets) + 1)
+    for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
+        active = batches.position >= 0
+        position = np.where(active, batches.position, 0)  # an idle lane ranks anything
+        states, (greater, equal, bad) = model.next_item_counts(index[position], batches.starts, index[position + 1],
+                                                               states, candidates)
+        prediction = (position - session[position])[active]
+        if bad[active].any():
+            raise ValueError(f'prediction {prediction[bad[active]][0]}: the score of the next item is not a number')
+        ranks[prediction] = ranks_from_ties(greater[active], equal[active], tie_policy)
     return ranks
 
 

@@ -393,7 +393,7 @@ class GRU4Rec:
     lmbd : L2 regularisation
     session_key, item_key, time_key : columns of the training frame
     seed : of the initial weights, the session orders and the dropout masks
-    backend : 'numba' (what 'auto' means) or 'python', see `backends`
+    backend : 'auto', 'numba', 'jax' or 'python', see `backends`
 
     Attributes
     ----------
@@ -450,6 +450,7 @@ class GRU4Rec:
         exception in the callback, or Ctrl-C, leaves the weights of that moment.
         """
         check_arguments(self)
+        self.backend_ = backends.resolve(self.backend)
         masks = check_masks(dropout_masks, self)
         rows, offsets = session_order(data, self.session_key, self.time_key, self.item_key)
         n_sessions = int((np.diff(offsets) > 1).sum())
@@ -459,7 +460,6 @@ class GRU4Rec:
         item_index, self.items_ = index_by_appearance(data[self.item_key])
         self._index_of = pd.Index(self.items_)
         self.n_items = len(self.items_)
-        self.backend_ = backends.resolve(self.backend)
         rng = np.random.RandomState(self.seed)
         self._initialise(rng)
         self._train(item_index[rows], offsets, rng, masks, callback)
@@ -485,7 +485,7 @@ class GRU4Rec:
 
         self._acc = zeros('acc', self.adapt in ('adagrad', 'rmsprop'))
         self._vel = zeros('vel', self.momentum)
-        self._state_function = self._prediction_state = None
+        self._state_function = self._rank_program = self._prediction_state = None
         self.epoch_losses_: list[float] = []
         self.error_during_train = False
 
@@ -539,6 +539,17 @@ class GRU4Rec:
         acc = {f'acc_{name}': value for name, value in release_names(self._acc).items()}
         return acc | {f'vel_{name}': value for name, value in release_names(self._vel).items()}
 
+    def move_to(self, backend: str) -> GRU4Rec:
+        """Predict on another backend from now on, with the same weights, and train there when `fit` is called again."""
+        backend_ = backends.resolve(backend)
+        self._check_trained()
+        for variables in (self._weights, self._acc, self._vel):
+            for variable in variables.values():
+                variable.set_value(np.array(variable.get_value(borrow=True)), borrow=True)  # off a device
+        self.backend, self.backend_ = backend, backend_
+        self._state_function = self._rank_program = self._prediction_state = None
+        return self
+
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     def initial_states(self, batch_size: int) -> list[np.ndarray]:
@@ -556,17 +567,18 @@ class GRU4Rec:
         """
         self._check_usable()
         if self._state_function is None:
-            self._state_function = self._compile_states()
+            with pytensor.config.change_flags(floatX=FLOAT):
+                self._state_function = backends.compile_function(*self._state_graph(), backend=self.backend_)
         return self._state_function(items, starts, *states)
 
-    def _compile_states(self):
+    def _state_graph(self):
+        """Symbols (item, starts, states...) and the states after the event."""
         item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
         states = [pt.matrix(f'H{i}', dtype=FLOAT, shape=(None, n)) for i, n in enumerate(self.layers)]
-        with pytensor.config.change_flags(floatX=FLOAT):
-            new_states = recurrent_layers(
-                self._weights, len(states), ACTIVATIONS[self.hidden_act], self._weights['W0'][item],
-                states=[pt.switch(starts[:, None], np.float32(0), H) for H in states], masks=None)
-        return backends.compile_function([item, starts, *states], new_states, backend=self.backend_)
+        new_states = recurrent_layers(
+            self._weights, len(states), ACTIVATIONS[self.hidden_act], self._weights['W0'][item],
+            states=[pt.switch(starts[:, None], np.float32(0), H) for H in states], masks=None)
+        return [item, starts, *states], new_states
 
     def output_weights(self, candidates=None) -> tuple[np.ndarray, np.ndarray]:
         """``Wy`` (M, H) and ``By`` (M,) of the items with the indices `candidates`, all when None; not to be modified.
@@ -574,8 +586,35 @@ class GRU4Rec:
         With the top layer's state H, ``H @ Wy.T + By`` are the scores before the final activation.
         """
         self._check_usable()
-        Wy, By = (self._weights[name].get_value(borrow=True) for name in ('Wy', 'By'))
+        Wy, By = (np.asarray(self._weights[name].get_value(borrow=True)) for name in ('Wy', 'By'))
         return (Wy, By) if candidates is None else (Wy[candidates], By[candidates])
+
+    def next_item_counts(self, items, starts, targets, states, candidates=None):
+        """`next_states` for K mini-batches in one call on the device, and how the targets rank; with the backend 'jax'.
+
+        Parameters
+        ----------
+        items, targets : int64 (K, B), item indices of the events and of those after them
+        starts : bool (K, B), True where a session starts
+        states : list of (B, H), as `initial_states` or the last call returned them
+        candidates : int64 (M,), indices of the items among which the targets are ranked; all when None
+
+        Returns
+        -------
+        list of states; int64 (K, B): how many candidates other than the target have a higher activated score, and how
+        many the same; bool (K, B): where the target's score is not a number
+        """
+        self._check_usable()
+        if self._rank_program is None:
+            x = pt.matrix('scores', dtype=FLOAT)
+            with pytensor.config.change_flags(floatX=FLOAT):
+                self._rank_program = backends.JaxRanks(*self._state_graph(), x, ACTIVATIONS[self.final_activation](x))
+        place = np.arange(self.n_items)
+        if candidates is not None:
+            place[:] = -1
+            place[candidates] = np.arange(len(candidates))
+        return self._rank_program(items, starts, targets, states, place, self.output_weights(),
+                                  self.output_weights(candidates))
 
     @property
     def final_activation(self) -> str:

@@ -246,8 +246,9 @@ RESULT_KEYS = ('dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', '
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    return {'python': platform.python_version(), 'pytensor': pytensor.__version__, 'numpy': np.__version__,
-            'numba': numba.__version__, 'pandas': pd.__version__}
+    found = {'python': platform.python_version(), 'pytensor': pytensor.__version__, 'numpy': np.__version__,
+             'numba': numba.__version__, 'pandas': pd.__version__}
+    return found | ({'jax': sys.modules['jax'].__version__} if sys.modules.get('jax') else {})
 
 
 class TrainingProgress:

@@ -1,5 +1,6 @@
 """What several test files share: the recorded runs of the release, small click logs, and models trained once."""
 import functools
+import importlib.util
 import itertools
 import json
 import sys
@@ -26,6 +27,8 @@ TEST = pd.read_csv(GOLDEN / 'test.tsv', sep='\t')
 # batch size and units are compiled in, the number of items and epochs, the seed and sigma are not.
 NUMBA_CASE = 'cross-entropy_rmsprop_m00'
 NUMBA_DROPOUT_CASE = 'x_dropout_fixedmask'
+
+needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX, an extra, is not installed')
 
 
 # --- Click logs -----------------------------------------------------------------------------------------------------

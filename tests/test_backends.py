@@ -15,6 +15,7 @@ from conftest import (
     assert_close,
     assert_same_bits,
     few_items_log,
+    needs_jax,
     small_model,
     state_of,
     trained_as_recorded,
@@ -34,7 +35,7 @@ both_backends = pytest.mark.parametrize('backend', ['numba', 'python'])
 # --- The loop over a stretch of mini-batches ------------------------------------------------------------------------
 
 
-@pytest.fixture(scope='module', params=['numba', 'python'])
+@pytest.fixture(scope='module', params=['numba', 'python', pytest.param('jax', marks=needs_jax)])
 def loop(request):
     """x -> x y + row sum, y -> 2 y, output the sum of log x before that; with x and y."""
     x = pytensor.shared(np.array([1, 3], dtype='float32'), name='x', shape=(2,))

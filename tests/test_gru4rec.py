@@ -128,7 +128,7 @@ def test_the_length_of_a_stretch_does_not_change_the_training(option, monkeypatc
     ('grad_cap', -1, 'at least 0'), ('sigma', -1, 'at least 0'), ('lmbd', -0.1, 'at least 0'),
     ('adapt', 'adam', "'adagrad', 'rmsprop', None"), ('loss', 'hinge', "'top1', 'bpr', 'cross-entropy'"),
     ('hidden_act', 'linear', "'tanh', 'relu'"), ('final_act', 'softmax', "'tanh', 'linear', 'relu', None"),
-    ('backend', 'c', "'auto', 'numba', 'python'"),
+    ('backend', 'c', "'auto', 'numba', 'jax', 'python'"),
     ('seed', -1, 'a whole number from 0'), ('seed', 'x', 'a whole number'), ('seed', 1.5, 'a whole number'),
 ])
 def test_a_bad_argument_is_named_with_its_value_and_what_is_allowed(name, value, allowed):

@@ -6,6 +6,7 @@ import numpy_gru4rec as reference
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from conftest import needs_jax
 from numpy.testing import assert_allclose
 
 import backends
@@ -186,7 +187,8 @@ def test_losses_compute_in_float32_during_training(loss):
 
 
 @pytest.mark.parametrize('loss, largest, backend', [(loss, 90, 'python') for loss in EVERY_LOSS]
-                         + [('top1', 18, 'numba'), ('bpr', 90, 'numba'), ('cross-entropy', 90, 'numba')])
+                         + [('top1', 18, 'numba'), ('bpr', 90, 'numba'), ('cross-entropy', 90, 'numba')]
+                         + [pytest.param(loss, 90, 'jax', marks=needs_jax) for loss in EVERY_LOSS])
 def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(loss, largest, backend):
     # TOP1's gradient has 2 r times the slope of the sigmoid at r², whose error on numba, 1e-7, shows where r is larger.
     scores = np.array([[-60, 50, 3], [40, 0, -80], [90, 20, 30]], dtype='float32') * np.float32(largest / 90)

@@ -13,6 +13,7 @@ from conftest import (
     assert_same_bits,
     click_log,
     few_items_log,
+    needs_jax,
     ranks_by_hand,
     recorded,
     scores_by_hand,
@@ -30,7 +31,8 @@ from gru4rec import GRU4Rec, index_by_appearance, session_order, session_paralle
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
 every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in CASES]
-                                     + [(NUMBA_CASE, 'numba'), (NUMBA_DROPOUT_CASE, 'numba')])
+                                     + [(NUMBA_CASE, 'numba'), (NUMBA_DROPOUT_CASE, 'numba')]
+                                     + [pytest.param(case, 'jax', marks=needs_jax) for case in CASES])
 
 
 def test_items_are_numbered_and_minibatches_formed_as_recorded():

@@ -1,0 +1,165 @@
+"""What is special about the JAX backend: no copies, the same bits twice, ranks on the device, weights that move."""
+import re
+import sys
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from conftest import (
+    CASES,
+    TEST,
+    TRAIN,
+    assert_close,
+    assert_same_bits,
+    few_items_log,
+    fixed_masks,
+    needs_jax,
+    reference_of,
+    scores_by_hand,
+    small_model,
+    state_of,
+    trained_as_recorded,
+)
+from numpy.testing import assert_allclose, assert_array_equal
+
+import backends
+import gru4rec
+from evaluation import next_item_ranks
+from gru4rec import GRU4Rec
+
+pytestmark = needs_jax
+LOG = few_items_log()
+EVERY_RULE = [(loss, adapt, momentum) for loss in gru4rec.LOSSES for adapt in ('adagrad', 'rmsprop', None)
+              for momentum in (0, 0.2)]
+QUICK = [('top1', 'adagrad', 0.2), ('bpr', 'rmsprop', 0.2), ('cross-entropy', None, 0)]
+
+
+# --- Training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('loss, adapt, momentum', [
+    pytest.param(*rule, marks=() if rule in QUICK else pytest.mark.slow) for rule in EVERY_RULE])
+def test_jax_trains_like_the_reference(loss, adapt, momentum):
+    rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
+    masks = fixed_masks([4, 3], 6, 0.3)
+    model = small_model(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate, layers=[4, 3], lmbd=0.01,
+                        dropout_p_hidden=0.3, n_epochs=3, backend='jax')
+    reference = reference_of(model, LOG, masks)
+    assert_close(state_of(model.fit(LOG, dropout_masks=masks)), state_of(reference), 1e-5)
+
+
+def test_jax_draws_the_dropout_masks_and_session_orders_of_the_other_backends():
+    arguments = dict(layers=[10], n_epochs=3, batch_size=8, dropout_p_hidden=0.5, train_random_order=True)
+    jax, python = (small_model(**arguments, backend=backend).fit(TRAIN) for backend in ('jax', 'python'))
+    assert_close(state_of(jax), state_of(python), 1e-5)
+
+
+@pytest.mark.parametrize('momentum', [0, 0.5])
+def test_two_trainings_give_the_same_bits_though_items_repeat(momentum):
+    arguments = dict(layers=[20], batch_size=25, dropout_p_hidden=0.5, momentum=momentum, backend='jax')
+    first, again = (state_of(small_model(**arguments).fit(few_items_log(n_sessions=200))) for _run in range(2))
+    assert_same_bits(first, again)
+
+
+@pytest.mark.parametrize('arguments', [dict(), dict(momentum=0.3), dict(adapt='rmsprop', loss='cross-entropy'),
+                                       dict(adapt=None, lmbd=0.1)], ids=str)
+def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(arguments):
+    """Read in the program of XLA: its results lie where its arguments lay, and nothing of their size is copied."""
+    n_items, units, K = 1013, 17, 5  # sizes that nothing else has
+    model = small_model(layers=[units], n_epochs=1, dropout_p_hidden=0.5, **arguments)
+    model.fit(few_items_log(n_sessions=400, n_items=n_items * 3).assign(
+        ItemId=lambda log: np.arange(len(log)) % n_items))
+    states = [gru4rec.shared('H0', np.zeros((6, units), 'float32'))]
+    with pytensor.config.change_flags(floatX='float32'):
+        step = gru4rec.training_step(model, gru4rec.shared('events', np.arange(n_items)), model._weights, model._acc,
+                                     model._vel, states)
+    loop = backends.compile_loop(*step, backend='jax')
+    sequences = [np.zeros((K, 6), 'int64'), np.zeros((K, 6), bool), np.zeros((K, 6, units), bool)]
+    program = loop.program.lower(K, sequences, loop._step.values()).compile().as_text()
+
+    n_states = len(loop._step.cells)
+    assert len(re.findall(r'may-alias|must-alias', program.splitlines()[0])) == n_states
+    large = rf'f32\[{n_items},\d+\]'
+    assert re.search(large, program)
+    copies = [line for line in program.splitlines() if re.search(rf'= {large}\S* copy(-start)?\(', line)]
+    assert not copies, copies
+
+
+# --- Ranks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('tie_policy', ['standard', 'conservative', 'median', 'tiebreaking'])
+@pytest.mark.parametrize('items', [None, TRAIN.ItemId.unique()[::3]], ids=['all', 'some'])
+def test_ranks_on_the_device_are_those_of_the_interpreter(case, tie_policy, items):
+    jax, python = (next_item_ranks(trained_as_recorded(case, backend), TEST, items, 10, tie_policy)
+                   for backend in ('jax', 'python'))
+    assert_array_equal(jax, python)
+
+
+@pytest.mark.parametrize('n_items', [1, 6, 7, 8, 20, 21])
+def test_blocks_of_items_that_do_not_divide_their_number_count_each_item_once(n_items):
+    rng = np.random.RandomState(0)
+    item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
+    state, x = pt.fmatrix('H'), pt.fmatrix('x')
+    program = backends.JaxRanks([item, starts, state], [state + 1], x, pt.maximum(x, 0), block=7)
+    H, Wy, By = rng.randn(4, 3).astype('f4'), rng.randn(n_items, 3).astype('f4'), rng.randn(n_items).astype('f4')
+    target = rng.randint(n_items, size=(2, 4))
+    states, (greater, equal, bad) = program(target, np.zeros((2, 4), bool), target, [H], np.arange(n_items), (Wy, By),
+                                            (Wy, By))
+    for k in range(2):
+        scores = np.maximum((H + k + 1) @ Wy.T + By, 0)
+        own = scores[np.arange(4), target[k]]
+        assert_array_equal(greater[k], (scores > own[:, None]).sum(axis=1))
+        assert_array_equal(equal[k], (scores == own[:, None]).sum(axis=1) - 1)
+    assert_allclose(states[0], H + 2)
+    assert not bad.any()
+
+
+def test_a_score_that_is_not_a_number_is_an_error_on_the_device_too():
+    model = small_model(backend='jax', n_epochs=1).fit(LOG)
+    model._weights['By'].set_value(np.full(model.n_items, np.nan, 'float32'))
+    with pytest.raises(ValueError, match='the score of the next item is not a number'):
+        next_item_ranks(model, LOG)
+
+
+# --- Weights that move ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_trained_on_jax_predicts_the_same_on_another_backend():
+    model = small_model(backend='jax').fit(LOG)
+    state, ranks, (scores, _targets) = state_of(model), next_item_ranks(model, LOG), scores_by_hand(model, LOG)
+    assert model.move_to('python').backend_ == 'python'
+    assert_same_bits(state_of(model), state)
+    assert_array_equal(next_item_ranks(model, LOG), ranks)
+    assert_allclose(scores_by_hand(model, LOG)[0], scores, rtol=0, atol=1e-6)
+    model.move_to('jax')
+    assert_array_equal(next_item_ranks(model, LOG), ranks)
+
+
+# --- Which backend --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken_jax(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'jax', None)  # makes `import jax` fail
+
+
+def test_jax_that_does_not_work_is_explained_before_any_work(broken_jax):
+    with pytest.raises(ValueError, match=r"backend='jax' needs JAX, which does not work here .*'\.\[gpu\]'") as error:
+        GRU4Rec([4], backend='jax').fit(LOG)
+    assert '\n' not in str(error.value)
+
+
+def test_auto_goes_on_without_a_jax_that_does_not_work_and_says_so(broken_jax, caplog, monkeypatch):
+    monkeypatch.setattr(backends, 'find_spec', lambda name: True)
+    assert backends.resolve('auto') == 'numba'
+    assert 'JAX is installed but does not work' in caplog.text
+
+
+def test_auto_takes_jax_when_it_sees_a_gpu(monkeypatch):
+    monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
+    assert backends.resolve('auto') == 'jax'
+    monkeypatch.setattr('jax.default_backend', lambda: 'cpu')
+    assert backends.resolve('auto') == 'numba'
