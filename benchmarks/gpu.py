@@ -1,0 +1,152 @@
+"""Training and evaluation on a GPU through JAX, next to the floor of the hardware and to plain PyTorch.
+
+    python benchmarks/gpu.py               # 100 and 1000 units; a few minutes
+    python benchmarks/gpu.py --units 100
+
+TOP1, B = 50, dropout 0.5, adagrad, 37,483 items, all measured in one call.  Without a GPU everything runs on the CPU,
+and the first line says so.  PyTorch is left out where it is not installed.
+"""
+import argparse
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytensor
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from speed import N_ITEMS, TOP1, best, events, fit_rate
+
+import backends
+import gru4rec
+from evaluation import next_item_ranks
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+B, P = TOP1['batch_size'], TOP1['dropout_p_hidden']
+BANDWIDTH, LAUNCH = 3.35e12, 2e-6  # of an H100: bytes/s, and seconds between two small kernels of a program
+
+
+def floor(units: int, kernels: int) -> tuple[float, float]:
+    """Seconds of a step by what it reads and writes, and by its number of kernels."""
+    dense, rows = 3 * units * units, 4 * B * units
+    n_bytes = 4 * (5 * dense + 6 * rows)  # weights: read twice, written once; accumulators: read and written once
+    return n_bytes / BANDWIDTH, kernels * LAUNCH
+
+
+def kernels_per_step(units: int) -> int:
+    """Operations in the body of the compiled loop that are kernels of their own."""
+    model = gru4rec.GRU4Rec([units], n_epochs=1, backend='python', **TOP1)
+    gru4rec.check_arguments(model)
+    model.n_items, model.backend_ = 1000, 'python'
+    model._initialise(np.random.RandomState(0))
+    states = [gru4rec.shared('H0', np.zeros((B, units), 'float32'))]
+    with pytensor.config.change_flags(floatX='float32'):
+        step = gru4rec.training_step(model, gru4rec.shared('events', np.zeros(1000, 'int64')), model._weights,
+                                     model._acc, model._vel, states)
+    loop = backends.compile_loop(*step, backend='jax')
+    sequences = [np.zeros((4, B), 'int64'), np.zeros((4, B), bool), np.zeros((4, B, units), bool)]
+    program = loop.program.lower(4, sequences, loop._step.values()).compile().as_text()
+    (body,) = set(re.findall(r'while\(.*body=%?([\w.\-]+)', program))
+    text = re.search(rf'^%?{re.escape(body)} .*?^}}', program, re.M | re.S).group()
+    return len(re.findall(r'= \S+ (?:fusion|custom-call|dot|scatter|gather|call|copy|sort|reduce)\(', text))
+
+
+class TorchGRU4Rec:
+    """The same training step as a plain PyTorch loop: autograd on the rows in use, adagrad written out."""
+
+    def __init__(self, units: int, device: str, compiled: bool):
+        shapes = dict(W0=(N_ITEMS, 3 * units), B0=(3 * units,), Wh=(units, units), Whr=(units, units),
+                      Whz=(units, units), Wy=(N_ITEMS, units), By=(N_ITEMS,))
+        self.weights = {name: torch.empty(shape, device=device).uniform_(-0.1, 0.1) for name, shape in shapes.items()}
+        self.acc = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+        self.H = torch.zeros(B, units, device=device)
+        self.step = torch.compile(self._step) if compiled else self._step
+
+    def _loss(self, x, B0, Wh, Whr, Whz, Wy, By, H, mask):
+        x_h, x_r, x_z = (x + B0).chunk(3, dim=1)
+        r, z = torch.sigmoid(x_r + H @ Whr), torch.sigmoid(x_z + H @ Whz)
+        H = ((1 - z) * H + z * torch.tanh(x_h + (H * r) @ Wh)) * mask
+        scores = torch.tanh(H @ Wy.T + By)
+        own = scores.diagonal()
+        loss = (torch.sigmoid(scores - own[:, None]) + torch.sigmoid(scores ** 2)).mean()
+        return loss - torch.sigmoid(own ** 2).mean() / B, H
+
+    def _step(self, item, target, keep, mask):
+        rows = dict(W0=item, Wy=target, By=target)
+        used = {name: (w[rows[name]] if name in rows else w).detach().requires_grad_()
+                for name, w in self.weights.items()}
+        loss, H = self._loss(*used.values(), self.H * keep[:, None], mask)
+        gradients = dict(zip(used, torch.autograd.grad(loss, list(used.values()))))
+        with torch.no_grad():
+            for name, g in gradients.items():
+                w, acc = self.weights[name], self.acc[name]
+                old = acc[rows[name]] if name in rows else acc
+                step = -TOP1['learning_rate'] * g / torch.sqrt(old + g * g + 1e-6)
+                if name in rows:
+                    w.index_add_(0, rows[name], step)
+                    acc.index_add_(0, rows[name], g * g)
+                else:
+                    w.add_(step)
+                    acc.add_(g * g)
+            self.H.copy_(H.detach())
+        return loss.detach()
+
+
+def torch_rate(units: int, device: str, compiled: bool, steps: int = 200) -> float:
+    """Seconds per mini-batch of the PyTorch loop; its data and indices are on the device from the start."""
+    model = TorchGRU4Rec(units, device, compiled)
+    item = torch.randint(N_ITEMS, (steps + 1, B), device=device)
+    keep = (torch.rand(steps, B, device=device) > 1 / 3).float()
+
+    def run():
+        for k in range(steps):
+            mask = (torch.rand(B, units, device=device) >= P) / (1 - P)
+            loss = model.step(item[k], item[k + 1], keep[k], mask)
+        return loss.item()
+    run()
+    return best(run, 3) / steps
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--units', type=int, nargs='+', default=[100, 1000])
+    arguments = parser.parse_args()
+    device = jax.devices()[0]
+    on_gpu = device.platform == 'gpu'
+    print(f'{device.device_kind if on_gpu else "CPU, no GPU: the floors are those of an H100 all the same"}; '
+          f'Python {platform.python_version()}, PyTensor {pytensor.__version__}, JAX {jax.__version__}, '
+          f'PyTorch {torch.__version__ if torch else "not installed"}')
+    for units in arguments.units:
+        kernels = kernels_per_step(units)
+        by_bytes, by_kernels = floor(units, kernels)
+        print(f'\n{units} units: floor {by_bytes * 1e6:.1f} µs by bytes, {by_kernels * 1e6:.0f} µs by {kernels} '
+              'kernels')
+        frame = events(4_000_000 if on_gpu else 20_000_000 // units)
+        rates = {'JAX': fit_rate(frame, units, backend='jax', **TOP1)}
+        if torch:
+            rates |= {f'PyTorch, {name}': torch_rate(units, 'cuda' if on_gpu else 'cpu', name == 'compiled')
+                      for name in ('eager', 'compiled')}
+        for name, seconds in rates.items():
+            print(f'{name:<20} {seconds * 1e6:>8.0f} µs a mini-batch {1 / seconds:>8.0f} mini-batches/s '
+                  f'{seconds / rates["JAX"]:>6.2f} x JAX', flush=True)
+        model = gru4rec.GRU4Rec([units], n_epochs=1, backend='jax', **TOP1).fit(frame[:200_000])
+        test = events(70_000 if on_gpu else 7_000, seed=1)
+        test = test[test.ItemId.isin(model.items_)]
+        next_item_ranks(model, test)
+        started = time.perf_counter()
+        n = len(next_item_ranks(model, test))
+        seconds = time.perf_counter() - started
+        print(f'{"evaluation":<20} {seconds:>8.2f} s for {n:,} predictions among {model.n_items:,} items', flush=True)
+
+
+if __name__ == '__main__':
+    main()
