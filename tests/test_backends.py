@@ -231,7 +231,7 @@ def test_row_maxima_know_signs_and_infinities(rewritten, row, largest):
 def test_each_trick_can_be_switched_off(monkeypatch):
     x = pt.fmatrix('x')
     outputs = [pt.tanh(x).sum(axis=0), x.max(axis=1), x.T + 1]
-    names = {'fast_activations': 'FastTanh', 'sums_in_own_precision': 'ColumnSums', 'integer_maxima': 'RowMaxima',
+    names = {'fast_activations': 'FastTanh', 'unfused_column_sums': 'ColumnSums', 'integer_maxima': 'RowMaxima',
              'transposes_without_copy': 'Transpose'}
     monkeypatch.setattr(backends.pytensor, 'function', lambda *arguments, mode, **options: mode)
 
