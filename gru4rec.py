@@ -16,6 +16,7 @@ docs/deviations.md lists the few differences.
 """
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections import OrderedDict
@@ -30,6 +31,7 @@ import pytensor
 import pytensor.tensor as pt
 
 import backends
+import storage
 from backends import FLOAT
 
 logger = logging.getLogger('gru4rec')
@@ -398,6 +400,7 @@ class GRU4Rec:
     Attributes
     ----------
     items_ : item ids by item index, which is the order of first appearance in the training frame
+    item_counts_ : int64 (n_items,), how often each occurs there
     epoch_losses_ : mean loss of each finished epoch
     backend_ : name of the backend in use
     error_during_train : True when training met a loss that is not finite; such a model does not predict
@@ -457,34 +460,40 @@ class GRU4Rec:
         if n_sessions < self.batch_size:
             raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions of two or more events, but '
                              f'the training data has {n_sessions}; use a smaller batch_size')
-        item_index, self.items_ = index_by_appearance(data[self.item_key])
-        self._index_of = pd.Index(self.items_)
-        self.n_items = len(self.items_)
+        item_index, items = index_by_appearance(data[self.item_key])
+        self._set_items(items, np.bincount(item_index))
         rng = np.random.RandomState(self.seed)
         self._initialise(rng)
         self._train(item_index[rows], offsets, rng, masks, callback)
         return self
 
+    def _set_items(self, items: np.ndarray, counts: np.ndarray):
+        """Item ids in the order of their indices, and how often each occurs in the training data."""
+        self.items_, self.item_counts_, self.n_items = items, counts, len(items)
+        self._index_of = pd.Index(items)
+
     def _initialise(self, rng: np.random.RandomState):
         """Draw the initial weights, in the release's order, and zero the state of the optimiser and of the layers."""
-        self._weights = OrderedDict()
+        weights = OrderedDict()
         for i, (n_in, n) in enumerate(zip([self.n_items, *self.layers], self.layers)):
             draw = partial(initial_weight, rng, sigma=self.sigma, normal=self.init_as_normal)
-            self._weights[f'W{i}'] = np.hstack([draw((n_in, n)) for _gate in 'hrz'])
+            weights[f'W{i}'] = np.hstack([draw((n_in, n)) for _gate in 'hrz'])
             for name in (f'Wh{i}', f'Whr{i}', f'Whz{i}'):
-                self._weights[name] = draw((n, n))
-            self._weights[f'B{i}'] = np.zeros(3 * n, FLOAT)
-        self._weights['Wy'] = draw((self.n_items, n))
-        self._weights['By'] = np.zeros(self.n_items, FLOAT)
+                weights[name] = draw((n, n))
+            weights[f'B{i}'] = np.zeros(3 * n, FLOAT)
+        weights['Wy'] = draw((self.n_items, n))
+        weights['By'] = np.zeros(self.n_items, FLOAT)
+        self._set_weights(weights)
 
-        self._weights = {name: shared(name, value) for name, value in self._weights.items()}
+    def _set_weights(self, weights: dict[str, np.ndarray], acc: dict | None = None, vel: dict | None = None):
+        """Shared variables of weights and of the optimiser's state, which is zero where it is not given."""
+        def state(kind: str, used, values: dict | None) -> dict:
+            return {name: shared(f'{kind}_{name}', values[name] if values else np.zeros(weight.shape, FLOAT))
+                    for name, weight in weights.items() if used}
 
-        def zeros(kind: str, used) -> dict:
-            return {name: shared(f'{kind}_{name}', np.zeros(weight.type.shape, FLOAT))
-                    for name, weight in self._weights.items() if used}
-
-        self._acc = zeros('acc', self.adapt in ('adagrad', 'rmsprop'))
-        self._vel = zeros('vel', self.momentum)
+        self._weights = OrderedDict((name, shared(name, value)) for name, value in weights.items())
+        self._acc = state('acc', self.adapt in ('adagrad', 'rmsprop'), acc)
+        self._vel = state('vel', self.momentum, vel)
         self._state_function = self._rank_program = self._prediction_state = None
         self.epoch_losses_: list[float] = []
         self.error_during_train = False
@@ -549,6 +558,56 @@ class GRU4Rec:
         self.backend, self.backend_ = backend, backend_
         self._state_function = self._rank_program = self._prediction_state = None
         return self
+
+    def save(self, path, *, dtype: str = 'float32'):
+        """Write the trained model to one file, all of it or nothing; see `storage`.
+
+        The file holds the constructor's arguments, the item ids and their counts, the weights and the optimiser's
+        state under the release's names, and a checksum.
+
+        Parameters
+        ----------
+        path : of the file; one that is there is replaced
+        dtype : 'float32', or 'float16' to store the weights in half the room, rounded to 11 bits; the optimiser's state
+            is kept as it is
+        """
+        self._check_usable()
+        if dtype not in ('float32', 'float16'):
+            raise ValueError(f"dtype={dtype!r}: must be 'float32' or 'float16'")
+        items = storage.ids_as_array(self.items_)
+        arguments = {name: getattr(self, name) for name in argument_names()} | {'layers': list(map(int, self.layers))}
+        header = {'arguments': {name: value.item() if isinstance(value, np.generic) else value
+                                for name, value in arguments.items()},
+                  'items_as_json': self.items_.dtype == object, 'epoch_losses': self.epoch_losses_}
+        weights = {name: value.astype(dtype) for name, value in self.weights().items()}
+        storage.write(path, header, {'items': items, 'item_counts': self.item_counts_, **weights,
+                                     **self.optimizer_state()})
+
+    @classmethod
+    def load(cls, path, *, backend: str | None = None) -> GRU4Rec:
+        """The model that `save` wrote to a file, for the backend that it had, or for another.
+
+        ValueError if the file is damaged, of a later version, or no model.
+        """
+        header, arrays = storage.read(path)
+        try:
+            model = cls(**header['arguments'] | ({'backend': backend} if backend else {}))
+            check_arguments(model)
+            model.backend_ = backends.resolve(model.backend)
+            model._set_items(storage.ids_of_array(arrays.pop('items'), header['items_as_json']),
+                             arrays.pop('item_counts'))
+            groups: dict[str, dict] = {'acc': {}, 'vel': {}, 'weights': {}}
+            for name, value in arrays.items():
+                kind, _, rest = name.partition('_')
+                groups[kind if rest else 'weights'][rest or name] = value.astype(FLOAT)
+            model._set_weights(*[joined_names(groups[kind], len(model.layers)) for kind in ('weights', 'acc', 'vel')])
+            model.epoch_losses_ = header['epoch_losses']
+        except (KeyError, TypeError) as error:
+            raise ValueError(f'{path}: not a model of this package ({type(error).__name__}: {error})') from None
+        return model
+
+    savemodel = save  # the release's names
+    loadmodel = load
 
     # -- prediction ---------------------------------------------------------------------------------------------------
 
@@ -674,6 +733,39 @@ class GRU4Rec:
         scored = self.items_ if candidates is None else self.items_[candidates]
         return pd.DataFrame(self.activate(states[-1] @ Wy.T + By).T, index=scored)
 
+    def recommend(self, session_items, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
+        """The k items that are most likely next, best first, for one session or for each of a list of sessions.
+
+        Parameters
+        ----------
+        session_items : item ids of a session's events so far, in order; or a list of such lists
+        k : number of items
+        exclude_seen : leave out items of the session itself
+
+        Returns
+        -------
+        frame with the columns `item_key` and ``Score``, the activated score (with cross-entropy, the probability); for
+        a list of sessions also ``Session``, the place in the list, as first column.  Items that the training data did
+        not have are skipped with a warning; a session without any other item gets the most popular ones, scored by
+        their share of the training events, with a warning too.
+        """
+        several = len(session_items) > 0 and all(isinstance(item, (list, tuple, np.ndarray, pd.Series))
+                                                 for item in session_items)
+        frames = []
+        for number, items in enumerate(session_items if several else [session_items]):
+            session = self.session()
+            known = session.skip_unknown(as_ids(items))
+            for index in known:
+                session.step(index)
+            frame = session.recommend(k, exclude_seen)
+            frames.append(frame.assign(Session=number)[['Session', *frame.columns]] if several else frame)
+        return pd.concat(frames, ignore_index=True)
+
+    def session(self) -> Session:
+        """A session that has just begun, to be recommended for click by click."""
+        self._check_usable()
+        return Session(self)
+
     @property
     def itemidmap(self) -> pd.Series:
         """Item index by item id, under the release's name."""
@@ -698,6 +790,54 @@ class GRU4Rec:
         self._check_trained()
         if self.error_during_train:
             raise RuntimeError('training of this GRU4Rec stopped at a loss that is not finite: it cannot predict')
+
+
+class Session:
+    """One visitor's session: `click` takes an event and recommends; its cost does not grow with the session."""
+
+    def __init__(self, model: GRU4Rec):
+        self._model = model
+        self._states: list | None = None
+        self._seen: set[int] = set()
+
+    def click(self, item, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
+        """The visitor's next event, and what `GRU4Rec.recommend` gives for the session up to it."""
+        for index in self.skip_unknown(as_ids([item])):
+            self.step(index)
+        return self.recommend(k, exclude_seen)
+
+    def skip_unknown(self, item_ids: np.ndarray) -> np.ndarray:
+        """Indices of the items that the model knows; a warning names the others."""
+        indices = self._model._index_of.get_indexer(item_ids)
+        if (indices < 0).any():
+            warnings.warn(f'skipped item id(s) that are not in the training data: {some(item_ids[indices < 0])}',
+                          stacklevel=3)
+        return indices[indices >= 0]
+
+    def step(self, index: int):
+        """One event further, by item index."""
+        start = self._states is None
+        states = self._model.initial_states(1) if start else self._states
+        self._states = self._model.next_states(np.array([index]), np.array([start]), states)
+        self._seen.add(int(index))
+
+    def recommend(self, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
+        """The k best next items of the session as it is; of the most popular ones where nothing is known of it."""
+        model = self._model
+        if not isinstance(k, (int, np.integer)) or k < 1:
+            raise ValueError(f'k={k!r}: must be a whole number of at least 1')
+        if self._states is None:
+            warnings.warn('the session has no item that the model knows: these are the most popular ones', stacklevel=3)
+            scores = model.item_counts_ / model.item_counts_.sum()
+        else:
+            Wy, By = model.output_weights()
+            scores = model.activate(np.asarray(self._states[-1]) @ Wy.T + By)[0]
+        excluded = np.array([*self._seen] if exclude_seen else [], dtype=np.int64)
+        enough = min(k + len(excluded), len(scores))
+        order = np.flatnonzero(scores >= np.partition(scores, -enough)[-enough])
+        order = order[~np.isin(order, excluded)]
+        order = order[np.argsort(-scores[order], kind='stable')][:k]  # equal scores in the order of item indices
+        return pd.DataFrame({model.item_key: model.items_[order], 'Score': scores[order]})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -747,6 +887,24 @@ def initial_weight(rng: np.random.RandomState, shape: tuple, sigma: float, norma
 def shared(name: str, value: np.ndarray):
     """Shared variable whose static shape is known, so that the compiler need not check it."""
     return pytensor.shared(value, name=name, shape=value.shape, borrow=True)
+
+
+def joined_names(values: dict[str, np.ndarray], n_layers: int) -> dict[str, np.ndarray] | None:
+    """Inverse of `release_names`, for arrays; None for none."""
+    if not values:
+        return None
+    joined = OrderedDict()
+    for i in range(n_layers):
+        joined[f'W{i}'] = np.hstack([values[f'W{gate}{i}'] for gate in 'xrz'])
+        joined.update((name, values[name]) for name in (f'Wh{i}', f'Whr{i}', f'Whz{i}'))
+        joined[f'B{i}'] = np.hstack([values[f'B{gate}{i}'] for gate in 'hrz'])
+    joined.update((name, values[name]) for name in ('Wy', 'By'))
+    return joined
+
+
+def argument_names() -> list[str]:
+    """Names of the constructor's arguments."""
+    return list(inspect.signature(GRU4Rec).parameters)
 
 
 def release_names(weights: dict) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ setup(
     long_description_content_type='text/markdown',
     license='MIT',
     python_requires='>=3.11',
-    py_modules=['gru4rec', 'backends', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experiments'],
+    py_modules=['gru4rec', 'backends', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experiments', 'storage'],
     install_requires=['pytensor>=3.0.3,<4', 'numpy', 'pandas', 'threadpoolctl'],
     extras_require={'experiments': ['tqdm'], 'jax': ['jax'], 'gpu': ['jax[cuda12]'], 'test': ['pytest', 'tqdm', 'jax']},
 )

@@ -1,0 +1,125 @@
+"""How a trained model becomes one file and comes back: arrays and JSON, nothing that is executed.
+
+The file is a zip archive of NumPy arrays (`numpy.load` reads it) beside ``header.json``, which names the format, its
+version and a checksum of the arrays.
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+FORMAT, VERSION = 'gru4rec-pytensor', 1
+HEADER = 'header.json'
+
+
+def write(path, header: dict, arrays: dict[str, np.ndarray]):
+    """Write arrays and what JSON can hold to `path`: all of it or, if anything goes wrong, nothing.
+
+    Parameters
+    ----------
+    path : of the file; one that is there is replaced when the new one is complete
+    header : of numbers, strings, lists and dictionaries
+    arrays : name -> array of numbers, times or fixed-length strings
+    """
+    path = Path(path)
+    header = header | {'format': FORMAT, 'version': VERSION, 'sha256': checksum(arrays)}
+    with replacing(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
+        archive.writestr(HEADER, json.dumps(header, indent=1))
+        for name, array in arrays.items():
+            with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def read(path) -> tuple[dict, dict[str, np.ndarray]]:
+    """Header and arrays of a file that `write` wrote; ValueError, which names the file, if it is none or is damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such model file')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            header = json.loads(archive.read(HEADER))
+            if header['format'] != FORMAT:
+                raise KeyError('format')
+            if header['version'] > VERSION:
+                raise NewerVersion(header['version'])
+            arrays = {name.removesuffix('.npy'): np.lib.format.read_array(io.BytesIO(archive.read(name)),
+                                                                          allow_pickle=False)
+                      for name in archive.namelist() if name != HEADER}
+    except NewerVersion as error:
+        raise ValueError(f'{path}: a model file of version {error}, and this code reads versions up to {VERSION}; '
+                         'a newer release of it is needed') from None
+    except KeyError:
+        raise ValueError(f'{path}: not a model file of this package') from None
+    except Exception as error:  # zipfile and NumPy have a dozen kinds of error for damaged files
+        raise ValueError(f'{path}: not a model file, or a damaged or truncated one ({error})') from None
+    if checksum(arrays) != header['sha256']:
+        raise ValueError(f'{path}: damaged: its checksum is not that of its contents')
+    return header, arrays
+
+
+class NewerVersion(Exception):
+    """The file's version is above ours."""
+
+
+def checksum(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f'{name} {array.dtype.str} {array.shape} '.encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """A binary file that takes the place of `path` when the block ends, and is gone when the block raises."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp's own mode is for the owner alone
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def current_umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def ids_as_array(ids: np.ndarray) -> np.ndarray:
+    """Ids as an array that needs no pickling; those of type object, such as strings, become bytes of JSON."""
+    if ids.dtype != object:
+        return ids
+    plain = [value.item() if isinstance(value, np.generic) else value for value in ids]
+    for value in plain:
+        if type(value) not in (str, int, float, bool):
+            raise TypeError(f'item id {value!r} is a {type(value).__name__}: only numbers, strings and NumPy times can '
+                            'be saved')
+    return np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)
+
+
+def ids_of_array(array: np.ndarray, as_json: bool) -> np.ndarray:
+    """Inverse of `ids_as_array`."""
+    if not as_json:
+        return array
+    values = json.loads(array.tobytes())
+    ids = np.empty(len(values), dtype=object)
+    ids[:] = values
+    return ids

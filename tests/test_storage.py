@@ -1,0 +1,165 @@
+"""A model saved to one file and loaded again, and what happens to files that are none."""
+import json
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import assert_same_bits, few_items_log, needs_jax, scores_by_hand, small_model, state_of
+from numpy.testing import assert_allclose, assert_array_equal
+
+import gru4rec
+import storage
+from evaluation import next_item_ranks
+from gru4rec import GRU4Rec
+
+LOG = few_items_log()
+
+
+@pytest.fixture(scope='module')
+def model():
+    return small_model(layers=[4, 3], momentum=0.1, learning_rate=np.float32(0.1)).fit(LOG)
+
+
+@pytest.fixture
+def path(model, tmp_path):
+    model.save(tmp_path / 'model')
+    return tmp_path / 'model'
+
+
+# --- What comes back ------------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_model_has_the_arguments_the_state_and_the_predictions_of_the_saved_one(model, path):
+    loaded = GRU4Rec.load(path)
+    assert [getattr(loaded, name) for name in gru4rec.argument_names()] == [
+        getattr(model, name) for name in gru4rec.argument_names()]
+    assert loaded.backend_ == 'python' and loaded.epoch_losses_ == model.epoch_losses_
+    assert_same_bits(state_of(loaded), state_of(model))
+    assert_array_equal(loaded.item_counts_, LOG.ItemId.value_counts()[loaded.items_])
+    assert_array_equal(next_item_ranks(loaded, LOG), next_item_ranks(model, LOG))
+    assert_array_equal(scores_by_hand(loaded, LOG)[0], scores_by_hand(model, LOG)[0])
+
+
+@pytest.mark.parametrize('backend', ['numba', pytest.param('jax', marks=needs_jax)])
+def test_a_model_can_be_loaded_for_another_backend(model, path, backend):
+    loaded = GRU4Rec.load(path, backend=backend)
+    assert loaded.backend == loaded.backend_ == backend
+    assert_array_equal(next_item_ranks(loaded, LOG), next_item_ranks(model, LOG))
+
+
+@pytest.mark.parametrize('ids', [
+    [f'item {k}' for k in range(5)], ['ä', '日本', '', "'", '\n'], [1, 'a', 2.5, True, '1'], np.arange(5) / 3,
+    np.arange(5, dtype='int32'), pd.date_range('2014-04-01', periods=5)], ids=lambda ids: str(ids[:1]))
+def test_item_ids_keep_their_values_and_types(tmp_path, ids):
+    names = pd.Series(ids, index=range(0, 50, 10))
+    log = LOG.assign(ItemId=LOG.ItemId.map(names) if names.dtype != object
+                     else pd.Series([names[item] for item in LOG.ItemId], index=LOG.index, dtype=object))
+    model = small_model().fit(log)
+    model.save(tmp_path / 'model')
+    loaded = GRU4Rec.load(tmp_path / 'model')
+    assert loaded.items_.dtype == model.items_.dtype
+    assert [(type(item), item) for item in loaded.items_] == [(type(item), item) for item in model.items_]
+    assert_array_equal(next_item_ranks(loaded, log), next_item_ranks(model, log))
+
+
+def test_float16_takes_about_half_the_room_and_rounds_the_weights_to_11_bits(tmp_path):
+    model = small_model(layers=[50], adapt=None).fit(LOG)
+    for dtype in ('float32', 'float16'):
+        model.save(tmp_path / dtype, dtype=dtype)
+    assert (tmp_path / 'float16').stat().st_size < 0.6 * (tmp_path / 'float32').stat().st_size
+    for name, value in GRU4Rec.load(tmp_path / 'float16').weights().items():
+        assert value.dtype == 'float32'
+        assert_allclose(value, model.weights()[name], rtol=2 ** -11, atol=1e-7)
+
+
+def test_the_names_of_the_release_are_there(model, tmp_path):
+    model.savemodel(tmp_path / 'model')
+    assert_same_bits(GRU4Rec.loadmodel(tmp_path / 'model').weights(), model.weights())
+
+
+def test_the_file_is_an_archive_of_plain_arrays_that_numpy_reads(model, path):
+    with np.load(path, allow_pickle=False) as arrays:
+        assert_same_bits({name: arrays[name] for name in state_of(model)}, state_of(model))
+
+
+# --- Errors ---------------------------------------------------------------------------------------------------------
+
+
+def changed(path, change):
+    """The archive written again with `change(header, contents by name)` applied."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    header = json.loads(contents.pop('header.json'))
+    change(header, contents)
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('header.json', json.dumps(header))
+        for name, content in contents.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize('damage, complaint', [
+    (lambda path: path.write_bytes(b''), 'not a model file, or a damaged or truncated one'),
+    (lambda path: path.write_bytes(path.read_bytes()[:-30]), 'not a model file, or a damaged or truncated one'),
+    (lambda path: path.write_bytes(path.read_bytes()[:1000]), 'not a model file, or a damaged or truncated one'),
+    (lambda path: path.write_bytes(path.read_bytes().replace(b'NUMPY', b'NIMPY')), 'damaged'),
+    (lambda path: path.write_text('<html>'), 'not a model file, or a damaged or truncated one'),
+    (lambda path: path.write_bytes(pickle.dumps({'a': 1})), 'not a model file, or a damaged or truncated one'),
+    (lambda path: np.savez(path.open('wb'), a=np.ones(3)), 'not a model file of this'),
+    (lambda path: changed(path, lambda header, _contents: header.update(format='other')), 'not a model file of this'),
+    (lambda path: changed(path, lambda header, _contents: header.update(version=2)), 'of version 2, and this'),
+    (lambda path: changed(path, lambda header, _contents: header.update(sha256='0')), 'its checksum is not that'),
+    (lambda path: changed(path, lambda _header, contents: contents.pop('Wy.npy')), 'its checksum is not'),
+    (lambda path: changed(path, lambda header, _contents: header['arguments'].update(magic=1)), 'not a model of this'),
+], ids=['empty', 'end cut off', 'cut in two', 'bytes changed', 'HTML', 'pickle', 'other archive', 'other format',
+        'newer', 'other checksum', 'array missing', 'unknown argument'])
+def test_a_file_that_is_no_model_is_named_and_explained(path, damage, complaint):
+    damage(path)
+    with pytest.raises(ValueError, match=complaint) as error:
+        GRU4Rec.load(path)
+    assert str(error.value).startswith(f'{path}: ')
+
+
+def test_a_changed_byte_is_noticed_or_changes_nothing(model, path):
+    content, noticed = path.read_bytes(), 0
+    for place in np.random.RandomState(0).randint(len(content), size=60):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
+        try:
+            loaded = GRU4Rec.load(path)
+        except ValueError as error:
+            assert str(error).startswith(f'{path}: ')
+            noticed += 1
+        else:  # such as the times of the archive's members
+            assert_same_bits(state_of(loaded), state_of(model))
+    assert noticed > 30
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nothing: no such model file'):
+        GRU4Rec.load(tmp_path / 'nothing')
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written_and_the_old_one_stays(model, path, monkeypatch):
+    before = path.read_bytes()
+
+    def full(*arguments, **options):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(np.lib.format, 'write_array', full)
+    with pytest.raises(OSError, match='No space left'):
+        model.save(path)
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+def test_a_model_that_cannot_be_saved_says_why(model, tmp_path):
+    with pytest.raises(RuntimeError, match='call fit first'):
+        small_model().save(tmp_path / 'model')
+    with pytest.raises(ValueError, match="dtype='int8': must be 'float32' or 'float16'"):
+        model.save(tmp_path / 'model', dtype='int8')
+    with pytest.raises(TypeError, match=r'item id \(1, 2\) is a tuple'):
+        storage.ids_as_array(pd.Series([(1, 2), 'a']).to_numpy())
+    with pytest.raises(OSError, match='nowhere'):
+        model.save(tmp_path / 'nowhere' / 'model')
+    assert not os.listdir(tmp_path)
