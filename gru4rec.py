@@ -17,11 +17,14 @@ docs/deviations.md lists the few differences.
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -369,6 +372,14 @@ class Progress(NamedTuple):
     loss: float  # mean over this epoch's mini-batches
 
 
+class Done(NamedTuple):
+    """How far a training is: whole epochs, and of the one that is under way, stretches, mini-batches, sum of losses."""
+    epoch: int = 0
+    stretches: int = 0
+    minibatches: int = 0
+    total: float = 0.0
+
+
 class GRU4Rec:
     """Session-based recommender: layers of gated recurrent units, trained with a ranking loss (Hidasi et al., 2016).
 
@@ -436,7 +447,7 @@ class GRU4Rec:
     # -- training -----------------------------------------------------------------------------------------------------
 
     def fit(self, data: pd.DataFrame, *, dropout_masks: list | None = None,
-            callback: Callable[[Progress], None] | None = None) -> GRU4Rec:
+            callback: Callable[[Progress], None] | None = None, checkpoint=None, every: float = 600.0) -> GRU4Rec:
         """Train from scratch on the events of `data`, which is not modified.
 
         Parameters
@@ -446,6 +457,9 @@ class GRU4Rec:
         dropout_masks : for comparing implementations: a 0/1 array (batch_size, units) for each layer, used in every
             mini-batch instead of random ones
         callback : called with a `Progress` after each stretch of mini-batches
+        checkpoint : path of a file that is written at least `every` so many seconds, and at the end.  Where it is there
+            already, the training goes on from it: after an interruption at any moment, the same call ends with the same
+            bits as one without.  ValueError if it belongs to other data or arguments; `n_epochs` alone may differ
 
         Returns
         -------
@@ -454,7 +468,7 @@ class GRU4Rec:
         """
         check_arguments(self)
         self.backend_ = backends.resolve(self.backend)
-        masks = check_masks(dropout_masks, self)
+        masks = check_masks(dropout_masks, self) or RandomMasks(self)
         rows, offsets = session_order(data, self.session_key, self.time_key, self.item_key)
         n_sessions = int((np.diff(offsets) > 1).sum())
         if n_sessions < self.batch_size:
@@ -462,9 +476,11 @@ class GRU4Rec:
                              f'the training data has {n_sessions}; use a smaller batch_size')
         item_index, items = index_by_appearance(data[self.item_key])
         self._set_items(items, np.bincount(item_index))
+        training_data = (item_index[rows], offsets, *(dropout_masks or ()))
+        file = Checkpoint(checkpoint, every, self, training_data) if checkpoint else None
         rng = np.random.RandomState(self.seed)
         self._initialise(rng)
-        self._train(item_index[rows], offsets, rng, masks, callback)
+        self._train(item_index[rows], offsets, rng, masks, callback, file)
         return self
 
     def _set_items(self, items: np.ndarray, counts: np.ndarray):
@@ -498,30 +514,37 @@ class GRU4Rec:
         self.epoch_losses_: list[float] = []
         self.error_during_train = False
 
-    def _train(self, items, offsets, rng, masks, callback):
+    def _train(self, items, offsets, rng, masks, callback, checkpoint):
         """All epochs over `items` (n_events,), the item indices in session order."""
         states = [shared(f'H{i}', np.zeros((self.batch_size, n), FLOAT)) for i, n in enumerate(self.layers)]
         with pytensor.config.change_flags(floatX=FLOAT):
             step = training_step(self, shared('events', items), self._weights, self._acc, self._vel, states)
         run = backends.compile_loop(*step, backend=self.backend_)
-        masks = masks or random_masks(self)
+        done = checkpoint.restore(self, states, masks) if checkpoint else Done()
         for epoch in range(self.n_epochs):
             order = rng.permutation(len(offsets) - 1) if self.train_random_order else None
-            total, minibatches = 0.0, 0
-            for batches in session_parallel_minibatches(offsets, self.batch_size, order, stretch_length(self)):
+            if epoch < done.epoch:
+                continue
+            stretches = session_parallel_minibatches(offsets, self.batch_size, order, stretch_length(self))
+            for batches in itertools.islice(stretches, done.stretches, None):
                 starts = batches.starts
                 if not self.reset_after_session:
-                    starts[0 if minibatches else 1:] = False  # but each epoch starts from zero
+                    starts[0 if done.stretches else 1:] = False  # but each epoch starts from zero
                 losses = run(batches.position, starts, *masks(len(starts)))
-                total += float(losses.sum(dtype='float64'))
-                minibatches += len(losses)
+                done = Done(epoch, done.stretches + 1, done.minibatches + len(losses),
+                            done.total + float(losses.sum(dtype='float64')))
                 if not np.isfinite(losses[-1]):
-                    return self._fail(f'the loss of epoch {epoch}, mini-batch {minibatches - 1} is {losses[-1]}')
+                    return self._fail(f'the loss of epoch {epoch}, mini-batch {done.minibatches - 1} is {losses[-1]}')
+                if checkpoint:
+                    checkpoint.write_when_due(self, states, masks, done)
                 if callback:
-                    callback(Progress(epoch, self.n_epochs, minibatches, minibatches * self.batch_size,
-                                      len(items) - len(offsets) + 1, total / minibatches))
-            self.epoch_losses_.append(total / minibatches)
+                    callback(Progress(epoch, self.n_epochs, done.minibatches, done.minibatches * self.batch_size,
+                                      len(items) - len(offsets) + 1, done.total / done.minibatches))
+            self.epoch_losses_.append(done.total / done.minibatches)
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
+            done = Done(epoch + 1)
+        if checkpoint:
+            checkpoint.write(self, states, masks, done)
 
         if not all(np.isfinite(weight.get_value(borrow=True)).all() for weight in self._weights.values()):
             self._fail('the last mini-batch left weights that are not finite')
@@ -575,10 +598,8 @@ class GRU4Rec:
         if dtype not in ('float32', 'float16'):
             raise ValueError(f"dtype={dtype!r}: must be 'float32' or 'float16'")
         items = storage.ids_as_array(self.items_)
-        arguments = {name: getattr(self, name) for name in argument_names()} | {'layers': list(map(int, self.layers))}
-        header = {'arguments': {name: value.item() if isinstance(value, np.generic) else value
-                                for name, value in arguments.items()},
-                  'items_as_json': self.items_.dtype == object, 'epoch_losses': self.epoch_losses_}
+        header = {'arguments': plain_arguments(self), 'items_as_json': self.items_.dtype == object,
+                  'epoch_losses': self.epoch_losses_}
         weights = {name: value.astype(dtype) for name, value in self.weights().items()}
         storage.write(path, header, {'items': items, 'item_counts': self.item_counts_, **weights,
                                      **self.optimizer_state()})
@@ -907,6 +928,12 @@ def argument_names() -> list[str]:
     return list(inspect.signature(GRU4Rec).parameters)
 
 
+def plain_arguments(model: GRU4Rec) -> dict[str, Any]:
+    """The constructor's arguments as values that JSON can hold."""
+    values = {name: getattr(model, name) for name in argument_names()} | {'layers': list(map(int, model.layers))}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+
 def release_names(weights: dict) -> dict[str, np.ndarray]:
     """Values of shared variables under the release's names: the gates that stand side by side here are taken apart."""
     values = {}
@@ -922,24 +949,105 @@ def release_names(weights: dict) -> dict[str, np.ndarray]:
     return values
 
 
-def random_masks(model: GRU4Rec) -> Callable[[int], list[np.ndarray]]:
+class RandomMasks:
     """Source of dropout masks: called with K, it gives the bool masks (K, B, H) of the next K mini-batches.
 
     Each layer has its own stream.  A unit needs 16 random bits: it is kept when their value reaches p * 65536, so that
     p is met to 1e-5 for a fraction of the cost of drawing floats.
     """
-    streams = [np.random.SFC64(np.random.SeedSequence([model.seed, i])) for i in range(len(model.layers))]
-    threshold = round(model.dropout_p_hidden * 65536)
 
-    def draw(stream, shape):
-        size = int(np.prod(shape))
-        return (stream.random_raw(-(-size // 4)).view(np.uint16)[:size] >= threshold).reshape(shape)
+    def __init__(self, model: GRU4Rec):
+        layers = model.layers if model.dropout_p_hidden else []
+        self._shapes = [(model.batch_size, n) for n in layers]
+        self._streams = [np.random.SFC64(np.random.SeedSequence([model.seed, i])) for i in range(len(layers))]
+        self._threshold = round(model.dropout_p_hidden * 65536)
 
-    def masks(n_minibatches):
-        if not model.dropout_p_hidden:
-            return []
-        return [draw(stream, (n_minibatches, model.batch_size, n)) for stream, n in zip(streams, model.layers)]
-    return masks
+    def __call__(self, n_minibatches: int) -> list[np.ndarray]:
+        masks = []
+        for stream, shape in zip(self._streams, self._shapes):
+            size = n_minibatches * shape[0] * shape[1]
+            bits = stream.random_raw(-(-size // 4)).view(np.uint16)[:size]
+            masks.append((bits >= self._threshold).reshape(n_minibatches, *shape))
+        return masks
+
+    def state(self) -> list[list[int]]:
+        """Where the streams are, as numbers that JSON can hold."""
+        return [stream.state['state']['state'].tolist() for stream in self._streams]
+
+    def restore(self, state: list[list[int]]):
+        """Go on where `state` was taken."""
+        for stream, numbers in zip(self._streams, state):
+            stream.state = stream.state | {'state': {'state': np.array(numbers, dtype=np.uint64)}}
+
+
+class FixedMasks:
+    """The same masks for every mini-batch, called like `RandomMasks`."""
+
+    def __init__(self, masks: list):
+        self._masks = [np.asarray(mask, dtype=bool) for mask in masks]
+
+    def __call__(self, n_minibatches: int) -> list[np.ndarray]:
+        return [np.broadcast_to(mask, (n_minibatches, *mask.shape)).copy() for mask in self._masks]
+
+    def state(self) -> list:
+        return []
+
+    def restore(self, state: list):
+        pass
+
+
+class Checkpoint:
+    """The file from which an interrupted `fit` goes on: weights, optimiser, hidden states, and how far it is."""
+
+    def __init__(self, path, every: float, model: GRU4Rec, data: tuple):
+        """Reads the file, if it is there; `data` are the arrays that the training depends on, next to its arguments."""
+        self._path, self._every, self._written = Path(path), every, time.monotonic()
+        if not self._path.parent.is_dir():
+            raise FileNotFoundError(f'{self._path}: there is no folder {self._path.parent} for the checkpoint')
+        arguments = {name: value for name, value in plain_arguments(model).items() if name != 'n_epochs'}
+        self._training = arguments | {'backend': model.backend_, 'data': storage.checksum(dict(zip('abcdefgh', data)))}
+        self._found = storage.read(self._path) if self._path.exists() else None
+        if self._found:
+            self._check(self._found[0].get('training'))
+
+    def _check(self, training: dict | None):
+        """ValueError unless the file is the checkpoint of this training."""
+        if training is None:
+            raise ValueError(f'{self._path}: not a checkpoint')
+        for name, value in training.items():
+            if value != self._training[name]:
+                difference = ('its data were others' if name == 'data' else
+                              f'{name} was {value!r}, and is {self._training[name]!r}')
+                raise ValueError(f'{self._path}: the checkpoint of another training: {difference}; remove it to start '
+                                 'anew, or give another path')
+
+    def restore(self, model: GRU4Rec, states: list, masks) -> Done:
+        """Put everything back as it was in the file, if there was one."""
+        if not self._found:
+            return Done()
+        header, arrays = self._found
+        for name, variable in self._variables(model, states):
+            variable.set_value(arrays.pop(name), borrow=True)
+        masks.restore(header['masks'])
+        model.epoch_losses_ = header['epoch_losses']
+        return Done(*header['done'])
+
+    def write_when_due(self, *state):
+        """`write`, if the last time is long enough ago."""
+        if time.monotonic() - self._written >= self._every:
+            self.write(*state)
+
+    def write(self, model: GRU4Rec, states: list, masks, done: Done):
+        header = {'training': self._training, 'masks': masks.state(), 'epoch_losses': model.epoch_losses_, 'done': done}
+        storage.write(self._path, header, {name: np.asarray(variable.get_value(borrow=True))
+                                           for name, variable in self._variables(model, states)})
+        self._written = time.monotonic()
+
+    @staticmethod
+    def _variables(model: GRU4Rec, states: list):
+        """Names and shared variables of all that a training step changes."""
+        groups = [model._weights.values(), model._acc.values(), model._vel.values(), states]
+        return [(variable.name, variable) for variables in groups for variable in variables]
 
 
 def stretch_length(model: GRU4Rec) -> int:
@@ -948,15 +1056,14 @@ def stretch_length(model: GRU4Rec) -> int:
 
 
 def check_masks(dropout_masks, model: GRU4Rec):
-    """Fixed masks as a source like `random_masks`, or None."""
+    """Fixed masks as a source like `RandomMasks`, or None."""
     if dropout_masks is None:
         return None
     shapes = [(model.batch_size, n) for n in model.layers]
     if [np.shape(mask) for mask in dropout_masks] != shapes or not model.dropout_p_hidden:
         raise ValueError('dropout_masks needs dropout_p_hidden > 0 and an array for each layer, of the shapes '
                          f'{shapes}; got {[np.shape(mask) for mask in dropout_masks]}')
-    masks = [np.asarray(mask, dtype=bool) for mask in dropout_masks]
-    return lambda n: [np.broadcast_to(mask, (n, *mask.shape)).copy() for mask in masks]
+    return FixedMasks(dropout_masks)
 
 
 def some(values, n: int = 5) -> str:

@@ -8,6 +8,7 @@ import pytensor.tensor as pt
 import pytest
 from conftest import (
     CASES,
+    NUMBA_CASE,
     TEST,
     TRAIN,
     assert_close,
@@ -89,7 +90,9 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
 # --- Ranks ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', [
+    pytest.param(case, marks=() if case in (NUMBA_CASE, 'two_layer_top1_adagrad_m02') else pytest.mark.slow)
+    for case in CASES])
 @pytest.mark.parametrize('tie_policy', ['standard', 'conservative', 'median', 'tiebreaking'])
 @pytest.mark.parametrize('items', [None, TRAIN.ItemId.unique()[::3]], ids=['all', 'some'])
 def test_ranks_on_the_device_are_those_of_the_interpreter(case, tie_policy, items):

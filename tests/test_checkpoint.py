@@ -1,0 +1,138 @@
+"""Training that is interrupted and goes on from its checkpoint."""
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import assert_same_bits, few_items_log, fixed_masks, needs_jax, small_model, state_of
+
+from gru4rec import GRU4Rec
+
+LOG = few_items_log(n_sessions=200, n_items=40)
+EVERYTHING = dict(n_epochs=3, layers=[4, 3], dropout_p_hidden=0.3, momentum=0.2, train_random_order=True)
+
+
+class Stop(Exception):
+    """Ends a training from its callback."""
+
+
+def stopping_after(n_calls):
+    calls = iter(range(n_calls))
+
+    def callback(progress):
+        if next(calls, None) is None:
+            raise Stop
+    return callback
+
+
+@pytest.fixture
+def short_stretches(monkeypatch):
+    monkeypatch.setattr('gru4rec.stretch_length', lambda model: 5)
+
+
+@pytest.mark.parametrize('arguments', [
+    EVERYTHING, EVERYTHING | dict(backend='numba'),
+    pytest.param(EVERYTHING | dict(backend='jax'), marks=[needs_jax, pytest.mark.slow]),
+    pytest.param(EVERYTHING | dict(reset_after_session=False), marks=pytest.mark.slow),
+    pytest.param(EVERYTHING | dict(adapt=None, momentum=0), marks=pytest.mark.slow)], ids=str)
+def test_a_training_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_path, short_stretches, arguments):
+    whole = small_model(**arguments).fit(LOG)
+    interruptions = 0
+    while True:
+        model = small_model(**arguments)
+        try:
+            model.fit(LOG, checkpoint=tmp_path / 'checkpoint', every=0, callback=stopping_after(13))
+            break
+        except Stop:
+            interruptions += 1
+    assert interruptions >= 3
+    assert_same_bits(state_of(model), state_of(whole))
+    assert model.epoch_losses_ == whole.epoch_losses_
+
+
+def test_a_finished_training_is_not_done_again_and_can_be_prolonged(tmp_path):
+    path, arguments = tmp_path / 'checkpoint', EVERYTHING | dict(n_epochs=2)
+    finished = small_model(**arguments).fit(LOG, checkpoint=path)
+    again = small_model(**arguments).fit(LOG, checkpoint=path, callback=stopping_after(0))
+    assert_same_bits(state_of(again), state_of(finished))
+    longer = small_model(**arguments | dict(n_epochs=4)).fit(LOG, checkpoint=path)
+    assert_same_bits(state_of(longer), state_of(small_model(**arguments | dict(n_epochs=4)).fit(LOG)))
+
+
+def test_a_checkpoint_changes_nothing_and_is_written_no_more_often_than_asked(tmp_path, short_stretches, monkeypatch):
+    written = []
+    monkeypatch.setattr('gru4rec.Checkpoint.write', lambda self, *state: written.append(state[-1]))
+    model = small_model(**EVERYTHING).fit(LOG, checkpoint=tmp_path / 'checkpoint', every=1e9)
+    assert_same_bits(state_of(model), state_of(small_model(**EVERYTHING).fit(LOG)))
+    assert [done.epoch for done in written] == [3]
+
+
+@pytest.mark.parametrize('change, complaint', [
+    (dict(learning_rate=0.01), 'learning_rate was 0.05, and is 0.01'), (dict(seed=7), 'seed was 42, and is 7'),
+    (dict(backend='numba'), "backend was 'python', and is 'numba'")])
+def test_a_checkpoint_of_other_arguments_is_not_used(tmp_path, change, complaint):
+    small_model().fit(LOG, checkpoint=tmp_path / 'checkpoint')
+    with pytest.raises(ValueError, match=f'checkpoint: the checkpoint of another training: {complaint}'):
+        small_model(**change).fit(LOG, checkpoint=tmp_path / 'checkpoint')
+
+
+def test_a_checkpoint_of_other_data_or_masks_is_not_used(tmp_path):
+    path, masks = tmp_path / 'checkpoint', [fixed_masks([4], 6, 0.5, seed) for seed in (1, 2)]
+    small_model(dropout_p_hidden=0.5).fit(LOG, checkpoint=path, dropout_masks=masks[0])
+    for data, mask in ((LOG[:-1], masks[0]), (LOG, masks[1]), (LOG, None)):
+        with pytest.raises(ValueError, match='its data were others'):
+            small_model(dropout_p_hidden=0.5).fit(data, checkpoint=path, dropout_masks=mask)
+
+
+def test_a_file_that_is_no_checkpoint_is_named_and_left_alone(tmp_path):
+    small_model().fit(LOG).save(tmp_path / 'model')
+    (tmp_path / 'text').write_text('hello')
+    for name, complaint in (('model', 'not a checkpoint'), ('text', 'not a model file')):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(ValueError, match=f'{name}: {complaint}'):
+            small_model().fit(LOG, checkpoint=tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    with pytest.raises(FileNotFoundError, match='there is no folder'):
+        small_model().fit(LOG, checkpoint=tmp_path / 'nowhere' / 'checkpoint')
+
+
+PROGRAM = textwrap.dedent("""
+    import sys
+    import numpy as np, pandas as pd
+    import gru4rec
+    gru4rec.stretch_length = lambda model: 16
+    rng = np.random.RandomState(0)
+    log = pd.DataFrame({'SessionId': np.arange(8000) // 4, 'ItemId': rng.randint(50, size=8000), 'Time': 0})
+    model = gru4rec.GRU4Rec([8], n_epochs=2, batch_size=10, dropout_p_hidden=0.5, backend='python')
+    model.fit(log, checkpoint=sys.argv[1] + '.checkpoint', every=0)
+    model.save(sys.argv[1])
+""")
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_lose_nothing(tmp_path):
+    environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1])}
+
+    def start(name):
+        return subprocess.Popen([sys.executable, '-c', PROGRAM, str(tmp_path / name)], env=environment)
+
+    assert start('whole').wait() == 0
+    kills, rng = 0, np.random.RandomState(0)
+    while kills < 50:
+        process = start('killed')
+        try:
+            process.wait(timeout=rng.uniform(1, 4))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        if process.wait() == 0:  # finished: once more from the start
+            assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'killed')), state_of(GRU4Rec.load(tmp_path / 'whole')))
+            for path in tmp_path.glob('killed*'):
+                path.unlink()
+    while start('killed').wait():
+        pass
+    assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'killed')), state_of(GRU4Rec.load(tmp_path / 'whole')))
