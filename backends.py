@@ -46,7 +46,6 @@ logger = logging.getLogger('gru4rec')
 BACKENDS = ('auto', 'numba', 'jax', 'python')
 FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
 
-
 # Compiled functions are found again on disk by keys that hold this: they must change when their code does.
 VERSION = int(sha256(Path(__file__).read_bytes()).hexdigest()[:12], 16)
 
@@ -621,45 +620,46 @@ class JaxRanks:
         import jax
 
         self._step, self._activation = JaxFunction(inputs, new_states), JaxFunction([x], [activated])
-        self._length = 0
-        step, (jnp, lax) = self._step.function, (jax.numpy, jax.lax)
+        self._block, self._length = block, 0
+
+        def loop(items, starts, targets, states, values, *arrays):
+            def one_step(states, row):
+                item, start, target = row
+                states = self._step.function(item, start, *states, *values)
+                return list(states), self._counts(states[-1], target, *arrays)
+            return jax.lax.scan(one_step, states, (items, starts, targets))
+
+        self.program = jax.jit(loop)
+
+    def _counts(self, H, target, place, all_Wy, all_By, Wy, By):
+        """Of one mini-batch: other items that score higher than the target, those that score the same, and NaN."""
+        import jax
+
+        jnp, size = jax.numpy, min(self._block, len(By))
 
         def activation(scores):
             return self._activation.function(scores)[0]
 
-        def counts(H, target, place, all_Wy, all_By, Wy, By):
-            """Of one mini-batch: other items that score higher than the target, and those that score the same."""
-            size = min(block, len(By))
+        def scores_of(k):  # the last block reaches back into the one before it, and repeats some of its items
+            first = jnp.minimum(k * size, len(By) - size)
+            W, b = (jax.lax.dynamic_slice_in_dim(array, first, size) for array in (Wy, By))
+            item = first + jnp.arange(size)
+            return activation(H @ W.T + b), item == place[target][:, None], item >= k * size
 
-            def scores_of(k):  # the last block reaches back into the one before it, and repeats some of its items
-                first = jnp.minimum(k * size, len(By) - size)
-                W, b = (lax.dynamic_slice_in_dim(array, first, size) for array in (Wy, By))
-                item = first + jnp.arange(size)
-                return activation(H @ W.T + b), item == place[target][:, None], item >= k * size
+        def find(k, own):
+            scores, here, _new = scores_of(k)
+            return jnp.where(here.any(axis=1), jnp.where(here, scores, 0).sum(axis=1), own)
 
-            def find(k, own):
-                scores, here, _new = scores_of(k)
-                return jnp.where(here.any(axis=1), jnp.where(here, scores, 0).sum(axis=1), own)
+        def count(k, totals):
+            scores, here, new = scores_of(k)
+            other, (greater, equal) = new & ~here, totals
+            return (greater + (other & (scores > own[:, None])).sum(axis=1),
+                    equal + (other & (scores == own[:, None])).sum(axis=1))
 
-            def count(k, totals):
-                scores, here, new = scores_of(k)
-                other, (greater, equal) = new & ~here, totals
-                return (greater + (other & (scores > own[:, None])).sum(axis=1),
-                        equal + (other & (scores == own[:, None])).sum(axis=1))
-
-            n_blocks, zeros = -(-len(By) // size), jnp.zeros(len(H), int)
-            own = activation(((H * all_Wy[target]).sum(axis=1) + all_By[target])[:, None])[:, 0]
-            own = lax.fori_loop(0, n_blocks, find, own)
-            return *lax.fori_loop(0, n_blocks, count, (zeros, zeros)), jnp.isnan(own)
-
-        def loop(items, starts, targets, states, values, place, all_Wy, all_By, Wy, By):
-            def one_step(states, row):
-                item, start, target = row
-                states = step(item, start, *states, *values)
-                return list(states), counts(states[-1], target, place, all_Wy, all_By, Wy, By)
-            return lax.scan(one_step, states, (items, starts, targets))
-
-        self.program = jax.jit(loop)
+        n_blocks, zeros = -(-len(By) // size), jnp.zeros(len(H), int)
+        own = activation(((H * all_Wy[target]).sum(axis=1) + all_By[target])[:, None])[:, 0]
+        own = jax.lax.fori_loop(0, n_blocks, find, own)
+        return *jax.lax.fori_loop(0, n_blocks, count, (zeros, zeros)), jnp.isnan(own)
 
     def __call__(self, items, starts, targets, states, place, all_output, output):
         """The states after K mini-batches, and (K, B) counts of higher and of equal scores, and where one is NaN."""

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import ThreadpoolController
 
-from gru4rec import as_ids, session_order, session_parallel_minibatches, some
+from gru4rec import as_ids, places, session_order, session_parallel_minibatches, some
 
 TIE_POLICIES = ('standard', 'conservative', 'median', 'tiebreaking')
 HIT_RULES = ('rank<=cut_off', 'rank<cut_off')
@@ -290,15 +290,6 @@ def stepwise_blocks(model, item_ids, offsets, session_ids, items) -> Iterator[Bl
             yield Block(np.array([prediction]), scores[None], len(ranked), target_score, target_score,
                         np.where(column < len(ranked), column, -1))
             prediction += 1
-
-
-def places(candidates, n_items: int) -> np.ndarray:
-    """Column of each item among the candidates, -1 for the others, int64 (n_items,); None for all items in order."""
-    if candidates is None:
-        return np.arange(n_items)
-    place = np.full(n_items, -1)
-    place[candidates] = np.arange(len(candidates))
-    return place
 
 
 def equally_activated(activation: Callable, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -689,12 +689,9 @@ class GRU4Rec:
             x = pt.matrix('scores', dtype=FLOAT)
             with pytensor.config.change_flags(floatX=FLOAT):
                 self._rank_program = backends.JaxRanks(*self._state_graph(), x, ACTIVATIONS[self.final_activation](x))
-        place = np.arange(self.n_items)
-        if candidates is not None:
-            place[:] = -1
-            place[candidates] = np.arange(len(candidates))
-        return self._rank_program(items, starts, targets, states, place, self.output_weights(),
-                                  self.output_weights(candidates))
+        output = [self._weights[name].get_value(borrow=True) for name in ('Wy', 'By')]  # as they are, on the device
+        ranked = output if candidates is None else [array[candidates] for array in output]
+        return self._rank_program(items, starts, targets, states, places(candidates, self.n_items), output, ranked)
 
     @property
     def final_activation(self) -> str:
@@ -888,6 +885,15 @@ def session_order(data: pd.DataFrame, session_key: str, time_key: str, item_key:
     return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
 
 
+def places(candidates, n_items: int) -> np.ndarray:
+    """Column of each item among the candidates, -1 for the others, int64 (n_items,); None for all items in order."""
+    if candidates is None:
+        return np.arange(n_items)
+    place = np.full(n_items, -1)
+    place[candidates] = np.arange(len(candidates))
+    return place
+
+
 def as_ids(ids) -> np.ndarray:
     """Ids as an array that keeps the type of each: NumPy alone would make strings of numbers beside a string."""
     return pd.Series(ids).to_numpy()
@@ -1005,7 +1011,8 @@ class Checkpoint:
         if not self._path.parent.is_dir():
             raise FileNotFoundError(f'{self._path}: there is no folder {self._path.parent} for the checkpoint')
         arguments = {name: value for name, value in plain_arguments(model).items() if name != 'n_epochs'}
-        self._training = arguments | {'backend': model.backend_, 'data': storage.checksum(dict(zip('abcdefgh', data)))}
+        checksum = storage.checksum({str(k): array for k, array in enumerate(data)})
+        self._training = arguments | {'backend': model.backend_, 'data': checksum}
         self._found = storage.read(self._path) if self._path.exists() else None
         if self._found:
             self._check(self._found[0].get('training'))

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import sys
 import time
@@ -28,6 +27,7 @@ import pytensor
 import backends
 import baselines
 import preprocess_rsc15
+import storage
 from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 
@@ -322,12 +322,8 @@ def find(results: list[dict], dataset: str, cell: Cell, backend: str) -> dict | 
 
 def write_atomically(path: Path, text: str):
     """Write a file that is either whole or not there."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storage.replacing(path) as file:
+        file.write(text.encode())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

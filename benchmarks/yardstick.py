@@ -1,9 +1,9 @@
-"""What the arithmetic allows: one training step of a GRU4Rec, written by hand in Numba.
+"""A yardstick: one training step of a GRU4Rec, written by hand in Numba.
 
 One layer, TOP1, tanh, adagrad, dropout; the weights lie as in the model ([h | r | z] side by side in the input matrix,
 three recurrent matrices).  Products are BLAS calls, everything between them is fused into as few loops as the data
-flow permits, rows are updated in place.  It is not what ships: it says how far the compiled graph is from the best
-that one can do by hand.
+flow permits, rows are updated in place.  It is not what ships: it says what careful work by hand reaches, and the
+compiled graph, whose loops are made of vectors more often, is faster by now (README.md beside this file).
 """
 import numpy as np
 from numba import njit
@@ -13,8 +13,6 @@ from backends import _tanh as tanh
 
 EPSILON = np.float32(1e-6)
 ONE = np.float32(1)
-
-
 FLAGS = {'contract', 'arcp', 'reassoc', 'nsz'}
 
 
