@@ -13,5 +13,6 @@ setup(
     python_requires='>=3.11',
     py_modules=['gru4rec', 'backends', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experiments', 'storage'],
     install_requires=['pytensor>=3.0.3,<4', 'numpy', 'pandas', 'threadpoolctl'],
-    extras_require={'experiments': ['tqdm'], 'jax': ['jax'], 'gpu': ['jax[cuda12]'], 'test': ['pytest', 'tqdm', 'jax']},
+    extras_require={'experiments': ['tqdm'], 'jax': ['jax'], 'gpu': ['jax[cuda12]'],
+                    'test': ['pytest', 'pytest-xdist', 'tqdm', 'jax']},
 )

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_same_bits, few_items_log, fixed_masks, needs_jax, small_model, state_of
+from conftest import (
+    CASES,
+    NUMBA_DROPOUT_CASE,
+    assert_same_bits,
+    few_items_log,
+    fixed_masks,
+    needs_jax,
+    small_model,
+    state_of,
+)
 
 from gru4rec import GRU4Rec
 
@@ -35,7 +44,7 @@ def short_stretches(monkeypatch):
 
 
 @pytest.mark.parametrize('arguments', [
-    EVERYTHING, EVERYTHING | dict(backend='numba'),
+    EVERYTHING, CASES[NUMBA_DROPOUT_CASE]['arguments'] | dict(train_random_order=True, backend='numba'),
     pytest.param(EVERYTHING | dict(backend='jax'), marks=[needs_jax, pytest.mark.slow]),
     pytest.param(EVERYTHING | dict(reset_after_session=False), marks=pytest.mark.slow),
     pytest.param(EVERYTHING | dict(adapt=None, momentum=0), marks=pytest.mark.slow)], ids=str)
