@@ -224,9 +224,9 @@ def cross_entropy(scores):
 
 
 def diagonal(scores):
-    """The diagonal of a (B, B) matrix, (B,), as a masked sum: its gradient then is part of the loops around it."""
-    lane = pt.arange(scores.shape[0], dtype='int32')
-    return pt.sum(pt.switch(pt.eq(lane[:, None], lane), scores, 0), axis=1)
+    """The diagonal of a (B, B) matrix, (B,).  Looked up, its gradient is B additions; pt.diagonal's is a matrix."""
+    lane = pt.arange(scores.shape[0])
+    return scores[lane, lane]
 
 
 def mean(x):
