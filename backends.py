@@ -611,22 +611,22 @@ class JaxRanks:
 
     Parameters
     ----------
-    inputs, new_states : symbols (item, starts, states...) and the states after them; the last one is scored
+    inputs, outputs : symbols (item, starts, states...), and (what is scored, new states...)
     x, activated : a symbolic matrix of raw scores, and the same activated
     block : items at a time
     """
 
-    def __init__(self, inputs, new_states, x, activated, block: int = 16384):
+    def __init__(self, inputs, outputs, x, activated, block: int = 16384):
         import jax
 
-        self._step, self._activation = JaxFunction(inputs, new_states), JaxFunction([x], [activated])
+        self._step, self._activation = JaxFunction(inputs, outputs), JaxFunction([x], [activated])
         self._block, self._length = block, 0
 
         def loop(items, starts, targets, states, values, *arrays):
             def one_step(states, row):
                 item, start, target = row
-                states = self._step.function(item, start, *states, *values)
-                return list(states), self._counts(states[-1], target, *arrays)
+                H, *states = self._step.function(item, start, *states, *values)
+                return states, self._counts(H, target, *arrays)
             return jax.lax.scan(one_step, states, (items, starts, targets))
 
         self.program = jax.jit(loop)

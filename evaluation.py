@@ -185,8 +185,8 @@ def network_ranks(model, item_ids, offsets, items, batch_size: int, tie_policy: 
                 states = [H[position[active] >= 0] for H in states]  # a lane that falls idle stays idle
                 active = position >= 0
                 position, starts = position[active], starts[active]
-                states = model.next_states(index[position], starts, states)
-                steps.append((position - session[position], states[-1], index[position + 1]))
+                H, states = model.next_states(index[position], starts, states)
+                steps.append((position - session[position], H, index[position + 1]))
             list(pool.map(rank, [steps[k::n_threads] for k in range(n_threads)]))
     return ranks
 

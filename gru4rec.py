@@ -4,9 +4,10 @@ Hidasi, Karatzoglou, Baltrunas, Tikk, ICLR 2016, arXiv 1511.06939 v4, as a symbo
 bottom in the order of the paper's section 3:
 
 * mini-batches of parallel sessions (3.1.1, Figure 2): `session_parallel_minibatches`;
-* the gated recurrent unit (3, equations 2-5): `gru_step`, and layers of it over a 1-of-N input: `recurrent_layers`;
+* the gated recurrent unit (3, equations 2-5): `gru_step`, and the units that it is compared with;
+* the input (3.1): `item_input`, `session_input`, and the layers over it: `network`;
 * scores of the sampled items (3.1.2): `sampled_scores`;
-* ranking losses (3.1.3): `top1`, `bpr`, `cross_entropy`;
+* ranking losses (3.1.3): `top1`, `bpr`, `cross_entropy`, `mrr`;
 * update rules (4.2): `adagrad`, `rmsprop`, `sgd`, `momentum_step`;
 * the training step that ties them together, compiled: `training_step`;
 * the estimator with the interface of the authors' 2016 release: `GRU4Rec`.
@@ -160,30 +161,143 @@ def gru_step(gates, H, Wh, Whr, Whz, hidden_act: Callable):
     return (1 - z) * H + z * candidate
 
 
-def recurrent_layers(weights: dict, n_layers: int, hidden_act: Callable, input_rows, states: list, masks: list | None):
-    """New states of all layers, bottom to top; the last one is what the scores are computed from.
+def lstm_step(gates, C, H, Wh, Whi, Whf, Who, hidden_act: Callable):
+    """New cell and hidden state of a long short-term memory unit, which section 4.3 compares with.
 
-    The 1-of-N coded input times a weight matrix is one row of it, so the input layer is `input_rows`, the rows of
-    ``W0`` that belong to the input items, and no one-hot vector is ever built.
+        i, f, o = sigmoid(W. x + U. h)      input, forget and output gate
+        C' = f * C + i * act(W x + U h)     cell
+        h' = o * act(C')                    hidden state
+
+    `gates`, symbolic (B, 4H), are [h | i | f | o]; C, the cell before, is (B, H).  Returns (C', h').
+    """
+    gate_h, gate_i, gate_f, gate_o = pt.split(gates, [H.shape[1]] * 4, n_splits=4, axis=1)
+    i, f, o = (pt.sigmoid(gate + H @ W) for gate, W in ((gate_i, Whi), (gate_f, Whf), (gate_o, Who)))
+    C = f * C + i * hidden_act(gate_h + H @ Wh)
+    return C, o * hidden_act(C)
+
+
+def rnn_step(gates, H, Wh, hidden_act: Callable):
+    """h' = act(W x + U h): new state of a unit without gates (equation 1), which section 4.3 compares with."""
+    return hidden_act(gates + H @ Wh)
+
+
+class Unit(NamedTuple):
+    """A kind of recurrent unit.
+
+    gates : a letter for each gate, in the order in which they stand side by side; 'h' is the candidate, and the others
+        are those of the weights' names: ``Wr0, Whr0, Br0``
+    states : letters of the states that a layer carries to the next event; the last, 'H', is its output
+    step : (gates, states..., recurrent matrices..., activation) -> new states
+    """
+    gates: str
+    states: str
+    step: Callable
+
+
+UNITS = {'gru': Unit('hrz', 'H', gru_step), 'lstm': Unit('hifo', 'CH', lstm_step), 'rnn': Unit('h', 'H', rnn_step)}
+
+
+class Lookup(NamedTuple):
+    """What a mini-batch reads of a table with a row for each item, such as ``W0``, to multiply its input with it.
+
+    The input is never built: a 1-of-N code times a matrix is a row of it, a sum of such codes is a sum of rows.
+
+    rows : symbolic (n,), item indices
+    real : symbolic bool (n,), False for entries that only fill up a lane; None where there are none
+    product : of table[rows] (n, m): the input times the table, (B, m)
+    history : list of the symbolic states that the input carries to the next event
+    """
+    rows: Any
+    real: Any
+    product: Callable
+    history: list
+
+
+def item_input(item, starts, history: list, decay: float) -> Lookup:
+    """The input is the event's item, 1-of-N coded (section 3.1)."""
+    return Lookup(item, None, lambda rows: rows, [])
+
+
+def session_input(item, starts, history: list, decay: float) -> Lookup:
+    """The input is the session so far: the sum of its items' 1-of-N codes, discounted, of length 1 (section 3.1).
+
+    An event counts `decay` times as much with each event after it.  Those of less than 1 / 1000 are left out.
 
     Parameters
     ----------
-    weights : ``W{i}`` (inputs, 3H) and ``B{i}`` (3H,) of the gates [h | r | z], ``Wh{i}, Whr{i}, Whz{i}`` (H, H)
-    input_rows : symbolic (B, 3H)
-    states : a symbolic (B, H) for each layer, the states before
+    item, starts : symbolic (B,), as in `training_step`
+    history : a symbolic int32 (B, L): the session's last events, oldest first, -1 where it has no more
+    """
+    last = pt.switch(starts[:, None], np.int32(-1), history[0])
+    last = pt.concatenate([last[:, 1:], pt.cast(item, 'int32')[:, None]], axis=1)
+    n_lanes, n_events = last.type.shape
+    real = last >= 0
+    weight = pt.switch(real, np.array(decay ** np.arange(n_events - 1, -1, -1.0), FLOAT), np.float32(0))
+    same = pt.eq(last[:, :, None], last[:, None, :])  # an item that occurs twice is one entry of the sum
+    squares = pt.switch(same, weight[:, :, None] * weight[:, None, :], np.float32(0))
+    weight = weight / pt.sqrt(pt.sum(squares, axis=(1, 2)))[:, None]
+
+    def product(rows):
+        rows = pt.reshape(rows, (n_lanes or -1, n_events, rows.type.shape[1]))
+        return pt.sum(rows * weight[:, :, None], axis=1)
+    # What fills up a lane is the event's item, with weight 0: it comes before the real one, whose values then count.
+    return Lookup(pt.switch(real, last, last[:, -1:]).flatten(), real.flatten(), product, [last])
+
+
+def history_length(decay: float) -> int:
+    """How many events of a session count for `session_input`; at most 200, which is as long as RSC15's sessions get."""
+    return int(min(200, 1 + np.floor(np.log(1e-3) / np.log(decay)))) if decay else 1
+
+
+INPUTS = {'item': item_input, 'session': session_input}
+
+
+def network(model: GRU4Rec, weights: dict, products: dict, states: list, masks: list | None = None):
+    """What the scores are computed from, (B, H), and the new states of all layers, bottom to top.
+
+    Parameters
+    ----------
+    weights : ``W{i}`` (inputs, gates x H) and ``B{i}`` (gates x H,) of each layer's gates side by side, ``Wh{i}``, ...
+        (H, H) of its recurrent part; ``I{i}`` of the input to the deeper layers; ``Wd{i}, Bd{i}`` of feed-forward ones
+    products : the input times ``E``, with an embedding, or times ``W0`` and each ``I{i}``: symbolic (B, ...)
+    states : symbolic (B, H), the states before, in the order of `state_names`
     masks : a symbolic (B, H) for each layer, or None for no dropout; a dropped unit is dropped for the layer above,
         for the output and for the next time step
     """
+    def input_times(name):
+        return products[name] if name in products else products['E'] @ weights[name]
+
+    unit, act = UNITS[model.unit], ACTIVATIONS[model.hidden_act]
     new_states: list = []
-    for i in range(n_layers):
-        gates = (input_rows if i == 0 else new_states[-1] @ weights[f'W{i}']) + weights[f'B{i}']
-        h = gru_step(gates, states[i], weights[f'Wh{i}'], weights[f'Whr{i}'], weights[f'Whz{i}'], hidden_act)
-        new_states.append(h if masks is None else h * masks[i])
-    return new_states
+    n = len(unit.states)
+    for i in range(len(model.layers)):
+        gates = new_states[-1] @ weights[f'W{i}'] if i else input_times('W0')
+        if i and model.input_to_all_layers:
+            gates = gates + input_times(f'I{i}')
+        recurrent = [weights[f'W{name}{i}'] for name in recurrent_names(unit)]
+        new = unit.step(gates + weights[f'B{i}'], *states[n * i:n * i + n], *recurrent, act)
+        *cells, h = new if n > 1 else [new]
+        new_states += [*cells, h if masks is None else h * masks[i]]
+    top = new_states[-1]
+    for j in range(len(model.feedforward)):
+        top = act(top @ weights[f'Wd{j}'] + weights[f'Bd{j}'])
+        top = top if masks is None else top * masks[len(model.layers) + j]
+    return top, new_states
+
+
+def recurrent_names(unit: Unit) -> list[str]:
+    """Of the recurrent matrices, without W and the number of the layer: 'h', 'hr', 'hz'."""
+    return ['h', *[f'h{gate}' for gate in unit.gates[1:]]]
+
+
+def input_tables(model: GRU4Rec) -> list[str]:
+    """Names of the weights with a row for each item that the input is multiplied with."""
+    deeper = range(1, len(model.layers)) if model.input_to_all_layers else []
+    return ['E'] if model.embedding else ['W0', *[f'I{i}' for i in deeper]]
 
 
 def sampled_scores(H, output_rows, output_bias, final_act: Callable):
-    """Scores of the mini-batch's targets for every lane (section 3.1.2).
+    """Scores of the mini-batch's targets for every lane (section 3.1.2), symbolic (B, B).
 
     Row i is lane i, column j the target of lane j, so that positives are on the diagonal.  The other lanes' targets are
     the negative samples: popular items are drawn more often, and nothing extra is computed.
@@ -194,6 +308,12 @@ def sampled_scores(H, output_rows, output_bias, final_act: Callable):
     output_rows, output_bias : symbolic (B, H) and (B,), the rows of ``Wy`` and ``By`` that belong to the targets
     """
     return final_act(H @ output_rows.T + output_bias)
+
+
+def with_other_negatives(scores):
+    """Of the scores of B targets and B other items, (B, 2B): each lane's own target on the diagonal of the others."""
+    n = scores.shape[0]
+    return pt.switch(pt.eq(pt.arange(n)[:, None], pt.arange(n)), scores[:, :n], scores[:, n:])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -223,18 +343,34 @@ def cross_entropy(scores):
     return mean(pt.log(pt.sum(pt.exp(shifted), axis=1)) - diagonal(shifted))
 
 
+def mrr(scores):
+    """MRR optimisation (section 4.2; Steck, RecSys 2015): mean over i of  1 - 1 / rank_i.
+
+    The rank is made smooth by the link of Gaussian ranking: scores of a lane are taken for normally distributed, so
+
+        rank_i = 1 + (B - 1) (1 - Phi((r_ii - mean_j r_ij) / std_j r_ij)).
+
+    It is pointwise: other items matter only through mean and standard deviation.
+    """
+    centred = scores - mean(scores, axis=1)[:, None]
+    spread = pt.sqrt(mean(centred ** 2, axis=1) + EPSILON)
+    above = pt.erfc(diagonal(centred) / (spread * np.float32(np.sqrt(2)))) / 2  # 1 - Phi
+    return mean(1 - 1 / (1 + pt.cast(scores.shape[0] - 1, FLOAT) * above))
+
+
 def diagonal(scores):
     """The diagonal of a (B, B) matrix, (B,).  Looked up, its gradient is B additions; pt.diagonal's is a matrix."""
     lane = pt.arange(scores.shape[0])
     return scores[lane, lane]
 
 
-def mean(x):
+def mean(x, axis=None):
     """Mean that adds up in the scores' own precision."""
-    return pt.mean(x, dtype=x.dtype, acc_dtype=x.dtype)
+    return pt.mean(x, axis=axis, dtype=x.dtype, acc_dtype=x.dtype)
 
 
-LOSSES: dict[str, Callable] = {'top1': top1, 'bpr': bpr, 'cross-entropy': cross_entropy}
+EPSILON = 1e-6  # inside the roots, as in the release
+LOSSES: dict[str, Callable] = {'top1': top1, 'bpr': bpr, 'cross-entropy': cross_entropy, 'mrr': mrr}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,7 +385,8 @@ class Parameter(NamedTuple):
     """
     weight: Any  # shared variable
     value: Any  # the symbolic value that the loss depends on: `weight`, or `weight[rows]`
-    rows: Any = None  # symbolic (B,) indices, or None for the whole weight
+    rows: Any = None  # symbolic (n,) indices, or None for the whole weight
+    real: Any = None  # symbolic bool (n,), False for occurrences that change nothing; None where there are none
 
     def read(self, state):
         """`state`, or its entry for each occurrence."""
@@ -257,11 +394,18 @@ class Parameter(NamedTuple):
 
     def add(self, state, increment):
         """`state` with every occurrence's increment added."""
-        return state + increment if self.rows is None else pt.inc_subtensor(state[self.rows], increment)
+        if self.rows is None:
+            return state + increment
+        return pt.inc_subtensor(state[self.rows], self._of_real(increment, np.float32(0)))
 
     def store(self, state, value):
         """`state` replaced by `value`; of several occurrences of a row, the last one counts."""
-        return value if self.rows is None else pt.set_subtensor(state[self.rows], value)
+        if self.rows is None:
+            return value
+        return pt.set_subtensor(state[self.rows], self._of_real(value, self.read(state)))
+
+    def _of_real(self, value, otherwise):
+        return value if self.real is None else pt.switch(self.real[:, None], value, otherwise)
 
 
 def adagrad(parameter: Parameter, gradient, acc):
@@ -297,9 +441,6 @@ def capped(gradients: list, grad_cap: float) -> list:
     return [g * scale for g in gradients]
 
 
-EPSILON = 1e-6  # inside the root, as in the release
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The training step
 # ---------------------------------------------------------------------------------------------------------------------
@@ -311,36 +452,46 @@ def training_step(model: GRU4Rec, events, weights: dict, acc: dict, vel: dict, s
 
     Returns
     -------
-    inputs : what differs between mini-batches: `position` of the input events among all events (B,), `starts` (B,), a
-        0/1 mask (B, H) for each layer
+    inputs : what differs between mini-batches: `position` of the input events among all events (B,), `starts` (B,), and
+        what `Draws` gives: a 0/1 mask (B, H) for each layer, and the negatives (B,), unless they are the other targets
     loss : symbolic scalar, of the weights before the update
     updates : ordered dictionary, shared variable -> its value after the mini-batch
     """
     position = pt.vector('position', dtype='int64', shape=(model.batch_size,))
     item, target = events[position], events[position + 1]
     starts = pt.vector('starts', dtype='bool', shape=(model.batch_size,))
-    masks = [pt.matrix(f'mask{i}', dtype='bool', shape=(model.batch_size, n))
-             for i, n in enumerate(model.layers)] if model.dropout_p_hidden else []
+    masks = [pt.matrix(f'mask{i}', dtype='bool', shape=shape) for i, shape in enumerate(mask_shapes(model))]
+    negatives = [target.type('negatives')] if model.negatives == 'uniform' else []
+    scored = pt.concatenate([target, *negatives])
 
+    n = len(states) - len(model.layers) * len(UNITS[model.unit].states)
+    lookup = INPUTS[model.input_mode](item, starts, states[:n], model.session_decay)
     parameters = OrderedDict((name, Parameter(w, w)) for name, w in weights.items())
-    for name, rows in (('W0', item), ('Wy', target), ('By', target)):
-        parameters[name] = Parameter(weights[name], weights[name][rows], rows)
+    for name in input_tables(model):
+        parameters[name] = Parameter(weights[name], weights[name][lookup.rows], lookup.rows, lookup.real)
+    for name in ('Wy', 'By'):
+        parameters[name] = Parameter(weights[name], weights[name][scored], scored)
 
-    new_states = recurrent_layers(
-        weights, len(states), ACTIVATIONS[model.hidden_act], parameters['W0'].value,
-        states=[pt.switch(starts[:, None], np.float32(0), H) for H in states],
-        masks=[mask / np.float32(1 - model.dropout_p_hidden) for mask in masks] or None)
-    scores = sampled_scores(new_states[-1], parameters['Wy'].value, parameters['By'].value,
+    top, new_states = network(
+        model, weights, {name: lookup.product(parameters[name].value) for name in input_tables(model)},
+        [reset(H, starts) for H in states[n:]] if model.reset_after_session else states[n:],
+        [mask / np.float32(1 - model.dropout_p_hidden) for mask in masks] or None)
+    scores = sampled_scores(top, parameters['Wy'].value, parameters['By'].value,
                             ACTIVATIONS[model.final_activation])
-    loss = LOSSES[model.loss](scores)
+    loss = LOSSES[model.loss](with_other_negatives(scores) if negatives else scores)
 
     gradients = pytensor.grad(loss, [parameter.value for parameter in parameters.values()])
     if model.grad_cap:
         gradients = capped(gradients, model.grad_cap)
-    updates = OrderedDict(zip(states, new_states))
+    updates = OrderedDict(zip(states, [*lookup.history, *new_states]))
     for (name, parameter), gradient in zip(parameters.items(), gradients):
         updates.update(parameter_updates(model, parameter, gradient, acc.get(name), vel.get(name)))
-    return [position, starts, *masks], loss, updates
+    return [position, starts, *masks, *negatives], loss, updates
+
+
+def reset(H, starts):
+    """The states of the lanes, zero where a session starts."""
+    return pt.switch(starts[:, None], np.float32(0), H)
 
 
 def parameter_updates(model: GRU4Rec, parameter: Parameter, gradient, acc, vel) -> dict:
@@ -383,7 +534,8 @@ class Done(NamedTuple):
 class GRU4Rec:
     """Session-based recommender: layers of gated recurrent units, trained with a ranking loss (Hidasi et al., 2016).
 
-    Arguments, defaults and results are those of the authors' 2016 release; `seed` and `backend` are ours.
+    Arguments, defaults and results are those of the authors' 2016 release; those after `time_key` are ours.  They make
+    the variants that sections 3 and 4 of the paper mention.
 
     Parameters
     ----------
@@ -398,14 +550,22 @@ class GRU4Rec:
     sigma : weights are drawn from U(-sigma, sigma) or N(0, sigma); 0 for sqrt(6 / (rows + columns)) of each matrix
     init_as_normal : draw from the normal distribution instead of the uniform
     reset_after_session : zero a lane's hidden state when it takes a new session
-    loss : 'top1', 'bpr' or 'cross-entropy'
+    loss : 'top1', 'bpr', 'cross-entropy' or 'mrr'
     hidden_act : 'tanh' or 'relu', of the candidate state
     final_act : 'tanh', 'linear' or 'relu', of the scores; None for tanh, or linear with cross-entropy.  Cross-entropy
         applies softmax to linear or tanh scores, and takes 'relu' for 'linear', as the release does
     train_random_order : draw a new order of the sessions for each epoch
     lmbd : L2 regularisation
     session_key, item_key, time_key : columns of the training frame
-    seed : of the initial weights, the session orders and the dropout masks
+    input_mode : 'item' for the event's item, or 'session' for all of the session so far, discounted and normalised
+    session_decay : how much an event still counts after one more event, with input_mode='session'
+    embedding : width of an embedding between the input and the first layer; None for none
+    unit : 'gru', 'lstm' or 'rnn'
+    input_to_all_layers : connect the input to the deeper layers too
+    feedforward : units of feed-forward layers between the last recurrent layer and the output
+    negatives : 'minibatch' for the targets of the other lanes, so that items are drawn in proportion to their
+        popularity, or 'uniform' for as many items drawn uniformly, the same for all lanes
+    seed : of the initial weights, the session orders, the dropout masks and the uniform negatives
     backend : 'auto', 'numba', 'jax' or 'python', see `backends`
 
     Attributes
@@ -420,7 +580,9 @@ class GRU4Rec:
     def __init__(self, layers, n_epochs=10, batch_size=50, dropout_p_hidden=0.4, learning_rate=0.05, momentum=0.0,
                  adapt='adagrad', decay=0.9, grad_cap=0, sigma=0, init_as_normal=False, reset_after_session=True,
                  loss='top1', hidden_act='tanh', final_act=None, train_random_order=False, lmbd=0.0,
-                 session_key='SessionId', item_key='ItemId', time_key='Time', *, seed=42, backend='auto'):
+                 session_key='SessionId', item_key='ItemId', time_key='Time', *, input_mode='item', session_decay=0.5,
+                 embedding=None, unit='gru', input_to_all_layers=False, feedforward=(), negatives='minibatch', seed=42,
+                 backend='auto'):
         self.layers = layers
         self.n_epochs = n_epochs
         self.batch_size = batch_size
@@ -441,6 +603,13 @@ class GRU4Rec:
         self.session_key = session_key
         self.item_key = item_key
         self.time_key = time_key
+        self.input_mode = input_mode
+        self.session_decay = session_decay
+        self.embedding = embedding
+        self.unit = unit
+        self.input_to_all_layers = input_to_all_layers
+        self.feedforward = feedforward
+        self.negatives = negatives
         self.seed = seed
         self.backend = backend
 
@@ -468,7 +637,7 @@ class GRU4Rec:
         """
         check_arguments(self)
         self.backend_ = backends.resolve(self.backend)
-        masks = check_masks(dropout_masks, self) or RandomMasks(self)
+        check_masks(dropout_masks, self)
         rows, offsets = session_order(data, self.session_key, self.time_key, self.item_key)
         n_sessions = int((np.diff(offsets) > 1).sum())
         if n_sessions < self.batch_size:
@@ -480,7 +649,7 @@ class GRU4Rec:
         file = Checkpoint(checkpoint, every, self, training_data) if checkpoint else None
         rng = np.random.RandomState(self.seed)
         self._initialise(rng)
-        self._train(item_index[rows], offsets, rng, masks, callback, file)
+        self._train(item_index[rows], offsets, rng, Draws(self, dropout_masks), callback, file)
         return self
 
     def _set_items(self, items: np.ndarray, counts: np.ndarray):
@@ -490,15 +659,10 @@ class GRU4Rec:
 
     def _initialise(self, rng: np.random.RandomState):
         """Draw the initial weights, in the release's order, and zero the state of the optimiser and of the layers."""
-        weights = OrderedDict()
-        for i, (n_in, n) in enumerate(zip([self.n_items, *self.layers], self.layers)):
-            draw = partial(initial_weight, rng, sigma=self.sigma, normal=self.init_as_normal)
-            weights[f'W{i}'] = np.hstack([draw((n_in, n)) for _gate in 'hrz'])
-            for name in (f'Wh{i}', f'Whr{i}', f'Whz{i}'):
-                weights[name] = draw((n, n))
-            weights[f'B{i}'] = np.zeros(3 * n, FLOAT)
-        weights['Wy'] = draw((self.n_items, n))
-        weights['By'] = np.zeros(self.n_items, FLOAT)
+        draw = partial(initial_weight, rng, sigma=self.sigma, normal=self.init_as_normal)
+        weights = OrderedDict((name, np.hstack([draw(shape) if len(shape) > 1 else np.zeros(shape, FLOAT)
+                                                for _part in parts]))
+                              for name, (parts, shape) in weight_layout(self).items())
         self._set_weights(weights)
 
     def _set_weights(self, weights: dict[str, np.ndarray], acc: dict | None = None, vel: dict | None = None):
@@ -514,29 +678,29 @@ class GRU4Rec:
         self.epoch_losses_: list[float] = []
         self.error_during_train = False
 
-    def _train(self, items, offsets, rng, masks, callback, checkpoint):
+    def _train(self, items, offsets, rng, draws, callback, checkpoint):
         """All epochs over `items` (n_events,), the item indices in session order."""
-        states = [shared(f'H{i}', np.zeros((self.batch_size, n), FLOAT)) for i, n in enumerate(self.layers)]
+        states = [shared(name, state) for name, state in zip(state_names(self), self.initial_states(self.batch_size))]
         with pytensor.config.change_flags(floatX=FLOAT):
             step = training_step(self, shared('events', items), self._weights, self._acc, self._vel, states)
         run = backends.compile_loop(*step, backend=self.backend_)
-        done = checkpoint.restore(self, states, masks) if checkpoint else Done()
+        done = checkpoint.restore(self, states, draws) if checkpoint else Done()
         for epoch in range(self.n_epochs):
             order = rng.permutation(len(offsets) - 1) if self.train_random_order else None
             if epoch < done.epoch:
                 continue
+            if not done.stretches:
+                for variable, state in zip(states, self.initial_states(self.batch_size)):
+                    variable.set_value(state)
             stretches = session_parallel_minibatches(offsets, self.batch_size, order, stretch_length(self))
             for batches in itertools.islice(stretches, done.stretches, None):
-                starts = batches.starts
-                if not self.reset_after_session:
-                    starts[0 if done.stretches else 1:] = False  # but each epoch starts from zero
-                losses = run(batches.position, starts, *masks(len(starts)))
+                losses = run(*batches, *draws(len(batches.starts)))
                 done = Done(epoch, done.stretches + 1, done.minibatches + len(losses),
                             done.total + float(losses.sum(dtype='float64')))
                 if not np.isfinite(losses[-1]):
                     return self._fail(f'the loss of epoch {epoch}, mini-batch {done.minibatches - 1} is {losses[-1]}')
                 if checkpoint:
-                    checkpoint.write_when_due(self, states, masks, done)
+                    checkpoint.write_when_due(self, states, draws, done)
                 if callback:
                     callback(Progress(epoch, self.n_epochs, done.minibatches, done.minibatches * self.batch_size,
                                       len(items) - len(offsets) + 1, done.total / done.minibatches))
@@ -544,7 +708,7 @@ class GRU4Rec:
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
             done = Done(epoch + 1)
         if checkpoint:
-            checkpoint.write(self, states, masks, done)
+            checkpoint.write(self, states, draws, done)
 
         if not all(np.isfinite(weight.get_value(borrow=True)).all() for weight in self._weights.values()):
             self._fail('the last mini-batch left weights that are not finite')
@@ -561,15 +725,19 @@ class GRU4Rec:
 
         ``Wx{i}, Wr{i}, Wz{i}`` (inputs, H), ``Wh{i}, Whr{i}, Whz{i}`` (H, H), ``Bh{i}, Br{i}, Bz{i}`` (H,) for layer
         i, ``Wy`` (n_items, H), ``By`` (n_items,).  Rows of ``Wx0, Wr0, Wz0, Wy, By`` are in item index order.
+
+        Of the variants: LSTM units have the gates i, f, o instead of r, z, and plain ones have none; ``E`` (n_items,
+        embedding); ``Ix{i}, Ir{i}, Iz{i}`` from the input to layer i; ``Wd{j}`` (inputs, units) and ``Bd{j}`` of
+        feed-forward layer j.
         """
         self._check_trained()
-        return release_names(self._weights)
+        return release_names(self._weights, self)
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """Copies of accumulators, ``acc_NAME``, and velocities, ``vel_NAME``, of all weights, if the rule has them."""
         self._check_trained()
-        acc = {f'acc_{name}': value for name, value in release_names(self._acc).items()}
-        return acc | {f'vel_{name}': value for name, value in release_names(self._vel).items()}
+        acc = {f'acc_{name}': value for name, value in release_names(self._acc, self).items()}
+        return acc | {f'vel_{name}': value for name, value in release_names(self._vel, self).items()}
 
     def move_to(self, backend: str) -> GRU4Rec:
         """Predict on another backend from now on, with the same weights, and train there when `fit` is called again."""
@@ -621,7 +789,7 @@ class GRU4Rec:
             for name, value in arrays.items():
                 kind, _, rest = name.partition('_')
                 groups[kind if rest else 'weights'][rest or name] = value.astype(FLOAT)
-            model._set_weights(*[joined_names(groups[kind], len(model.layers)) for kind in ('weights', 'acc', 'vel')])
+            model._set_weights(*[joined_names(groups[kind], model) for kind in ('weights', 'acc', 'vel')])
             model.epoch_losses_ = header['epoch_losses']
         except (KeyError, TypeError) as error:
             raise ValueError(f'{path}: not a model of this package ({type(error).__name__}: {error})') from None
@@ -633,37 +801,45 @@ class GRU4Rec:
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     def initial_states(self, batch_size: int) -> list[np.ndarray]:
-        """Zero states, float32 (batch_size, H) for each layer."""
-        return [np.zeros((batch_size, n), FLOAT) for n in self.layers]
+        """What sessions carry from event to event, before the first: zeros, float32 (batch_size, H), for each layer.
 
-    def next_states(self, items, starts, states) -> list[np.ndarray]:
-        """Hidden states of B sessions after one more event in each: a list of float32 (B, H), bottom to top.
+        With LSTM units a layer has its cell first; with input_mode='session', int32 (batch_size, L) comes before all.
+        """
+        history = [np.full((batch_size, history_length(self.session_decay)), -1, np.int32)]
+        return (history if self.input_mode == 'session' else []) + [
+            np.zeros((batch_size, n), FLOAT) for n in self.layers for _state in UNITS[self.unit].states]
+
+    def next_states(self, items, starts, states) -> tuple[np.ndarray, list[np.ndarray]]:
+        """B sessions after one more event in each: what they are scored by, float32 (B, H), and their new states.
 
         Parameters
         ----------
         items : int64 (B,), item indices of the events
         starts : bool (B,), True where a session starts
-        states : list of float32 (B, H), as `initial_states` or the last call returned them
+        states : list of arrays with a row for each session, as `initial_states` or the last call returned them
         """
         self._check_usable()
         if self._state_function is None:
             with pytensor.config.change_flags(floatX=FLOAT):
                 self._state_function = backends.compile_function(*self._state_graph(), backend=self.backend_)
-        return self._state_function(items, starts, *states)
+        top, *states = self._state_function(items, starts, *states)
+        return top, states
 
     def _state_graph(self):
-        """Symbols (item, starts, states...) and the states after the event."""
+        """Symbols (item, starts, states...), and (what is scored, new states...) after the event."""
         item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
-        states = [pt.matrix(f'H{i}', dtype=FLOAT, shape=(None, n)) for i, n in enumerate(self.layers)]
-        new_states = recurrent_layers(
-            self._weights, len(states), ACTIVATIONS[self.hidden_act], self._weights['W0'][item],
-            states=[pt.switch(starts[:, None], np.float32(0), H) for H in states], masks=None)
-        return [item, starts, *states], new_states
+        states = [pt.matrix(name, dtype=state.dtype, shape=(None, state.shape[1]))
+                  for name, state in zip(state_names(self), self.initial_states(1))]
+        n = len(states) - len(self.layers) * len(UNITS[self.unit].states)
+        lookup = INPUTS[self.input_mode](item, starts, states[:n], self.session_decay)
+        products = {name: lookup.product(self._weights[name][lookup.rows]) for name in input_tables(self)}
+        top, new_states = network(self, self._weights, products, [reset(H, starts) for H in states[n:]])
+        return [item, starts, *states], [top, *lookup.history, *new_states]
 
     def output_weights(self, candidates=None) -> tuple[np.ndarray, np.ndarray]:
         """``Wy`` (M, H) and ``By`` (M,) of the items with the indices `candidates`, all when None; not to be modified.
 
-        With the top layer's state H, ``H @ Wy.T + By`` are the scores before the final activation.
+        With H as `next_states` gives it, ``H @ Wy.T + By`` are the scores before the final activation.
         """
         self._check_usable()
         Wy, By = (np.asarray(self._weights[name].get_value(borrow=True)) for name in ('Wy', 'By'))
@@ -676,7 +852,7 @@ class GRU4Rec:
         ----------
         items, targets : int64 (K, B), item indices of the events and of those after them
         starts : bool (K, B), True where a session starts
-        states : list of (B, H), as `initial_states` or the last call returned them
+        states : list of arrays, as `initial_states` or the last call returned them
         candidates : int64 (M,), indices of the items among which the targets are ranked; all when None
 
         Returns
@@ -745,11 +921,11 @@ class GRU4Rec:
         else:
             last_ids, states = self._prediction_state
             starts = np.asarray(session_ids != last_ids)
-        states = self.next_states(items, starts, states)
+        H, states = self.next_states(items, starts, states)
         self._prediction_state = session_ids.copy(), states
         Wy, By = self.output_weights(candidates)
         scored = self.items_ if candidates is None else self.items_[candidates]
-        return pd.DataFrame(self.activate(states[-1] @ Wy.T + By).T, index=scored)
+        return pd.DataFrame(self.activate(H @ Wy.T + By).T, index=scored)
 
     def recommend(self, session_items, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
         """The k items that are most likely next, best first, for one session or for each of a list of sessions.
@@ -815,7 +991,7 @@ class Session:
 
     def __init__(self, model: GRU4Rec):
         self._model = model
-        self._states: list | None = None
+        self._top, self._states = None, model.initial_states(1)
         self._seen: set[int] = set()
 
     def click(self, item, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
@@ -834,9 +1010,7 @@ class Session:
 
     def step(self, index: int):
         """One event further, by item index."""
-        start = self._states is None
-        states = self._model.initial_states(1) if start else self._states
-        self._states = self._model.next_states(np.array([index]), np.array([start]), states)
+        self._top, self._states = self._model.next_states(np.array([index]), np.array([False]), self._states)
         self._seen.add(int(index))
 
     def recommend(self, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
@@ -844,12 +1018,12 @@ class Session:
         model = self._model
         if not isinstance(k, (int, np.integer)) or k < 1:
             raise ValueError(f'k={k!r}: must be a whole number of at least 1')
-        if self._states is None:
+        if self._top is None:
             warnings.warn('the session has no item that the model knows: these are the most popular ones', stacklevel=3)
             scores = model.item_counts_ / model.item_counts_.sum()
         else:
             Wy, By = model.output_weights()
-            scores = model.activate(np.asarray(self._states[-1]) @ Wy.T + By)[0]
+            scores = model.activate(np.asarray(self._top) @ Wy.T + By)[0]
         excluded = np.array([*self._seen] if exclude_seen else [], dtype=np.int64)
         enough = min(k + len(excluded), len(scores))
         order = np.flatnonzero(scores >= np.partition(scores, -enough)[-enough])
@@ -916,17 +1090,52 @@ def shared(name: str, value: np.ndarray):
     return pytensor.shared(value, name=name, shape=value.shape, borrow=True)
 
 
-def joined_names(values: dict[str, np.ndarray], n_layers: int) -> dict[str, np.ndarray] | None:
+def weight_layout(model: GRU4Rec) -> dict[str, tuple[list[str], tuple]]:
+    """The weights, in the order in which initial values are drawn: the parts that stand side by side, and their shape.
+
+    The names of the parts are the release's.
+    """
+    gates = UNITS[model.unit].gates
+    n_inputs = model.embedding or model.n_items
+    layout: dict = {'E': (['E'], (model.n_items, model.embedding))} if model.embedding else {}
+    for i, (n_below, n) in enumerate(zip([n_inputs, *model.layers], model.layers)):
+        layout[f'W{i}'] = [f'W{gate}{i}' for gate in 'x' + gates[1:]], (n_below, n)
+        if i and model.input_to_all_layers:
+            layout[f'I{i}'] = [f'I{gate}{i}' for gate in 'x' + gates[1:]], (n_inputs, n)
+        layout.update((f'W{name}{i}', ([f'W{name}{i}'], (n, n))) for name in recurrent_names(UNITS[model.unit]))
+        layout[f'B{i}'] = [f'B{gate}{i}' for gate in gates], (n,)
+    sizes = [model.layers[-1], *model.feedforward]
+    for j, shape in enumerate(zip(sizes[:-1], sizes[1:])):
+        layout |= {f'Wd{j}': ([f'Wd{j}'], shape), f'Bd{j}': ([f'Bd{j}'], shape[1:])}
+    return layout | {'Wy': (['Wy'], (model.n_items, sizes[-1])), 'By': (['By'], (model.n_items,))}
+
+
+def joined_names(values: dict[str, np.ndarray], model: GRU4Rec) -> dict[str, np.ndarray] | None:
     """Inverse of `release_names`, for arrays; None for none."""
     if not values:
         return None
-    joined = OrderedDict()
-    for i in range(n_layers):
-        joined[f'W{i}'] = np.hstack([values[f'W{gate}{i}'] for gate in 'xrz'])
-        joined.update((name, values[name]) for name in (f'Wh{i}', f'Whr{i}', f'Whz{i}'))
-        joined[f'B{i}'] = np.hstack([values[f'B{gate}{i}'] for gate in 'hrz'])
-    joined.update((name, values[name]) for name in ('Wy', 'By'))
-    return joined
+    return OrderedDict((name, np.hstack([values[part] for part in parts]))
+                       for name, (parts, _shape) in weight_layout(model).items())
+
+
+def release_names(variables: dict, model: GRU4Rec) -> dict[str, np.ndarray]:
+    """Values of shared variables under the release's names: the gates that stand side by side here are taken apart."""
+    layout, values = weight_layout(model), {}
+    for name, variable in variables.items():
+        value, parts = np.asarray(variable.get_value(borrow=True)), layout[name][0]
+        values.update({part: array.copy() for part, array in zip(parts, np.split(value, len(parts), axis=-1))})
+    return values
+
+
+def state_names(model: GRU4Rec) -> list[str]:
+    """Names of the states that sessions carry, in the order of `GRU4Rec.initial_states`."""
+    history = ['history'] if model.input_mode == 'session' else []
+    return history + [f'{state}{i}' for i in range(len(model.layers)) for state in UNITS[model.unit].states]
+
+
+def mask_shapes(model: GRU4Rec) -> list[tuple]:
+    """Shapes of the dropout masks, (B, units) of each layer; none without dropout."""
+    return [(model.batch_size, n) for n in (*model.layers, *model.feedforward)] if model.dropout_p_hidden else []
 
 
 def argument_names() -> list[str]:
@@ -936,45 +1145,40 @@ def argument_names() -> list[str]:
 
 def plain_arguments(model: GRU4Rec) -> dict[str, Any]:
     """The constructor's arguments as values that JSON can hold."""
-    values = {name: getattr(model, name) for name in argument_names()} | {'layers': list(map(int, model.layers))}
+    values = {name: getattr(model, name) for name in argument_names()}
+    values |= {name: list(map(int, values[name])) for name in ('layers', 'feedforward')}
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 
-def release_names(weights: dict) -> dict[str, np.ndarray]:
-    """Values of shared variables under the release's names: the gates that stand side by side here are taken apart."""
-    values = {}
-    for name, variable in weights.items():
-        value = np.asarray(variable.get_value(borrow=True))
-        stem, layer = name[:1], name[1:]
-        if layer.isdigit():
-            letters = 'xrz' if stem == 'W' else 'hrz'
-            values.update({f'{stem}{letter}{layer}': gate.copy()
-                           for letter, gate in zip(letters, np.split(value, 3, axis=-1))})
-        else:
-            values[name] = value.copy()
-    return values
+class Draws:
+    """What is random in mini-batches: called with K, it gives the dropout masks of the next K, bool (K, B, H) for each
+    layer, and with negatives='uniform' also their negatives, int64 (K, B).
 
-
-class RandomMasks:
-    """Source of dropout masks: called with K, it gives the bool masks (K, B, H) of the next K mini-batches.
-
-    Each layer has its own stream.  A unit needs 16 random bits: it is kept when their value reaches p * 65536, so that
-    p is met to 1e-5 for a fraction of the cost of drawing floats.
+    Each has its own stream.  A unit needs 16 random bits: it is kept when their value reaches p * 65536, so that p is
+    met to 1e-5 for a fraction of the cost of drawing floats.  `fixed_masks` are used for every mini-batch, if given.
     """
 
-    def __init__(self, model: GRU4Rec):
-        layers = model.layers if model.dropout_p_hidden else []
-        self._shapes = [(model.batch_size, n) for n in layers]
-        self._streams = [np.random.SFC64(np.random.SeedSequence([model.seed, i])) for i in range(len(layers))]
+    def __init__(self, model: GRU4Rec, fixed_masks: list | None = None):
+        self._shapes = [] if fixed_masks else mask_shapes(model)
+        self._fixed = [np.asarray(mask, dtype=bool) for mask in fixed_masks or []]
         self._threshold = round(model.dropout_p_hidden * 65536)
+        self._n_items = model.n_items if model.negatives == 'uniform' else None
+        self._batch_size = model.batch_size
+        self._streams = [np.random.SFC64(np.random.SeedSequence([model.seed, i])) for i in range(len(self._shapes))]
+        if self._n_items:
+            self._streams.append(np.random.SFC64(np.random.SeedSequence([model.seed, 2 ** 32 - 1])))
 
     def __call__(self, n_minibatches: int) -> list[np.ndarray]:
-        masks = []
+        drawn = [np.broadcast_to(mask, (n_minibatches, *mask.shape)).copy() for mask in self._fixed]
         for stream, shape in zip(self._streams, self._shapes):
             size = n_minibatches * shape[0] * shape[1]
             bits = stream.random_raw(-(-size // 4)).view(np.uint16)[:size]
-            masks.append((bits >= self._threshold).reshape(n_minibatches, *shape))
-        return masks
+            drawn.append((bits >= self._threshold).reshape(n_minibatches, *shape))
+        if self._n_items:
+            bits = self._streams[-1].random_raw(n_minibatches * self._batch_size) >> np.uint64(24)
+            items = bits * np.uint64(self._n_items) >> np.uint64(40)
+            drawn.append(items.astype(np.int64).reshape(n_minibatches, self._batch_size))
+        return drawn
 
     def state(self) -> list[list[int]]:
         """Where the streams are, as numbers that JSON can hold."""
@@ -984,22 +1188,6 @@ class RandomMasks:
         """Go on where `state` was taken."""
         for stream, numbers in zip(self._streams, state):
             stream.state = stream.state | {'state': {'state': np.array(numbers, dtype=np.uint64)}}
-
-
-class FixedMasks:
-    """The same masks for every mini-batch, called like `RandomMasks`."""
-
-    def __init__(self, masks: list):
-        self._masks = [np.asarray(mask, dtype=bool) for mask in masks]
-
-    def __call__(self, n_minibatches: int) -> list[np.ndarray]:
-        return [np.broadcast_to(mask, (n_minibatches, *mask.shape)).copy() for mask in self._masks]
-
-    def state(self) -> list:
-        return []
-
-    def restore(self, state: list):
-        pass
 
 
 class Checkpoint:
@@ -1028,14 +1216,14 @@ class Checkpoint:
                 raise ValueError(f'{self._path}: the checkpoint of another training: {difference}; remove it to start '
                                  'anew, or give another path')
 
-    def restore(self, model: GRU4Rec, states: list, masks) -> Done:
+    def restore(self, model: GRU4Rec, states: list, draws: Draws) -> Done:
         """Put everything back as it was in the file, if there was one."""
         if not self._found:
             return Done()
         header, arrays = self._found
         for name, variable in self._variables(model, states):
             variable.set_value(arrays.pop(name), borrow=True)
-        masks.restore(header['masks'])
+        draws.restore(header['draws'])
         model.epoch_losses_ = header['epoch_losses']
         return Done(*header['done'])
 
@@ -1044,8 +1232,8 @@ class Checkpoint:
         if time.monotonic() - self._written >= self._every:
             self.write(*state)
 
-    def write(self, model: GRU4Rec, states: list, masks, done: Done):
-        header = {'training': self._training, 'masks': masks.state(), 'epoch_losses': model.epoch_losses_, 'done': done}
+    def write(self, model: GRU4Rec, states: list, draws: Draws, done: Done):
+        header = {'training': self._training, 'draws': draws.state(), 'epoch_losses': model.epoch_losses_, 'done': done}
         storage.write(self._path, header, {name: np.asarray(variable.get_value(borrow=True))
                                            for name, variable in self._variables(model, states)})
         self._written = time.monotonic()
@@ -1059,18 +1247,15 @@ class Checkpoint:
 
 def stretch_length(model: GRU4Rec) -> int:
     """Mini-batches that are handed over at a time: many, but with masks of at most 8 MB."""
-    return int(np.clip(8e6 / (model.batch_size * sum(model.layers)), 16, 256))
+    return int(np.clip(8e6 / (model.batch_size * sum([*model.layers, *model.feedforward])), 16, 256))
 
 
 def check_masks(dropout_masks, model: GRU4Rec):
-    """Fixed masks as a source like `RandomMasks`, or None."""
-    if dropout_masks is None:
-        return None
-    shapes = [(model.batch_size, n) for n in model.layers]
-    if [np.shape(mask) for mask in dropout_masks] != shapes or not model.dropout_p_hidden:
+    """ValueError unless fixed masks, if there are any, have the shapes that the model needs."""
+    shapes = mask_shapes(model)
+    if dropout_masks is not None and ([np.shape(mask) for mask in dropout_masks] != shapes or not shapes):
         raise ValueError('dropout_masks needs dropout_p_hidden > 0 and an array for each layer, of the shapes '
                          f'{shapes}; got {[np.shape(mask) for mask in dropout_masks]}')
-    return FixedMasks(dropout_masks)
 
 
 def some(values, n: int = 5) -> str:
@@ -1090,19 +1275,25 @@ def check_arguments(model: GRU4Rec):
     def number(low, high=np.inf, open_end=False):
         return lambda x: isinstance(x, (int, float, np.number)) and (low <= x < high if open_end else low <= x <= high)
 
-    check('layers', lambda x: isinstance(x, (list, tuple)) and len(x) and all(map(whole, x)),
-          'a list of numbers of units, at least one layer, such as [100]')
+    def units(x):
+        return isinstance(x, (list, tuple)) and all(map(whole, x))
+
+    check('layers', lambda x: units(x) and len(x), 'a list of numbers of units, at least one layer, such as [100]')
+    check('feedforward', units, 'a list of numbers of units; an empty one for no such layers')
+    check('input_to_all_layers', lambda x: isinstance(x, (bool, np.bool_)), 'True or False')
+    check('embedding', lambda x: x is None or whole(x), 'None, or a whole number of at least 1')
     for name in ('n_epochs', 'batch_size'):
         check(name, whole, 'a whole number, at least 1')
     check('seed', lambda x: isinstance(x, (int, np.integer)) and 0 <= x < 2 ** 32,
           'a whole number from 0 to 2 ** 32 - 1')
     check('dropout_p_hidden', number(0, 1, open_end=True), 'at least 0 and below 1')
     check('learning_rate', lambda x: number(0)(x) and 0 < x < np.inf, 'a positive number')
-    for name in ('momentum', 'decay'):
+    for name in ('momentum', 'decay', 'session_decay'):
         check(name, number(0, 1, open_end=True), 'at least 0 and below 1')
     for name in ('grad_cap', 'sigma', 'lmbd'):
         check(name, number(0, np.inf, open_end=True), 'a number, at least 0')
     for name, allowed in (('adapt', ('adagrad', 'rmsprop', None, 'none')), ('loss', tuple(LOSSES)),
                           ('hidden_act', ('tanh', 'relu')), ('final_act', ('tanh', 'linear', 'relu', None)),
-                          ('backend', backends.BACKENDS)):
+                          ('input_mode', tuple(INPUTS)), ('unit', tuple(UNITS)),
+                          ('negatives', ('minibatch', 'uniform')), ('backend', backends.BACKENDS)):
         check(name, allowed.__contains__, f'one of {", ".join(map(repr, allowed))}')

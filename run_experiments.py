@@ -1,11 +1,14 @@
-"""The paper's experiments: Tables 1 and 3 of arXiv 1511.06939 v4, published next to reproduced.
+"""The paper's experiments: Tables 1 to 3 of arXiv 1511.06939 v4, published next to reproduced, and its claims.
 
-    python run_experiments.py                          # on a synthetic click log that it makes itself
+    python run_experiments.py                          # Tables 1 and 3, on a synthetic click log that it makes itself
     python run_experiments.py --data DIR               # on the four files of preprocess_rsc15.py
     python run_experiments.py --train F --test F       # on any two files with SessionId, ItemId and Time
+    python run_experiments.py --dataset video ...      # with the protocol and the parameters of the paper's VIDEO data
+    python run_experiments.py --table 2 --trials 100   # the parameter search
+    python run_experiments.py --claims --quick         # what sections 3 and 4 claim, with small networks
 
 Each finished cell is written to OUT/results.json at once and is not run again when the command is repeated;
-OUT/tables.md holds the tables.
+OUT/tables.md holds the tables, OUT/claims.md the claims.
 """
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +31,9 @@ import pytensor
 
 import backends
 import baselines
+import claims
 import preprocess_rsc15
+import search
 import storage
 from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
@@ -36,36 +43,93 @@ try:
 except ImportError:  # an extra: without it, each epoch is reported on a line of its own
     tqdm = None
 
-# Published results on RSC15 (Recall@20, MRR@20): Table 1, and Table 3 by loss and units.
-PUBLISHED = {
-    'POP': (0.0050, 0.0012),
-    'S-POP': (0.2672, 0.1775),
-    'Item-KNN': (0.5065, 0.2048),
-    'BPR-MF': (0.2574, 0.0618),
-    ('top1', 100): (0.5853, 0.2305),
-    ('bpr', 100): (0.6069, 0.2407),
-    ('cross-entropy', 100): (0.6074, 0.2430),
-    ('top1', 1000): (0.6206, 0.2693),
-    ('bpr', 1000): (0.6322, 0.2467),
-    ('cross-entropy', 1000): (0.5777, 0.2153),
-}
 
-# Table 3: gains over Item-KNN as printed, which are of numbers with more digits than the table shows.
-PUBLISHED_GAINS = {
-    ('top1', 100): (0.1555, 0.1258),
-    ('bpr', 100): (0.1982, 0.1754),
-    ('cross-entropy', 100): (0.1991, 0.1865),
-    ('top1', 1000): (0.2253, 0.3149),
-    ('bpr', 1000): (0.2482, 0.2047),
-    ('cross-entropy', 1000): (0.1406, 0.0516),
-}
+class Protocol(NamedTuple):
+    """What the paper does with one of its two data sets, and what it reports.
 
-# Table 2, RSC15: the best parameters of each loss.
-GRU4REC_PARAMETERS = {
-    'top1': dict(batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01, momentum=0.0),
-    'bpr': dict(batch_size=50, dropout_p_hidden=0.2, learning_rate=0.05, momentum=0.2),
-    'cross-entropy': dict(batch_size=500, dropout_p_hidden=0.0, learning_rate=0.01, momentum=0.0),
-}
+    published : (Recall@20, MRR@20) by baseline, or by (loss, units): Tables 1 and 3
+    gains : gains over Item-KNN as Table 3 prints them, which are of numbers with more digits than it shows
+    parameters : Table 2, the best parameters of each loss
+    candidates : how many of the most popular items, next to the target, it is ranked among; None for all items
+    max_session_length : longer sessions are left out; None for no limit
+    sessions, items : size of the synthetic log that stands in for the data
+    """
+    title: str
+    published: dict
+    gains: dict
+    parameters: dict[str, dict]
+    candidates: int | None
+    max_session_length: int | None
+    sessions: int
+    items: int
+
+
+RSC15 = Protocol(
+    'RSC15',
+    published={
+        'POP': (0.0050, 0.0012),
+        'S-POP': (0.2672, 0.1775),
+        'Item-KNN': (0.5065, 0.2048),
+        'BPR-MF': (0.2574, 0.0618),
+        ('top1', 100): (0.5853, 0.2305),
+        ('bpr', 100): (0.6069, 0.2407),
+        ('cross-entropy', 100): (0.6074, 0.2430),
+        ('top1', 1000): (0.6206, 0.2693),
+        ('bpr', 1000): (0.6322, 0.2467),
+        ('cross-entropy', 1000): (0.5777, 0.2153),
+    },
+    gains={
+        ('top1', 100): (0.1555, 0.1258),
+        ('bpr', 100): (0.1982, 0.1754),
+        ('cross-entropy', 100): (0.1991, 0.1865),
+        ('top1', 1000): (0.2253, 0.3149),
+        ('bpr', 1000): (0.2482, 0.2047),
+        ('cross-entropy', 1000): (0.1406, 0.0516),
+    },
+    parameters={
+        'top1': dict(batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01, momentum=0.0),
+        'bpr': dict(batch_size=50, dropout_p_hidden=0.2, learning_rate=0.05, momentum=0.2),
+        'cross-entropy': dict(batch_size=500, dropout_p_hidden=0.0, learning_rate=0.01, momentum=0.0),
+    },
+    candidates=None,
+    max_session_length=None,
+    sessions=preprocess_rsc15.SYNTHETIC_SESSIONS,
+    items=preprocess_rsc15.SYNTHETIC_ITEMS,
+)
+
+VIDEO = Protocol(
+    'VIDEO',
+    published={
+        'POP': (0.0499, 0.0117),
+        'S-POP': (0.1301, 0.0863),
+        'Item-KNN': (0.5508, 0.3381),
+        'BPR-MF': (0.0692, 0.0374),
+        ('top1', 100): (0.6141, 0.3511),
+        ('bpr', 100): (0.5999, 0.3260),
+        ('cross-entropy', 100): (0.6372, 0.3720),
+        ('top1', 1000): (0.6624, 0.3891),
+        ('bpr', 1000): (0.6311, 0.3136),
+    },
+    gains={
+        ('top1', 100): (0.1150, 0.0384),
+        ('bpr', 100): (0.0892, -0.0356),
+        ('cross-entropy', 100): (0.1569, 0.1004),
+        ('top1', 1000): (0.2027, 0.1508),
+        ('bpr', 1000): (0.1458, -0.0723),
+    },
+    parameters={
+        'top1': dict(batch_size=50, dropout_p_hidden=0.4, learning_rate=0.05, momentum=0.0),
+        'bpr': dict(batch_size=50, dropout_p_hidden=0.3, learning_rate=0.1, momentum=0.0),
+        'cross-entropy': dict(batch_size=200, dropout_p_hidden=0.1, learning_rate=0.05, momentum=0.3),
+    },
+    candidates=30_000,
+    max_session_length=200,  # the paper gives no number
+    sessions=60_000,
+    items=8_000,
+)
+
+PROTOCOLS = {'rsc15': RSC15, 'video': VIDEO}
+LOSS_NAMES = {'top1': 'TOP1', 'bpr': 'BPR', 'cross-entropy': 'Cross-entropy', 'mrr': 'MRR'}
 
 BASELINES = {
     'POP': (baselines.Pop, dict(top_n=100)),
@@ -95,6 +159,7 @@ class Cell(NamedTuple):
     seed: int | None
     parameters: dict
     tie_policy: str
+    candidates: int | None = None  # see `Protocol`
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -109,6 +174,9 @@ def load_dataset(arguments: argparse.Namespace) -> Dataset:
         folder = Path(arguments.data) if arguments.data else synthetic_folder(arguments)
         train, test, name = folder / 'rsc15_train_full.txt', folder / 'rsc15_test.txt', folder.resolve().name
     frames = [read_events(path) for path in (train, test)]
+    limit = PROTOCOLS[arguments.dataset].max_session_length
+    if limit:
+        frames = [drop_long_sessions(frame, limit) for frame in frames]
     for key in ('SessionId', 'ItemId'):  # ids that look like numbers in one file only
         if frames[0][key].dtype != frames[1][key].dtype:
             frames = [frame.astype({key: str}) for frame in frames]
@@ -122,7 +190,8 @@ def load_dataset(arguments: argparse.Namespace) -> Dataset:
 def synthetic_folder(arguments: argparse.Namespace) -> Path:
     """Folder with a synthetic log of the wanted size, made if need be; its name changes when the generator does."""
     version = hashlib.sha256(Path(preprocess_rsc15.__file__).read_bytes()).hexdigest()[:8]
-    size = {f'n_{name}': getattr(arguments, name) for name in ('sessions', 'items') if getattr(arguments, name)}
+    protocol = PROTOCOLS[arguments.dataset]
+    size = {f'n_{name}': getattr(arguments, name) or getattr(protocol, name) for name in ('sessions', 'items')}
     folder = Path(arguments.cache) / '-'.join(['synthetic', version, *[f'{n}{name[1:]}' for name, n in size.items()]])
     if not (folder / 'rsc15_test.txt').exists() or not (folder / 'rsc15_train_full.txt').exists():
         note(f'making the synthetic click log in {folder}')
@@ -158,6 +227,26 @@ def check_rows(path: Path, good: pd.Series, name: str, wanted: str, values=None)
         raise ValueError(f'{path}, line {row + 2}: {name} is {found}, not {wanted}')
 
 
+def drop_long_sessions(events: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """The sessions of at most `limit` events; longer ones are likely to be of bots (section 4, VIDEO)."""
+    kept = events[events.groupby('SessionId').ItemId.transform('size') <= limit]
+    if kept.empty:
+        raise ValueError(f'no session has {limit} events or fewer')
+    if len(kept) < len(events):
+        note(f'dropped {len(events) - len(kept)} events of sessions of more than {limit} events')
+    return kept
+
+
+def validation_split(arguments: argparse.Namespace, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training and validation data of the search: DIR's own, or the training data with its last day set apart."""
+    if arguments.data:
+        files = [Path(arguments.data) / name for name in ('rsc15_train_tr.txt', 'rsc15_train_valid.txt')]
+        if all(path.is_file() for path in files):
+            train, valid = map(read_events, files)
+            return train, known_items_only(train, valid)
+    return preprocess_rsc15.split(data.train, 'validation')
+
+
 def known_items_only(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     """The test events that the protocol of section 4 keeps: items that training has, sessions of two events or more."""
     known = test[test.ItemId.isin(train.ItemId.unique())]
@@ -173,20 +262,40 @@ def known_items_only(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
 # Cells
 # ---------------------------------------------------------------------------------------------------------------------
 
-def plan(tables, models, losses, units, epochs, seeds, tie_policy) -> list[Cell]:
-    """The cells of the chosen tables, in the paper's order.  Table 3 needs Item-KNN, for the gain over it."""
+def plan(protocol: Protocol, tables, models, losses, units, epochs, seeds, tie_policy) -> list[Cell]:
+    """The cells of Tables 1 and 3, in the paper's order.  Table 3 needs Item-KNN, for the gain over it."""
     cells = []
     for model, (_class, parameters) in BASELINES.items():
         if model in models and (1 in tables or model == 'Item-KNN'):
             epochs_of = parameters.get('n_iterations')
             for seed in seeds if model == 'BPR-MF' else [None]:
-                cells.append(Cell(1, model, None, None, epochs_of, seed, parameters, tie_policy))
+                cells.append(Cell(1, model, None, None, epochs_of, seed, parameters, tie_policy, protocol.candidates))
     if 3 in tables and 'GRU4Rec' in models:
-        cells += [Cell(3, 'GRU4Rec', loss, n, epochs, seed, GRU4REC_PARAMETERS[loss], tie_policy)
+        cells += [Cell(3, 'GRU4Rec', loss, n, epochs, seed, protocol.parameters[loss], tie_policy, protocol.candidates)
                   for n in units for loss in losses for seed in seeds]
     if not cells:
         raise ValueError(f'--table {" ".join(map(str, tables))} has no row for --models {" ".join(models)}')
     return cells
+
+
+def claim_cells(setting: claims.Setting, protocol: Protocol, arguments: argparse.Namespace, n_items: int) -> list[Cell]:
+    """The cells of one side of a comparison, one for each seed; a baseline has a single one."""
+    policy, candidates = arguments.tie_policy, protocol.candidates
+    if setting.model in BASELINES:
+        return [Cell(1, setting.model, None, None, None, None, BASELINES[setting.model][1], policy, candidates)]
+    if setting.popular_candidates:  # as large a share of the items as the paper's
+        candidates = min(30_000, max(2 * CUT_OFF, round(n_items * 30 / 330)))
+    parameters = protocol.parameters[setting.loss] | setting.options
+    return [Cell(0, 'GRU4Rec', setting.loss, setting.units, arguments.epochs, seed, parameters, policy, candidates)
+            for seed in arguments.seeds]
+
+
+def stability_cells(arguments: argparse.Namespace, protocol: Protocol) -> dict[str, list[Cell]]:
+    """For each loss, networks at random points of the search space, of which some may be numerically unstable."""
+    points = search.random_points(search.SPACE, 10 if arguments.quick else 100, arguments.seeds[0])
+    return {loss: [Cell(0, 'GRU4Rec', loss, arguments.units[0], min(2, arguments.epochs), arguments.seeds[0], point,
+                        arguments.tie_policy, protocol.candidates) for point in points]
+            for loss in (*claims.POINTWISE, *claims.PAIRWISE)}
 
 
 def check_batch_sizes(cells: list[Cell], train: pd.DataFrame):
@@ -199,13 +308,13 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame):
                              f'training data has {n_sessions} of two or more events; leave it out with --loss')
 
 
-def run_cell(cell: Cell, data: Dataset, backend: str) -> dict:
+def run_cell(cell: Cell, data: Dataset, backend: str, published: dict) -> dict:
     """Train and evaluate; the result as it is written to results.json."""
     started = time.perf_counter()
     progress = TrainingProgress(cell) if cell.model == 'GRU4Rec' else None
     if progress:
-        model = GRU4Rec([cell.units], n_epochs=cell.epochs, loss=cell.loss, seed=cell.seed, backend=backend,
-                        **cell.parameters)
+        model = GRU4Rec(**{'layers': [cell.units], **cell.parameters}, n_epochs=cell.epochs, loss=cell.loss,
+                        seed=cell.seed, backend=backend)
         model.fit(data.train, callback=progress)
         events_per_second = progress.close(time.perf_counter() - started)
     else:
@@ -216,9 +325,10 @@ def run_cell(cell: Cell, data: Dataset, backend: str) -> dict:
     trained = time.perf_counter()
     result = dict.fromkeys(RESULT_KEYS) | cell._asdict() | {
         'dataset': data.name, 'fit_seconds': trained - started, 'train_events_per_second': events_per_second,
-        'backend': model.backend_ if progress else None, 'versions': versions()}
-    published = PUBLISHED.get((cell.loss, cell.units) if progress else cell.model, (None, None))
-    result['published_recall@20'], result['published_mrr@20'] = published
+        'backend': model.backend_ if progress else None, 'versions': versions(),
+        'epoch_losses': model.epoch_losses_ if progress else None}
+    key = (cell.loss, cell.units) if progress else cell.model
+    result['published_recall@20'], result['published_mrr@20'] = published.get(key, (None, None))
     if not getattr(model, 'error_during_train', False):
         result |= evaluate(model, cell, data)
     return result
@@ -227,21 +337,31 @@ def run_cell(cell: Cell, data: Dataset, backend: str) -> dict:
 def evaluate(model, cell: Cell, data: Dataset) -> dict:
     """Metrics of a trained model, and what evaluation took."""
     started = time.perf_counter()
-    ranks = next_item_ranks(model, data.test, tie_policy=cell.tie_policy)
+    items = most_popular(data.train, cell.candidates)
+    ranks = next_item_ranks(model, data.test, items, tie_policy=cell.tie_policy)
     seconds = time.perf_counter() - started
     recall, mrr = recall_mrr(ranks, CUT_OFF)
     result = {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
               'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds}
     if cell.model == 'Item-KNN':
         result['other_tie_policies'] = {
-            policy: recall_mrr(next_item_ranks(model, data.test, tie_policy=policy), CUT_OFF)
+            policy: recall_mrr(next_item_ranks(model, data.test, items, tie_policy=policy), CUT_OFF)
             for policy in TIE_POLICIES if policy != cell.tie_policy}
     return result
 
 
+def most_popular(events: pd.DataFrame, n: int | None) -> np.ndarray | None:
+    """The n items with the most events, of equally frequent ones the first; None when there are no more than that."""
+    index, ids = pd.factorize(events.ItemId)
+    if n is None or n >= len(ids):
+        return None
+    return np.asarray(ids[np.argsort(-np.bincount(index), kind='stable')[:n]])
+
+
 RESULT_KEYS = ('dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19',
                'mrr@20', 'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds',
-               'train_events_per_second', 'eval_events_per_second', 'tie_policy', 'backend', 'versions')
+               'train_events_per_second', 'eval_events_per_second', 'tie_policy', 'backend', 'versions',
+               'candidates', 'epoch_losses')
 
 
 def versions() -> dict[str, str]:
@@ -309,7 +429,7 @@ def load_results(path: Path) -> list[dict]:
         return []
     with contextlib.suppress(ValueError):
         results = json.loads(path.read_text())
-        if isinstance(results, list) and all(set(RESULT_KEYS) <= set(result) for result in results):
+        if isinstance(results, list) and all(set(RESULT_KEYS[:-2]) <= set(result) for result in results):
             return results
     raise ValueError(f'{path}: not a results file of this program; move it away, or choose another --out')
 
@@ -317,7 +437,8 @@ def load_results(path: Path) -> list[dict]:
 def find(results: list[dict], dataset: str, cell: Cell, backend: str) -> dict | None:
     """The result of a cell on a data set, if it is there; a baseline's does not depend on the backend."""
     wanted = cell._asdict() | {'dataset': dataset, 'backend': backend if cell.model == 'GRU4Rec' else None}
-    return next((result for result in results if all(result[key] == value for key, value in wanted.items())), None)
+    wanted.pop('table')  # the claims compare cells of the tables, too
+    return next((result for result in results if all(result.get(key) == value for key, value in wanted.items())), None)
 
 
 def write_atomically(path: Path, text: str):
@@ -330,46 +451,79 @@ def write_atomically(path: Path, text: str):
 # Tables
 # ---------------------------------------------------------------------------------------------------------------------
 
-def format_tables(results: list[dict], data: Dataset, tables) -> str:
-    """The chosen tables as Markdown, with what the numbers are and how ties were ranked."""
-    what = ('**This is a synthetic click log**: our numbers on it are not comparable with the published ones, only '
-            'their order is.' if data.synthetic else
-            'Our numbers are comparable with the published ones only if this is the RSC15 data of the paper.')
-    lines = [f'Data set `{data.name}`: train {counts(data.train)}; test {counts(data.test)}. {what}', '']
-    if 1 in tables and any(result['table'] == 1 for result in results):
-        lines += ['### Table 1: baselines', '', *table_1(results), '']
-    if any(result['table'] == 3 for result in results):
-        lines += ['### Table 3: GRU4Rec, one layer', '', *table_3(results), '']
-    lines += [f'Published: RSC15, arXiv 1511.06939 v4. {runs_behind(results)}Items with equal scores are ranked by the '
-              f'policy {results[0]["tie_policy"]!r} in every row.']
+def format_tables(results: list[dict], data: Dataset, tables, protocol: Protocol) -> str:
+    """Tables 1 and 3 as Markdown, with what the numbers are and how ties were ranked."""
+    lines = [about(data, protocol), '']
+    if 1 in tables and any(result['model'] in BASELINES for result in results):
+        lines += ['### Table 1: baselines', '', *table_1(results, protocol), '']
+    if any(result['model'] == 'GRU4Rec' for result in results):
+        lines += ['### Table 3: GRU4Rec, one layer', '', *table_3(results, protocol), '']
+    ranked = 'all items of the training data' if protocol.candidates is None else (
+        f'the {protocol.candidates:,} most popular items of the training data and itself')
+    lines += [f'Published: {protocol.title}, arXiv 1511.06939 v4. {runs_behind(results)}Items with equal scores are '
+              f'ranked by the policy {results[0]["tie_policy"]!r} in every row. The next item is ranked among '
+              f'{ranked}.']
     return '\n'.join(lines + tie_note(results)) + '\n'
 
 
-def table_1(results: list[dict]) -> list[str]:
-    rows = [(model, PUBLISHED[model], ours) for model in BASELINES if (ours := of_model(results, model))]
+def about(data: Dataset, protocol: Protocol) -> str:
+    """What data our numbers are of, and what they can be compared with."""
+    if data.synthetic:
+        what = ('**This is a synthetic click log**: our numbers on it are not comparable with the published ones, only '
+                'their order is.')
+    elif protocol is VIDEO:
+        what = ('**This is not the data of the published numbers**, which is private: ours are not comparable with '
+                'them, only their order is.')
+    else:
+        what = 'Our numbers are comparable with the published ones only if this is the RSC15 data of the paper.'
+    return f'Data set `{data.name}`: train {counts(data.train)}; test {counts(data.test)}. {what}'
+
+
+def table_1(results: list[dict], protocol: Protocol) -> list[str]:
+    rows = [(model, protocol.published[model], ours) for model in BASELINES if (ours := of_model(results, model))]
     return markdown(('Baseline', 'Recall@20 published', 'Recall@20 ours', 'MRR@20 published', 'MRR@20 ours',
                      'fit', 'evaluation'),
                     [(model, f'{published[0]:.4f}', average(ours, 'recall@20'), f'{published[1]:.4f}',
                       average(ours, 'mrr@20'), *durations(ours)) for model, published, ours in rows])
 
 
-def table_3(results: list[dict]) -> list[str]:
+def table_2(outcomes: dict[str, search.Outcome], protocol: Protocol) -> list[str]:
+    """Rows for each loss: the parameters of the paper, of the best random point, and of the best after tuning."""
+    header = ('Loss', 'Parameters', *[name.replace('_', ' ') for name in search.SPACE], 'Recall@20', 'MRR@20',
+              'stable networks')
+    rows = []
+    for loss, found in outcomes.items():
+        published = protocol.parameters.get(loss, {})
+        stable = PUBLISHED_STABLE.get((protocol.title, loss))
+        rows.append((LOSS_NAMES[loss], 'published', *[published.get(name, '-') for name in search.SPACE], '-', '-',
+                     f'{stable} of 100' if stable else '-'))
+        counted = f'{found.n_stable} of {found.n_random}'
+        counted += f' ({found.n_stopped} stopped early)' if found.n_stopped else ''
+        for title, best, count in (('ours, best random point', found.best_random, counted),
+                                   ('ours, tuned', found.tuned, '')):
+            values = [best[name] for name in search.SPACE] if best else ['-'] * len(search.SPACE)
+            metrics = [f'{best[name]:.4f}' for name in ('recall', 'mrr')] if best else ['-'] * 2
+            rows.append((LOSS_NAMES[loss], title, *values, *metrics, count))
+    return markdown(header, rows)
+
+
+PUBLISHED_STABLE = {('RSC15', 'cross-entropy'): 10, ('VIDEO', 'cross-entropy'): 6}  # of 100 random points (section 4.2)
+
+
+def table_3(results: list[dict], protocol: Protocol) -> list[str]:
     knn = of_model(results, 'Item-KNN')
     rows = []
     for loss, units in dict.fromkeys((r['loss'], r['units']) for r in results if r['model'] == 'GRU4Rec'):
         ours = [r for r in of_model(results, 'GRU4Rec') if (r['loss'], r['units']) == (loss, units)]
-        published = PUBLISHED.get((loss, units))
+        published = protocol.published.get((loss, units))
         row = [LOSS_NAMES[loss], units]
         for i, metric in enumerate(('recall@20', 'mrr@20')):
-            row.append(f'{published[i]:.4f} ({PUBLISHED_GAINS[loss, units][i]:+.2%})' if published else '-')
+            row.append(f'{published[i]:.4f} ({protocol.gains[loss, units][i]:+.2%})' if published else '-')
             mine, base = value(ours, metric), value(knn, metric)
             row.append(average(ours, metric) + (f' ({mine / base - 1:+.2%})' if mine is not None and base else ''))
         rows.append((*row, *durations(ours)))
     return markdown(('Loss', 'Units', 'Recall@20 published (gain over Item-KNN)', 'Recall@20 ours (gain)',
                      'MRR@20 published (gain)', 'MRR@20 ours (gain)', 'fit', 'evaluation'), rows)
-
-
-LOSS_NAMES = {'top1': 'TOP1', 'bpr': 'BPR', 'cross-entropy': 'Cross-entropy'}
 
 
 def of_model(results: list[dict], model: str) -> list[dict]:
@@ -437,22 +591,34 @@ def counts(events: pd.DataFrame) -> str:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='run_experiments.py', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--dataset', choices=PROTOCOLS, default='rsc15', help='which data set of the paper: its '
+                        'protocol, parameters and published numbers (rsc15)')
     parser.add_argument('--data', metavar='DIR', help='folder with rsc15_train_full.txt and rsc15_test.txt')
     parser.add_argument('--train', metavar='F', help='tab-separated training events; goes with --test')
     parser.add_argument('--test', metavar='F', help='tab-separated test events; goes with --train')
     parser.add_argument('--sessions', type=positive, metavar='N', help='size of the synthetic click log, in sessions '
-                        f'({preprocess_rsc15.SYNTHETIC_SESSIONS:,})')
+                        f'({RSC15.sessions:,}; with --dataset video {VIDEO.sessions:,})')
     parser.add_argument('--items', type=positive, metavar='N', help='and in items '
-                        f'({preprocess_rsc15.SYNTHETIC_ITEMS:,})')
-    parser.add_argument('--table', type=listed(whole, (1, 3)), nargs='+', default=[[1, 3]], help='tables to run (1 3)')
+                        f'({RSC15.items:,}; with --dataset video {VIDEO.items:,})')
+    parser.add_argument('--table', type=listed(whole, (1, 2, 3)), nargs='+', default=[[1, 3]],
+                        help='tables to run (1 3)')
     parser.add_argument('--models', type=listed(str, MODELS), nargs='+', default=[MODELS],
                         help=f'rows to run, of {", ".join(MODELS)} (all)')
-    parser.add_argument('--loss', type=listed(str, GRU4REC_PARAMETERS), nargs='+', default=[GRU4REC_PARAMETERS],
-                        help=f'rows of Table 3, of {", ".join(GRU4REC_PARAMETERS)} (all)')
-    parser.add_argument('--units', type=listed(positive), nargs='+', default=[[100]],
-                        help='hidden units, for Table 3 (100)')
-    parser.add_argument('--epochs', type=positive, default=10, help='training epochs of GRU4Rec (10)')
-    parser.add_argument('--seeds', type=listed(whole), nargs='+', default=[[42]], help='one run for each (42)')
+    parser.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[RSC15.parameters],
+                        help=f'rows of Tables 2 and 3, of {", ".join(RSC15.parameters)} (all); Table 2 also takes mrr')
+    parser.add_argument('--units', type=listed(positive), nargs='+', default=[[]],
+                        help='hidden units, for Tables 2 and 3 (100); for the claims those of small and large networks '
+                             '(100,1000; with --quick 50,200)')
+    parser.add_argument('--epochs', type=positive, help='training epochs of GRU4Rec (10; with --quick 3)')
+    parser.add_argument('--seeds', type=listed(whole), nargs='+', default=[[]],
+                        help='one run for each (42; for the claims 42,43,44)')
+    parser.add_argument('--trials', type=positive, default=100, metavar='N', help='random points of Table 2 (100)')
+    parser.add_argument('--storage', metavar='URL', help='database of the trials of Table 2, as SQLAlchemy writes it '
+                        '(sqlite:///OUT/search.db); processes that share one work on the same search')
+    parser.add_argument('--prune', action='store_true', help='Table 2: stop a trial whose Recall@20 after an epoch is '
+                        'below the median of the others')
+    parser.add_argument('--claims', action='store_true', help='compare the variants that the paper makes claims about')
+    parser.add_argument('--quick', action='store_true', help='claims with fewer units and epochs')
     parser.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
                         help='rank of a target whose score other items share: before them, after them, in the middle '
                              '(conservative: after them)')
@@ -469,6 +635,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error('give either --data, or --train and --test')
     if (arguments.sessions or arguments.items) and (arguments.data or arguments.train):
         parser.error('--sessions and --items are sizes of the synthetic log; they do not go with --data or --train')
+    if arguments.quick and not arguments.claims:
+        parser.error('--quick goes with --claims')
+    arguments.epochs = arguments.epochs or (3 if arguments.quick else 10)
+    arguments.seeds = arguments.seeds or ([42, 43, 44] if arguments.claims else [42])
+    usual_units = ([50, 200] if arguments.quick else [100, 1000]) if arguments.claims else [100]
+    arguments.units = arguments.units or usual_units
+    if arguments.claims and (len(arguments.units) != 2 or arguments.units[0] >= arguments.units[1]):
+        parser.error('--units of the claims are two numbers, of small and of large networks')
+    if 'mrr' in arguments.loss and arguments.table != [2]:
+        parser.error('--loss mrr goes with --table 2: the paper has no row for it in Table 3')
+    if 2 in arguments.table and len(arguments.units) > 1 and not arguments.claims:
+        parser.error('--table 2 searches for networks of one size: give one number of --units')
     return arguments
 
 
@@ -502,30 +680,115 @@ def note(text: str):
 
 
 def run(arguments: argparse.Namespace):
-    """All cells that results.json does not have yet, then the tables."""
+    """What the command line asks for, as far as it is not in OUT yet; prints tables or claims."""
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    backend = backends.resolve(arguments.backend)
-    cells = plan(arguments.table, arguments.models, arguments.loss, arguments.units, arguments.epochs, arguments.seeds,
-                 arguments.tie_policy)
+    protocol, backend = PROTOCOLS[arguments.dataset], backends.resolve(arguments.backend)
+    if (2 in arguments.table or arguments.claims) and not find_spec('optuna'):
+        raise ValueError("--table 2 and --claims need Optuna: pip install '.[experiments]'")
+    cells = [] if arguments.claims or not {1, 3} & set(arguments.table) else plan(
+        protocol, arguments.table, arguments.models, arguments.loss, arguments.units, arguments.epochs,
+        arguments.seeds, arguments.tie_policy)
     results = load_results(out / 'results.json')
     write_atomically(out / 'results.json', json.dumps(results, indent=1) + '\n')  # before any work: can we write?
     data = load_dataset(arguments)
     note(f'{data.name}: train {counts(data.train)}; test {counts(data.test)}')
+    if arguments.claims:
+        print(run_claims(arguments, data, protocol, backend, out))
+        return
+    texts = ['', '']
+
+    def write():
+        write_atomically(out / 'tables.md', '\n'.join(filter(None, texts)))
+
+    for finished in run_cells(cells, data, protocol, backend, out):
+        texts[0] = format_tables(finished, data, arguments.table, protocol)
+        write()
+    if 2 in arguments.table:
+        for text in run_search(arguments, data, protocol, backend, out):
+            texts[1] = text
+            write()
+    print('\n'.join(filter(None, texts)))
+
+
+def run_cells(cells: list[Cell], data: Dataset, protocol: Protocol, backend: str, out: Path) -> Iterator[list[dict]]:
+    """Run the cells that results.json does not have; after each cell, yields the results of those up to it."""
+    path = out / 'results.json'
+    results = load_results(path)
     check_batch_sizes([cell for cell in cells if not find(results, data.name, cell, backend)], data.train)
-    text = ''
     for number, cell in enumerate(cells, 1):
         title = ' '.join(str(part) for part in (cell.model, cell.loss, cell.units, cell.seed) if part is not None)
         done = find(results, data.name, cell, backend)
-        note(f'[{number}/{len(cells)}] {title}' + (f': already in {out / "results.json"}' if done else ''))
+        note(f'[{number}/{len(cells)}] {title}' + (f': already in {path}' if done else ''))
         if not done:
-            result = run_cell(cell, data, backend)
-            results = [*load_results(out / 'results.json'), result]  # another run may have written meanwhile
-            write_atomically(out / 'results.json', json.dumps(results, indent=1) + '\n')
-        finished = [find(results, data.name, cell, backend) for cell in cells[:number]]
-        text = format_tables(finished, data, arguments.table)
-        write_atomically(out / 'tables.md', text)
-    print(text)
+            result = run_cell(cell, data, backend, protocol.published)
+            results = [*load_results(path), result]  # another run may have written meanwhile
+            write_atomically(path, json.dumps(results, indent=1) + '\n')
+        yield [find(results, data.name, cell, backend) for cell in cells[:number]]
+
+
+def run_search(arguments, data: Dataset, protocol: Protocol, backend: str, out: Path) -> Iterator[str]:
+    """Table 2 as Markdown, after the search of each loss."""
+    train, valid = validation_split(arguments, data)
+    storage = search.open_storage(arguments.storage or f'sqlite:///{out / "search.db"}')
+    outcomes = {}
+    for loss in arguments.loss:
+        outcomes[loss] = search.run(
+            search.Search(train, valid, data.name, loss, arguments.units[0], arguments.epochs, arguments.seeds[0],
+                          backend, arguments.tie_policy), arguments.trials, storage, arguments.prune, note)
+        text = [about(data, protocol), '', '### Table 2: best parameters', '', *table_2(outcomes, protocol), '',
+                f'Recall@20 and MRR@20 are those of the validation data (train {counts(train)}; validation '
+                f'{counts(valid)}). {arguments.trials} random points of this space, each value equally likely: '
+                + '; '.join(f"{name.replace('_', ' ')} {', '.join(map(str, values))}"
+                            for name, values in search.SPACE.items())
+                + f'. {arguments.units[0]} units, {arguments.epochs} epochs, adagrad, seed {arguments.seeds[0]}, '
+                f'backend {backend}. The paper gives neither its space nor these metrics.']
+        yield '\n'.join(text) + '\n'
+
+
+def run_claims(arguments, data: Dataset, protocol: Protocol, backend: str, out: Path) -> str:
+    """The claims as Markdown; OUT/claims.md is written whenever another one can be judged."""
+    n_items = data.train.ItemId.nunique()
+    every = claims.paper_claims(*arguments.units)
+    settings = [setting for claim in every for setting in (claim.first, claim.second)]
+    cells_of = {id(setting): claim_cells(setting, protocol, arguments, n_items) for setting in settings}
+    random_cells = stability_cells(arguments, protocol)
+    cells = [cell for setting in settings for cell in cells_of[id(setting)]]
+    cells += [cell for of_loss in random_cells.values() for cell in of_loss]
+    cells = [cell for k, cell in enumerate(cells) if cell not in cells[:k]]
+    text = ''
+    for finished in run_cells(cells, data, protocol, backend, out):
+        if len(finished) < len(cells) and len(finished) % len(arguments.seeds):
+            continue
+
+        def results_of(part: list[Cell], finished=finished) -> list[dict]:
+            return [result for cell in part if (result := find(finished, data.name, cell, backend))]
+
+        judged = [claim for claim in every if all(
+            len(results_of(cells_of[id(setting)])) == len(cells_of[id(setting)])
+            for setting in (claim.first, claim.second))]
+        rows = claims.claims_table(judged, lambda setting: claims.by_seed(
+            results_of(cells_of[id(setting)]), len(arguments.seeds)))
+        if len(finished) == len(cells):
+            rows.append(claims.stability_row({
+                loss: (sum(result['recall@20'] is not None for result in results_of(part)), len(part))
+                for loss, part in random_cells.items()}))
+        text = format_claims(rows, arguments, data, protocol, backend)
+        write_atomically(out / 'claims.md', text)
+    return text
+
+
+def format_claims(rows: list[tuple], arguments, data: Dataset, protocol: Protocol, backend: str) -> str:
+    small, large = arguments.units
+    reduced = ('**Quick run: fewer epochs and units than the paper\'s 100 and 1000, and fewer random points.** '
+               if arguments.quick else '')
+    lines = [about(data, protocol), '', '### Claims', '',
+             *markdown(('Section', 'Claim', 'First / second', *claims.METRICS.values(), 'Verdict'), rows), '',
+             f'{reduced}{small} units, {large} where many units are meant; {arguments.epochs} epochs, seeds '
+             f"{', '.join(map(str, arguments.seeds))}, backend {backend}; parameters of Table 2 for {protocol.title}; "
+             f'rmsprop with learning rate {claims.RMSPROP_RATE}. Cells show first / second, mean ± standard deviation '
+             f'over seeds, and in brackets their difference ± the half-width of its 95% interval.', '', claims.VERDICTS]
+    return '\n'.join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,8 +11,9 @@ setup(
     long_description_content_type='text/markdown',
     license='MIT',
     python_requires='>=3.11',
-    py_modules=['gru4rec', 'backends', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experiments', 'storage'],
+    py_modules=['gru4rec', 'backends', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experiments', 'search',
+                'claims', 'storage'],
     install_requires=['pytensor>=3.0.3,<4', 'numpy', 'pandas', 'threadpoolctl'],
-    extras_require={'experiments': ['tqdm'], 'jax': ['jax'], 'gpu': ['jax[cuda12]'],
-                    'test': ['pytest', 'pytest-xdist', 'tqdm', 'jax']},
+    extras_require={'experiments': ['tqdm', 'optuna'], 'jax': ['jax'], 'gpu': ['jax[cuda12]'],
+                    'test': ['pytest', 'pytest-xdist', 'tqdm', 'optuna', 'jax']},
 )

@@ -182,9 +182,24 @@ def start_up_rows():
             yield f'first ranks, {state} compile cache', evaluation, None
 
 
+def peak_memory() -> float:
+    """Largest resident memory of this process since `forget_peak_memory`, in bytes.  Linux only, as that is."""
+    status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
+    return 1024 * int(status['VmHWM'].split()[0])
+
+
+def forget_peak_memory():
+    Path('/proc/self/clear_refs').write_text('5')
+
+
 def size_rows():
+    state = 2 * 4 * (401 * N_ITEMS + 30_300)  # bytes of weights and accumulators
     for n_events in (1_000_000, 4_000_000, 16_000_000, 32_000_000):
-        yield f'events {n_events:,}', fit_rate(events(n_events), 100, **TOP1), 50
+        frame = events(n_events)
+        forget_peak_memory()
+        yield f'events {n_events:,}', fit_rate(frame, 100, **TOP1), 50
+        print(f'    peak memory of the process, frame included, over the {state / 1e6:.0f} MB of weights and '
+              f'accumulators: {(peak_memory() - state) / 1e9:.2f} GB')
     for n_items in (3_000, 37_483, 330_000):
         yield f'items {n_items:,}', fit_rate(events(2_000_000, n_items), 100, **TOP1), 50
     for units in (50, 100, 200, 500, 1000):

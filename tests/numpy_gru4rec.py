@@ -7,10 +7,11 @@ items in a mini-batch specially is an explicit loop over the occurrences. It sha
 Shapes: B = mini-batch size (number of lanes), H = units of a layer, N = number of items.
 """
 
+import math
+
 import numpy as np
 
 EPSILON = 1e-6  # added to the accumulator inside the square root
-ROW_WEIGHTS = ("Wx0", "Wr0", "Wz0", "Wy", "By")  # updated row by row: only the rows that a mini-batch uses
 
 
 # --- Section 3.1.1, Figure 2: session-parallel mini-batches ---------------------------------------------------------
@@ -116,7 +117,23 @@ def cross_entropy(r_hat):
     return value / B, gradient / B
 
 
-losses = {"top1": top1, "bpr": bpr, "cross-entropy": cross_entropy}
+def mrr(r_hat):
+    """MRR optimisation: mean_i of 1 - 1 / R_i, R_i = 1 + (B - 1) (1 - Phi(z_i)), z_i = (r_ii - mean_j) / std_j."""
+    B = len(r_hat)
+    value, gradient = 0, np.zeros_like(r_hat)
+    for i in range(B):
+        centred = r_hat[i] - r_hat[i].mean()
+        std = np.sqrt((centred**2).mean() + EPSILON)
+        z = centred[i] / std
+        R = 1 + (B - 1) * math.erfc(z / math.sqrt(2)) / 2
+        value += 1 - 1 / R
+        dR_dz = -(B - 1) * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+        dz = (np.eye(B)[i] - 1 / B) / std - z / std * centred / (B * std)
+        gradient[i] += dR_dz / R**2 * dz
+    return value / B, gradient / B
+
+
+losses = {"top1": top1, "bpr": bpr, "cross-entropy": cross_entropy, "mrr": mrr}
 
 
 # --- Section 3, equations 2 to 5: one step of a GRU layer, forwards and backwards -----------------------------------
@@ -331,7 +348,7 @@ class NumpyGRU4Rec:
         dense, rows = self.cap(dense, rows)
         for name, g in dense.items():
             self.update_dense(name, g)
-        for name in ROW_WEIGHTS:
+        for name in rows:  # only the rows that the mini-batch uses
             self.update_rows(name, *rows[name])
         return value, states
 

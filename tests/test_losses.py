@@ -1,4 +1,5 @@
 """The GRU step, the sampled scores, and the losses with their gradients, against NumPy and finite differences."""
+import statistics
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.testing import assert_allclose
 import backends
 import gru4rec
 
-EVERY_LOSS = ['top1', 'bpr', 'cross-entropy']
+EVERY_LOSS = ['top1', 'bpr', 'cross-entropy', 'mrr']
 
 
 def evaluated(expression, **values):
@@ -93,7 +94,10 @@ def two_layers(masks):
 
     def expression(rows, state0, state1, *weights):
         constants = masks and [pt.constant(mask) for mask in masks]
-        return gru4rec.recurrent_layers(dict(zip(values, weights)), 2, pt.tanh, rows, [state0, state1], constants)
+        model = gru4rec.GRU4Rec([3, 2])
+        top, states = gru4rec.network(model, dict(zip(values, weights)), {'W0': rows}, [state0, state1], constants)
+        assert top is states[-1]
+        return states
 
     def by_equations(gates, i):
         matrices = [values[f'{name}{i}'] for name in ('Wh', 'Whr', 'Whz')]
@@ -166,6 +170,7 @@ def test_a_loss_gradient_agrees_with_finite_differences(loss):
     assert_allclose(loss_and_gradient(loss, scores)[1], expected, rtol=0, atol=1e-9)
 
 
+Phi = statistics.NormalDist().cdf
 TWO_LANES = np.array([[1.0, 0.0], [2.0, -1.0]])  # positives 1 and -1, one negative each: 0 and 2
 
 
@@ -175,6 +180,8 @@ TWO_LANES = np.array([[1.0, 0.0], [2.0, -1.0]])  # positives 1 and -1, one negat
     # differences positive - negative: 1 and -3; each positive against itself adds log 2
     ('bpr', (np.log(1 + np.exp(-1)) + np.log(1 + np.exp(3)) + 2 * np.log(2)) / 4),
     ('cross-entropy', (np.log(1 + np.exp(-1)) + np.log(1 + np.exp(3))) / 2),
+    # the positives are half a unit above the mean 1/2 of scores with variance 1/4, and 3/2 below it with variance 9/4
+    ('mrr', 1 - (1 / (2 - Phi(0.5 / np.sqrt(0.25 + 1e-6))) + 1 / (2 - Phi(-1.5 / np.sqrt(2.25 + 1e-6)))) / 2),
 ])
 def test_a_loss_of_two_lanes_by_hand(loss, expected):
     assert_allclose(loss_and_gradient(loss, TWO_LANES)[0], expected, rtol=1e-14)
@@ -187,7 +194,7 @@ def test_losses_compute_in_float32_during_training(loss):
 
 
 @pytest.mark.parametrize('loss, largest, backend', [(loss, 90, 'python') for loss in EVERY_LOSS]
-                         + [('top1', 18, 'numba'), ('bpr', 90, 'numba'), ('cross-entropy', 90, 'numba')]
+                         + [('top1', 18, 'numba')] + [(loss, 90, 'numba') for loss in EVERY_LOSS[1:]]
                          + [pytest.param(loss, 90, 'jax', marks=needs_jax) for loss in EVERY_LOSS])
 def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(loss, largest, backend):
     # TOP1's gradient has 2 r times the slope of the sigmoid at r², whose error on numba, 1e-7, shows where r is larger.

@@ -10,7 +10,7 @@ import run_experiments
 QUICK = ['--backend', 'python', '--epochs', '1', '--units', '4']
 KEYS = {'dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19',
         'mrr@20', 'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds', 'train_events_per_second',
-        'eval_events_per_second', 'tie_policy', 'backend', 'versions'}
+        'eval_events_per_second', 'tie_policy', 'backend', 'versions', 'candidates', 'epoch_losses'}
 
 
 @pytest.fixture(scope='module')
@@ -65,15 +65,16 @@ def test_published_numbers_are_those_of_the_papers_tables(finished):
     assert published['Item-KNN', None] == (0.5065, 0.2048)
     assert published['BPR-MF', None] == (0.2574, 0.0618)
     assert published['GRU4Rec', 'top1'] == (None, None)  # the paper has no network of 4 units
-    assert run_experiments.PUBLISHED['top1', 100] == (0.5853, 0.2305)
-    assert run_experiments.PUBLISHED['bpr', 1000] == (0.6322, 0.2467)
+    assert run_experiments.RSC15.published['top1', 100] == (0.5853, 0.2305)
+    assert run_experiments.RSC15.published['bpr', 1000] == (0.6322, 0.2467)
 
 
-def test_the_published_gains_over_item_knn_follow_from_the_published_numbers():
-    knn = run_experiments.PUBLISHED['Item-KNN']
-    assert len(run_experiments.PUBLISHED_GAINS) == 6
-    for cell, gains in run_experiments.PUBLISHED_GAINS.items():
-        for published, baseline, gain in zip(run_experiments.PUBLISHED[cell], knn, gains):
+@pytest.mark.parametrize('dataset, n_networks', [('rsc15', 6), ('video', 5)])  # no cross-entropy, 1000 on VIDEO
+def test_the_published_gains_over_item_knn_follow_from_the_published_numbers(dataset, n_networks):
+    protocol = run_experiments.PROTOCOLS[dataset]
+    assert len(protocol.gains) == n_networks and len(protocol.published) == 4 + n_networks
+    for cell, gains in protocol.gains.items():
+        for published, baseline, gain in zip(protocol.published[cell], protocol.published['Item-KNN'], gains):
             assert published / baseline - 1 == pytest.approx(gain, abs=6e-4)  # both sides are rounded
 
 
@@ -107,8 +108,8 @@ def test_an_interrupted_run_keeps_its_finished_cells_and_goes_on_from_there(data
 
 
 def test_other_parameters_make_another_cell(data, finished):
-    cell = run_experiments.plan([3], ['GRU4Rec'], list(run_experiments.GRU4REC_PARAMETERS), [4], 1, [42],
-                                'conservative')[0]
+    cell = run_experiments.plan(run_experiments.RSC15, [3], ['GRU4Rec'], list(run_experiments.RSC15.parameters), [4], 1,
+                                [42], 'conservative')[0]
     results = results_in(finished)
     name = results[0]['dataset']
     assert run_experiments.find(results, name, cell, 'python')['loss'] == 'top1'
@@ -139,13 +140,13 @@ def test_several_seeds_are_shown_as_mean_and_standard_deviation():
 
 
 def test_a_training_that_meets_nan_is_reported_as_unstable(data, monkeypatch):
-    monkeypatch.setitem(run_experiments.GRU4REC_PARAMETERS, 'cross-entropy',
+    monkeypatch.setitem(run_experiments.RSC15.parameters, 'cross-entropy',
                         dict(batch_size=50, dropout_p_hidden=0.0, learning_rate=1e38, adapt=None))
     arguments = run_experiments.parse(['--data', str(data)])
-    cell = run_experiments.plan([3], ['GRU4Rec'], list(run_experiments.GRU4REC_PARAMETERS), [4], 1, [42],
-                                'conservative')[2]
+    cell = run_experiments.plan(run_experiments.RSC15, [3], ['GRU4Rec'], list(run_experiments.RSC15.parameters), [4], 1,
+                                [42], 'conservative')[2]
     with pytest.warns(RuntimeWarning, match='loss of epoch 0, mini-batch'):
-        result = run_experiments.run_cell(cell, run_experiments.load_dataset(arguments), 'python')
+        result = run_experiments.run_cell(cell, run_experiments.load_dataset(arguments), 'python', {})
     assert result['recall@20'] is None and result['eval_seconds'] is None
     assert 'numerically unstable' in run_experiments.average([result], 'recall@20')
 
@@ -193,9 +194,14 @@ def test_a_file_that_is_no_event_log_ends_the_program_with_one_line_that_names_i
     (['--data', 'x', '--train', 'x', '--test', 'x'], 'give either --data'),
     (['--data', 'x', '--sessions', '5'], '--sessions and --items are sizes of the synthetic log'),
     (['--items', '0'], "'0' is not a whole number of at least 1"),
-    (['--table', '4'], '4 is none of 1, 3'),
+    (['--table', '4'], '4 is none of 1, 2, 3'),
     (['--models', 'KNN'], "'KNN' is none of POP, S-POP, Item-KNN, BPR-MF, GRU4Rec"),
     (['--loss', 'hinge'], "'hinge' is none of top1, bpr, cross-entropy"),
+    (['--loss', 'mrr'], '--loss mrr goes with --table 2'),
+    (['--quick'], '--quick goes with --claims'),
+    (['--claims', '--units', '100'], '--units of the claims are two numbers'),
+    (['--table', '2', '--units', '50,100'], '--table 2 searches for networks of one size'),
+    (['--dataset', 'netflix'], "invalid choice: 'netflix'"),
     (['--seeds', '1,x'], "'x' is not a whole number"),
     (['--units', '0'], "'0' is not a whole number of at least 1"),
     (['--epochs', 'ten'], "'ten' is not a whole number of at least 1"),
@@ -222,7 +228,8 @@ def test_ids_that_look_like_numbers_in_one_file_only_are_the_same_ids(tmp_path):
 def test_a_gain_over_a_baseline_that_hits_nothing_is_left_out(finished):
     results = [result | {'recall@20': 0.0, 'mrr@20': 0.0} if result['model'] == 'Item-KNN' else result
                for result in results_in(finished)]
-    assert any('TOP1' in line and '%' not in line for line in run_experiments.table_3(results))
+    assert any('TOP1' in line and '%' not in line
+               for line in run_experiments.table_3(results, run_experiments.VIDEO))
 
 
 def test_too_few_sessions_for_a_row_are_noticed_before_any_training(tmp_path, capsys, monkeypatch):
@@ -250,8 +257,47 @@ def test_a_results_file_of_another_program_is_not_overwritten(data, tmp_path, ca
 
 def test_the_synthetic_log_is_made_once(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(preprocess_rsc15, 'SYNTHETIC_SESSIONS', 3000)
     make = preprocess_rsc15.make_synthetic
-    monkeypatch.setattr(preprocess_rsc15, 'make_synthetic', lambda folder: made.append(make(folder, 3000, 300)))
-    names = {run_experiments.load_dataset(run_experiments.parse(['--cache', str(tmp_path)])).name for _ in range(2)}
+    monkeypatch.setattr(preprocess_rsc15, 'make_synthetic', lambda *size, **sizes: made.append(make(*size, **sizes)))
+    command = ['--cache', str(tmp_path), '--sessions', '3000', '--items', '300']
+    names = {run_experiments.load_dataset(run_experiments.parse(command)).name for _ in range(2)}
     assert len(made) == 1 and len(names) == 1 and names.pop().startswith('synthetic-')
+
+
+# --- The protocol of VIDEO ------------------------------------------------------------------------------------------
+
+
+def test_the_video_protocol_drops_long_sessions_and_ranks_among_popular_items(data, tmp_path, monkeypatch, capsys):
+    from evaluation import next_item_ranks, recall_mrr
+    protocol = run_experiments.VIDEO._replace(candidates=30, max_session_length=9)
+    monkeypatch.setitem(run_experiments.PROTOCOLS, 'video', protocol)
+    files = [str(data / f'rsc15_{name}.txt') for name in ('train_full', 'test')]
+    assert run_experiments.main(['--dataset', 'video', '--train', files[0], '--test', files[1], '--out', str(tmp_path),
+                                 '--models', 'POP', '--table', '1']) == 0
+    train, test = (frame[frame.groupby('SessionId').ItemId.transform('size') <= 9]
+                   for frame in (pd.read_csv(file, sep='\t') for file in files))
+    test = test[test.ItemId.isin(train.ItemId)]
+    test = test[test.groupby('SessionId').ItemId.transform('size') > 1]
+    popular = train.ItemId.value_counts().index[:30]
+    model = run_experiments.baselines.Pop(top_n=100).fit(train)
+    result, = results_in(tmp_path)
+    assert (result['recall@20'], result['mrr@20']) == recall_mrr(
+        next_item_ranks(model, test, popular, tie_policy='conservative'), 20)
+    assert (result['published_recall@20'], result['published_mrr@20'], result['candidates']) == (0.0499, 0.0117, 30)
+    out, error = capsys.readouterr()
+    assert 'events of sessions of more than 9 events' in error
+    assert 'ranked among the 30 most popular items of the training data and itself' in out
+    assert 'Published: VIDEO' in out and 'synthetic click log' in out
+
+
+def test_the_published_numbers_of_video_are_not_mistaken_for_those_of_the_users_data(data):
+    frame = pd.read_csv(data / 'rsc15_test.txt', sep='\t')
+    mine = run_experiments.Dataset('mine', False, frame, frame)
+    assert 'This is not the data of the published numbers' in run_experiments.about(mine, run_experiments.VIDEO)
+    assert 'only if this is the RSC15 data' in run_experiments.about(mine, run_experiments.RSC15)
+
+
+def test_of_equally_popular_items_the_first_ones_are_candidates():
+    events = pd.DataFrame({'ItemId': list('abbccd')})
+    assert run_experiments.most_popular(events, 3).tolist() == ['b', 'c', 'a']
+    assert run_experiments.most_popular(events, 4) is None and run_experiments.most_popular(events, None) is None

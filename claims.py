@@ -1,0 +1,160 @@
+"""What sections 3 and 4 of the paper claim about variants of the network, a comparison for each, and the verdict.
+
+The claims are in our words.  Each compares two settings, trained with the same seeds, and is judged by a rule that is
+fixed beforehand: see `VERDICTS`.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+VERDICTS = """\
+How a claim is judged: the differences between the two settings, seed by seed, have a mean and a 95% confidence interval
+(Student's t). That one is better than the other holds if the interval is above 0 for each metric, and does not hold if
+it is below 0 for one. That one brings nothing over the other holds if each interval ends below a gain of 1%, and does
+not hold if one is above 0. That one is like the other holds if each interval is within 1%, and does not hold if one is
+outside. Stability: Fisher's exact test at 5%. Everything else is too close to tell, and so is a comparison with fewer
+than two seeds for which both networks were numerically stable. For the training loss, better is lower.
+"""
+MARGIN = 0.01  # relative: a difference that does not matter
+METRICS = {'recall@20': 'Recall@20', 'mrr@20': 'MRR@20', 'loss': 'training loss'}
+POINTWISE, PAIRWISE = ('cross-entropy', 'mrr'), ('top1', 'bpr')
+
+
+class Setting(NamedTuple):
+    """What is trained and ranked; `options` are arguments of `GRU4Rec` next to the preset of its loss."""
+    label: str
+    model: str = 'GRU4Rec'
+    loss: str | None = 'top1'
+    units: int | None = None
+    options: dict = {}
+    popular_candidates: bool = False  # rank the target among the most popular items alone
+
+
+class Claim(NamedTuple):
+    section: str
+    text: str
+    relation: str  # 'better', 'nothing' or 'like': what `first` is in comparison with `second`
+    first: Setting
+    second: Setting
+    metrics: tuple = ('recall@20', 'mrr@20')
+
+
+def paper_claims(small: int, large: int) -> list[Claim]:
+    """The claims for which two settings are compared; networks have `small` units, or `large` where it says so."""
+    def gru(label: str, units: int = small, loss: str = 'top1', popular: bool = False, **options) -> Setting:
+        return Setting(label, loss=loss, units=units, options=options, popular_candidates=popular)
+
+    knn = Setting('Item-KNN', 'Item-KNN', None)
+    base, n = gru('TOP1'), small
+    two, three = gru('two layers', layers=[n, n]), gru('three layers', layers=[n, n, n])
+    every, name = (*METRICS,), {'top1': 'TOP1', 'bpr': 'BPR', 'cross-entropy': 'cross-entropy'}
+    sizes = {loss: (gru(f'{name[loss]}, {small} units', small, loss), gru(f'{name[loss]}, {large} units', large, loss))
+             for loss in name}
+    return [
+        Claim('3.1', '1-of-N input is better than an embedding', 'better', base, gru('embedding', embedding=n)),
+        Claim('3.1', 'connecting the input to deeper layers helps', 'better',
+              gru('two layers, input to both', layers=[n, n], input_to_all_layers=True), two),
+        Claim('3.1.2', 'negatives in proportion to popularity are better than uniform ones', 'better', base,
+              gru('uniform negatives', negatives='uniform')),
+        Claim('4', 'ranking among the most popular items alone hardly changes the result', 'like',
+              gru('popular candidates', popular=True), base),
+        Claim('4.2', 'adagrad is better than rmsprop', 'better', base,
+              gru('rmsprop', adapt='rmsprop', learning_rate=RMSPROP_RATE)),
+        Claim('4.2', 'GRU units are better than plain recurrent ones', 'better', base, gru('RNN', unit='rnn')),
+        Claim('4.2', 'GRU units are better than LSTM units', 'better', base, gru('LSTM', unit='lstm')),
+        Claim('4.2', 'one layer is better than two', 'better', base, two, every),
+        Claim('4.2', 'one layer is better than three', 'better', base, three, every),
+        Claim('4.2', 'the whole session as input brings nothing', 'nothing',
+              gru('session input', input_mode='session'), base),
+        Claim('4.2', 'a feed-forward layer after the recurrent one brings nothing', 'nothing',
+              gru('feed-forward layer', feedforward=[n]), base),
+        Claim('4.2', 'tanh is better than a linear output', 'better', base, gru('linear output', final_act='linear')),
+        Claim('4.3', 'more units are better with TOP1', 'better', *reversed(sizes['top1'])),
+        Claim('4.3', 'more units are better with BPR', 'better', *reversed(sizes['bpr'])),
+        Claim('4.3', 'more units are worse with cross-entropy', 'better', *sizes['cross-entropy']),
+        Claim('4.3', 'cross-entropy is better than TOP1 with few units', 'better', sizes['cross-entropy'][0],
+              sizes['top1'][0]),
+        Claim('4.3', 'TOP1 is better than cross-entropy with many units', 'better', sizes['top1'][1],
+              sizes['cross-entropy'][1]),
+        Claim('4.3', 'TOP1 is better than BPR with many units', 'better', sizes['top1'][1], sizes['bpr'][1]),
+        *[Claim('4.3', f'{name[loss]} is better than Item-KNN', 'better', sizes[loss][0], knn) for loss in name],
+    ]
+
+
+RMSPROP_RATE = 0.001  # rmsprop's steps do not shrink, as Adagrad's do
+
+
+def judge(claim: Claim, first: list[dict], second: list[dict]) -> tuple[str, list[str]]:
+    """Verdict, and for each metric the two means and the interval, in words; results are ordered by seed."""
+    verdicts, details = [], []
+    for metric in claim.metrics:
+        pairs = [(a, b) for a, b in zip(values(first, metric), values(second, metric))
+                 if a is not None and b is not None]
+        verdict, interval = judge_metric(claim.relation, np.array(pairs).reshape(-1, 2), metric == 'loss')
+        verdicts.append(verdict)
+        details.append(f'{spread(values(first, metric))} / {spread(values(second, metric))}{interval}')
+    if 'does not hold' in verdicts:
+        return 'does not hold', details
+    return ('holds' if set(verdicts) == {'holds'} else 'too close to tell'), details
+
+
+def judge_metric(relation: str, pairs: np.ndarray, lower_is_better: bool) -> tuple[str, str]:
+    """The verdict on one metric, from (seeds, 2) values, and the interval of the differences as text."""
+    if len(pairs) < 2:
+        return 'too close to tell', ''
+    differences = pairs[:, 0] - pairs[:, 1]
+    half = stats.t.ppf(0.975, len(pairs) - 1) * differences.std(ddof=1) / np.sqrt(len(pairs))
+    low, high = differences.mean() - half, differences.mean() + half
+    text = f' ({differences.mean():+.4f} ± {half:.4f})'
+    margin = MARGIN * abs(pairs[:, 1].mean())
+    if lower_is_better:
+        low, high = -high, -low
+    holds, fails = {'better': (low > 0, high < 0), 'nothing': (high < margin, low > 0),
+                    'like': (-margin < low and high < margin, low > margin or high < -margin)}[relation]
+    return ('holds' if holds else 'does not hold' if fails else 'too close to tell'), text
+
+
+def values(results: list[dict], metric: str) -> list:
+    """A metric of each result, None where the network was numerically unstable."""
+    if metric == 'loss':
+        return [result['epoch_losses'][-1] if result['recall@20'] is not None else None for result in results]
+    return [result[metric] for result in results]
+
+
+def spread(numbers: list) -> str:
+    """Mean ± standard deviation of those that are not None, and how many are."""
+    stable = [number for number in numbers if number is not None]
+    text = f'{np.mean(stable):.4f}' if stable else 'unstable'
+    if len(stable) > 1 and np.std(stable):
+        text += f' ± {np.std(stable, ddof=1):.4f}'
+    return text + (f' ({len(numbers) - len(stable)} unstable)' if stable and len(stable) < len(numbers) else '')
+
+
+def by_seed(results: list[dict], n_seeds: int) -> list[dict]:
+    """Results of one setting, one for each seed; a baseline's single result counts for all."""
+    return results * n_seeds if len(results) == 1 else results
+
+
+def claims_table(claims: list[Claim], results_of: Callable[[Setting], list[dict]]) -> list[tuple]:
+    """A row for each claim: section, claim, comparison, the metrics, verdict."""
+    rows = []
+    for claim in claims:
+        verdict, details = judge(claim, results_of(claim.first), results_of(claim.second))
+        rows.append((claim.section, claim.text, f'{claim.first.label} / {claim.second.label}',
+                     *details, *['-'] * (len(METRICS) - len(details)), verdict))
+    return rows
+
+
+def stability_row(stable: dict[str, tuple[int, int]]) -> tuple:
+    """The row on numerical stability; `stable` has for each loss the number of stable networks, and of all."""
+    pointwise, pairwise = (np.sum([stable[loss] for loss in losses], axis=0) for losses in (POINTWISE, PAIRWISE))
+    table = [[good, n - good] for good, n in (pointwise, pairwise)]
+    p_less, p_more = (stats.fisher_exact(table, alternative=side).pvalue for side in ('less', 'greater'))
+    verdict = 'holds' if p_less < 0.05 else 'does not hold' if p_more < 0.05 else 'too close to tell'
+    shares = ', '.join(f'{loss} {good} of {n}' for loss, (good, n) in stable.items())
+    return ('4.2', 'cross-entropy and MRR are less often numerically stable than TOP1 and BPR',
+            f'stable networks at random points of the search space: {shares}', *['-'] * len(METRICS), verdict)

@@ -1,0 +1,228 @@
+"""The parameter search of section 4.2, whose outcome is Table 2: random points, then one parameter after another.
+
+The paper tried 100 random points of the parameter space for each data set and loss, and then tuned each parameter of
+the best point on its own, on a validation set.  It does not give the space; ours is `SPACE`.  This is the only module
+that knows Optuna, in whose storage the trials are: an interrupted search goes on from there, and several processes, or
+machines with a database server between them, work on one search together.
+"""
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import pandas as pd
+
+from evaluation import next_item_ranks, recall_mrr
+from gru4rec import GRU4Rec, Progress
+
+# Every value of a parameter is as likely as the others; the same space for each loss, with 100 units and Adagrad.
+SPACE = {
+    'batch_size': (20, 50, 100, 200, 500),
+    'dropout_p_hidden': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    'learning_rate': (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    'momentum': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+}
+CUT_OFF = 20
+HEARTBEAT = 30  # seconds; a process that gives no sign of life for two of these has lost its trial
+
+
+class Unstable(Exception):
+    """A network whose loss or weights were no longer finite."""
+
+
+class Search(NamedTuple):
+    """One search: what its trials have in common."""
+    train: pd.DataFrame
+    valid: pd.DataFrame
+    data_name: str
+    loss: str
+    units: int
+    epochs: int
+    seed: int
+    backend: str
+    tie_policy: str
+
+    @property
+    def name(self) -> str:
+        """Under this name it is found again in the storage."""
+        return (f'{self.data_name}, {self.loss}, {self.units} units, {self.epochs} epochs, seed {self.seed}, '
+                f'{self.backend}, {self.tie_policy}')
+
+
+class Outcome(NamedTuple):
+    """What a search found."""
+    n_random: int  # random points
+    n_stable: int  # of these, how many networks were numerically stable
+    n_stopped: int  # and how many were stopped early
+    best_random: dict | None  # parameters, recall and mrr of the best random point; None if no network was stable
+    tuned: dict | None  # and of the best of all, after each parameter was tuned
+
+
+def run(search: Search, n_trials: int, storage, prune: bool, note: Callable[[str], None]) -> Outcome:
+    """All trials that the storage does not have yet, and the outcome.
+
+    Parameters
+    ----------
+    n_trials : number of random points
+    storage : an Optuna storage, as `open_storage` gives it
+    prune : stop a trial when its Recall@20 after some epoch is below the median of the earlier trials at that epoch.
+        It is likely to lose, not certain to; without this every trial is trained to its end
+    note : is called with a line of text for each trial
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own lines say what happens
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=10) if prune else optuna.pruners.NopPruner()
+    study = optuna.create_study(storage=storage, study_name=search.name, direction='maximize', pruner=pruner,
+                                sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
+    n_sessions = int((search.train.groupby('SessionId').size() > 1).sum())
+    space = SPACE | {'batch_size': tuple(b for b in SPACE['batch_size'] if b <= n_sessions)}
+    if not space['batch_size']:
+        raise ValueError(f'the training data has {n_sessions} sessions of two or more events: too few for a search, '
+                         f"whose smallest batch_size is {SPACE['batch_size'][0]}")
+    phases = ['random']
+    run_phase(study, 'random', random_points(space, n_trials, search.seed), search, space, prune, note)
+    for name, values in space.items():
+        best = best_trial(study, phases, n_trials)
+        if best is None:
+            break
+        phases.append(name)
+        points = [best.params | {name: value} for value in values if value != best.params[name]]
+        run_phase(study, name, points, search, space, prune, note)
+    return outcome(study, phases, n_trials)
+
+
+def open_storage(url: str):
+    """The database of the trials, which is made if it is not there; ValueError if it cannot be opened."""
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+    try:
+        return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f'the storage {url!r} cannot be opened: {reason}. It is written like sqlite:///search.db or '
+                         'postgresql://USER@HOST/DATABASE, whose driver has to be installed') from None
+
+
+def random_points(space: dict, n: int, seed: int) -> list[dict]:
+    """The first n points of the search with this seed, by Optuna's random sampler."""
+    import optuna
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    distributions = {name: optuna.distributions.CategoricalDistribution(values) for name, values in space.items()}
+    return [study.ask(distributions).params for _ in range(n)]
+
+
+def run_phase(study, phase: str, points: list[dict], search: Search, space: dict, prune: bool, note):
+    """Run the points of a phase that nobody has finished, and wait for those that other processes are at.
+
+    The points wait in the storage, from where each process takes the next.  One that was lost with its process, or with
+    an error that says nothing about the network, is put there again.
+    """
+    while True:
+        fail_lost_trials(study)
+        trials = trials_of(study, [phase], len(points))
+        known = {trial.user_attrs['number'] for trial in trials if is_finished(trial) or not trial.state.is_finished()}
+        for number in sorted(set(range(len(points))) - known):
+            study.enqueue_trial(points[number], user_attrs={'phase': phase, 'number': number})
+        if all(number in known for number in range(len(points))) and all(
+                is_finished(trial) or trial.state.is_finished() for trial in trials):
+            return
+        if any(trial.state.name == 'WAITING' for trial in study.get_trials(deepcopy=False)):
+            study.optimize(lambda trial: objective(trial, search, space, prune, note, len(points)), n_trials=1,
+                           catch=(Unstable,))
+        else:
+            time.sleep(0.5)
+
+
+def fail_lost_trials(study):
+    """End the trials whose process has gone: those without a heartbeat, and those that had none yet."""
+    import optuna
+    optuna.storages.fail_stale_trials(study)
+    long_ago = datetime.now() - timedelta(seconds=2 * HEARTBEAT)
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.name == 'RUNNING' and 'began' not in trial.user_attrs and trial.datetime_start < long_ago:
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+
+def objective(trial, search: Search, space: dict, prune: bool, note, n_points: int) -> float:
+    """Recall@20 on the validation data of a network with the trial's parameters."""
+    import optuna
+    if 'phase' not in trial.user_attrs:
+        raise optuna.TrialPruned  # another process was faster: no point was waiting any more
+    trial.set_user_attr('began', True)
+    parameters = {name: trial.suggest_categorical(name, values) for name, values in space.items()}
+    title = (f"{search.loss}, {trial.user_attrs['phase']} {trial.user_attrs['number'] + 1}/{n_points}: "
+             + ', '.join(f'{name} {value}' for name, value in parameters.items()))
+    model = GRU4Rec([search.units], n_epochs=search.epochs, loss=search.loss, seed=search.seed, backend=search.backend,
+                    **parameters)
+    started = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', RuntimeWarning)  # that the network is unstable, which is reported below
+            model.fit(search.train, callback=stop_early(trial, model, search) if prune else None)
+        if model.error_during_train:
+            raise Unstable(f'not finite after {len(model.epoch_losses_)} epochs')
+    except Exception as error:
+        reason = 'stopped early' if isinstance(error, optuna.TrialPruned) else f'{type(error).__name__}: {error}'
+        trial.set_user_attr('reason', reason)
+        note(f'{title}: {reason}')
+        raise
+    recall, mrr = validate(model, search)
+    trial.set_user_attr('mrr', mrr)
+    trial.set_user_attr('seconds', time.perf_counter() - started)
+    note(f'{title}: Recall@{CUT_OFF} {recall:.4f}')
+    return recall
+
+
+def stop_early(trial, model: GRU4Rec, search: Search) -> Callable[[Progress], None]:
+    """A callback that reports Recall@20 at the end of each epoch, and stops the trial when the pruner says so."""
+    import optuna
+    epoch = 0
+
+    def callback(progress: Progress):
+        nonlocal epoch
+        if progress.epoch > epoch:
+            trial.report(validate(model, search)[0], epoch)
+            epoch = progress.epoch
+            if trial.should_prune():
+                raise optuna.TrialPruned
+    return callback
+
+
+def validate(model: GRU4Rec, search: Search) -> tuple[float, float]:
+    return recall_mrr(next_item_ranks(model, search.valid, tie_policy=search.tie_policy), CUT_OFF)
+
+
+def is_finished(trial) -> bool:
+    """Whether a trial says something about its network; one that an error or an interruption ended does not."""
+    reason = trial.user_attrs.get('reason', '')
+    return trial.state.name == 'COMPLETE' or reason == 'stopped early' or reason.startswith('Unstable')
+
+
+def trials_of(study, phases: list[str], n_trials: int) -> list:
+    """Trials of some phases; of the random ones, those of the first `n_trials` points."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get('phase') in phases
+            and (trial.user_attrs['phase'] != 'random' or trial.user_attrs['number'] < n_trials)]
+
+
+def best_trial(study, phases: list[str], n_trials: int):
+    """The trial with the highest recall; of equal ones, the first point."""
+    complete = [trial for trial in trials_of(study, phases, n_trials) if trial.state.name == 'COMPLETE']
+    order = {phase: k for k, phase in enumerate(phases)}
+    return min(complete, default=None, key=lambda trial: (
+        -trial.value, order[trial.user_attrs['phase']], trial.user_attrs['number']))
+
+
+def outcome(study, phases: list[str], n_trials: int) -> Outcome:
+    def described(trial):
+        return trial and trial.params | {'recall': trial.value, 'mrr': trial.user_attrs['mrr']}
+
+    finished = {trial.user_attrs['number']: trial for trial in trials_of(study, ['random'], n_trials)
+                if is_finished(trial)}
+    unstable = sum(trial.user_attrs.get('reason', '').startswith('Unstable') for trial in finished.values())
+    stopped = sum(trial.user_attrs.get('reason') == 'stopped early' for trial in finished.values())
+    return Outcome(len(finished), len(finished) - unstable, stopped, described(best_trial(study, ['random'], n_trials)),
+                   described(best_trial(study, phases, n_trials)))

@@ -1,0 +1,195 @@
+"""The parameter search of Table 2: its points, what it finds, and how it goes on."""
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import preprocess_rsc15
+import run_experiments
+import search
+from evaluation import next_item_ranks, recall_mrr
+from gru4rec import GRU4Rec
+
+optuna = pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
+
+SMALL_SPACE = {'batch_size': (20, 50), 'dropout_p_hidden': (0.0, 0.5), 'learning_rate': (0.02, 0.1), 'momentum': (0.0,)}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('synthetic')
+    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=200, seed=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_space(monkeypatch):
+    monkeypatch.setattr(search, 'SPACE', SMALL_SPACE)
+
+
+@pytest.fixture
+def the_search(folder):
+    train, valid = (run_experiments.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
+    return search.Search(train, valid, 'data', 'top1', 4, 2, 42, 'python', 'conservative')
+
+
+def run(the_search, path, n_trials=3, prune=False, note=lambda text: None):
+    return search.run(the_search, n_trials, search.open_storage(f'sqlite:///{path}'), prune, note)
+
+
+def trials_in(path, the_search):
+    return optuna.load_study(study_name=the_search.name, storage=f'sqlite:///{path}').get_trials()
+
+
+def described(trials):
+    """What the trials are about and what came of them, without numbers and times."""
+    return sorted((trial.user_attrs['phase'], trial.user_attrs['number'], str(trial.params), trial.value)
+                  for trial in trials if trial.state.name == 'COMPLETE')
+
+
+def test_the_points_of_a_seed_are_the_same_for_any_number_of_them_and_lie_in_the_space():
+    points = search.random_points(SMALL_SPACE, 20, seed=1)
+    assert points[:5] == search.random_points(SMALL_SPACE, 5, seed=1)
+    assert points != search.random_points(SMALL_SPACE, 20, seed=2)
+    for name, values in SMALL_SPACE.items():
+        assert {point[name] for point in points} == set(values)  # with 20 points, each value of two occurs
+
+
+def test_the_best_point_is_found_and_each_parameter_is_tuned_on_its_own(the_search, tmp_path):
+    found = run(the_search, tmp_path / 'db')
+    trials = trials_in(tmp_path / 'db', the_search)
+    random = [trial for trial in trials if trial.user_attrs['phase'] == 'random']
+    assert [trial.params for trial in random] == search.random_points(SMALL_SPACE, 3, 42)
+    assert found.n_random == found.n_stable == 3 and found.n_stopped == 0
+    best = max(random, key=lambda trial: trial.value)
+    assert found.best_random == best.params | {'recall': best.value, 'mrr': best.user_attrs['mrr']}
+    for name in ('batch_size', 'dropout_p_hidden', 'learning_rate'):  # of two values the best one's other, each
+        trial, = [trial for trial in trials if trial.user_attrs['phase'] == name]
+        differing = [key for key in SMALL_SPACE if trial.params[key] != best.params[key]]
+        assert differing == [name]
+        best = max(best, trial, key=lambda trial: trial.value)
+    assert {trial.user_attrs['phase'] for trial in trials} == {'random', 'batch_size', 'dropout_p_hidden',
+                                                               'learning_rate'}
+    assert found.tuned['recall'] == max(trial.value for trial in trials)
+
+
+def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_search, tmp_path):
+    found = run(the_search, tmp_path / 'db', n_trials=1).best_random
+    model = GRU4Rec([4], n_epochs=2, loss='top1', seed=42, backend='python', **{key: found[key] for key in SMALL_SPACE})
+    ranks = next_item_ranks(model.fit(the_search.train), the_search.valid, tie_policy='conservative')
+    assert (found['recall'], found['mrr']) == recall_mrr(ranks, 20)
+
+
+def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(the_search, tmp_path, monkeypatch):
+    whole = run(the_search, tmp_path / 'whole')
+    validate, calls = search.validate, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) in (2, 3, 5):
+            raise KeyboardInterrupt
+        return validate(*arguments)
+    monkeypatch.setattr(search, 'validate', interrupted)
+    for _attempt in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run(the_search, tmp_path / 'db')
+    assert run(the_search, tmp_path / 'db') == whole
+    assert described(trials_in(tmp_path / 'db', the_search)) == described(trials_in(tmp_path / 'whole', the_search))
+    n_calls = len(calls)
+    assert run(the_search, tmp_path / 'db') == whole and len(calls) == n_calls  # nothing is done again
+
+
+def test_more_points_prolong_a_search_and_fewer_leave_the_others_out(the_search, tmp_path):
+    two = run(the_search, tmp_path / 'db', n_trials=2)
+    four = run(the_search, tmp_path / 'db', n_trials=4)
+    assert (two.n_random, four.n_random) == (2, 4) and four.best_random['recall'] >= two.best_random['recall']
+    assert run(the_search, tmp_path / 'db', n_trials=2) == two
+
+
+def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, 'SPACE', SMALL_SPACE | {'learning_rate': (1e38,)})
+    lines = []
+    found = run(the_search._replace(loss='cross-entropy'), tmp_path / 'db', n_trials=2, note=lines.append)
+    assert found == search.Outcome(2, 0, 0, None, None)
+    trials = trials_in(tmp_path / 'db', the_search._replace(loss='cross-entropy'))
+    assert [trial.state.name for trial in trials] == ['FAIL', 'FAIL']
+    assert all(trial.user_attrs['reason'].startswith('Unstable: not finite') for trial in trials)
+    assert len(lines) == 2 and 'Unstable: not finite after 0 epochs' in lines[0]
+
+
+def test_an_error_that_says_nothing_about_the_network_ends_the_search_and_its_point_is_run_again(
+        the_search, tmp_path, monkeypatch):
+    def broken(self, *arguments, **more):
+        raise MemoryError('no room')
+    with monkeypatch.context() as patched:
+        patched.setattr(GRU4Rec, 'fit', broken)
+        with pytest.raises(MemoryError):
+            run(the_search, tmp_path / 'db', n_trials=1)
+    found = run(the_search, tmp_path / 'db', n_trials=1)
+    assert found.n_random == found.n_stable == 1
+    assert trials_in(tmp_path / 'db', the_search)[0].user_attrs['reason'] == 'MemoryError: no room'
+
+
+def test_a_trial_that_was_lost_with_its_process_is_run_again(the_search, tmp_path, monkeypatch):
+    study = optuna.create_study(study_name=the_search.name, storage=f'sqlite:///{tmp_path}/db', direction='maximize')
+    point, = search.random_points(SMALL_SPACE, 1, 42)
+    study.enqueue_trial(point, user_attrs={'phase': 'random', 'number': 0})
+    study.ask()  # and the process dies
+    monkeypatch.setattr(search, 'HEARTBEAT', 1)
+    assert run(the_search, tmp_path / 'db', n_trials=1).n_random == 1
+    assert [trial.state.name for trial in trials_in(tmp_path / 'db', the_search)][:2] == ['FAIL', 'COMPLETE']
+
+
+def test_trials_are_stopped_early_only_when_asked_for(the_search, tmp_path, monkeypatch):
+    monkeypatch.setattr(optuna.pruners, 'MedianPruner', lambda **options: optuna.pruners.ThresholdPruner(lower=1.1))
+    assert run(the_search, tmp_path / 'whole', n_trials=2).n_stopped == 0
+    found = run(the_search, tmp_path / 'db', n_trials=2, prune=True)
+    assert found.n_stopped == found.n_stable == 2 and found.best_random is None
+    for trial in trials_in(tmp_path / 'db', the_search):
+        assert trial.user_attrs['reason'] == 'stopped early'
+        assert list(trial.intermediate_values) == [0] and 0 < trial.intermediate_values[0] < 1
+
+
+def test_a_storage_that_cannot_be_opened_is_named(capsys, folder, tmp_path):
+    for url, reason in (('nonsense', 'Could not parse'), (f'sqlite:///{tmp_path}/no/where.db', 'unable to open')):
+        assert run_experiments.main(['--data', str(folder), '--out', str(tmp_path), '--table', '2', '--backend',
+                                     'python', '--storage', url]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"the storage '{url}' cannot be opened" in error and reason in error
+
+
+def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(folder, tmp_path, capsys):
+    command = ['--data', str(folder), '--out', str(tmp_path), '--table', '2', '--trials', '1', '--loss', 'bpr', 'mrr',
+               '--units', '4', '--epochs', '1', '--backend', 'python']
+    assert run_experiments.main(command) == 0
+    text = capsys.readouterr().out
+    assert (tmp_path / 'tables.md').read_text() == text[:-1] and (tmp_path / 'search.db').exists()
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')][2:]
+    assert [row[:2] for row in rows] == [[loss, which] for loss in ('BPR', 'MRR') for which in (
+        'published', 'ours, best random point', 'ours, tuned')]
+    assert rows[0] == ['BPR', 'published', '50', '0.2', '0.05', '0.2', '-', '-', '-']
+    assert rows[1][-1] == '1 of 1' and float(rows[2][6]) >= float(rows[1][6]) > 0
+    assert 'This is a synthetic click log' in text
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_search(folder, tmp_path):
+    program = textwrap.dedent(f'''
+        import sys
+        sys.path.insert(0, {str(Path(search.__file__).parent)!r})
+        import run_experiments, search
+        search.SPACE = {SMALL_SPACE}
+        sys.exit(run_experiments.main(['--data', {str(folder)!r}, '--out', sys.argv[1], '--table', '2', '--trials',
+            '6', '--loss', 'top1', '--units', '4', '--epochs', '1', '--backend', 'python', '--storage',
+            'sqlite:///{tmp_path}/shared.db']))
+    ''')
+    processes = [subprocess.Popen([sys.executable, '-c', program, str(tmp_path / name)], stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True) for name in 'ab']
+    (text_a, notes_a), (text_b, notes_b) = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert text_a == text_b
+    trials = [line.split(':')[0] for notes in (notes_a, notes_b) for line in notes.splitlines() if 'Recall@' in line]
+    assert len(trials) >= 6 and len(set(trials)) >= len(trials) - 1  # both may have put the first point there
+    assert all(any('Recall@' in line for line in notes.splitlines()) for notes in (notes_a, notes_b))

@@ -1,0 +1,367 @@
+"""The variants of sections 3 and 4: inputs, units, feed-forward layers, against NumPy and finite differences."""
+import numpy as np
+import pytensor.tensor as pt
+import pytest
+from conftest import (
+    assert_close,
+    assert_same_bits,
+    click_log,
+    few_items_log,
+    fixed_masks,
+    needs_jax,
+    ranks_by_hand,
+    scores_by_hand,
+    small_model,
+    state_of,
+)
+from numpy.testing import assert_allclose, assert_array_equal
+from numpy_gru4rec import NumpyGRU4Rec, activations, losses, minibatches, sigmoid, softmax
+
+import evaluation
+import gru4rec
+from gru4rec import GRU4Rec
+
+# Each variant alone, then two that have everything between them.
+SESSION, MANY_EVENTS = dict(input_mode='session'), dict(input_mode='session', session_decay=0.9)
+VARIANTS = [
+    SESSION, MANY_EVENTS, dict(embedding=3), dict(embedding=3, **SESSION), dict(unit='lstm'), dict(unit='rnn'),
+    dict(layers=[3, 2], input_to_all_layers=True), dict(layers=[3, 2, 3], input_to_all_layers=True, embedding=2),
+    dict(feedforward=[3]), dict(feedforward=[3, 5], hidden_act='relu'), dict(loss='mrr'), dict(negatives='uniform')]
+COMBINED = [
+    dict(unit='lstm', layers=[3, 2], input_to_all_layers=True, feedforward=[4], loss='mrr', **SESSION),
+    dict(unit='rnn', layers=[3, 4], input_to_all_layers=True, feedforward=[3, 2], embedding=3, loss='cross-entropy',
+         negatives='uniform')]
+every_variant = pytest.mark.parametrize('variant', VARIANTS + COMBINED, ids=str)
+LOG = few_items_log()
+
+
+# --- A reference without gradients: all of them are finite differences of the loss ----------------------------------
+
+
+def unit_step(unit, x, cell, H, W, layer, act):
+    """(cell, hidden state) after one event; `x` maps a gate's letter to what the inputs add to it, (B, H)."""
+    def gate(letter, state, name):
+        return x[letter] + state @ W[f'Wh{name}{layer}'] + W[f'B{letter}{layer}']
+
+    if unit == 'rnn':
+        return None, act(gate('h', H, ''))
+    if unit == 'gru':
+        r, z = sigmoid(gate('r', H, 'r')), sigmoid(gate('z', H, 'z'))
+        return None, (1 - z) * H + z * act(gate('h', H * r, ''))
+    i, f, o = (sigmoid(gate(letter, H, letter)) for letter in 'ifo')
+    cell = f * cell + i * act(gate('h', H, ''))
+    return cell, o * act(cell)
+
+
+class NumpyVariant(NumpyGRU4Rec):
+    """The variants; update rules, losses and mini-batches are those of `NumpyGRU4Rec`."""
+
+    def __init__(self, layers, input_mode='item', session_decay=0.5, embedding=None, unit='gru',
+                 input_to_all_layers=False, feedforward=(), negatives='minibatch', **arguments):
+        super().__init__(layers, **arguments)
+        self.input_mode, self.session_decay, self.embedding, self.unit = input_mode, session_decay, embedding, unit
+        self.input_to_all_layers, self.feedforward, self.negatives = input_to_all_layers, feedforward, negatives
+        self.gates = {'gru': 'hrz', 'lstm': 'hifo', 'rnn': 'h'}[unit]
+
+    def initialise(self, n_items, rng):
+        W = self.weights = {}
+        n_inputs = self.embedding or n_items
+        if self.embedding:
+            W['E'] = self.initial_matrix(rng, n_items, self.embedding)
+        for layer, units in enumerate(self.layers):
+            for gate in 'x' + self.gates[1:]:
+                below = self.layers[layer - 1] if layer else n_inputs
+                W[f'W{gate}{layer}'] = self.initial_matrix(rng, below, units)
+            for gate in 'x' + self.gates[1:]:
+                if layer and self.input_to_all_layers:
+                    W[f'I{gate}{layer}'] = self.initial_matrix(rng, n_inputs, units)
+            for gate in ['', *self.gates[1:]]:
+                W[f'Wh{gate}{layer}'] = self.initial_matrix(rng, units, units)
+            for gate in self.gates:
+                W[f'B{gate}{layer}'] = np.zeros(units)
+        sizes = [units, *self.feedforward]
+        for j, units in enumerate(self.feedforward):
+            W[f'Wd{j}'], W[f'Bd{j}'] = self.initial_matrix(rng, sizes[j], units), np.zeros(units)
+        W['Wy'], W['By'] = self.initial_matrix(rng, n_items, sizes[-1]), np.zeros(n_items)
+        self.acc = {name: np.zeros_like(p) for name, p in W.items()} if self.adapt else {}
+        self.vel = {name: np.zeros_like(p) for name, p in W.items()} if self.momentum > 0 else {}
+        tables = 'E' if self.embedding else [f'W{gate}0' for gate in 'x' + self.gates[1:]]
+        self.tables = [*tables, *[name for name in W if name[0] == 'I' and not self.embedding]]
+
+    def occurrences(self, sessions):
+        """Items that the lanes' inputs consist of, and C (B, n): how much of each is in each lane's input."""
+        items, lanes, shares = [], [], []
+        for lane, session in enumerate(sessions):
+            session = session if self.input_mode == 'session' else session[-1:]
+            discounts = np.array([self.session_decay**k for k in range(len(session))][::-1])
+            kept = discounts > 1e-3
+            dense = np.zeros(max(session) + 1)  # the input as the paper describes it
+            np.add.at(dense, np.array(session)[kept], discounts[kept])
+            items += list(np.array(session)[kept])
+            lanes += [lane] * kept.sum()
+            shares += list(discounts[kept] / np.sqrt((dense**2).sum()))
+        C = np.zeros((len(sessions), len(items)))
+        C[lanes, np.arange(len(items))] = shares
+        return np.array(items), C
+
+    def forward(self, W, rows, C, states, masks):
+        """(what is scored, new states); `rows` are the tables' rows of the occurrences, `states` (cell, H) by layer."""
+        def input_times(name):
+            return C @ rows[name] if name in rows else C @ rows['E'] @ W[name]
+
+        act, x, new = activations[self.hidden_act][0], None, []
+        for layer, (cell, H) in enumerate(states):
+            sums = {}
+            for gate in self.gates:
+                letter = 'x' if gate == 'h' else gate
+                sums[gate] = x @ W[f'W{letter}{layer}'] if layer else input_times(f'W{letter}0')
+                if layer and self.input_to_all_layers:
+                    sums[gate] = sums[gate] + input_times(f'I{letter}{layer}')
+            cell, h = unit_step(self.unit, sums, cell, H, W, layer, act)
+            x = h * masks[layer]
+            new.append((cell, x))
+        for j in range(len(self.feedforward)):
+            x = act(x @ W[f'Wd{j}'] + W[f'Bd{j}']) * masks[len(self.layers) + j]
+        return x, new
+
+    def loss_of(self, W, rows, C, states, masks):
+        top, _new = self.forward(W, rows, C, states, masks)
+        r_hat = activations[self.final_act][0](top @ rows['Wy'].T + rows['By'])
+        if self.negatives == 'uniform':  # each lane's own target, and all lanes' negatives but the one of its number
+            n = len(top)
+            r_hat = np.array([[r_hat[i, i if i == j else n + j] for j in range(n)] for i in range(n)])
+        return losses[self.loss](r_hat)[0]
+
+    def fit(self, frame, dropout_masks=None, negatives=()):
+        """`negatives`: an iterator over the items (B,) drawn for each mini-batch."""
+        masks = [mask / (1 - self.dropout_p_hidden) for mask in dropout_masks or []] or [1] * 9
+        self.item_index = {item: k for k, item in enumerate(dict.fromkeys(frame[self.item_key]))}
+        items, lengths = self.sorted_events(frame)
+        self.initialise(len(self.item_index), np.random.RandomState(self.seed))
+        self.epoch_losses = []
+        for _epoch in range(self.n_epochs):
+            states, costs = self.no_states(self.batch_size), []
+            sessions = [[] for _lane in range(self.batch_size)]
+            for inputs, targets, starts in minibatches(lengths, self.batch_size):
+                sessions = [[items[k]] if start else [*session, items[k]]
+                            for k, start, session in zip(inputs, starts, sessions)]
+                if self.reset_after_session:
+                    states = [[np.where(starts[:, None], 0, S) for S in layer] for layer in states]
+                used, C = self.occurrences(sessions)
+                scored = np.append(items[targets], next(negatives)) if negatives else items[targets]
+                at = {name: used for name in self.tables} | {'Wy': scored, 'By': scored}
+                rows = {name: self.weights[name][index] for name, index in at.items()}
+                W = {name: value for name, value in self.weights.items() if name not in rows}
+
+                def loss(W=W, rows=rows, C=C, states=states):
+                    return self.loss_of(W, rows, C, states, masks)
+
+                costs.append(loss())
+                gradients = [{name: slopes(loss, value) for name, value in values.items()} for values in (W, rows)]
+                _top, states = self.forward(W, rows, C, states, masks)
+                dense, of_rows = self.cap(gradients[0], {name: (at[name], G) for name, G in gradients[1].items()})
+                for name, g in dense.items():
+                    self.update_dense(name, g)
+                for name, (index, G) in of_rows.items():
+                    self.update_rows(name, index, G)
+            self.epoch_losses.append(np.mean(costs))
+        return self
+
+    def no_states(self, n_lanes):
+        return [[np.zeros((n_lanes, units))] * 2 for units in self.layers]
+
+    def scores(self, frame):
+        items, lengths = self.sorted_events(frame)
+        found, start = [], 0
+        for length in lengths:
+            states = self.no_states(1)
+            for k in range(start, start + length - 1):
+                used, C = self.occurrences([list(items[start:k + 1])])
+                rows = {name: self.weights[name][used] for name in self.tables}
+                top, states = self.forward(self.weights, rows, C, states, [1] * 9)
+                r_hat = activations[self.final_act][0](top @ self.weights['Wy'].T + self.weights['By'])
+                found.append(softmax(r_hat)[0] if self.loss == 'cross-entropy' else r_hat[0])
+            start += length
+        return np.array(found)
+
+
+def slopes(function, x, step=1e-6):
+    """Central finite differences of function() by the elements of x, which is changed in place and put back."""
+    gradient = np.empty_like(x)
+    for index in np.ndindex(x.shape):
+        before = x[index]
+        x[index] = before + step
+        above = function()
+        x[index] = before - step
+        gradient[index] = (above - function()) / (2 * step)
+        x[index] = before
+    return gradient
+
+
+def reference_for(model, log, masks=None):
+    names = [name for name in gru4rec.argument_names() if name != 'backend']
+    negatives = iter(gru4rec.Draws(model, masks)(1000)[-1]) if model.negatives == 'uniform' else ()
+    return NumpyVariant(**{name: getattr(model, name) for name in names}).fit(log, masks, negatives)
+
+
+# --- Formulas -------------------------------------------------------------------------------------------------------
+
+
+def test_an_lstm_step_of_one_unit_by_hand():
+    # i = s(0) = 1/2, f = s(ln 3) = 3/4, o = s(-ln 3) = 1/4, C = 3/4 * 8 + 1/2 * relu(1 + 2 * 3) = 9.5, h = 9.5 / 4
+    zero = np.zeros((1, 1))
+    C, h = gru4rec.lstm_step(pt.constant([[1.0, 0.0, np.log(3), -np.log(3)]]), np.array([[8.0]]),
+                             pt.constant([[2.0]]), np.array([[3.0]]), zero, zero, zero, gru4rec.relu)
+    assert_allclose([C.eval()[0, 0], h.eval()[0, 0]], [9.5, 9.5 / 4], rtol=1e-15)
+
+
+def test_a_plain_unit_by_hand():
+    h = gru4rec.rnn_step(pt.constant([[1.0]]), pt.constant([[2.0]]), np.array([[-0.25]]), pt.tanh)
+    assert_allclose(h.eval(), [[np.tanh(0.5)]], rtol=1e-15)
+
+
+@pytest.mark.parametrize('decay, events, expected', [
+    (0.5, [3], {3: 1}), (0.5, [3, 1], {3: 0.5, 1: 1}), (0.5, [3, 1, 3], {3: 1.25, 1: 0.5}), (0, [3, 1, 2], {2: 1}),
+    (0.5, [0] + [1] * 9 + [2], {1: 1 - 0.5 ** 9, 2: 1})], ids=str)  # 0.5 ** 10 < 1 / 1000: the 0 is left out
+def test_the_session_input_is_the_discounted_sum_of_one_of_n_codes_of_length_one(decay, events, expected, float64):
+    table = np.random.RandomState(0).randn(4, 5)
+    history = np.full((1, gru4rec.history_length(decay)), -1, np.int32)
+    for k, event in enumerate(events):
+        lookup = gru4rec.session_input(pt.constant([event]), pt.constant([k == 0]), [pt.constant(history)], decay)
+        history = lookup.history[0].eval()
+    dense = np.zeros(4)
+    dense[list(expected)] = list(expected.values())
+    assert_allclose(lookup.product(pt.constant(table)[lookup.rows]).eval()[0], dense / np.linalg.norm(dense) @ table,
+                    rtol=1e-12)
+
+
+@pytest.mark.parametrize('decay, length', [(0, 1), (0.1, 4), (0.5, 10), (0.9, 66), (0.999, 200)])
+def test_the_session_input_remembers_what_counts_more_than_a_thousandth(decay, length):
+    assert gru4rec.history_length(decay) == length
+
+
+# --- Training -------------------------------------------------------------------------------------------------------
+
+
+def assert_trained_like_the_reference(model, masks=None, log=LOG):
+    model.fit(log, dropout_masks=masks)
+    expected = reference_for(model, log, masks)
+    assert_allclose(model.epoch_losses_, expected.epoch_losses, rtol=0, atol=1e-6)
+    # Adagrad and rmsprop divide by sqrt(g² + 1e-6): an error of 1e-10 in a finite difference is up to 1e-7 there.
+    assert_close(state_of(model), state_of(expected), 1e-5)
+
+
+def test_uniform_negatives_are_drawn_as_often_as_one_another():
+    model = small_model(negatives='uniform', batch_size=500)
+    model.n_items = 7
+    drawn, = gru4rec.Draws(model)(200)
+    assert drawn.shape == (200, 500)
+    share = np.bincount(drawn.ravel(), minlength=7) / drawn.size
+    assert len(share) == 7 and np.abs(share - 1 / 7).max() < 4 * np.sqrt(1 / 7 / drawn.size)
+
+
+@every_variant
+def test_a_variant_trains_like_the_reference(variant):
+    assert_trained_like_the_reference(small_model(**{'layers': [3], 'batch_size': 4, **variant}))
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(momentum=0.3), dict(momentum=0.3, lmbd=0.05, adapt='rmsprop', learning_rate=0.01),
+    dict(adapt=None, momentum=0.3, lmbd=0.05), dict(grad_cap=0.05), dict(reset_after_session=False)], ids=str)
+@pytest.mark.parametrize('variant', [SESSION, *COMBINED], ids=str)
+def test_every_update_rule_works_for_variants(variant, arguments):
+    assert_trained_like_the_reference(small_model(**{'layers': [3], 'batch_size': 4, **variant, **arguments}))
+
+
+@pytest.mark.parametrize('variant', COMBINED, ids=str)
+def test_all_layers_of_a_variant_are_dropped_out(variant):
+    model = small_model(batch_size=4, dropout_p_hidden=0.3, **variant)
+    masks = fixed_masks([*model.layers, *model.feedforward], 4, 0.3)
+    assert_trained_like_the_reference(model, masks)
+
+
+@pytest.mark.parametrize('backend', ['numba', pytest.param('jax', marks=needs_jax)])
+@pytest.mark.parametrize('variant', [pytest.param(variant, marks=[pytest.mark.slow] * (variant in VARIANTS))
+                                     for variant in VARIANTS + COMBINED], ids=str)
+def test_the_fast_backends_train_and_predict_a_variant_like_the_interpreter(variant, backend):
+    arguments = {'layers': [3], 'momentum': 0.2, 'dropout_p_hidden': 0.2, **variant}
+    fast, slow = (small_model(**arguments, backend=name).fit(LOG) for name in (backend, 'python'))
+    assert_close(state_of(fast), state_of(slow), 1e-5)
+    assert_array_equal(evaluation.next_item_ranks(fast, LOG, batch_size=4),
+                       evaluation.next_item_ranks(fast.move_to('python'), LOG, batch_size=4))
+
+
+N_ITEMS = 12
+CYCLE = click_log(*[[(start + k) % N_ITEMS for k in range(length)] for start in range(N_ITEMS)
+                    for length in (2, 3, 4, 5, 6)])
+
+
+@every_variant
+def test_a_variant_learns_a_cycle_of_items(variant):
+    arguments = {'loss': 'top1', **variant, 'layers': [16] * len(variant.get('layers', [1])), 'hidden_act': 'tanh',
+                 'embedding': variant.get('embedding') and 12,
+                 'feedforward': [16 for _units in variant.get('feedforward', ())]}
+    model = small_model(**arguments, n_epochs=60, batch_size=12, learning_rate=0.1).fit(CYCLE)
+    recall, _mrr = evaluation.recall_mrr(evaluation.next_item_ranks(model, CYCLE), 1)
+    assert recall > 0.95
+
+
+# --- Prediction, files, interruptions -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module', params=COMBINED + [MANY_EVENTS], ids=str)
+def trained(request):
+    """A trained model and the log that it was trained on."""
+    return small_model(**{'layers': [3], **request.param}).fit(LOG), LOG
+
+
+def test_a_variant_scores_like_the_reference(trained):
+    model, log = trained
+    scores, targets = scores_by_hand(model, log, batch=3)
+    expected = reference_for(model, log)
+    assert_allclose(scores, expected.scores(log), rtol=0, atol=1e-5)
+    assert_array_equal(evaluation.next_item_ranks(model, log, batch_size=5),
+                       ranks_by_hand(scores, targets, model.items_))
+
+
+def test_a_variant_is_the_same_after_saving_and_loading(trained, tmp_path):
+    model, log = trained
+    model.save(tmp_path / 'model')
+    loaded = GRU4Rec.load(tmp_path / 'model')
+    assert_same_bits(state_of(loaded), state_of(model))
+    assert_array_equal(scores_by_hand(loaded, log)[0], scores_by_hand(model, log)[0])
+
+
+def test_a_variant_recommends_click_by_click_what_it_recommends_for_the_session(trained):
+    model, _log = trained
+    session, visit = [10, 30, 10, 20], model.session()
+    for n, item in enumerate(session, 1):
+        assert visit.click(item, k=3).equals(model.recommend(session[:n], k=3))
+    best = model.predict_next_batch([1], session[:1], None, 1)[0]
+    for item in session[1:]:
+        best = model.predict_next_batch([1], [item], None, 1)[0]
+    assert_allclose(visit.recommend(k=5).Score, best.sort_values(ascending=False), rtol=1e-5)
+
+
+def test_a_variant_goes_on_from_a_checkpoint_with_the_same_bits(trained, tmp_path, monkeypatch):
+    model, log = trained
+    arguments = {name: getattr(model, name) for name in gru4rec.argument_names()}
+    monkeypatch.setattr('gru4rec.stretch_length', lambda model: 3)
+
+    def stop(progress):
+        if progress.epoch == 1:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        GRU4Rec(**arguments).fit(log, checkpoint=tmp_path / 'checkpoint', every=0, callback=stop)
+    again = GRU4Rec(**arguments).fit(log, checkpoint=tmp_path / 'checkpoint')
+    assert_same_bits(state_of(again), state_of(model))
+
+
+@pytest.mark.parametrize('name, value, allowed', [
+    ('input_mode', 'basket', "one of 'item', 'session'"), ('unit', 'transformer', "one of 'gru', 'lstm', 'rnn'"),
+    ('session_decay', 1, 'at least 0 and below 1'), ('embedding', 0, 'None, or a whole number of at least 1'),
+    ('feedforward', [0], 'a list of numbers of units'), ('feedforward', 10, 'a list of numbers of units'),
+    ('input_to_all_layers', 'yes', 'True or False')])
+def test_a_wrong_option_is_named_with_what_is_allowed(name, value, allowed):
+    with pytest.raises(ValueError, match=f'^{name}=.*: must be {allowed}'):
+        small_model(**{name: value}).fit(LOG)
