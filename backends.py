@@ -411,7 +411,7 @@ def compile_function(inputs, outputs, updates=None, *, backend: str):
         rewrites = [rewrite for name, rewrite in TRICKS.items() if rewrite and name not in switched_off()]
         mode = get_mode('NUMBA').excluding('local_log_sum_exp').register(  # cross_entropy takes off the largest itself
             *((in2out(rewrite, name=rewrite.__name__), BEFORE_FUSION) for rewrite in rewrites))
-    return pytensor.function(inputs, outputs, updates=updates, mode=mode)
+    return pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
 
 
 def compile_loop(sequences, output, updates, *, backend: str) -> Callable:

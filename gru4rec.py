@@ -354,7 +354,7 @@ def mrr(scores):
     """
     centred = scores - mean(scores, axis=1)[:, None]
     spread = pt.sqrt(mean(centred ** 2, axis=1) + EPSILON)
-    above = pt.erfc(diagonal(centred) / (spread * np.float32(np.sqrt(2)))) / 2  # 1 - Phi
+    above = pt.erfc(diagonal(centred) / (spread * 2 ** 0.5)) / 2  # 1 - Phi
     return mean(1 - 1 / (1 + pt.cast(scores.shape[0] - 1, FLOAT) * above))
 
 

@@ -106,7 +106,7 @@ def test_blocks_of_items_that_do_not_divide_their_number_count_each_item_once(n_
     rng = np.random.RandomState(0)
     item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
     state, x = pt.fmatrix('H'), pt.fmatrix('x')
-    program = backends.JaxRanks([item, starts, state], [state + 1], x, pt.maximum(x, 0), block=7)
+    program = backends.JaxRanks([item, starts, state], [state + 1, state + 1], x, pt.maximum(x, 0), block=7)
     H, Wy, By = rng.randn(4, 3).astype('f4'), rng.randn(n_items, 3).astype('f4'), rng.randn(n_items).astype('f4')
     target = rng.randint(n_items, size=(2, 4))
     states, (greater, equal, bad) = program(target, np.zeros((2, 4), bool), target, [H], np.arange(n_items), (Wy, By),

@@ -161,7 +161,7 @@ def test_loss_gradient_agrees_with_finite_differences(loss):
 @pytest.mark.parametrize("loss", losses)
 def test_loss_of_scores_that_are_all_zero_is_known_in_closed_form(loss):
     B = 4
-    expected = {"top1": 1 - 0.5 / B, "bpr": np.log(2), "cross-entropy": np.log(B)}
+    expected = {"top1": 1 - 0.5 / B, "bpr": np.log(2), "cross-entropy": np.log(B), "mrr": 1 - 2 / (B + 1)}
     assert losses[loss](np.zeros((B, B)))[0] == pytest.approx(expected[loss], rel=1e-12)
 
 

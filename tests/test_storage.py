@@ -34,8 +34,7 @@ def path(model, tmp_path):
 
 def test_a_loaded_model_has_the_arguments_the_state_and_the_predictions_of_the_saved_one(model, path):
     loaded = GRU4Rec.load(path)
-    assert [getattr(loaded, name) for name in gru4rec.argument_names()] == [
-        getattr(model, name) for name in gru4rec.argument_names()]
+    assert gru4rec.plain_arguments(loaded) == gru4rec.plain_arguments(model)
     assert loaded.backend_ == 'python' and loaded.epoch_losses_ == model.epoch_losses_
     assert_same_bits(state_of(loaded), state_of(model))
     assert_array_equal(loaded.item_counts_, LOG.ItemId.value_counts()[loaded.items_])
