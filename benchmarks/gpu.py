@@ -42,22 +42,29 @@ def floor(units: int, kernels: int) -> tuple[float, float]:
     return n_bytes / BANDWIDTH, kernels * LAUNCH
 
 
-def kernels_per_step(units: int) -> int:
-    """Operations in the body of the compiled loop that are kernels of their own."""
+def compiled_step(units: int) -> tuple[int, str]:
+    """Operations in the body of the compiled loop that are kernels of their own, and the program's memory in words."""
     model = gru4rec.GRU4Rec([units], n_epochs=1, backend='python', **TOP1)
     gru4rec.check_arguments(model)
-    model.n_items, model.backend_ = 1000, 'python'
+    model.n_items, model.backend_ = N_ITEMS, 'python'
     model._initialise(np.random.RandomState(0))
     states = [gru4rec.shared('H0', np.zeros((B, units), 'float32'))]
     with pytensor.config.change_flags(floatX='float32'):
         step = gru4rec.training_step(model, gru4rec.shared('events', np.zeros(1000, 'int64')), model._weights,
                                      model._acc, model._vel, states)
     loop = backends.compile_loop(*step, backend='jax')
-    sequences = [np.zeros((4, B), 'int64'), np.zeros((4, B), bool), np.zeros((4, B, units), bool)]
-    program = loop.program.lower(4, sequences, loop._step.values()).compile().as_text()
+    n = gru4rec.stretch_length(model)
+    sequences = [np.zeros((n, B), 'int64'), np.zeros((n, B), bool), np.zeros((n, B, units), bool)]
+    compiled = loop.program.lower(n, sequences, loop._step.values()).compile()
+    program, used = compiled.as_text(), compiled.memory_analysis()
+    matrices = sum(value.nbytes for value in loop._step.values())
+    in_place, workspace = used.alias_size_in_bytes, used.temp_size_in_bytes
+    memory = (f'weights, accumulators and events {matrices / 1e6:,.0f} MB, of which {in_place / 1e6:,.0f} MB are '
+              f'overwritten in place; {n} mini-batches with their masks '
+              f'{(used.argument_size_in_bytes - matrices) / 1e6:,.1f} MB; workspace {workspace / 1e6:,.1f} MB')
     (body,) = set(re.findall(r'while\(.*body=%?([\w.\-]+)', program))
     text = re.search(rf'^%?{re.escape(body)} .*?^}}', program, re.M | re.S).group()
-    return len(re.findall(r'= \S+ (?:fusion|custom-call|dot|scatter|gather|call|copy|sort|reduce)\(', text))
+    return len(re.findall(r'= \S+ (?:fusion|custom-call|dot|scatter|gather|call|copy|sort|reduce)\(', text)), memory
 
 
 class TorchGRU4Rec:
@@ -126,10 +133,10 @@ def main():
           f'Python {platform.python_version()}, PyTensor {pytensor.__version__}, JAX {jax.__version__}, '
           f'PyTorch {torch.__version__ if torch else "not installed"}')
     for units in arguments.units:
-        kernels = kernels_per_step(units)
+        kernels, memory = compiled_step(units)
         by_bytes, by_kernels = floor(units, kernels)
         print(f'\n{units} units: floor {by_bytes * 1e6:.1f} µs by bytes, {by_kernels * 1e6:.0f} µs by {kernels} '
-              'kernels')
+              f'kernels\nmemory: {memory}')
         frame = events(4_000_000 if on_gpu else 20_000_000 // units)
         rates = {'JAX': fit_rate(frame, units, backend='jax', **TOP1)}
         if torch:
