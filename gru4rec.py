@@ -464,6 +464,11 @@ def training_step(model: GRU4Rec, events, weights: dict, acc: dict, vel: dict, s
     negatives = [target.type('negatives')] if model.negatives == 'uniform' else []
     scored = pt.concatenate([target, *negatives])
 
+    # Variables, not constants, so that the code compiled for one learning rate serves for others too.
+    rates = {name: shared(name, np.array(value, FLOAT)) for name, value in (
+        ('learning_rate', model.learning_rate), ('momentum', model.momentum), ('decay', model.decay),
+        ('lmbd', model.lmbd), ('kept_scale', 1 / (1 - model.dropout_p_hidden)))}
+
     n = len(states) - len(model.layers) * len(UNITS[model.unit].states)
     lookup = INPUTS[model.input_mode](item, starts, states[:n], model.session_decay)
     parameters = OrderedDict((name, Parameter(w, w)) for name, w in weights.items())
@@ -475,7 +480,7 @@ def training_step(model: GRU4Rec, events, weights: dict, acc: dict, vel: dict, s
     top, new_states = network(
         model, weights, {name: lookup.product(parameters[name].value) for name in input_tables(model)},
         [reset(H, starts) for H in states[n:]] if model.reset_after_session else states[n:],
-        [mask / np.float32(1 - model.dropout_p_hidden) for mask in masks] or None)
+        [mask * rates['kept_scale'] for mask in masks] or None)
     scores = sampled_scores(top, parameters['Wy'].value, parameters['By'].value,
                             ACTIVATIONS[model.final_activation])
     loss = LOSSES[model.loss](with_other_negatives(scores) if negatives else scores)
@@ -485,7 +490,7 @@ def training_step(model: GRU4Rec, events, weights: dict, acc: dict, vel: dict, s
         gradients = capped(gradients, model.grad_cap)
     updates = OrderedDict(zip(states, [*lookup.history, *new_states]))
     for (name, parameter), gradient in zip(parameters.items(), gradients):
-        updates.update(parameter_updates(model, parameter, gradient, acc.get(name), vel.get(name)))
+        updates.update(parameter_updates(model, rates, parameter, gradient, acc.get(name), vel.get(name)))
     return [position, starts, *masks, *negatives], loss, updates
 
 
@@ -494,18 +499,18 @@ def reset(H, starts):
     return pt.switch(starts[:, None], np.float32(0), H)
 
 
-def parameter_updates(model: GRU4Rec, parameter: Parameter, gradient, acc, vel) -> dict:
+def parameter_updates(model: GRU4Rec, rates: dict, parameter: Parameter, gradient, acc, vel) -> dict:
     """Updates of one parameter and its accumulators by the model's rule: adapt the gradient, then take the step."""
     updates = {}
     if model.adapt == 'adagrad':
         gradient, updates = adagrad(parameter, gradient, acc)
     elif model.adapt == 'rmsprop':
-        gradient, updates = rmsprop(parameter, gradient, acc, model.decay)
+        gradient, updates = rmsprop(parameter, gradient, acc, rates['decay'])
     if model.lmbd:
-        gradient = gradient + model.lmbd * parameter.value
-    step = model.learning_rate * gradient
+        gradient = gradient + rates['lmbd'] * parameter.value
+    step = rates['learning_rate'] * gradient
     if model.momentum:
-        return updates | momentum_step(parameter, step, vel, model.momentum)
+        return updates | momentum_step(parameter, step, vel, rates['momentum'])
     return updates | sgd(parameter, step)
 
 
@@ -615,7 +620,7 @@ class GRU4Rec:
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def fit(self, data: pd.DataFrame, *, dropout_masks: list | None = None,
+    def fit(self, data: pd.DataFrame, retrain: bool = False, *, dropout_masks: list | None = None,
             callback: Callable[[Progress], None] | None = None, checkpoint=None, every: float = 600.0) -> GRU4Rec:
         """Train from scratch on the events of `data`, which is not modified.
 
@@ -623,6 +628,7 @@ class GRU4Rec:
         ----------
         data : frame with the columns `session_key`, `item_key`, `time_key`; one row an event, in any order.  Rows are
             sorted by session and time; events of a session with equal times stay in the frame's order
+        retrain : True goes on from the weights as they are, as the release does: see `fit_more`
         dropout_masks : for comparing implementations: a 0/1 array (batch_size, units) for each layer, used in every
             mini-batch instead of random ones
         callback : called with a `Progress` after each stretch of mini-batches
@@ -635,14 +641,14 @@ class GRU4Rec:
         self.  A loss that is not finite ends the training with a RuntimeWarning and sets `error_during_train`.  An
         exception in the callback, or Ctrl-C, leaves the weights of that moment.
         """
+        if retrain:
+            if dropout_masks is not None or checkpoint is not None:
+                raise ValueError('retrain=True does not go with dropout_masks or checkpoint')
+            return self.fit_more(data, callback=callback)
         check_arguments(self)
         self.backend_ = backends.resolve(self.backend)
         check_masks(dropout_masks, self)
-        rows, offsets = session_order(data, self.session_key, self.time_key, self.item_key)
-        n_sessions = int((np.diff(offsets) > 1).sum())
-        if n_sessions < self.batch_size:
-            raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions of two or more events, but '
-                             f'the training data has {n_sessions}; use a smaller batch_size')
+        rows, offsets = self._sessions(data)
         item_index, items = index_by_appearance(data[self.item_key])
         self._set_items(items, np.bincount(item_index))
         training_data = (item_index[rows], offsets, *(dropout_masks or ()))
@@ -651,6 +657,74 @@ class GRU4Rec:
         self._initialise(rng)
         self._train(item_index[rows], offsets, rng, Draws(self, dropout_masks), callback, file)
         return self
+
+    def fit_more(self, data: pd.DataFrame, n_epochs: int | None = None, *,
+                 callback: Callable[[Progress], None] | None = None) -> GRU4Rec:
+        """Go on training, on other events: with the weights and the optimiser's state as they are.
+
+        Items that are new get fresh rows after the old ones, drawn as the first ones were, and an empty state of the
+        optimiser.  This is for keeping a model up to date with the last day's sessions in a fraction of the time that
+        training anew takes.  What `data` does not have is slowly forgotten, and adagrad's steps have become small for
+        items that were frequent: train anew, on all of the data, when most items are new, or when accuracy on the
+        newest sessions falls behind that of a model trained anew.
+
+        Parameters
+        ----------
+        data : frame with the columns of `fit`
+        n_epochs : passes over `data`; the model's `n_epochs` when None
+        callback : as in `fit`
+
+        Returns
+        -------
+        self, with the losses of the new epochs appended to `epoch_losses_`
+        """
+        self._check_usable()
+        check_arguments(self)
+        if n_epochs is not None and not (isinstance(n_epochs, (int, np.integer)) and n_epochs >= 1):
+            raise ValueError(f'n_epochs={n_epochs!r}: must be a whole number, at least 1')
+        rows, offsets = self._sessions(data)
+        ids = data[self.item_key]
+        if self.items_.dtype.kind != np.asarray(ids).dtype.kind:
+            raise TypeError(f'column {self.item_key!r} has item ids such as {ids.iloc[0]!r}, but those of the model '
+                            f'are such as {self.items_[0]!r}')
+        unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
+        losses = self.epoch_losses_
+        rng = np.random.RandomState([self.seed, len(losses), self.n_items])
+        self._add_items(unknown, rng)
+        item_index = self._index_of.get_indexer(ids)
+        self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
+        self._train(item_index[rows], offsets, rng, Draws(self, n_done=len(losses)), callback, None, n_epochs)
+        self.epoch_losses_ = losses + self.epoch_losses_
+        return self
+
+    def _sessions(self, data: pd.DataFrame):
+        """`session_order` of training data; ValueError when there are too few sessions for the lanes."""
+        rows, offsets = session_order(data, self.session_key, self.time_key, self.item_key)
+        n_sessions = int((np.diff(offsets) > 1).sum())
+        if n_sessions < self.batch_size:
+            raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions of two or more events, but '
+                             f'the training data has {n_sessions}; use a smaller batch_size')
+        return rows, offsets
+
+    def _add_items(self, ids: np.ndarray, rng: np.random.RandomState):
+        """Rows for new items, after those of the old ones, in every weight that has a row for each item."""
+        n_old, n = self.n_items, self.n_items + len(ids)
+        values = {kind: {name: np.array(variable.get_value(borrow=True)) for name, variable in variables.items()}
+                  for kind, variables in (('weights', self._weights), ('acc', self._acc), ('vel', self._vel))}
+        self._set_items(np.concatenate([self.items_, np.asarray(ids, self.items_.dtype)]),
+                        np.concatenate([self.item_counts_, np.zeros(len(ids), np.int64)]))
+        for name, (parts, shape) in weight_layout(self).items():
+            if shape[0] != n or len(values['weights'][name]) != n_old:
+                continue
+            scale = self.sigma or np.sqrt(6 / sum(shape))
+            fresh = [initial_weight(rng, (len(ids), *shape[1:]), scale, self.init_as_normal) if len(shape) > 1
+                     else np.zeros(len(ids), FLOAT) for _part in parts]
+            fresh = np.hstack(fresh)
+            for kind in values:
+                if name in values[kind]:
+                    rows = fresh if kind == 'weights' else np.zeros_like(fresh)
+                    values[kind][name] = np.concatenate([values[kind][name], rows])
+        self._set_weights(values['weights'], values['acc'], values['vel'])
 
     def _set_items(self, items: np.ndarray, counts: np.ndarray):
         """Item ids in the order of their indices, and how often each occurs in the training data."""
@@ -678,14 +752,15 @@ class GRU4Rec:
         self.epoch_losses_: list[float] = []
         self.error_during_train = False
 
-    def _train(self, items, offsets, rng, draws, callback, checkpoint):
+    def _train(self, items, offsets, rng, draws, callback, checkpoint, n_epochs=None):
         """All epochs over `items` (n_events,), the item indices in session order."""
+        n_epochs = n_epochs or self.n_epochs
         states = [shared(name, state) for name, state in zip(state_names(self), self.initial_states(self.batch_size))]
         with pytensor.config.change_flags(floatX=FLOAT):
             step = training_step(self, shared('events', items), self._weights, self._acc, self._vel, states)
         run = backends.compile_loop(*step, backend=self.backend_)
         done = checkpoint.restore(self, states, draws) if checkpoint else Done()
-        for epoch in range(self.n_epochs):
+        for epoch in range(n_epochs):
             order = rng.permutation(len(offsets) - 1) if self.train_random_order else None
             if epoch < done.epoch:
                 continue
@@ -702,7 +777,7 @@ class GRU4Rec:
                 if checkpoint:
                     checkpoint.write_when_due(self, states, draws, done)
                 if callback:
-                    callback(Progress(epoch, self.n_epochs, done.minibatches, done.minibatches * self.batch_size,
+                    callback(Progress(epoch, n_epochs, done.minibatches, done.minibatches * self.batch_size,
                                       len(items) - len(offsets) + 1, done.total / done.minibatches))
             self.epoch_losses_.append(done.total / done.minibatches)
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
@@ -1156,17 +1231,18 @@ class Draws:
 
     Each has its own stream.  A unit needs 16 random bits: it is kept when their value reaches p * 65536, so that p is
     met to 1e-5 for a fraction of the cost of drawing floats.  `fixed_masks` are used for every mini-batch, if given.
+    `n_done`, the number of epochs that the model was trained for before, gives the streams other seeds.
     """
 
-    def __init__(self, model: GRU4Rec, fixed_masks: list | None = None):
+    def __init__(self, model: GRU4Rec, fixed_masks: list | None = None, n_done: int = 0):
         self._shapes = [] if fixed_masks else mask_shapes(model)
         self._fixed = [np.asarray(mask, dtype=bool) for mask in fixed_masks or []]
         self._threshold = round(model.dropout_p_hidden * 65536)
         self._n_items = model.n_items if model.negatives == 'uniform' else None
         self._batch_size = model.batch_size
-        self._streams = [np.random.SFC64(np.random.SeedSequence([model.seed, i])) for i in range(len(self._shapes))]
-        if self._n_items:
-            self._streams.append(np.random.SFC64(np.random.SeedSequence([model.seed, 2 ** 32 - 1])))
+        numbers = [*range(len(self._shapes)), *[2 ** 32 - 1] * bool(self._n_items)]
+        self._streams = [np.random.SFC64(np.random.SeedSequence([model.seed, number] + [n_done] * bool(n_done)))
+                         for number in numbers]
 
     def __call__(self, n_minibatches: int) -> list[np.ndarray]:
         drawn = [np.broadcast_to(mask, (n_minibatches, *mask.shape)).copy() for mask in self._fixed]

@@ -692,7 +692,7 @@ def run(arguments: argparse.Namespace):
     results = load_results(out / 'results.json')
     write_atomically(out / 'results.json', json.dumps(results, indent=1) + '\n')  # before any work: can we write?
     data = load_dataset(arguments)
-    note(f'{data.name}: train {counts(data.train)}; test {counts(data.test)}')
+    note(f'{data.name}: train {counts(data.train)}; test {counts(data.test)}; backend {backend}')
     if arguments.claims:
         print(run_claims(arguments, data, protocol, backend, out))
         return

@@ -1,0 +1,103 @@
+"""Going on with a trained model on new data, and new items."""
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import assert_close, assert_same_bits, click_log, few_items_log, needs_jax, small_model, state_of
+from numpy.testing import assert_array_equal
+
+import evaluation
+from gru4rec import GRU4Rec
+
+LOG = few_items_log(n_sessions=40, n_items=9)
+NEW = LOG.assign(ItemId=LOG.ItemId + 1000, SessionId=LOG.SessionId + 1000)  # the same sessions, of other items
+OPTIONS = [dict(), dict(momentum=0.3, lmbd=0.01), dict(adapt='rmsprop', learning_rate=0.01), dict(adapt=None),
+           dict(unit='lstm', layers=[3, 2], input_to_all_layers=True, input_mode='session', feedforward=[3]),
+           dict(embedding=3, loss='cross-entropy')]
+
+
+@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=pytest.mark.slow),
+                                     pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
+@pytest.mark.parametrize('options', OPTIONS, ids=str)
+def test_on_the_same_data_it_is_as_if_training_had_gone_on(options, backend):
+    whole = small_model(n_epochs=3, backend=backend, **options).fit(LOG)
+    parts = small_model(n_epochs=2, backend=backend, **options).fit(LOG).fit_more(LOG, n_epochs=1)
+    assert_same_bits(state_of(parts), state_of(whole))
+    assert parts.epoch_losses_ == whole.epoch_losses_
+    assert_array_equal(parts.item_counts_, 2 * whole.item_counts_)
+
+
+@pytest.mark.parametrize('options', OPTIONS, ids=str)
+def test_items_that_the_new_data_does_not_have_keep_their_rows_and_their_optimisers_state(options):
+    model = small_model(**options).fit(LOG)
+    before, n_old = state_of(model), model.n_items
+    model.fit_more(NEW)
+    assert model.items_.tolist() == [*LOG.ItemId.unique(), *NEW.ItemId.unique()]
+    assert_array_equal(model.item_counts_, pd.concat([LOG, NEW]).ItemId.value_counts()[model.items_])
+    per_item = {name for name, value in before.items() if len(value) == n_old}
+    assert {'Wy', 'By', 'E' if model.embedding else 'Wx0'} <= per_item
+    after = state_of(model)
+    for name in before:
+        kept = after[name][:n_old] if name in per_item else after[name]
+        assert len(after[name]) == len(before[name]) + (n_old if name in per_item else 0), name
+        assert (kept == before[name]).all() == (name in per_item), name
+
+
+def test_new_items_start_with_drawn_weights_and_an_empty_optimiser():
+    model = small_model(adapt=None, learning_rate=1e-30, n_epochs=1).fit(LOG)
+    n_old, before = model.n_items, model.weights()
+    weights = model.fit_more(NEW).weights()
+    limit = np.sqrt(6 / (model.n_items + 4))
+    fresh = [weights[name][n_old:] for name in ('Wx0', 'Wr0', 'Wz0', 'Wy')]
+    for rows in fresh:
+        assert rows.shape == (9, 4) and len(np.unique(rows)) == 36
+        assert 0.5 * limit < np.abs(rows).max() <= limit
+    assert len(np.unique(fresh)) == 4 * 36
+    assert np.abs(weights['By'][n_old:]).max() < 1e-29 and (weights['Wx0'][:n_old] == before['Wx0']).all()
+    again = small_model(adapt=None, learning_rate=1e-30, n_epochs=1).fit(LOG).fit_more(NEW).weights()
+    assert_same_bits(again, weights)
+
+
+def test_retrain_is_the_releases_name_for_it():
+    assert_same_bits(state_of(small_model().fit(LOG).fit(NEW, True)), state_of(small_model().fit(LOG).fit_more(NEW)))
+    with pytest.raises(ValueError, match='retrain=True does not go with'):
+        small_model().fit(LOG).fit(NEW, retrain=True, checkpoint='somewhere')
+
+
+def test_a_loaded_model_goes_on_like_the_one_that_was_saved(tmp_path):
+    model = small_model(momentum=0.3, dropout_p_hidden=0.3).fit(LOG)
+    model.save(tmp_path / 'model')
+    loaded = GRU4Rec.load(tmp_path / 'model').fit_more(NEW)
+    assert_same_bits(state_of(loaded), state_of(model.fit_more(NEW)))
+
+
+def test_dropout_masks_are_not_those_of_the_epochs_before():
+    def model():
+        return small_model(dropout_p_hidden=0.5, n_epochs=1).fit(LOG)
+    masked, same = model().fit_more(LOG), model()
+    same.epoch_losses_ = []  # as if it were at its first epoch
+    same.fit_more(LOG)
+    assert any((a != b).any() for a, b in zip(state_of(masked).values(), state_of(same).values()))
+
+
+def test_new_items_are_learned_and_recommended():
+    def cycle(first):
+        rng = np.random.RandomState(first)
+        return click_log(*[[first + (start + k) % 8 for k in range(5)] for start in rng.randint(8, size=200)])
+    model = small_model(layers=[16], loss='cross-entropy', n_epochs=10, batch_size=10, learning_rate=0.1)
+    model.fit(cycle(0)).fit_more(cycle(100))
+    assert evaluation.recall_mrr(evaluation.next_item_ranks(model, cycle(100)), 1)[0] > 0.95
+    assert model.recommend([102, 103], k=1).ItemId.tolist() == [104]
+
+
+def test_what_cannot_be_gone_on_with_is_said():
+    with pytest.raises(RuntimeError, match='not trained yet'):
+        small_model().fit_more(NEW)
+    model = small_model().fit(LOG)
+    before = state_of(model)
+    with pytest.raises(TypeError, match="'ItemId' has item ids such as '.*', but those of the model are such as"):
+        model.fit_more(LOG.astype({'ItemId': str}))
+    with pytest.raises(ValueError, match='batch_size=6 needs at least as many sessions'):
+        model.fit_more(NEW[:10])
+    with pytest.raises(ValueError, match='n_epochs=0: must be a whole number'):
+        model.fit_more(NEW, n_epochs=0)
+    assert_close(state_of(model), before, 0)
