@@ -32,16 +32,13 @@ import pytensor
 import backends
 import baselines
 import claims
+import clicklog
 import preprocess_rsc15
 import search
 import storage
 from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
-from gru4rec import GRU4Rec, Progress
-
-try:
-    from tqdm import tqdm
-except ImportError:  # an extra: without it, each epoch is reported on a line of its own
-    tqdm = None
+from gru4rec import GRU4Rec
+from progress import TrainingProgress, note
 
 
 class Protocol(NamedTuple):
@@ -173,7 +170,7 @@ def load_dataset(arguments: argparse.Namespace) -> Dataset:
     else:
         folder = Path(arguments.data) if arguments.data else synthetic_folder(arguments)
         train, test, name = folder / 'rsc15_train_full.txt', folder / 'rsc15_test.txt', folder.resolve().name
-    frames = [read_events(path) for path in (train, test)]
+    frames = [clicklog.read_events(path) for path in (train, test)]
     limit = PROTOCOLS[arguments.dataset].max_session_length
     if limit:
         frames = [drop_long_sessions(frame, limit) for frame in frames]
@@ -199,34 +196,6 @@ def synthetic_folder(arguments: argparse.Namespace) -> Path:
     return folder
 
 
-def read_events(path: Path) -> pd.DataFrame:
-    """A file of events: tab-separated, with a header that has SessionId, ItemId and Time."""
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file')
-    try:
-        # No value of an id means "missing" (an item may be called NA), and the type of a column is that of all rows.
-        frame = pd.read_csv(path, sep='\t', keep_default_na=False, low_memory=False)
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f'{path}: not a tab-separated text file ({str(error).strip()})') from None
-    missing = {'SessionId', 'ItemId', 'Time'} - set(frame.columns)
-    if missing:
-        raise ValueError(f'{path}: lacks the column(s) {sorted(missing)}; it has {list(frame.columns)[:8]}. Expected '
-                         'is a tab-separated file with the header SessionId, ItemId, Time')
-    for name in ('SessionId', 'ItemId'):
-        if frame[name].dtype == object or pd.api.types.is_string_dtype(frame[name]):
-            check_rows(path, frame[name] != '', name, 'an id')
-    check_rows(path, pd.to_numeric(frame.Time, errors='coerce').notna(), 'Time', 'a number of seconds', frame.Time)
-    return frame[['SessionId', 'ItemId', 'Time']]
-
-
-def check_rows(path: Path, good: pd.Series, name: str, wanted: str, values=None):
-    """ValueError that names the first line whose column is not what it should be."""
-    if not good.all():
-        row = int((~good).to_numpy().argmax())
-        found = 'empty' if values is None else repr(values.iloc[row])
-        raise ValueError(f'{path}, line {row + 2}: {name} is {found}, not {wanted}')
-
-
 def drop_long_sessions(events: pd.DataFrame, limit: int) -> pd.DataFrame:
     """The sessions of at most `limit` events; longer ones are likely to be of bots (section 4, VIDEO)."""
     kept = events[events.groupby('SessionId').ItemId.transform('size') <= limit]
@@ -242,7 +211,7 @@ def validation_split(arguments: argparse.Namespace, data: Dataset) -> tuple[pd.D
     if arguments.data:
         files = [Path(arguments.data) / name for name in ('rsc15_train_tr.txt', 'rsc15_train_valid.txt')]
         if all(path.is_file() for path in files):
-            train, valid = map(read_events, files)
+            train, valid = map(clicklog.read_events, files)
             return train, known_items_only(train, valid)
     return preprocess_rsc15.split(data.train, 'validation')
 
@@ -311,7 +280,7 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame):
 def run_cell(cell: Cell, data: Dataset, backend: str, published: dict) -> dict:
     """Train and evaluate; the result as it is written to results.json."""
     started = time.perf_counter()
-    progress = TrainingProgress(cell) if cell.model == 'GRU4Rec' else None
+    progress = TrainingProgress(f'{cell.loss}, {cell.units} units') if cell.model == 'GRU4Rec' else None
     if progress:
         model = GRU4Rec(**{'layers': [cell.units], **cell.parameters}, n_epochs=cell.epochs, loss=cell.loss,
                         seed=cell.seed, backend=backend)
@@ -369,54 +338,6 @@ def versions() -> dict[str, str]:
     found = {'python': platform.python_version(), 'pytensor': pytensor.__version__, 'numpy': np.__version__,
              'numba': numba.__version__, 'pandas': pd.__version__}
     return found | ({'jax': sys.modules['jax'].__version__} if sys.modules.get('jax') else {})
-
-
-class TrainingProgress:
-    """Progress bar of one training: epoch, loss, mini-batches/s, events/s, time left; and the rate it measured.
-
-    The rate leaves out the time until the first mini-batches are through, which is mostly compilation.
-    """
-
-    def __init__(self, cell: Cell):
-        self.label = f'{cell.loss}, {cell.units} units'
-        self.first: tuple = ()
-        self.last: tuple = (0.0, 0)
-        self.epoch, self.loss = 0, float('nan')
-        self.bar = None
-        if tqdm and sys.stderr.isatty():  # a log or a pipe gets a line for each epoch instead
-            self.bar = tqdm(unit=' events', unit_scale=True, desc=self.label, file=sys.stderr)
-
-    def __call__(self, progress: Progress):
-        events = progress.epoch * progress.total_events + progress.events
-        now = time.perf_counter()
-        self.first = self.first or (now, events)
-        self.last = now, events
-        seconds = max(now - self.first[0], 1e-9)
-        rate = (events - self.first[1]) / seconds
-        minibatches = f'{rate * progress.minibatches / progress.events:,.0f} mini-batches/s'
-        if self.bar is not None:
-            self.bar.total = progress.n_epochs * progress.total_events
-            self.bar.set_postfix_str(f'epoch {progress.epoch + 1}/{progress.n_epochs}, loss {progress.loss:.4f}, '
-                                     f'{minibatches}', refresh=False)
-            self.bar.update(events - self.bar.n)
-        elif progress.epoch > self.epoch:
-            left = seconds * (progress.n_epochs / progress.epoch - 1)
-            note(f'{self.label}: epoch {progress.epoch} of {progress.n_epochs} done, loss {self.loss:.4f}, '
-                 f'{minibatches}, {rate:,.0f} events/s, about {left:.0f} s left')
-            self.epoch = progress.epoch
-        self.loss = progress.loss
-
-    def close(self, seconds: float) -> float | None:
-        """End the bar; events per second, of all `seconds` of the training if there was a single report."""
-        if self.bar is not None:
-            self.bar.close()
-        if not self.first:
-            return None
-        if self.bar is None:
-            note(f'{self.label}: done, loss {self.loss:.4f}')
-        if self.last[1] == self.first[1]:
-            return self.last[1] / seconds
-        return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -673,10 +594,6 @@ def listed(kind, allowed=None):
                 raise argparse.ArgumentTypeError(f'{value!r} is none of {", ".join(map(str, allowed))}')
         return values
     return parse_list
-
-
-def note(text: str):
-    print(text, file=sys.stderr, flush=True)
 
 
 def run(arguments: argparse.Namespace):

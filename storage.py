@@ -79,6 +79,20 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def check_writable(path):
+    """OSError, before any work, if a file cannot be written to `path`."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f'{path}: is a folder; give the name of a file')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'{path}: there is no folder {path.parent}')
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise type(error)(f'{path}: cannot be written: {error.strerror}') from None
+
+
 @contextlib.contextmanager
 def replacing(path: Path):
     """A binary file that takes the place of `path` when the block ends, and is gone when the block raises."""

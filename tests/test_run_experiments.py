@@ -170,25 +170,6 @@ def test_any_two_files_with_the_three_columns_will_do(tmp_path):
     assert results_in(tmp_path / 'out')[0]['dataset'].startswith('train-')
 
 
-@pytest.mark.parametrize('content, complaint', [
-    (None, 'no such file'),
-    (b'', 'not a tab-separated text file'),
-    (b'SessionId,ItemId,Time\n1,2,3\n', "lacks the column(s) ['ItemId', 'SessionId', 'Time']"),
-    (b'SessionId\tItem\tTime\n1\t2\t3\n', "lacks the column(s) ['ItemId']"),
-    (b'\xff\xfe\x00\x01', 'not a tab-separated text file'),
-    (b'SessionId\tItemId\tTime\n1\t2\t3\n1\t2\tnoon\n', "line 3: Time is 'noon', not a number of seconds"),
-    (b'SessionId\tItemId\tTime\n1\ta\t3\n1\t\t4\n', 'line 3: ItemId is empty, not an id'),
-    (b'SessionId\tItemId\tTime\n1\t2\t3\n', 'no test session has two events'),
-])
-def test_a_file_that_is_no_event_log_ends_the_program_with_one_line_that_names_it(tmp_path, capsys, content, complaint):
-    path = tmp_path / 'bad.tsv'
-    if content is not None:
-        path.write_bytes(content)
-    assert run_experiments.main(['--train', str(path), '--test', str(path), '--out', str(tmp_path / 'out')]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith('run_experiments.py: error: ') and complaint in error
-
-
 @pytest.mark.parametrize('arguments, complaint', [
     (['--train', 'x'], '--train and --test go together'),
     (['--data', 'x', '--train', 'x', '--test', 'x'], 'give either --data'),

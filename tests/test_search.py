@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import clicklog
 import preprocess_rsc15
 import run_experiments
 import search
@@ -31,7 +32,7 @@ def small_space(monkeypatch):
 
 @pytest.fixture
 def the_search(folder):
-    train, valid = (run_experiments.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
+    train, valid = (clicklog.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
     return search.Search(train, valid, 'data', 'top1', 4, 2, 42, 'python', 'conservative')
 
 

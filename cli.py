@@ -1,0 +1,278 @@
+"""The command `gru4rec`: train on a file of sessions, evaluate, recommend, look into a model, prepare data.
+
+    gru4rec prepare clicks.csv -o DATA --session-key visit --item-key product --time-key when
+    gru4rec fit DATA/train.tsv -o MODEL --layers 100 --loss top1 --epochs 10
+    gru4rec evaluate MODEL DATA/test.tsv
+    gru4rec recommend MODEL 214536502 214536500 -k 5
+    gru4rec info MODEL
+
+Files are Parquet, or text with a header and tabs, commas, semicolons or bars.  Results go to standard output, with
+--json for programs; progress goes to standard error, and --quiet leaves it out.  The exit code is 0, or 2 after wrong
+input, which is named in one line, or 130 after Ctrl-C.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import backends
+import clicklog
+import storage
+from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
+from gru4rec import LOSSES, UNITS, GRU4Rec, check_arguments
+from progress import TrainingProgress, note
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The commands; each returns what is printed: a dictionary for --json, and the lines for people
+# ---------------------------------------------------------------------------------------------------------------------
+
+def fit(arguments) -> tuple[dict, list[str]]:
+    names = ('batch_size', 'learning_rate', 'momentum', 'lmbd', 'loss', 'final_act', 'unit', 'embedding', 'input_mode',
+             'session_key', 'item_key', 'time_key', 'seed', 'backend')
+    model = GRU4Rec(arguments.layers, n_epochs=arguments.epochs, dropout_p_hidden=arguments.dropout,
+                    **{name: getattr(arguments, name) for name in names})
+    check_arguments(model)
+    storage.check_writable(arguments.output)
+    data = clicklog.read_events(arguments.file, columns_of(arguments))
+    progress = TrainingProgress(f'{model.loss}, {"+".join(map(str, model.layers))} units', arguments.quiet)
+    started = time.perf_counter()
+    if arguments.more:
+        if arguments.checkpoint:
+            raise ValueError('--more and --checkpoint do not go together')
+        model = GRU4Rec.load(arguments.more, backend=arguments.backend)
+        check_columns(model, arguments)
+        model.fit_more(data, arguments.epochs, callback=progress)
+    else:
+        model.fit(data, callback=progress, checkpoint=arguments.checkpoint, every=arguments.every)
+    progress.close(time.perf_counter() - started)
+    if model.error_during_train:
+        raise ValueError('training met a loss that is not finite, and nothing was saved; a smaller --learning-rate may '
+                         'help')
+    model.save(arguments.output, dtype=arguments.dtype)
+    found = {'model': str(arguments.output), 'items': model.n_items, 'epochs': len(model.epoch_losses_),
+             'loss': model.epoch_losses_[-1], 'seconds': time.perf_counter() - started, 'backend': model.backend_}
+    return found, [f'{arguments.output}: {model.n_items:,} items, {len(model.epoch_losses_)} epochs, loss '
+                   f'{found["loss"]:.4f}, {found["seconds"]:.1f} s on {model.backend_}']
+
+
+def evaluate(arguments) -> tuple[dict, list[str]]:
+    model = GRU4Rec.load(arguments.model, backend=arguments.backend)
+    columns = [getattr(arguments, name) or getattr(model, name) for name in ('session_key', 'item_key', 'time_key')]
+    session, item, _time = columns
+    data = clicklog.read_events(arguments.file, columns)
+    known = data[as_model_ids(model, data[item]).isin(model.items_)]
+    known = known.assign(**{item: as_model_ids(model, known[item])})
+    known = known[known.groupby(session)[item].transform('size') > 1]
+    if known.empty:
+        raise ValueError(f'{arguments.file}: no session has two events with items that the model knows')
+    if len(known) < len(data) and not arguments.quiet:
+        note(f'dropped {len(data) - len(known)} of {len(data)} events: items that the model does not know, then '
+             'one-event sessions')
+    ranks = next_item_ranks(model, known, None, 100, arguments.tie_policy, 42, *columns)
+    found = {'predictions': len(ranks), 'sessions': int(known[session].nunique()), 'tie_policy': arguments.tie_policy}
+    for n in arguments.cut_off:
+        found[f'recall@{n}'], found[f'mrr@{n}'] = recall_mrr(ranks, n)
+    return found, [f'{found["predictions"]:,} predictions in {found["sessions"]:,} sessions', *[
+        f'Recall@{n} {found[f"recall@{n}"]:.4f}   MRR@{n} {found[f"mrr@{n}"]:.4f}' for n in arguments.cut_off]]
+
+
+def recommend(arguments) -> tuple[dict, list[str]]:
+    model = GRU4Rec.load(arguments.model, backend=arguments.backend)
+    items = as_model_ids(model, pd.Series(arguments.items))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        frame = model.recommend(items.to_numpy(), arguments.k, arguments.exclude_seen)
+    for warning in caught:
+        note(f'gru4rec: {warning.message}')
+    rows = [{'item': plain(item), 'score': float(score)} for item, score in zip(frame[model.item_key], frame.Score)]
+    return {'recommendations': rows}, [f'{row["item"]}\t{row["score"]:.6f}' for row in rows]
+
+
+def info(arguments) -> tuple[dict, list[str]]:
+    model = GRU4Rec.load(arguments.model, backend='numba')
+    header, _arrays = storage.read(arguments.model)
+    weights = {name: list(value.shape) for name, value in model.weights().items()}
+    found = {'arguments': header['arguments'], 'items': model.n_items, 'item_ids': str(model.items_.dtype),
+             'training_events': int(model.item_counts_.sum()), 'epoch_losses': model.epoch_losses_, 'weights': weights,
+             'parameters': int(sum(np.prod(shape) for shape in weights.values())),
+             'bytes': Path(arguments.model).stat().st_size}
+    changed = {name: value for name, value in header['arguments'].items() if name in GRU4Rec.__init__.__kwdefaults__
+               or value != default_of(name)}
+    return found, [
+        f'{arguments.model}: {found["items"]:,} items, {found["parameters"]:,} parameters, {found["bytes"]:,} bytes',
+        f'trained on {found["training_events"]:,} events for {len(model.epoch_losses_)} epochs, losses '
+        + ' '.join(f'{loss:.4f}' for loss in model.epoch_losses_),
+        'arguments: ' + ', '.join(f'{name}={value!r}' for name, value in changed.items()),
+        'weights: ' + ', '.join(f'{name} {"x".join(map(str, shape))}' for name, shape in weights.items())]
+
+
+def prepare(arguments) -> tuple[dict, list[str]]:
+    columns = columns_of(arguments)
+    out = Path(arguments.output)
+    storage.check_writable(out / 'train.tsv' if out.exists() else out)
+    data = clicklog.read_events(arguments.file, columns)
+    train, test = clicklog.prepare(
+        data, columns, min_session_length=arguments.min_session_length, max_session_length=arguments.max_session_length,
+        min_item_events=arguments.min_item_events, test_days=arguments.test_days,
+        test_fraction=arguments.test_fraction)
+    out.mkdir(exist_ok=True)
+    found = {}
+    for name, frame in (('train', train), ('test', test)):
+        path = out / f'{name}.tsv'
+        with storage.replacing(path) as file:
+            frame.set_axis(clicklog.COLUMNS, axis=1).to_csv(file, sep='\t', index=False)
+        found[name] = {'file': str(path), 'sessions': int(frame[columns[0]].nunique()), 'events': len(frame),
+                       'items': int(frame[columns[1]].nunique())}
+    return found, [f'{part["file"]}: {part["sessions"]:,} sessions, {part["events"]:,} events, {part["items"]:,} items'
+                   for part in found.values()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Helpers
+# ---------------------------------------------------------------------------------------------------------------------
+
+def columns_of(arguments) -> tuple[str, str, str]:
+    return arguments.session_key, arguments.item_key, arguments.time_key
+
+
+def check_columns(model: GRU4Rec, arguments):
+    """A model that is trained on keeps its own names of columns, which then have to be those of the file."""
+    if (model.session_key, model.item_key, model.time_key) != columns_of(arguments):
+        raise ValueError(f'the model of --more was trained with --session-key {model.session_key} --item-key '
+                         f'{model.item_key} --time-key {model.time_key}')
+
+
+def as_model_ids(model: GRU4Rec, ids: pd.Series) -> pd.Series:
+    """Ids of the model's own type where they can be: text that is a number for a model of numbers, and the reverse."""
+    if model.items_.dtype.kind == 'i':
+        number = pd.to_numeric(ids, errors='coerce')
+        return number.where(number.notna(), -1).astype('int64') if number.notna().all() else ids
+    return ids.astype(str)
+
+
+def default_of(name: str):
+    """Default value of an argument of `GRU4Rec`, as JSON has it."""
+    value = getattr(GRU4Rec([]), name)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def plain(value):
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog='gru4rec', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--json', action='store_true', help='print one JSON object')
+    common.add_argument('--quiet', action='store_true', help='no progress on standard error')
+    keys = argparse.ArgumentParser(add_help=False)
+    for name, default in zip(('session', 'item', 'time'), clicklog.COLUMNS):
+        keys.add_argument(f'--{name}-key', default=default, metavar='COLUMN', help=f'column of the {name} ({default})')
+
+    def command(function, help_text: str, example: str, *parents):
+        sub = commands.add_parser(function.__name__, help=help_text, description=f'{help_text}\n\n    {example}',
+                                  parents=[common, *parents], formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = command(fit, 'Train a model on a file of events.',
+                  'gru4rec fit train.tsv -o model --layers 100 --loss top1 --dropout 0.5 --learning-rate 0.01', keys)
+    sub.add_argument('file', metavar='FILE')
+    sub.add_argument('-o', '--output', metavar='MODEL', required=True, help='file to write')
+    add_training_options(sub)
+    sub = command(evaluate, 'Recall and MRR of the next item in the sessions of a file.',
+                  'gru4rec evaluate model test.tsv --cut-off 5 20')
+    sub.add_argument('model', metavar='MODEL')
+    sub.add_argument('file', metavar='FILE')
+    for name in ('session', 'item', 'time'):
+        sub.add_argument(f'--{name}-key', metavar='COLUMN', help=f'column of the {name} (as in training)')
+    sub.add_argument('--cut-off', type=positive, nargs='+', default=[20], metavar='N', help='(20)')
+    sub.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
+                     help='rank of a target whose score other items share (conservative: after them)')
+    sub.add_argument('--backend', choices=backends.BACKENDS, help='(as in training)')
+    sub = command(recommend, 'The items that are most likely next in a session.',
+                  'gru4rec recommend model 214536502 214536500 -k 5 --exclude-seen')
+    sub.add_argument('model', metavar='MODEL')
+    sub.add_argument('items', metavar='ITEM', nargs='+', help="ids of the session's events so far, in order")
+    sub.add_argument('-k', type=positive, default=20, help='number of items (20)')
+    sub.add_argument('--exclude-seen', action='store_true', help='leave out items of the session')
+    sub.add_argument('--backend', choices=backends.BACKENDS, default='python', help='(python: starts at once)')
+    sub = command(info, 'What a model file holds.', 'gru4rec info model')
+    sub.add_argument('model', metavar='MODEL')
+    sub = command(prepare, 'Filter a log as the paper does, and set the last sessions apart as test data.',
+                  'gru4rec prepare clicks.csv -o DATA --item-key product --test-days 1', keys)
+    sub.add_argument('file', metavar='FILE')
+    sub.add_argument('-o', '--output', metavar='DIR', required=True, help='folder for train.tsv and test.tsv')
+    sub.add_argument('--min-session-length', type=positive, default=2, metavar='N', help='(2)')
+    sub.add_argument('--max-session-length', type=positive, metavar='N', help='(no limit)')
+    sub.add_argument('--min-item-events', type=positive, default=5, metavar='N', help='(5)')
+    sub.add_argument('--test-days', type=float, metavar='DAYS', help='sessions that end in the last DAYS (1)')
+    sub.add_argument('--test-fraction', type=float, metavar='SHARE', help='instead, this share of the sessions')
+    return parser.parse_args(argv)
+
+
+def add_training_options(parser: argparse.ArgumentParser):
+    defaults = GRU4Rec([100])
+    parser.add_argument('--layers', type=positive, nargs='+', default=[100], metavar='UNITS', help='(100)')
+    parser.add_argument('--epochs', type=positive, default=defaults.n_epochs, help=f'({defaults.n_epochs})')
+    parser.add_argument('--dropout', type=float, default=defaults.dropout_p_hidden,
+                        help=f'({defaults.dropout_p_hidden})')
+    parser.add_argument('--batch-size', type=positive, default=defaults.batch_size, help=f'({defaults.batch_size})')
+    for name in ('learning_rate', 'momentum', 'lmbd'):
+        default = getattr(defaults, name)
+        parser.add_argument(f'--{name.replace("_", "-")}', type=float, default=default, help=f'({default})')
+    parser.add_argument('--loss', choices=LOSSES, default=defaults.loss, help=f'({defaults.loss})')
+    parser.add_argument('--final-act', choices=('tanh', 'linear', 'relu'), help='(tanh; linear with cross-entropy)')
+    parser.add_argument('--unit', choices=UNITS, default=defaults.unit, help=f'({defaults.unit})')
+    parser.add_argument('--embedding', type=positive, metavar='WIDTH', help='(none)')
+    parser.add_argument('--input-mode', choices=('item', 'session'), default='item', help='(item)')
+    parser.add_argument('--seed', type=int, default=42, help='(42)')
+    parser.add_argument('--backend', choices=backends.BACKENDS, default='auto', help='(auto)')
+    parser.add_argument('--checkpoint', metavar='FILE', help='write the state of the training there, and go on from it')
+    parser.add_argument('--every', type=float, default=600, metavar='SECONDS', help='how often (600)')
+    parser.add_argument('--more', metavar='MODEL', help='go on training this model on FILE, which may have new items')
+    parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32', help='of the saved weights')
+
+
+def positive(text: str) -> int:
+    """Argument that is a whole number, from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
+    return int(text)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors take one line, without the usage."""
+
+    def error(self, message):
+        self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    logging.basicConfig(level='WARNING', format='gru4rec: %(message)s')
+    try:
+        found, lines = arguments.function(arguments)
+    except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        note(f'gru4rec {arguments.command}: error: {" ".join(str(message).split()) or type(error).__name__}')
+        return 2
+    except KeyboardInterrupt:
+        note('interrupted' + (f'; the same command goes on from {arguments.checkpoint}'
+                              if getattr(arguments, 'checkpoint', None) else ''))
+        return 130
+    print(json.dumps(found) if arguments.json else '\n'.join(lines))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Session logs of any kind: reading a file of events, and preparing training and test data from it.
+
+A log has a row for each event and three columns: session, item, time.  `preprocess_rsc15` does the same for the raw
+files of RSC15, faster and by the paper's rules alone.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+DELIMITERS = {'\t': 'tabs', ',': 'commas', ';': 'semicolons', '|': 'bars'}
+COLUMNS = ('SessionId', 'ItemId', 'Time')
+
+
+def read_events(path, columns=COLUMNS) -> pd.DataFrame:
+    """The events of a file: Parquet by its suffix, else text with a header and tabs, commas, semicolons or bars.
+
+    Parameters
+    ----------
+    columns : names of the columns of sessions, items and times
+
+    Returns
+    -------
+    frame with these three columns, in the file's order.  Ids are whole numbers if all of a column are, else text; times
+    are numbers, or seconds since 1970 where the file has dates and times such as 2014-04-07T10:51:09.277Z.
+
+    Raises
+    ------
+    FileNotFoundError, or ValueError that names the file, the column and the first line that is wrong
+    """
+    path = Path(path)
+    if len(set(columns)) < 3:
+        raise ValueError(f'session, item and time must be three columns, not {list(columns)}')
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: {"is a folder, not a file" if path.is_dir() else "no such file"}')
+    frame = _read_parquet(path) if path.suffix in ('.parquet', '.pq') else _read_text(path, columns)
+    names = list(frame.columns)
+    for name in columns:
+        if names.count(name) != 1:
+            raise ValueError(f'{path}: {"lacks the column" if name not in names else "has more than one column"} '
+                             f'{name!r}; it has {names[:12]}')
+    frame = frame[list(columns)]
+    if frame.empty:
+        raise ValueError(f'{path}: has no events')
+    session, item, time = columns
+    return frame.assign(**{session: _ids(path, frame[session]), item: _ids(path, frame[item]),
+                           time: _seconds(path, frame[time])})
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except ImportError:
+        raise ValueError(f'{path}: reading Parquet needs pyarrow: pip install pyarrow') from None
+    except Exception as error:  # of pyarrow, which has errors of its own
+        raise ValueError(f'{path}: not a Parquet file ({str(error).splitlines()[0]})') from None
+
+
+def _read_text(path: Path, columns) -> pd.DataFrame:
+    """A text file, as text; the delimiter is the one by which the header has most of the columns."""
+    with open(path, 'rb') as file:
+        header = file.readline(1 << 16)
+        sample = header + file.read(1 << 12)
+    if not header.strip():
+        raise ValueError(f'{path}: is empty')
+    if b'\0' in sample:
+        raise ValueError(f'{path}: is a binary file, not text')
+    if header.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
+        raise ValueError(f'{path}: is a web page, not a log: was the download refused?')
+    try:
+        line = header.decode('utf-8-sig').rstrip('\r\n')
+    except UnicodeDecodeError:
+        raise ValueError(f'{path}: is not UTF-8 text') from None
+    names = {delimiter: [name.strip().strip('"') for name in line.split(delimiter)] for delimiter in DELIMITERS}
+    delimiter = max(DELIMITERS, key=lambda d: (sum(name in names[d] for name in columns), len(names[d])))
+    found = names[delimiter]
+    repeated = [name for name in columns if found.count(name) > 1]
+    if repeated:
+        raise ValueError(f'{path}: has more than one column {repeated[0]!r}')
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise ValueError(f'{path}: lacks the column(s) {missing}; by {DELIMITERS[delimiter]} its first line has '
+                         f'{found[:8]}. Expected is a header with {list(columns)}')
+    options = dict(sep=delimiter, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True)
+    if len(found) > len(columns):  # pandas then takes lines with too many fields: only where it saves memory
+        options['usecols'] = lambda name: name.strip() in columns
+    try:
+        start = pd.read_csv(path, dtype=str, nrows=1000, **options)
+        # Numbers are read ten times faster, and take a tenth of the room; but the ids 007 and 7 are not the same.
+        text = {name: str for name in start if name.strip() in columns[:2] and not _are_numbers(start[name])}
+        return pd.read_csv(path, dtype=text, low_memory=False, **options).rename(columns=str.strip)
+    except UnicodeDecodeError:
+        raise ValueError(f'{path}: is not UTF-8 text') from None
+    except pd.errors.ParserError as error:
+        raise ValueError(f'{path}: {str(error).strip().removeprefix("Error tokenizing data. C error: ")}') from None
+
+
+def _ids(path: Path, values: pd.Series) -> pd.Series:
+    """Ids as int64 if the column holds numbers, else as text."""
+    if pd.api.types.is_numeric_dtype(values) and values.dtype != 'uint64':
+        _require(path, values.notna(), values, 'an id')
+        _require(path, values % 1 == 0, values, 'a whole number')
+        return values.astype('int64')
+    types = values.map(type).unique()
+    if len(types) > 1 and path.suffix in ('.parquet', '.pq'):
+        raise ValueError(f'{path}: column {values.name!r} has ids of several types: '
+                         f'{", ".join(sorted(kind.__name__ for kind in types))}')
+    values = values.astype(str)
+    _require(path, values.str.strip() != '', values, 'an id')
+    return values
+
+
+def _are_numbers(values: pd.Series) -> bool:
+    """Whether all texts are whole numbers, written as Python would write them."""
+    number = pd.to_numeric(values, errors='coerce')
+    return bool(len(values) and number.dtype == 'int64' and (number.astype(str) == values).all())
+
+
+def _seconds(path: Path, values: pd.Series) -> pd.Series:
+    """Times as numbers, in seconds where they were dates."""
+    if pd.api.types.is_datetime64_any_dtype(values):
+        _require(path, values.notna(), values, 'a time')
+        return _unix_seconds(values)
+    number = pd.to_numeric(values, errors='coerce')
+    if number.isna().all() and not pd.api.types.is_numeric_dtype(values):
+        dates = pd.to_datetime(values, errors='coerce', utc=True, format='ISO8601')
+        _require(path, dates.notna(), values, 'a number, or a date and time such as 2014-04-07T10:51:09.277Z')
+        return _unix_seconds(dates)
+    _require(path, number.notna() & np.isfinite(number), values, 'a number')
+    _require(path, number >= 0, values, 'a time: it is negative')
+    return number
+
+
+def _unix_seconds(dates: pd.Series) -> pd.Series:
+    utc = dates.dt.tz_localize('UTC') if dates.dt.tz is None else dates.dt.tz_convert('UTC')
+    return (utc - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(seconds=1)
+
+
+def _require(path: Path, good: pd.Series, values: pd.Series, wanted: str):
+    """ValueError that names the first line whose column is not what it should be."""
+    if not good.all():
+        row = int((~good).to_numpy().argmax())
+        value = values.iloc[row]
+        found = 'missing' if value in ('', None) or pd.isna(value) else repr(getattr(value, 'item', lambda: value)())
+        where = f'row {row}' if path.suffix in ('.parquet', '.pq') else f'line {row + 2}'
+        raise ValueError(f'{path}, {where}: {values.name} is {found}, not {wanted}')
+
+
+def prepare(events: pd.DataFrame, columns=COLUMNS, *, min_session_length: int = 2,
+            max_session_length: int | None = None, min_item_events: int = 5, test_days: float | None = None,
+            test_fraction: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training and test data of a log, by the filters of the paper's section 4.
+
+    Sessions that are too long, then those too short, items that are too rare, and sessions that these left too short
+    are dropped.  The sessions that end last are set apart as test data, whole; of these, items that training does not
+    have are dropped, and then sessions with fewer than two events.
+
+    Parameters
+    ----------
+    events : frame with the three `columns`, rows in any order; time in seconds
+    min_session_length, max_session_length : events of a session; None for no limit
+    min_item_events : events of an item, in the whole log
+    test_days : the sessions that end in so many last days are the test data; 1 when both are None
+    test_fraction : instead, this share of the sessions, those that end last
+
+    Returns
+    -------
+    (train, test), rows by session and time, equal times in the order of `events`
+
+    Raises
+    ------
+    ValueError that says which step left nothing
+    """
+    session, item, time = columns
+    if test_days is not None and test_fraction is not None:
+        raise ValueError('give test_days or test_fraction, not both')
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise ValueError(f'test_fraction={test_fraction!r}: must be above 0 and below 1')
+    if test_days is not None and not 0 < test_days < np.inf:
+        raise ValueError(f'test_days={test_days!r}: must be above 0')
+
+    def counted(frame, column):
+        return frame.groupby(column)[column].transform('size')
+
+    def left(frame, step):
+        if frame.empty:
+            raise ValueError(f'no event is left after {step}')
+        return frame
+
+    events = events[list(columns)].sort_values([session, time], kind='stable')
+    if max_session_length:
+        events = left(events[counted(events, session) <= max_session_length],
+                      f'dropping sessions of more than {max_session_length} events')
+    short = f'dropping sessions of fewer than {min_session_length} events'
+    events = left(events[counted(events, session) >= min_session_length], short)
+    events = left(events[counted(events, item) >= min_item_events],
+                  f'dropping items with fewer than {min_item_events} events')
+    events = left(events[counted(events, session) >= min_session_length], short)
+    ends = events.groupby(session)[time].max()
+    if test_fraction is None:
+        last = ends.index[ends >= ends.max() - 86_400 * (test_days or 1)]
+        what = f'setting the last {test_days or 1:g} day(s) apart as test data'
+    else:
+        last = ends.sort_values(kind='stable').index[len(ends) - max(1, round(test_fraction * len(ends))):]
+        what = f'setting the last {test_fraction:g} of the sessions apart as test data'
+    in_test = events[session].isin(last)
+    train, test = left(events[~in_test], what), events[in_test]
+    test = left(test[test[item].isin(train[item].unique())], 'dropping test items that training does not have')
+    test = left(test[counted(test, session) >= 2], 'dropping test sessions of one event')
+    return train.reset_index(drop=True), test.reset_index(drop=True)

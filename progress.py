@@ -1,0 +1,65 @@
+"""What the commands say while they work: lines on standard error, and a progress bar where that is a terminal."""
+from __future__ import annotations
+
+import sys
+import time
+
+from gru4rec import Progress
+
+try:
+    from tqdm import tqdm
+except ImportError:  # an extra: without it, each epoch is reported on a line of its own
+    tqdm = None
+
+
+def note(text: str):
+    """A line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class TrainingProgress:
+    """Callback of `GRU4Rec.fit`: a bar on a terminal, a line for each epoch elsewhere; and the rate it measured.
+
+    The rate leaves out the time until the first mini-batches are through, which is mostly compilation.
+    """
+
+    def __init__(self, label: str, quiet: bool = False):
+        self.label, self.quiet = label, quiet
+        self.first: tuple = ()
+        self.last: tuple = (0.0, 0)
+        self.epoch, self.loss = 0, float('nan')
+        self.bar = None
+        if tqdm and sys.stderr.isatty() and not quiet:
+            self.bar = tqdm(unit=' events', unit_scale=True, desc=label, file=sys.stderr)
+
+    def __call__(self, progress: Progress):
+        events = progress.epoch * progress.total_events + progress.events
+        now = time.perf_counter()
+        self.first = self.first or (now, events)
+        self.last = now, events
+        seconds = max(now - self.first[0], 1e-9)
+        rate = (events - self.first[1]) / seconds
+        minibatches = f'{rate * progress.minibatches / progress.events:,.0f} mini-batches/s'
+        if self.bar is not None:
+            self.bar.total = progress.n_epochs * progress.total_events
+            self.bar.set_postfix_str(f'epoch {progress.epoch + 1}/{progress.n_epochs}, loss {progress.loss:.4f}, '
+                                     f'{minibatches}', refresh=False)
+            self.bar.update(events - self.bar.n)
+        elif progress.epoch > self.epoch and not self.quiet:
+            left = seconds * (progress.n_epochs / progress.epoch - 1)
+            note(f'{self.label}: epoch {progress.epoch} of {progress.n_epochs} done, loss {self.loss:.4f}, '
+                 f'{minibatches}, {rate:,.0f} events/s, about {left:.0f} s left')
+        self.epoch = max(self.epoch, progress.epoch)
+        self.loss = progress.loss
+
+    def close(self, seconds: float) -> float | None:
+        """End the bar; events per second, of all `seconds` of the training if there was a single report."""
+        if self.bar is not None:
+            self.bar.close()
+        if not self.first:
+            return None
+        if self.bar is None and not self.quiet:
+            note(f'{self.label}: done, loss {self.loss:.4f}')
+        if self.last[1] == self.first[1]:
+            return self.last[1] / seconds
+        return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])

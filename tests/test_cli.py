@@ -1,0 +1,138 @@
+"""The command `gru4rec` on files, from a raw log to recommendations."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import assert_same_bits, few_items_log, state_of
+
+import cli
+import clicklog
+from evaluation import next_item_ranks, recall_mrr
+from gru4rec import GRU4Rec
+
+DAY = 86_400
+LOG = few_items_log(n_sessions=300, n_items=12).rename(columns={'SessionId': 'visit', 'ItemId': 'product'})
+LOG = LOG.assign(product='p' + LOG['product'].astype(str), when=pd.to_datetime(LOG.visit * DAY / 10, unit='s')).drop(
+    columns='Time')  # thirty days
+KEYS = '--session-key visit --item-key product --time-key when'
+OPTIONS = '--layers 6 --batch-size 10 --epochs 2 --backend python --quiet'
+
+
+def run(command, capsys):
+    assert cli.main(command.split()) == 0
+    return capsys.readouterr()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with a log, its training and test data, and a model, all made by commands."""
+    folder = tmp_path_factory.mktemp('cli')
+    LOG.to_csv(folder / 'log.csv', index=False)
+    assert cli.main(f'prepare {folder}/log.csv -o {folder}/data --test-days 3 {KEYS}'.split()) == 0
+    assert cli.main(f'fit {folder}/data/train.tsv -o {folder}/model {OPTIONS}'.split()) == 0
+    return folder
+
+
+def test_prepare_writes_what_the_function_returns(folder):
+    log = clicklog.read_events(folder / 'log.csv', ('visit', 'product', 'when')).set_axis(clicklog.COLUMNS, axis=1)
+    for name, frame in zip(('train', 'test'), clicklog.prepare(log, test_days=3)):
+        pd.testing.assert_frame_equal(clicklog.read_events(folder / 'data' / f'{name}.tsv'), frame)
+
+
+def test_fit_saves_the_model_that_the_class_would_train(folder):
+    train = clicklog.read_events(folder / 'data' / 'train.tsv')
+    expected = GRU4Rec([6], n_epochs=2, batch_size=10, backend='python').fit(train)
+    assert_same_bits(state_of(GRU4Rec.load(folder / 'model')), state_of(expected))
+
+
+def test_evaluate_prints_recall_and_mrr_at_every_cut_off(folder, capsys):
+    test = clicklog.read_events(folder / 'data' / 'test.tsv')
+    ranks = next_item_ranks(GRU4Rec.load(folder / 'model'), test, tie_policy='conservative')
+    command = f'evaluate {folder}/model {folder}/data/test.tsv --cut-off 1 5'
+    found = json.loads(run(f'{command} --json', capsys).out)
+    assert found['predictions'] == len(ranks) and found['tie_policy'] == 'conservative'
+    for n in (1, 5):
+        assert (found[f'recall@{n}'], found[f'mrr@{n}']) == recall_mrr(ranks, n)
+    assert f'Recall@5 {found["recall@5"]:.4f}   MRR@5 {found["mrr@5"]:.4f}' in run(command, capsys).out
+
+
+def test_evaluate_drops_and_counts_what_the_model_does_not_know(folder, tmp_path, capsys):
+    test = clicklog.read_events(folder / 'data' / 'test.tsv')
+    more = pd.concat([test, pd.DataFrame({'SessionId': [-1, -1], 'ItemId': ['p10', 'new'], 'Time': 0})])
+    more.to_csv(tmp_path / 'more.csv', index=False)
+    out, error = run(f'evaluate {folder}/model {tmp_path}/more.csv', capsys)
+    assert out == run(f'evaluate {folder}/model {folder}/data/test.tsv', capsys).out
+    assert f'dropped 2 of {len(more)} events' in error
+
+
+def test_recommend_prints_what_the_model_recommends(folder, capsys):
+    frame = GRU4Rec.load(folder / 'model').recommend(['p10', 'p20'], k=3, exclude_seen=True)
+    found = json.loads(run(f'recommend {folder}/model p10 p20 -k 3 --exclude-seen --json', capsys).out)
+    assert [row['item'] for row in found['recommendations']] == frame.ItemId.tolist()
+    assert [row['score'] for row in found['recommendations']] == pytest.approx(frame.Score)
+    out, error = run(f'recommend {folder}/model p10 nonsense -k 3', capsys)
+    assert len(out.splitlines()) == 3 and "skipped item id(s) that are not in the training data: 'nonsense'" in error
+
+
+def test_ids_that_are_numbers_are_found_though_the_command_line_is_text(tmp_path, capsys):
+    log = few_items_log(n_sessions=60)
+    log.to_csv(tmp_path / 'log.csv', index=False)
+    run(f'fit {tmp_path}/log.csv -o {tmp_path}/model {OPTIONS}', capsys)
+    out, error = run(f'recommend {tmp_path}/model 10 20 -k 2', capsys)
+    assert [int(line.split('\t')[0]) for line in out.splitlines()] == GRU4Rec.load(
+        tmp_path / 'model').recommend([10, 20], k=2).ItemId.tolist()
+    assert error == ''
+
+
+def test_info_says_what_a_model_is(folder, capsys):
+    found = json.loads(run(f'info {folder}/model --json', capsys).out)
+    model = GRU4Rec.load(folder / 'model')
+    assert found['items'] == model.n_items and found['arguments']['layers'] == [6]
+    assert found['parameters'] == sum(value.size for value in model.weights().values())
+    text = run(f'info {folder}/model', capsys).out
+    assert f'{model.n_items:,} items' in text and 'layers=[6]' in text and 'Wy 12x6' in text
+
+
+def test_more_goes_on_with_a_model_on_new_data(folder, tmp_path, capsys):
+    command = f'fit {folder}/data/test.tsv -o {tmp_path}/more --more {folder}/model {OPTIONS}'
+    run(command.replace('--batch-size 10', '--batch-size 3'), capsys)
+    expected = GRU4Rec.load(folder / 'model').fit_more(clicklog.read_events(folder / 'data' / 'test.tsv'), 2)
+    assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'more')), state_of(expected))
+
+
+def test_a_pipe_gets_a_line_for_each_epoch_and_quiet_gets_none(folder, tmp_path, capsys):
+    command = f'fit {folder}/data/train.tsv -o {tmp_path}/model {OPTIONS}'
+    assert run(command, capsys).err == ''
+    error = run(command.replace('--quiet', ''), capsys).err
+    assert 'epoch 1 of 2 done, loss ' in error and '\r' not in error
+
+
+@pytest.mark.parametrize('command', ['', 'fit', 'evaluate', 'recommend', 'info', 'prepare'])
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command.split(), '--help'])
+    assert stop.value.code == 0 and f'    gru4rec {command}' in capsys.readouterr().out
+
+
+def test_an_interrupted_training_ends_with_130_and_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch, capsys):
+    command = f'fit {folder}/data/train.tsv -o {tmp_path}/model {OPTIONS} --checkpoint {tmp_path}/c --every 0'
+    monkeypatch.setattr('gru4rec.stretch_length', lambda model: 5)
+
+    def interrupted(progress, *arguments):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patched:
+        patched.setattr('progress.TrainingProgress.__call__', interrupted)
+        assert cli.main(command.split()) == 130
+    assert f'the same command goes on from {tmp_path}/c' in capsys.readouterr().err
+    assert not (tmp_path / 'model').exists()
+    run(command, capsys)
+    assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(GRU4Rec.load(folder / 'model')))
+
+
+def test_the_module_is_the_command(folder):
+    result = subprocess.run([sys.executable, cli.__file__, 'info', str(folder / 'model')], capture_output=True,
+                            text=True, cwd=Path(cli.__file__).parent)
+    assert result.returncode == 0 and result.stdout.startswith(f'{folder}/model: ')

@@ -1,0 +1,215 @@
+"""What the commands say about wrong input: one line that names it, exit code 2, and nothing half-written."""
+import json
+import re
+import shutil
+import zipfile
+
+import pytest
+from conftest import few_items_log, small_model
+
+import cli
+import preprocess_rsc15
+import run_experiments
+
+HEADER = 'SessionId\tItemId\tTime\n'
+GOOD = few_items_log(n_sessions=60, n_items=9, seed=1)
+FILES = {  # name -> content
+    'empty': '', 'header-only': HEADER, 'no-item': 'SessionId\tItem\tTime\n1\t2\t3\n',
+    'spaces': 'SessionId ItemId Time\n1 2 3\n', 'twice': 'SessionId\tItemId\tItemId\tTime\n1\t2\t2\t3\n',
+    'page': '<!DOCTYPE html>\n<html><body>Please log in</body></html>\n',
+    'no-id': HEADER + '1\ta\t1\n1\t\t2\n', 'no-session': HEADER + '1\t7\t1\n\t8\t2\n',
+    'no-time': HEADER + '1\t7\t1\n1\t8\t\n', 'nan-time': HEADER + '1\t7\t1\n1\t8\tnan\n',
+    'negative-time': HEADER + '1\t7\t1\n1\t8\t-5\n', 'infinite-time': HEADER + '1\t7\tinf\n1\t8\t1\n',
+    'word-time': HEADER + '1\t7\t1\n1\t8\tnoon\n',
+    'bad-date': HEADER + '1\t7\t2014-04-07T10:51:09Z\n1\t8\t2014-13-07\n',
+    'ragged': HEADER + '1\t7\t1\n1\t8\t2\t9\n', 'not.parquet': 'SessionId\n',
+    'one-event': HEADER + ''.join(f'{k}\t{k % 5}\t{k}\n' for k in range(50)),
+    'few': HEADER + '1\t7\t1\n1\t8\t2\n2\t7\t3\n2\t8\t4\n',
+    'no-overlap': HEADER + '1\t1001\t1\n1\t1002\t2\n', 'words': HEADER + ''.join(
+        f'{k // 3}\t{"abc"[k % 3]}\t{k}\n' for k in range(60)),
+    'same-day': HEADER + ''.join(f'{k // 6}\t{k % 5}\t{k}\n' for k in range(60)),
+    'text': 'hello\n', 'raw-html.dat': '<html>404</html>\n',
+    'raw-tabs.dat': '1\t2014-04-07T10:51:09.277Z\t214536502\t0\n',
+    'raw-time.dat': '1,yesterday,214536502,0\n', 'raw-empty.dat': '', 'raw-short.dat': '1,2014-04-07T10:51:09.277Z\n',
+    'other/results.json': '{"mine": 1}', 'file': 'x',
+}
+BYTES = {'binary': bytes(range(256)), 'utf-16': (HEADER + '1\t7\t1\n').encode('utf-16'),
+         'latin-1': (HEADER + '1\tcafé\t1\n').encode('latin-1')}
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    """A folder with good and bad files."""
+    folder = tmp_path_factory.mktemp('world')
+    (folder / 'other').mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_text(content)
+    for name, content in BYTES.items():
+        (folder / name).write_bytes(content)
+    GOOD.to_csv(folder / 'good', sep='\t', index=False)
+    small_model(batch_size=5).fit(GOOD, checkpoint=folder / 'checkpoint').save(folder / 'model')
+    whole = (folder / 'model').read_bytes()
+    (folder / 'truncated').write_bytes(whole[:len(whole) // 2])
+    middle = whole.index(b'Wy.npy') + 200
+    (folder / 'corrupt').write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1:])
+    for name, change in (('newer', {'version': 99}), ('foreign', {'format': 'other'})):
+        with zipfile.ZipFile(folder / 'model') as old, zipfile.ZipFile(folder / name, 'w') as new:
+            for member in old.namelist():
+                content = old.read(member)
+                if member == 'header.json':
+                    content = json.dumps(json.loads(content) | change)
+                new.writestr(member, content)
+    return folder
+
+
+FIT = 'fit good -o new --layers 4 --batch-size 5 --epochs 1 --backend python '
+CASES = [  # (program, command line in the folder of the files, what the line on standard error says)
+    # files
+    *[(cli, f'fit {name} -o new --layers 4 --batch-size 5 --epochs 1 --backend python', message) for name, message in [
+        ('nowhere', 'nowhere: no such file'), ('other', 'other: is a folder, not a file'),
+        ('empty', 'empty: is empty'),
+        ('header-only', 'header-only: has no events'),
+        ('no-item', "no-item: lacks the column(s) ['ItemId']; by tabs its first line has ['SessionId', 'Item', 'T"),
+        ('spaces', "spaces: lacks the column(s) ['SessionId', 'ItemId', 'Time']"),
+        ('twice', "twice: has more than one column 'ItemId'"), ('page', 'page: is a web page, not a log'),
+        ('binary', 'binary: is a binary file, not text'), ('utf-16', 'utf-16: is a binary file, not text'),
+        ('latin-1', 'latin-1: is not UTF-8 text'), ('no-id', 'no-id, line 3: ItemId is missing, not an id'),
+        ('no-session', 'no-session, line 3: SessionId is missing, not an id'),
+        ('no-time', 'no-time, line 3: Time is missing, not a number'), ('nan-time', 'nan-time, line 3: Time is'),
+        ('negative-time', 'negative-time, line 3: Time is -5, not a time: it is negative'),
+        ('infinite-time', 'infinite-time, line 2: Time is inf, not a number'),
+        ('word-time', "word-time, line 3: Time is 'noon', not a number"),
+        ('bad-date', "bad-date, line 3: Time is '2014-13-07', not a number, or a date and time such as"),
+        ('ragged', 'ragged: Expected 3 fields in line 3, saw 4'), ('not.parquet', 'not.parquet: '),
+        ('one-event',
+         'batch_size=5 needs at least as many sessions of two or more events, but the training data has 0'),
+        ('few', 'the training data has 2; use a smaller batch_size')]],
+    # options of training
+    *[(cli, FIT + option, message) for option, message in [
+        ('--loss hinge', "argument --loss: invalid choice: 'hinge' (choose from"),
+        ('--unit transformer', "argument --unit: invalid choice: 'transformer'"),
+        ('--backend tpu', "argument --backend: invalid choice: 'tpu'"),
+        ('--final-act softmax', "argument --final-act: invalid choice: 'softmax'"),
+        ('--input-mode basket', "argument --input-mode: invalid choice: 'basket'"),
+        ('--dtype float8', "argument --dtype: invalid choice: 'float8'"),
+        ('--layers 0', "argument --layers: '0' is not a whole number of at least 1"),
+        ('--layers ten', "argument --layers: 'ten' is not a whole number of at least 1"),
+        ('--layers', 'argument --layers: expected at least one argument'),
+        ('--epochs 0', "argument --epochs: '0' is not a whole number of at least 1"),
+        ('--batch-size -1', "argument --batch-size: '-1' is not a whole number of at least 1"),
+        ('--batch-size 500', 'batch_size=500 needs at least as many sessions'),
+        ('--embedding 0', "argument --embedding: '0' is not a whole number of at least 1"),
+        ('--dropout 1', 'dropout_p_hidden=1.0: must be at least 0 and below 1'),
+        ('--dropout -0.1', 'dropout_p_hidden=-0.1: must be at least 0 and below 1'),
+        ('--dropout half', "argument --dropout: invalid float value: 'half'"),
+        ('--learning-rate 0', 'learning_rate=0.0: must be a positive number'),
+        ('--learning-rate nan', 'learning_rate=nan: must be a positive number'),
+        ('--learning-rate 1e38 --loss cross-entropy', 'training met a loss that is not finite, and nothing was saved'),
+        ('--momentum 1', 'momentum=1.0: must be at least 0 and below 1'),
+        ('--lmbd -1', 'lmbd=-1.0: must be a number, at least 0'),
+        ('--seed -1', 'seed=-1: must be a whole number from 0'),
+        ('--seed 4294967296', 'seed=4294967296: must be a whole number from 0'),
+        ('--session-key visit', "good: lacks the column(s) ['visit']"),
+        ('--speed 11', 'unrecognized arguments: --speed 11'),
+        ('-o nowhere/new', 'nowhere/new: there is no folder nowhere'),
+        ('-o other', 'other: is a folder; give the name of a file'),
+        ('-o /proc/new', '/proc/new: cannot be written'),
+        ('--checkpoint checkpoint', 'the checkpoint of another training: dropout_p_hidden was 0.0, and is 0.4'),
+        ('--checkpoint model', 'model: not a checkpoint'), ('--checkpoint text', 'text: not a model file'),
+        ('--checkpoint nowhere/c', 'nowhere/c: there is no folder nowhere for the checkpoint'),
+        ('--more text', 'text: not a model file'), ('--more model --checkpoint c', '--more and --checkpoint do not go'),
+        ('--time-key ItemId', "session, item and time must be three columns, not ['SessionId', 'ItemId', 'ItemId']"),
+        ('--more model --time-key when', 'lacks the column(s)')]],
+    (cli, 'fit good', 'the following arguments are required: -o/--output'),
+    (cli, 'fit words -o new --more model',
+         "column 'ItemId' has item ids such as 'a', but those of the model are such as"),
+    (cli, '', 'the following arguments are required: COMMAND'), (cli, 'train good', "invalid choice: 'train'"),
+    # model files
+    *[(cli, f'{command} {name}{more}', f'{name}: {message}') for command, more in (
+        ('info', ''), ('evaluate', ' good'), ('recommend', ' 10')) for name, message in [
+        ('nowhere', 'no such model file'), ('text', 'not a model file'),
+        ('truncated', 'not a model file, or a damaged'),
+        ('corrupt', ''), ('newer', 'a model file of version 99, and this code reads versions up to'),
+        ('foreign', 'not a model file of this package'), ('checkpoint', 'not a model of this package')]],
+    (cli, 'evaluate model no-overlap', 'no session has two events with items that the model knows'),
+    (cli, 'evaluate model one-event', 'no session has two events with items that the model knows'),
+    (cli, 'evaluate model empty', 'empty: is empty'), (cli, 'evaluate model good --item-key product', "['product']"),
+    (cli, 'evaluate model good --cut-off 0', "argument --cut-off: '0' is not a whole number of at least 1"),
+    (cli, 'evaluate model good --tie-policy best', "argument --tie-policy: invalid choice: 'best'"),
+    (cli, 'recommend model', 'the following arguments are required: ITEM'),
+    (cli, 'recommend model 10 -k 0', "argument -k: '0' is not a whole number of at least 1"),
+    # preparing data
+    (cli, 'prepare good -o new --test-days 0', 'test_days=0.0: must be above 0'),
+    (cli, 'prepare good -o new --test-fraction 1.5', 'test_fraction=1.5: must be above 0 and below 1'),
+    (cli, 'prepare good -o new --test-days 1 --test-fraction 0.5', 'give test_days or test_fraction, not both'),
+    (cli, 'prepare same-day -o new', 'no event is left after setting the last 1 day(s) apart as test data'),
+    (cli, 'prepare good -o new --min-item-events 10000', 'no event is left after dropping items with fewer than 10000'),
+    (cli, 'prepare good -o new --min-session-length 99', 'no event is left after dropping sessions of fewer than 99'),
+    (cli, 'prepare same-day -o new --max-session-length 1', 'no event is left after dropping sessions of more than 1'),
+    (cli, 'prepare good -o file', 'there is no folder file'),
+    (cli, 'prepare good -o no/where', 'there is no folder no'),
+    # the paper's experiments
+    *[(run_experiments, command, message) for command, message in [
+        ('--train good --test nowhere', 'nowhere: no such file'), ('--train good', '--train and --test go together'),
+        ('--data other', 'rsc15_train_full.txt: no such file'),
+        ('--train good --test no-overlap', 'no test session has'),
+        ('--train good --test good --out file', 'file'),
+        ('--loss hinge', "'hinge' is none of top1, bpr, cross-entropy"),
+        ('--train good --test good --out other', 'results.json: not a results file of this program'),
+        ('--train good --test good --out new --units 4', 'GRU4Rec with cross-entropy trains 500 sessions in parallel'),
+        ('--table 2 --trials 0', "'0' is not a whole number of at least 1")]],
+    *[(preprocess_rsc15, command, message) for command, message in [
+        ('nowhere new', 'nowhere'), ('raw-html.dat new', 'raw-html.dat'), ('raw-tabs.dat new', 'raw-tabs.dat'),
+        ('raw-time.dat new', 'raw-time.dat'), ('raw-empty.dat new', 'raw-empty.dat'),
+        ('raw-short.dat new', 'raw-short.dat'),
+        ('--synthetic new --sessions 0', 'n_sessions'), ('good', 'two paths are needed')]],
+]
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob('*')}
+
+
+def complaint(program, command, capsys):
+    """The last line on standard error of a command that ends with exit code 2."""
+    try:
+        code = program.main(command.split())
+    except SystemExit as stop:
+        code = stop.code
+    out, error = capsys.readouterr()
+    assert code == 2 and out == '' and 'Traceback' not in error
+    return error.splitlines()[-1]
+
+
+@pytest.mark.filterwarnings('ignore:training stopped')
+@pytest.mark.parametrize('program, command, message', CASES, ids=[f'{case[0].__name__} {case[1]}' for case in CASES])
+def test_wrong_input_gets_one_line_that_names_it_and_leaves_everything_as_it_was(
+        world, tmp_path, monkeypatch, capsys, program, command, message):
+    folder = tmp_path / 'world'
+    shutil.copytree(world, folder)
+    monkeypatch.chdir(folder)
+    before = contents(folder)
+    line = complaint(program, command, capsys)
+    assert re.match(r'[\w. ]+: error: ', line) and message in line, line
+    left = contents(folder)
+    if program is run_experiments and 'results.json' not in line:  # the list of results, which is still empty
+        for name in ('new', 'results'):
+            assert left.pop(f'{name}/results.json', b'[]\n') == b'[]\n' and left.pop(name, None) is None
+    assert left == before
+
+
+def test_there_are_at_least_sixty_cases():
+    assert len(CASES) >= 60 and len({case[:2] for case in CASES}) == len(CASES)
+
+
+def test_a_full_disk_is_reported_and_leaves_the_old_model(world, tmp_path, monkeypatch, capsys):
+    shutil.copy(world / 'good', tmp_path / 'good')
+    shutil.copy(world / 'model', tmp_path / 'new')
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+
+    def full(handle):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('os.fsync', full)
+    assert 'No space left on device' in complaint(cli, FIT, capsys)
+    assert contents(tmp_path) == before
