@@ -8,15 +8,17 @@
     python run_experiments.py --claims --quick         # what sections 3 and 4 claim, with small networks
 
 Each finished cell is written to OUT/results.json at once and is not run again when the command is repeated;
-OUT/tables.md holds the tables, OUT/claims.md the claims.
+OUT/tables.md holds the tables, OUT/claims.md the claims, and OUT/report.html all of it with pictures.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
 import hashlib
+import html
 import json
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -34,16 +36,18 @@ import baselines
 import claims
 import clicklog
 import preprocess_rsc15
+import report
 import search
 import storage
 from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
-from gru4rec import GRU4Rec
+from gru4rec import GRU4Rec, session_order
 from progress import TrainingProgress, note
 
 
 class Protocol(NamedTuple):
     """What the paper does with one of its two data sets, and what it reports.
 
+    counts : sessions, events and items of the training and test data, as the paper has them
     published : (Recall@20, MRR@20) by baseline, or by (loss, units): Tables 1 and 3
     gains : gains over Item-KNN as Table 3 prints them, which are of numbers with more digits than it shows
     parameters : Table 2, the best parameters of each loss
@@ -52,6 +56,7 @@ class Protocol(NamedTuple):
     sessions, items : size of the synthetic log that stands in for the data
     """
     title: str
+    counts: dict
     published: dict
     gains: dict
     parameters: dict[str, dict]
@@ -63,6 +68,7 @@ class Protocol(NamedTuple):
 
 RSC15 = Protocol(
     'RSC15',
+    counts={'train': preprocess_rsc15.PUBLISHED['train_full'], 'test': preprocess_rsc15.PUBLISHED['test']},
     published={
         'POP': (0.0050, 0.0012),
         'S-POP': (0.2672, 0.1775),
@@ -96,6 +102,8 @@ RSC15 = Protocol(
 
 VIDEO = Protocol(
     'VIDEO',
+    counts={'train': dict(sessions=3_000_000, events=13_000_000, items=330_000),  # rounded by the paper
+            'test': dict(sessions=37_000, events=180_000)},
     published={
         'POP': (0.0499, 0.0117),
         'S-POP': (0.1301, 0.0863),
@@ -311,12 +319,37 @@ def evaluate(model, cell: Cell, data: Dataset) -> dict:
     seconds = time.perf_counter() - started
     recall, mrr = recall_mrr(ranks, CUT_OFF)
     result = {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
-              'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds}
+              'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds,
+              'details': rank_details(ranks, data)}
     if cell.model == 'Item-KNN':
         result['other_tie_policies'] = {
             policy: recall_mrr(next_item_ranks(model, data.test, items, tie_policy=policy), CUT_OFF)
             for policy in TIE_POLICIES if policy != cell.tie_policy}
     return result
+
+
+CUT_OFFS = (1, 2, 3, 5, 10, 15, 20, 30, 50, 100)
+POSITIONS = {'2': 2, '3': 3, '4': 4, '5': 5, '6-10': 10, '11-20': 20, 'later': np.inf}  # the last one of each bin
+POPULARITY = {'top 1%': 0.01, 'to 5%': 0.05, 'to 20%': 0.2, 'to 50%': 0.5, 'the rest': 1.0}  # shares of the items
+
+
+def rank_details(ranks: np.ndarray, data: Dataset) -> dict:
+    """Recall and MRR over cut-offs; Recall@20 by position in the session, and by popularity of the next item."""
+    rows, offsets = session_order(data.test, 'SessionId', 'Time', 'ItemId')
+    first = np.repeat(offsets[:-1], np.diff(offsets))
+    position = np.delete(np.arange(len(rows)) - first + 1, offsets[:-1])
+    target = np.delete(data.test.ItemId.to_numpy()[rows], offsets[:-1])
+    counts = data.train.ItemId.value_counts()
+    popularity = pd.Index(counts.index).get_indexer(target) / len(counts)
+
+    def by_bin(values, bins, right):
+        bin_of = np.searchsorted(list(bins.values()), values, side='left' if right else 'right')
+        return [[name, int((bin_of == k).sum()), float((ranks[bin_of == k] <= CUT_OFF).mean())]
+                for k, name in enumerate(bins) if (bin_of == k).any()]
+
+    both = [recall_mrr(ranks, n) for n in CUT_OFFS]
+    return {'recall': [recall for recall, _mrr in both], 'mrr': [mrr for _recall, mrr in both],
+            'by_position': by_bin(position, POSITIONS, True), 'by_popularity': by_bin(popularity, POPULARITY, False)}
 
 
 def most_popular(events: pd.DataFrame, n: int | None) -> np.ndarray | None:
@@ -330,7 +363,7 @@ def most_popular(events: pd.DataFrame, n: int | None) -> np.ndarray | None:
 RESULT_KEYS = ('dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19',
                'mrr@20', 'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds',
                'train_events_per_second', 'eval_events_per_second', 'tie_policy', 'backend', 'versions',
-               'candidates', 'epoch_losses')
+               'candidates', 'epoch_losses', 'details')
 
 
 def versions() -> dict[str, str]:
@@ -350,7 +383,7 @@ def load_results(path: Path) -> list[dict]:
         return []
     with contextlib.suppress(ValueError):
         results = json.loads(path.read_text())
-        if isinstance(results, list) and all(set(RESULT_KEYS[:-2]) <= set(result) for result in results):
+        if isinstance(results, list) and all(set(RESULT_KEYS[:-3]) <= set(result) for result in results):
             return results
     raise ValueError(f'{path}: not a results file of this program; move it away, or choose another --out')
 
@@ -379,8 +412,9 @@ def format_tables(results: list[dict], data: Dataset, tables, protocol: Protocol
         lines += ['### Table 1: baselines', '', *table_1(results, protocol), '']
     if any(result['model'] == 'GRU4Rec' for result in results):
         lines += ['### Table 3: GRU4Rec, one layer', '', *table_3(results, protocol), '']
-    ranked = 'all items of the training data' if protocol.candidates is None else (
-        f'the {protocol.candidates:,} most popular items of the training data and itself')
+    ranked = 'all items of the training data'
+    if protocol.candidates and protocol.candidates < data.train.ItemId.nunique():
+        ranked = f'the {protocol.candidates:,} most popular items of the training data and itself'
     lines += [f'Published: {protocol.title}, arXiv 1511.06939 v4. {runs_behind(results)}Items with equal scores are '
               f'ranked by the policy {results[0]["tie_policy"]!r} in every row. The next item is ranked among '
               f'{ranked}.']
@@ -506,6 +540,103 @@ def counts(events: pd.DataFrame) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Report
+# ---------------------------------------------------------------------------------------------------------------------
+
+def format_report(results: list[dict], data: Dataset, protocol: Protocol, texts: dict[str, str], command: str) -> str:
+    """All of it as one HTML page; `texts` are Table 2 and the claims as Markdown, by title."""
+    parts = [f'<div class="notice">{report.paragraph(about(data, protocol))}</div>']
+    tables = [report_table(results, protocol, 'Table 1: baselines', list(BASELINES)),
+              report_table(results, protocol, 'Table 3: GRU4Rec, one layer', ['GRU4Rec'])]
+    if any(tables):
+        parts.append(report.section('Recall@20 and MRR@20, published and ours', *tables, report.paragraph(
+            f'Published: {protocol.title}, arXiv 1511.06939 v4. Difference: ours to published, relative; green is '
+            f'above, orange below the published number. {runs_behind(results)}Ties are ranked by the policy '
+            f'{results[0]["tie_policy"]!r}.')))
+    parts += [report.section(title, *report.of_markdown(text)) for title, text in texts.items() if text]
+    parts += report_figures(results)
+    parts.append(report.section('Data', report.table(['data', '', 'here', f'{protocol.title}, published'],
+                                                     data_rows(data, protocol))))
+    if results:
+        parts.append(report.section('Speed', report.table(
+            ['run', 'fit, s', 'training events/s', 'evaluation, s', 'predictions/s'], speed_rows(results),
+            'Compilation is part of the seconds of the run that needs it first, not of the events per second.')))
+    found = ', '.join(f'{name} {version}' for name, version in versions().items())
+    parts.append(report.section('How to make this report', f'<pre>{html.escape(command)}</pre>',
+                                report.paragraph(f'{found}, on {platform.system()} {platform.machine()}.')))
+    return report.page(f'GRU4Rec: the experiments of the paper on {data.name}', parts)
+
+
+def data_rows(data: Dataset, protocol: Protocol) -> list[list[str]]:
+    """Sessions, events and items of the data, next to the published counts."""
+    rows = []
+    for name, frame in (('train', data.train), ('test', data.test)):
+        for kind, found in preprocess_rsc15.count(frame).items():
+            published = protocol.counts[name].get(kind)
+            rows.append([name, kind, f'{found:,}', f'{published:,}' if published else '-'])
+    return rows
+
+
+def speed_rows(results: list[dict]) -> list[list[str]]:
+    """Seconds and rates of each run."""
+    columns = {'fit_seconds': 1, 'train_events_per_second': 0, 'eval_seconds': 1, 'eval_events_per_second': 0}
+    return [[cell_title(result), *[f'{result[key]:,.{digits}f}' if result[key] is not None else '-'
+                                   for key, digits in columns.items()]] for result in results]
+
+
+def report_table(results: list[dict], protocol: Protocol, caption: str, models: list[str]) -> str:
+    """A table of published and our numbers with their differences; empty when there is no result."""
+    rows = []
+    for key in dict.fromkeys((r['model'], r['loss'], r['units']) for r in results if r['model'] in models):
+        ours = [r for r in results if (r['model'], r['loss'], r['units']) == key]
+        published = protocol.published.get(key[1:] if key[1] else key[0], (None, None))
+        row = [cell_title(dict(zip(('model', 'loss', 'units'), key)))]
+        for metric, number in zip(('recall@20', 'mrr@20'), published):
+            row += [f'{number:.4f}' if number else '-', average(ours, metric),
+                    report.difference(value(ours, metric), number)]
+        rows.append(row)
+    header = ['', *[f'{metric} {which}' for metric in ('Recall@20', 'MRR@20') for which in (
+        'published', 'ours', 'difference')]]
+    return report.table(header, rows, caption) if rows else ''
+
+
+def report_figures(results: list[dict]) -> list[str]:
+    """Sections with the pictures, of the results that have what they need."""
+    by_title: dict[str, list[dict]] = {}
+    for result in results:
+        if result.get('details'):
+            by_title.setdefault(cell_title(result | {'seed': None}), []).append(result)
+    if not by_title:
+        return []
+
+    def mean_of(key, bins=None):
+        series = {}
+        for title, of_seeds in by_title.items():
+            values = [result['details'][key] for result in of_seeds]
+            if bins:  # the bins are the same for every seed
+                series[title] = ([name for name, _n, _recall in values[0]],
+                                 np.mean([[recall for *_bin, recall in value] for value in values], axis=0).tolist())
+            else:
+                series[title] = (CUT_OFFS, np.mean(values, axis=0).tolist())
+        return series
+
+    losses = {title: np.mean([result['epoch_losses'] for result in of_seeds], axis=0).tolist()
+              for title, of_seeds in by_title.items() if of_seeds[0].get('epoch_losses')}
+    parts = [report.section('Cut-offs', report.cut_off_figure(mean_of('recall'), mean_of('mrr'))),
+             report.section('Where in the session, and which items',
+                            report.bins_figure(mean_of('by_position', True), mean_of('by_popularity', True)))]
+    return parts + ([report.section('Training loss', report.loss_figure(losses, list(by_title)))] if losses else [])
+
+
+def cell_title(result: dict) -> str:
+    """'TOP1, 100 units, seed 42', or a baseline's name."""
+    if result['model'] != 'GRU4Rec':
+        return result['model']
+    seed = f", seed {result['seed']}" if result.get('seed') is not None else ''
+    return f"{LOSS_NAMES[result['loss']]}, {result['units']} units{seed}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Command line
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -548,6 +679,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help='folder for results.json and tables.md (results)')
     parser.add_argument('--cache', metavar='DIR', default='cache', help='folder for the synthetic click log (cache)')
     arguments = parser.parse_args(argv)
+    arguments.words = sys.argv[1:] if argv is None else argv
     for name in ('table', 'models', 'loss', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
         setattr(arguments, name, list(dict.fromkeys(value for values in getattr(arguments, name) for value in values)))
     if bool(arguments.train) != bool(arguments.test):
@@ -611,9 +743,11 @@ def run(arguments: argparse.Namespace):
     data = load_dataset(arguments)
     note(f'{data.name}: train {counts(data.train)}; test {counts(data.test)}; backend {backend}')
     if arguments.claims:
-        print(run_claims(arguments, data, protocol, backend, out))
+        text = run_claims(arguments, data, protocol, backend, out)
+        write_report(out, [], data, protocol, {'Claims': text}, arguments)
+        print(text)
         return
-    texts = ['', '']
+    texts, finished = ['', ''], []
 
     def write():
         write_atomically(out / 'tables.md', '\n'.join(filter(None, texts)))
@@ -625,7 +759,15 @@ def run(arguments: argparse.Namespace):
         for text in run_search(arguments, data, protocol, backend, out):
             texts[1] = text
             write()
+    write_report(out, finished, data, protocol, {'Table 2: best parameters': texts[1]}, arguments)
     print('\n'.join(filter(None, texts)))
+
+
+def write_report(out: Path, results: list[dict], data: Dataset, protocol: Protocol, texts: dict, arguments):
+    """OUT/report.html."""
+    command = shlex.join(['python', 'run_experiments.py', *arguments.words])
+    texts = {title: text[text.index('|'):] if '|' in text else '' for title, text in texts.items()}
+    write_atomically(out / 'report.html', format_report(results, data, protocol, texts, command))
 
 
 def run_cells(cells: list[Cell], data: Dataset, protocol: Protocol, backend: str, out: Path) -> Iterator[list[dict]]:

@@ -99,6 +99,7 @@ def open_storage(url: str):
     """The database of the trials, which is made if it is not there; ValueError if it cannot be opened."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
+    warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)  # heartbeats, since 2021
     try:
         return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
     except (SQLAlchemyError, ImportError, ValueError) as error:

@@ -19,6 +19,7 @@ from conftest import (
     state_of,
 )
 
+import preprocess_rsc15
 from gru4rec import GRU4Rec
 
 LOG = few_items_log(n_sessions=200, n_items=40)
@@ -122,26 +123,77 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
-@pytest.mark.slow
-def test_fifty_kills_at_random_moments_lose_nothing(tmp_path):
+def killed_until_finished(program, arguments, n_kills, longest, finished):
+    """Run a program and kill it, at random moments, `n_kills` times; `finished` is called whenever it came to an end."""
     environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1])}
-
-    def start(name):
-        return subprocess.Popen([sys.executable, '-c', PROGRAM, str(tmp_path / name)], env=environment)
-
-    assert start('whole').wait() == 0
-    kills, rng = 0, np.random.RandomState(0)
-    while kills < 50:
-        process = start('killed')
+    rng, kills = np.random.RandomState(0), 0
+    while True:
+        process = subprocess.Popen([sys.executable, '-c', program, *map(str, arguments)], env=environment,
+                                   stdout=subprocess.DEVNULL)
         try:
-            process.wait(timeout=rng.uniform(1, 4))
+            process.wait(timeout=None if kills == n_kills else rng.uniform(0, longest))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills += 1
-        if process.wait() == 0:  # finished: once more from the start
-            assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'killed')), state_of(GRU4Rec.load(tmp_path / 'whole')))
-            for path in tmp_path.glob('killed*'):
-                path.unlink()
-    while start('killed').wait():
-        pass
-    assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'killed')), state_of(GRU4Rec.load(tmp_path / 'whole')))
+        code = process.wait()
+        if code == 0:
+            finished()
+            if kills == n_kills:
+                return
+        assert code in (0, -signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_lose_nothing_of_a_training(tmp_path):
+    killed_until_finished(PROGRAM, [tmp_path / 'whole'], 0, 0, lambda: None)
+    times = []
+
+    def finished():
+        assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'killed')), state_of(GRU4Rec.load(tmp_path / 'whole')))
+        times.append(1)
+        for path in tmp_path.glob('killed*'):  # once more from the start
+            path.unlink()
+    killed_until_finished(PROGRAM, [tmp_path / 'killed'], 50, 5, finished)
+    assert len(times) >= 2
+
+
+SEARCH_PROGRAM = textwrap.dedent("""
+    import sys
+    import run_experiments, search
+    search.SPACE = {'batch_size': (20, 50), 'dropout_p_hidden': (0.0,), 'learning_rate': (0.02, 0.1), 'momentum': (0.0,)}
+    search.HEARTBEAT = 1
+    sys.exit(run_experiments.main(['--data', sys.argv[1], '--out', sys.argv[2], '--table', '2', '--trials', '8', '--loss',
+                                   'top1', '--units', '4', '--epochs', '1', '--backend', 'python']))
+""")
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments_lose_nothing_of_a_search(tmp_path):
+    pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
+    preprocess_rsc15.make_synthetic(tmp_path / 'data', n_sessions=1500, n_items=200, seed=1)
+    tables = []
+
+    def finished(name):
+        tables.append((tmp_path / name / 'tables.md').read_bytes())
+        for path in (tmp_path / name).iterdir():
+            path.unlink()
+    killed_until_finished(SEARCH_PROGRAM, [tmp_path / 'data', tmp_path / 'whole'], 0, 0, lambda: finished('whole'))
+    killed_until_finished(SEARCH_PROGRAM, [tmp_path / 'data', tmp_path / 'killed'], 30, 15, lambda: finished('killed'))
+    assert len(tables) >= 2 and len(set(tables)) == 1
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_leave_no_half_written_data(tmp_path):
+    program = 'import sys, preprocess_rsc15; preprocess_rsc15.main(sys.argv[1:])'
+    preprocess_rsc15.make_synthetic(tmp_path / 'whole', n_sessions=60_000, n_items=1000, seed=1)
+    raw = tmp_path / 'clicks.dat'
+    (tmp_path / 'whole' / preprocess_rsc15.SYNTHETIC_LOG).rename(raw)
+    names = sorted(path.name for path in (tmp_path / 'whole').iterdir())
+
+    def finished():
+        found = sorted(path for path in (tmp_path / 'out').iterdir() if not path.name.startswith('.'))
+        assert [path.name for path in found] == names
+        for path in found:
+            assert path.read_bytes() == (tmp_path / 'whole' / path.name).read_bytes()
+            path.unlink()
+    killed_until_finished(program, [raw, tmp_path / 'out'], 50, 4, finished)

@@ -10,7 +10,7 @@ import run_experiments
 QUICK = ['--backend', 'python', '--epochs', '1', '--units', '4']
 KEYS = {'dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19',
         'mrr@20', 'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds', 'train_events_per_second',
-        'eval_events_per_second', 'tie_policy', 'backend', 'versions', 'candidates', 'epoch_losses'}
+        'eval_events_per_second', 'tie_policy', 'backend', 'versions', 'candidates', 'epoch_losses', 'details'}
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,106 @@
+"""The HTML report: what it says, that it stands alone, and the numbers behind its pictures."""
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import preprocess_rsc15
+import report
+import run_experiments
+
+pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed')
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """The report of a run with two seeds, and its results."""
+    folder, out = tmp_path_factory.mktemp('synthetic'), tmp_path_factory.mktemp('out')
+    preprocess_rsc15.make_synthetic(folder, n_sessions=4000, n_items=300, seed=1)
+    command = ['--data', str(folder), '--out', str(out), '--backend', 'python', '--epochs', '2', '--units', '4',
+               '--models', 'POP', 'Item-KNN', 'GRU4Rec', '--loss', 'top1', '--seeds', '1,2']
+    assert run_experiments.main(command) == 0
+    return (out / 'report.html').read_text(), run_experiments.load_results(out / 'results.json'), command
+
+
+class Checker(HTMLParser):
+    """Collects tags and attributes, and checks that each tag is closed in its turn."""
+    VOID = {'meta', 'path', 'use'}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.found = [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in ('meta',):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_file_is_well_formed_needs_nothing_else_and_fits_a_phone(made):
+    text, _results, _command = made
+    tags = Checker(text).found
+    assert ('meta', {'name': 'viewport', 'content': 'width=device-width, initial-scale=1'}) in tags
+    assert not {tag for tag, _attributes in tags} & {'script', 'link', 'img', 'iframe'}
+    for _tag, attributes in tags:
+        for name in ('src', 'href', 'xlink:href'):
+            assert attributes.get(name, '#').startswith('#')
+    assert not re.search(r'url\((?!#)|@import', text)
+
+
+def test_every_picture_has_its_numbers_as_alternative_text(made):
+    text, results, _command = made
+    pictures = [attributes for tag, attributes in Checker(text).found if tag == 'svg']
+    assert len(pictures) == 5 and all(picture['role'] == 'img' for picture in pictures)
+    recall = np.mean([r['details']['recall'][6] for r in results if r['loss'] == 'top1'])
+    assert 'TOP1, 4 units: 0.' in pictures[0]['aria-label'] and f'{recall:.3f} at 20' in pictures[0]['aria-label']
+    losses = np.mean([r['epoch_losses'] for r in results if r['loss'] == 'top1'], axis=0)
+    assert f'{losses[1]:.3f} in epoch 2' in pictures[-1]['aria-label']
+
+
+def test_it_says_what_data_it_is_how_it_was_made_and_what_was_published(made):
+    text, results, command = made
+    assert 'This is a synthetic click log' in text and 'python run_experiments.py ' + command[0] in text
+    assert 'pytensor' in text and '7,966,257' in text and '37,483' in text
+    knn = next(r for r in results if r['model'] == 'Item-KNN')
+    change = knn['recall@20'] / 0.5065 - 1
+    kind = 'better' if change > 0 else 'worse'
+    assert f'<td class="number">0.5065</td><td class="number">{knn["recall@20"]:.4f}</td>' \
+           f'<td class="number {kind}">{change:+.1%}</td>' in text
+
+
+def test_text_of_the_data_does_not_become_markup():
+    assert '<b>' not in report.paragraph('a <b>bold</b> name') and '&lt;b&gt;' in report.paragraph('a <b>x</b>')
+    assert '&lt;i&gt;' in report.table(['<i>'], [['1']]) and '&lt;i&gt;' in report.table(['x'], [['<i>']])
+    assert report.paragraph('**so** `it` is') == '<p><strong>so</strong> <code>it</code> is</p>'
+
+
+def test_markdown_tables_and_paragraphs_are_taken_over():
+    parts = report.of_markdown('### Title\n\n| a | b |\n|---|---|\n| x | 1 |\n\nTwo\nlines.\n')
+    assert len(parts) == 2 and '<td>x</td><td class="number">1</td>' in parts[0] and parts[1] == '<p>Two lines.</p>'
+
+
+def test_without_matplotlib_the_page_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'matplotlib', None)
+    assert 'A picture. The picture needs Matplotlib: pip install' in report.figure('A picture.', {'x': lambda ax: None}, [])
+
+
+def test_the_details_are_counted_by_position_and_popularity():
+    train = pd.DataFrame({'SessionId': 1, 'ItemId': ['a'] * 5 + ['b'] * 3 + ['c'] * 2 + ['d'], 'Time': range(11)})
+    test = pd.DataFrame({'SessionId': [2, 1, 1, 1, 2], 'ItemId': ['a', 'a', 'b', 'd', 'c'], 'Time': [4, 1, 2, 3, 5]})
+    data = run_experiments.Dataset('x', False, train, test)
+    details = run_experiments.rank_details(np.array([1, 30, 2]), data)  # of b and d in session 1, and c in session 2
+    assert details['by_position'] == [['2', 2, 1.0], ['3', 1, 0.0]]
+    # of four items a is the first, from 0; b from 1/4, c from 1/2, d from 3/4
+    assert details['by_popularity'] == [['to 50%', 1, 1.0], ['the rest', 2, 0.5]]
+    assert details['recall'][:3] == pytest.approx([1 / 3, 2 / 3, 2 / 3]) and details['recall'][-1] == 1
+    assert details['mrr'][0] == pytest.approx(1 / 3) and details['mrr'][-1] == pytest.approx((1 + 1 / 2 + 1 / 30) / 3)
