@@ -22,6 +22,7 @@ import itertools
 import logging
 import time
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -741,13 +742,15 @@ class GRU4Rec:
 
     def _set_weights(self, weights: dict[str, np.ndarray], acc: dict | None = None, vel: dict | None = None):
         """Shared variables of weights and of the optimiser's state, which is zero where it is not given."""
-        def state(kind: str, used, values: dict | None) -> dict:
-            return {name: shared(f'{kind}_{name}', values[name] if values else np.zeros(weight.shape, FLOAT))
-                    for name, weight in weights.items() if used}
+        def state(kind: str, used, values: dict | None) -> OrderedDict:
+            return OrderedDict((name, shared(f'{kind}_{name}', values[name] if values else np.zeros(w.shape, FLOAT)))
+                               for name, w in weights.items() if used)
 
         self._weights = OrderedDict((name, shared(name, value)) for name, value in weights.items())
         self._acc = state('acc', self.adapt in ('adagrad', 'rmsprop'), acc)
         self._vel = state('vel', self.momentum, vel)
+        for variables in (self._weights, self._acc, self._vel):
+            weakref.finalize(variables, let_go, [*variables.values()])
         self._state_function = self._rank_program = self._prediction_state = None
         self.epoch_losses_: list[float] = []
         self.error_during_train = False
@@ -756,8 +759,10 @@ class GRU4Rec:
         """All epochs over `items` (n_events,), the item indices in session order."""
         n_epochs = n_epochs or self.n_epochs
         states = [shared(name, state) for name, state in zip(state_names(self), self.initial_states(self.batch_size))]
+        events = shared('events', items)
+        weakref.finalize(draws, let_go, [events, *states])  # which this call alone refers to
         with pytensor.config.change_flags(floatX=FLOAT):
-            step = training_step(self, shared('events', items), self._weights, self._acc, self._vel, states)
+            step = training_step(self, events, self._weights, self._acc, self._vel, states)
         run = backends.compile_loop(*step, backend=self.backend_)
         done = checkpoint.restore(self, states, draws) if checkpoint else Done()
         for epoch in range(n_epochs):
@@ -1183,6 +1188,12 @@ def weight_layout(model: GRU4Rec) -> dict[str, tuple[list[str], tuple]]:
     for j, shape in enumerate(zip(sizes[:-1], sizes[1:])):
         layout |= {f'Wd{j}': ([f'Wd{j}'], shape), f'Bd{j}': ([f'Bd{j}'], shape[1:])}
     return layout | {'Wy': (['Wy'], (model.n_items, sizes[-1])), 'By': (['By'], (model.n_items,))}
+
+
+def let_go(variables: list):
+    """Free the arrays of shared variables: Numba keeps what it compiled for ever, and with it the variables."""
+    for variable in variables:
+        variable.container.storage[0] = None
 
 
 def joined_names(values: dict[str, np.ndarray], model: GRU4Rec) -> dict[str, np.ndarray] | None:

@@ -124,7 +124,7 @@ PROGRAM = textwrap.dedent("""
 
 
 def killed_until_finished(program, arguments, n_kills, longest, finished):
-    """Run a program and kill it, at random moments, `n_kills` times; `finished` is called whenever it came to an end."""
+    """Run a program and kill it, at random moments, `n_kills` times; `finished` is called when it came to an end."""
     environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1])}
     rng, kills = np.random.RandomState(0), 0
     while True:
@@ -160,10 +160,11 @@ def test_fifty_kills_at_random_moments_lose_nothing_of_a_training(tmp_path):
 SEARCH_PROGRAM = textwrap.dedent("""
     import sys
     import run_experiments, search
-    search.SPACE = {'batch_size': (20, 50), 'dropout_p_hidden': (0.0,), 'learning_rate': (0.02, 0.1), 'momentum': (0.0,)}
+    search.SPACE = {'batch_size': (20, 50), 'dropout_p_hidden': (0.0,), 'learning_rate': (0.02, 0.1),
+                    'momentum': (0.0,)}
     search.HEARTBEAT = 1
-    sys.exit(run_experiments.main(['--data', sys.argv[1], '--out', sys.argv[2], '--table', '2', '--trials', '8', '--loss',
-                                   'top1', '--units', '4', '--epochs', '1', '--backend', 'python']))
+    sys.exit(run_experiments.main(['--data', sys.argv[1], '--out', sys.argv[2], '--table', '2', '--trials', '8',
+                                   '--loss', 'top1', '--units', '4', '--epochs', '1', '--backend', 'python']))
 """)
 
 

@@ -1,4 +1,6 @@
 """The estimator: arguments, weights, progress, errors, losses that are not finite, and that it learns."""
+import copy
+import gc
 import warnings
 
 import numpy as np
@@ -245,6 +247,21 @@ def test_initial_weights_near_the_largest_float_stop_both_backends_at_once(backe
     model, [warning] = fit_quietly(GRU4Rec(**CASES[NUMBA_CASE]['arguments'], sigma=1e38, backend=backend), TRAIN)
     assert 'epoch 0, mini-batch 0 is' in str(warning.message)
     assert model.error_during_train and model.epoch_losses_ == []
+
+
+# --- Memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_arrays_of_a_model_that_is_gone_are_freed_though_its_compiled_code_stays():
+    model = small_model(momentum=0.2).fit(LOG)
+    shallow, variables = copy.copy(model), [*model._weights.values(), *model._acc.values(), *model._vel.values()]
+    before = state_of(model)
+    model.fit(LOG[:-20])  # has new variables
+    assert_same_bits(state_of(shallow), before)
+    del shallow
+    gc.collect()
+    assert [variable.container.storage for variable in variables] == [[None]] * len(variables)
+    assert state_of(model)['Wy'].shape == before['Wy'].shape
 
 
 # --- Learning -------------------------------------------------------------------------------------------------------

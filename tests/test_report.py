@@ -91,7 +91,8 @@ def test_markdown_tables_and_paragraphs_are_taken_over():
 
 def test_without_matplotlib_the_page_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'matplotlib', None)
-    assert 'A picture. The picture needs Matplotlib: pip install' in report.figure('A picture.', {'x': lambda ax: None}, [])
+    page = report.figure('A picture.', {'x': lambda ax: None}, [])
+    assert 'A picture. The picture needs Matplotlib: pip install' in page
 
 
 def test_the_details_are_counted_by_position_and_popularity():
