@@ -40,15 +40,19 @@ def fit(arguments) -> tuple[dict, list[str]]:
     model = GRU4Rec(arguments.layers, n_epochs=arguments.epochs, dropout_p_hidden=arguments.dropout,
                     **{name: getattr(arguments, name) for name in names})
     check_arguments(model)
-    storage.check_writable(arguments.output)
+    check_output(arguments.output, arguments.file)
+    if arguments.checkpoint:
+        check_output(arguments.checkpoint, arguments.file)
     data = clicklog.read_events(arguments.file, columns_of(arguments))
-    progress = TrainingProgress(f'{model.loss}, {"+".join(map(str, model.layers))} units', arguments.quiet)
-    started = time.perf_counter()
     if arguments.more:
         if arguments.checkpoint:
             raise ValueError('--more and --checkpoint do not go together')
         model = GRU4Rec.load(arguments.more, backend=arguments.backend)
         check_columns(model, arguments)
+        data = data.assign(**{model.item_key: as_model_ids(model, data[model.item_key])})
+    progress = TrainingProgress(f'{model.loss}, {"+".join(map(str, model.layers))} units', arguments.quiet)
+    started = time.perf_counter()
+    if arguments.more:
         model.fit_more(data, arguments.epochs, callback=progress)
     else:
         model.fit(data, callback=progress, checkpoint=arguments.checkpoint, every=arguments.every)
@@ -117,6 +121,10 @@ def info(arguments) -> tuple[dict, list[str]]:
 def prepare(arguments) -> tuple[dict, list[str]]:
     columns = columns_of(arguments)
     out = Path(arguments.output)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f'{out}: is a file; give the name of a folder')
+    for name in ('train.tsv', 'test.tsv') if out.exists() else ():
+        check_output(out / name, arguments.file)
     storage.check_writable(out / 'train.tsv' if out.exists() else out)
     data = clicklog.read_events(arguments.file, columns)
     train, test = clicklog.prepare(
@@ -143,6 +151,13 @@ def columns_of(arguments) -> tuple[str, str, str]:
     return arguments.session_key, arguments.item_key, arguments.time_key
 
 
+def check_output(output, source):
+    """OSError or ValueError if a file cannot be written to `output`, or is the one that is read."""
+    if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
+        raise ValueError(f'{output}: is the file that is read; give another name')
+    storage.check_writable(output)
+
+
 def check_columns(model: GRU4Rec, arguments):
     """A model that is trained on keeps its own names of columns, which then have to be those of the file."""
     if (model.session_key, model.item_key, model.time_key) != columns_of(arguments):
@@ -151,11 +166,17 @@ def check_columns(model: GRU4Rec, arguments):
 
 
 def as_model_ids(model: GRU4Rec, ids: pd.Series) -> pd.Series:
-    """Ids of the model's own type where they can be: text that is a number for a model of numbers, and the reverse."""
-    if model.items_.dtype.kind == 'i':
-        number = pd.to_numeric(ids, errors='coerce')
-        return number.where(number.notna(), -1).astype('int64') if number.notna().all() else ids
-    return ids.astype(str)
+    """Ids of the model's own type where they can be: text that is a whole number for a model of numbers, or numbers as
+    text; what cannot be stays as it is, and is unknown to the model."""
+    if model.items_.dtype.kind not in 'iu':
+        return ids.astype(str)
+    if pd.api.types.is_integer_dtype(ids):
+        return ids
+    texts = ids.astype(str)
+    whole = texts.str.fullmatch(r'-?\d{1,18}').to_numpy(dtype=bool)
+    if whole.all():
+        return texts.astype('int64')
+    return pd.Series([int(text) if good else text for text, good in zip(texts, whole)], ids.index, dtype=object)
 
 
 def default_of(name: str):
@@ -239,7 +260,8 @@ def add_training_options(parser: argparse.ArgumentParser):
     parser.add_argument('--backend', choices=backends.BACKENDS, default='auto', help='(auto)')
     parser.add_argument('--checkpoint', metavar='FILE', help='write the state of the training there, and go on from it')
     parser.add_argument('--every', type=float, default=600, metavar='SECONDS', help='how often (600)')
-    parser.add_argument('--more', metavar='MODEL', help='go on training this model on FILE, which may have new items')
+    parser.add_argument('--more', metavar='MODEL', help='go on training this model on FILE, which may have new '
+                        'items; of the other options only --epochs, --backend and --dtype count')
     parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32', help='of the saved weights')
 
 
@@ -267,8 +289,9 @@ def main(argv: list[str] | None = None) -> int:
         note(f'gru4rec {arguments.command}: error: {" ".join(str(message).split()) or type(error).__name__}')
         return 2
     except KeyboardInterrupt:
-        note('interrupted' + (f'; the same command goes on from {arguments.checkpoint}'
-                              if getattr(arguments, 'checkpoint', None) else ''))
+        checkpoint = getattr(arguments, 'checkpoint', None)
+        goes_on = checkpoint and Path(checkpoint).exists()
+        note('interrupted' + (f'; the same command goes on from {checkpoint}' if goes_on else ''))
         return 130
     print(json.dumps(found) if arguments.json else '\n'.join(lines))
     return 0

@@ -527,6 +527,7 @@ class Progress(NamedTuple):
     events: int  # done in this epoch
     total_events: int  # of an epoch, the dropped tail included
     loss: float  # mean over this epoch's mini-batches
+    epoch_ends: bool = False  # whether these were its last
 
 
 class Done(NamedTuple):
@@ -685,17 +686,18 @@ class GRU4Rec:
             raise ValueError(f'n_epochs={n_epochs!r}: must be a whole number, at least 1')
         rows, offsets = self._sessions(data)
         ids = data[self.item_key]
-        if self.items_.dtype.kind != np.asarray(ids).dtype.kind:
+        kinds = {'i' if kind == 'u' else kind for kind in (self.items_.dtype.kind, np.asarray(ids).dtype.kind)}
+        if len(kinds) > 1:
             raise TypeError(f'column {self.item_key!r} has item ids such as {ids.iloc[0]!r}, but those of the model '
                             f'are such as {self.items_[0]!r}')
         unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
-        losses = self.epoch_losses_
-        rng = np.random.RandomState([self.seed, len(losses), self.n_items])
+        losses, n_done = self.epoch_losses_, len(self.epoch_losses_)
+        rng = np.random.RandomState([self.seed, n_done, self.n_items])
         self._add_items(unknown, rng)
+        self.epoch_losses_ = losses  # to which those of the new epochs are appended
         item_index = self._index_of.get_indexer(ids)
         self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
-        self._train(item_index[rows], offsets, rng, Draws(self, n_done=len(losses)), callback, None, n_epochs)
-        self.epoch_losses_ = losses + self.epoch_losses_
+        self._train(item_index[rows], offsets, rng, Draws(self, n_done=n_done), callback, None, n_epochs)
         return self
 
     def _sessions(self, data: pd.DataFrame):
@@ -712,7 +714,7 @@ class GRU4Rec:
         n_old, n = self.n_items, self.n_items + len(ids)
         values = {kind: {name: np.array(variable.get_value(borrow=True)) for name, variable in variables.items()}
                   for kind, variables in (('weights', self._weights), ('acc', self._acc), ('vel', self._vel))}
-        self._set_items(np.concatenate([self.items_, np.asarray(ids, self.items_.dtype)]),
+        self._set_items(np.concatenate([self.items_, np.asarray(ids)]),
                         np.concatenate([self.item_counts_, np.zeros(len(ids), np.int64)]))
         for name, (parts, shape) in weight_layout(self).items():
             if shape[0] != n or len(values['weights'][name]) != n_old:
@@ -773,7 +775,7 @@ class GRU4Rec:
                 for variable, state in zip(states, self.initial_states(self.batch_size)):
                     variable.set_value(state)
             stretches = session_parallel_minibatches(offsets, self.batch_size, order, stretch_length(self))
-            for batches in itertools.islice(stretches, done.stretches, None):
+            for batches, is_last in with_last(itertools.islice(stretches, done.stretches, None)):
                 losses = run(*batches, *draws(len(batches.starts)))
                 done = Done(epoch, done.stretches + 1, done.minibatches + len(losses),
                             done.total + float(losses.sum(dtype='float64')))
@@ -783,7 +785,7 @@ class GRU4Rec:
                     checkpoint.write_when_due(self, states, draws, done)
                 if callback:
                     callback(Progress(epoch, n_epochs, done.minibatches, done.minibatches * self.batch_size,
-                                      len(items) - len(offsets) + 1, done.total / done.minibatches))
+                                      len(items) - len(offsets) + 1, done.total / done.minibatches, is_last))
             self.epoch_losses_.append(done.total / done.minibatches)
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
             done = Done(epoch + 1)
@@ -1188,6 +1190,15 @@ def weight_layout(model: GRU4Rec) -> dict[str, tuple[list[str], tuple]]:
     for j, shape in enumerate(zip(sizes[:-1], sizes[1:])):
         layout |= {f'Wd{j}': ([f'Wd{j}'], shape), f'Bd{j}': ([f'Bd{j}'], shape[1:])}
     return layout | {'Wy': (['Wy'], (model.n_items, sizes[-1])), 'By': (['By'], (model.n_items,))}
+
+
+def with_last(values: Iterator) -> Iterator[tuple]:
+    """Each of the values, and whether it is the last one."""
+    for value in values:
+        for following in values:
+            yield value, False
+            value = following
+        yield value, True
 
 
 def let_go(variables: list):

@@ -27,7 +27,7 @@ class TrainingProgress:
         self.label, self.quiet = label, quiet
         self.first: tuple = ()
         self.last: tuple = (0.0, 0)
-        self.epoch, self.loss = 0, float('nan')
+        self.loss = float('nan')
         self.bar = None
         if tqdm and sys.stderr.isatty() and not quiet:
             self.bar = tqdm(unit=' events', unit_scale=True, desc=label, file=sys.stderr)
@@ -45,11 +45,12 @@ class TrainingProgress:
             self.bar.set_postfix_str(f'epoch {progress.epoch + 1}/{progress.n_epochs}, loss {progress.loss:.4f}, '
                                      f'{minibatches}', refresh=False)
             self.bar.update(events - self.bar.n)
-        elif progress.epoch > self.epoch and not self.quiet:
-            left = seconds * (progress.n_epochs / progress.epoch - 1)
-            note(f'{self.label}: epoch {progress.epoch} of {progress.n_epochs} done, loss {self.loss:.4f}, '
-                 f'{minibatches}, {rate:,.0f} events/s, about {left:.0f} s left')
-        self.epoch = max(self.epoch, progress.epoch)
+        elif progress.epoch_ends and progress.epoch + 1 < progress.n_epochs and not self.quiet:
+            text = f'{self.label}: epoch {progress.epoch + 1} of {progress.n_epochs} done, loss {progress.loss:.4f}'
+            if rate:
+                left = (progress.n_epochs * progress.total_events - events) / rate
+                text += f', {minibatches}, {rate:,.0f} events/s, about {left:.0f} s left'
+            note(text)
         self.loss = progress.loss
 
     def close(self, seconds: float) -> float | None:

@@ -179,17 +179,19 @@ def load_dataset(arguments: argparse.Namespace) -> Dataset:
         folder = Path(arguments.data) if arguments.data else synthetic_folder(arguments)
         train, test, name = folder / 'rsc15_train_full.txt', folder / 'rsc15_test.txt', folder.resolve().name
     frames = [clicklog.read_events(path) for path in (train, test)]
-    limit = PROTOCOLS[arguments.dataset].max_session_length
-    if limit:
-        frames = [drop_long_sessions(frame, limit) for frame in frames]
+    frames = [drop_long_sessions(frame, PROTOCOLS[arguments.dataset]) for frame in frames]
     for key in ('SessionId', 'ItemId'):  # ids that look like numbers in one file only
         if frames[0][key].dtype != frames[1][key].dtype:
             frames = [frame.astype({key: str}) for frame in frames]
-    fingerprint = hashlib.sha256(b''.join(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()
-                                          for frame in frames)).hexdigest()[:8]
     synthetic = not (arguments.train or arguments.data) or (train.parent / preprocess_rsc15.SYNTHETIC_LOG).exists()
-    return Dataset(f"{'synthetic' if synthetic else name}-{fingerprint}", synthetic, frames[0],
+    return Dataset(f"{'synthetic' if synthetic else name}-{fingerprint(*frames)}", synthetic, frames[0],
                    known_items_only(*frames))
+
+
+def fingerprint(*frames: pd.DataFrame) -> str:
+    """Eight digits that change when the data does."""
+    hashes = [pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes() for frame in frames]
+    return hashlib.sha256(b''.join(hashes)).hexdigest()[:8]
 
 
 def synthetic_folder(arguments: argparse.Namespace) -> Path:
@@ -204,8 +206,11 @@ def synthetic_folder(arguments: argparse.Namespace) -> Path:
     return folder
 
 
-def drop_long_sessions(events: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """The sessions of at most `limit` events; longer ones are likely to be of bots (section 4, VIDEO)."""
+def drop_long_sessions(events: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
+    """The sessions that are not longer than the protocol allows: those are likely to be of bots (section 4, VIDEO)."""
+    limit = protocol.max_session_length
+    if not limit:
+        return events
     kept = events[events.groupby('SessionId').ItemId.transform('size') <= limit]
     if kept.empty:
         raise ValueError(f'no session has {limit} events or fewer')
@@ -219,7 +224,8 @@ def validation_split(arguments: argparse.Namespace, data: Dataset) -> tuple[pd.D
     if arguments.data:
         files = [Path(arguments.data) / name for name in ('rsc15_train_tr.txt', 'rsc15_train_valid.txt')]
         if all(path.is_file() for path in files):
-            train, valid = map(clicklog.read_events, files)
+            train, valid = (drop_long_sessions(clicklog.read_events(path), PROTOCOLS[arguments.dataset])
+                            for path in files)
             return train, known_items_only(train, valid)
     return preprocess_rsc15.split(data.train, 'validation')
 
@@ -260,8 +266,10 @@ def claim_cells(setting: claims.Setting, protocol: Protocol, arguments: argparse
     policy, candidates = arguments.tie_policy, protocol.candidates
     if setting.model in BASELINES:
         return [Cell(1, setting.model, None, None, None, None, BASELINES[setting.model][1], policy, candidates)]
-    if setting.popular_candidates:  # as large a share of the items as the paper's
+    if setting.candidates == 'popular':  # as large a share of the items as the paper's
         candidates = min(30_000, max(2 * CUT_OFF, round(n_items * 30 / 330)))
+    elif setting.candidates == 'all':
+        candidates = None
     parameters = protocol.parameters[setting.loss] | setting.options
     return [Cell(0, 'GRU4Rec', setting.loss, setting.units, arguments.epochs, seed, parameters, policy, candidates)
             for seed in arguments.seeds]
@@ -270,6 +278,7 @@ def claim_cells(setting: claims.Setting, protocol: Protocol, arguments: argparse
 def stability_cells(arguments: argparse.Namespace, protocol: Protocol) -> dict[str, list[Cell]]:
     """For each loss, networks at random points of the search space, of which some may be numerically unstable."""
     points = search.random_points(search.SPACE, 10 if arguments.quick else 100, arguments.seeds[0])
+    # With a few epochs for each: a network that is unstable is so soon.
     return {loss: [Cell(0, 'GRU4Rec', loss, arguments.units[0], min(2, arguments.epochs), arguments.seeds[0], point,
                         arguments.tie_policy, protocol.candidates) for point in points]
             for loss in (*claims.POINTWISE, *claims.PAIRWISE)}
@@ -282,7 +291,8 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame):
         if cell.parameters.get('batch_size', 0) > n_sessions:
             batch_size = cell.parameters['batch_size']
             raise ValueError(f'{cell.model} with {cell.loss} trains {batch_size} sessions in parallel, but the '
-                             f'training data has {n_sessions} of two or more events; leave it out with --loss')
+                             f'training data has {n_sessions} of two or more events; more data is needed, or other '
+                             'rows (--loss)')
 
 
 def run_cell(cell: Cell, data: Dataset, backend: str, published: dict) -> dict:
@@ -304,7 +314,7 @@ def run_cell(cell: Cell, data: Dataset, backend: str, published: dict) -> dict:
         'dataset': data.name, 'fit_seconds': trained - started, 'train_events_per_second': events_per_second,
         'backend': model.backend_ if progress else None, 'versions': versions(),
         'epoch_losses': model.epoch_losses_ if progress else None}
-    key = (cell.loss, cell.units) if progress else cell.model
+    key = ((cell.loss, cell.units) if progress else cell.model) if cell.table else None  # of the tables' cells only
     result['published_recall@20'], result['published_mrr@20'] = published.get(key, (None, None))
     if not getattr(model, 'error_during_train', False):
         result |= evaluate(model, cell, data)
@@ -390,6 +400,8 @@ def load_results(path: Path) -> list[dict]:
 
 def find(results: list[dict], dataset: str, cell: Cell, backend: str) -> dict | None:
     """The result of a cell on a data set, if it is there; a baseline's does not depend on the backend."""
+    if cell.model == 'GRU4Rec':  # those of earlier versions lack what the claims and the report need
+        results = [result for result in results if 'details' in result]
     wanted = cell._asdict() | {'dataset': dataset, 'backend': backend if cell.model == 'GRU4Rec' else None}
     wanted.pop('table')  # the claims compare cells of the tables, too
     return next((result for result in results if all(result.get(key) == value for key, value in wanted.items())), None)
@@ -698,8 +710,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error('--units of the claims are two numbers, of small and of large networks')
     if 'mrr' in arguments.loss and arguments.table != [2]:
         parser.error('--loss mrr goes with --table 2: the paper has no row for it in Table 3')
-    if 2 in arguments.table and len(arguments.units) > 1 and not arguments.claims:
-        parser.error('--table 2 searches for networks of one size: give one number of --units')
+    if 2 in arguments.table and not arguments.claims and max(map(len, (arguments.units, arguments.seeds))) > 1:
+        parser.error('--table 2 searches for networks of one size and with one seed: give one number each')
     return arguments
 
 
@@ -738,8 +750,8 @@ def run(arguments: argparse.Namespace):
     cells = [] if arguments.claims or not {1, 3} & set(arguments.table) else plan(
         protocol, arguments.table, arguments.models, arguments.loss, arguments.units, arguments.epochs,
         arguments.seeds, arguments.tie_policy)
-    results = load_results(out / 'results.json')
-    write_atomically(out / 'results.json', json.dumps(results, indent=1) + '\n')  # before any work: can we write?
+    load_results(out / 'results.json')
+    storage.check_writable(out / 'results.json')
     data = load_dataset(arguments)
     note(f'{data.name}: train {counts(data.train)}; test {counts(data.test)}; backend {backend}')
     if arguments.claims:
@@ -765,7 +777,7 @@ def run(arguments: argparse.Namespace):
 
 def write_report(out: Path, results: list[dict], data: Dataset, protocol: Protocol, texts: dict, arguments):
     """OUT/report.html."""
-    command = shlex.join(['python', 'run_experiments.py', *arguments.words])
+    command = search.without_password(shlex.join(['python', 'run_experiments.py', *arguments.words]))
     texts = {title: text[text.index('|'):] if '|' in text else '' for title, text in texts.items()}
     write_atomically(out / 'report.html', format_report(results, data, protocol, texts, command))
 
@@ -780,8 +792,9 @@ def run_cells(cells: list[Cell], data: Dataset, protocol: Protocol, backend: str
         done = find(results, data.name, cell, backend)
         note(f'[{number}/{len(cells)}] {title}' + (f': already in {path}' if done else ''))
         if not done:
-            result = run_cell(cell, data, backend, protocol.published)
-            results = [*load_results(path), result]  # another run may have written meanwhile
+            result = json.loads(json.dumps(run_cell(cell, data, backend, protocol.published)))  # as it will be read
+            others = [other for other in load_results(path) if other not in results]  # of another run, meanwhile
+            results = [*results, *others, result]
             write_atomically(path, json.dumps(results, indent=1) + '\n')
         yield [find(results, data.name, cell, backend) for cell in cells[:number]]
 
@@ -789,12 +802,13 @@ def run_cells(cells: list[Cell], data: Dataset, protocol: Protocol, backend: str
 def run_search(arguments, data: Dataset, protocol: Protocol, backend: str, out: Path) -> Iterator[str]:
     """Table 2 as Markdown, after the search of each loss."""
     train, valid = validation_split(arguments, data)
-    storage = search.open_storage(arguments.storage or f'sqlite:///{out / "search.db"}')
-    outcomes = {}
+    url = arguments.storage or f'sqlite:///{out / "search.db"}'
+    items, outcomes = most_popular(train, protocol.candidates), {}
     for loss in arguments.loss:
         outcomes[loss] = search.run(
-            search.Search(train, valid, data.name, loss, arguments.units[0], arguments.epochs, arguments.seeds[0],
-                          backend, arguments.tie_policy), arguments.trials, storage, arguments.prune, note)
+            search.Search(train, valid, f'{data.name}, {fingerprint(train, valid)}', loss, arguments.units[0],
+                          arguments.epochs, arguments.seeds[0], backend, arguments.tie_policy, items, arguments.prune),
+            arguments.trials, url, note)
         text = [about(data, protocol), '', '### Table 2: best parameters', '', *table_2(outcomes, protocol), '',
                 f'Recall@20 and MRR@20 are those of the validation data (train {counts(train)}; validation '
                 f'{counts(valid)}). {arguments.trials} random points of this space, each value equally likely: '
@@ -806,7 +820,7 @@ def run_search(arguments, data: Dataset, protocol: Protocol, backend: str, out: 
 
 
 def run_claims(arguments, data: Dataset, protocol: Protocol, backend: str, out: Path) -> str:
-    """The claims as Markdown; OUT/claims.md is written whenever another one can be judged."""
+    """The claims as Markdown; OUT/claims.md is written now and then, with those that can be judged already."""
     n_items = data.train.ItemId.nunique()
     every = claims.paper_claims(*arguments.units)
     settings = [setting for claim in every for setting in (claim.first, claim.second)]
@@ -846,7 +860,8 @@ def format_claims(rows: list[tuple], arguments, data: Dataset, protocol: Protoco
              f'{reduced}{small} units, {large} where many units are meant; {arguments.epochs} epochs, seeds '
              f"{', '.join(map(str, arguments.seeds))}, backend {backend}; parameters of Table 2 for {protocol.title}; "
              f'rmsprop with learning rate {claims.RMSPROP_RATE}. Cells show first / second, mean ± standard deviation '
-             f'over seeds, and in brackets their difference ± the half-width of its 95% interval.', '', claims.VERDICTS]
+             f'over seeds, and in brackets their difference ± the half-width of its 95% interval. Stability: networks '
+             f'of {small} units with {min(2, arguments.epochs)} epochs and one seed.', '', claims.VERDICTS]
     return '\n'.join(lines)
 
 

@@ -7,16 +7,23 @@ machines with a database server between them, work on one search together.
 """
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 # Every value of a parameter is as likely as the others; the same space for each loss, with 100 units and Adagrad.
 SPACE = {
@@ -34,7 +41,12 @@ class Unstable(Exception):
 
 
 class Search(NamedTuple):
-    """One search: what its trials have in common."""
+    """One search: what its trials have in common.
+
+    items : ids among which the next item is ranked; None for all
+    prune : stop a trial when its Recall@20 after some epoch is below the median of the earlier trials at that epoch.
+        It is likely to lose, not certain to; without this every trial is trained to its end
+    """
     train: pd.DataFrame
     valid: pd.DataFrame
     data_name: str
@@ -44,12 +56,14 @@ class Search(NamedTuple):
     seed: int
     backend: str
     tie_policy: str
+    items: Any = None
+    prune: bool = False
 
     @property
     def name(self) -> str:
         """Under this name it is found again in the storage."""
         return (f'{self.data_name}, {self.loss}, {self.units} units, {self.epochs} epochs, seed {self.seed}, '
-                f'{self.backend}, {self.tie_policy}')
+                f'{self.backend}, {self.tie_policy}' + (', pruned' if self.prune else ''))
 
 
 class Outcome(NamedTuple):
@@ -61,38 +75,59 @@ class Outcome(NamedTuple):
     tuned: dict | None  # and of the best of all, after each parameter was tuned
 
 
-def run(search: Search, n_trials: int, storage, prune: bool, note: Callable[[str], None]) -> Outcome:
+def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) -> Outcome:
     """All trials that the storage does not have yet, and the outcome.
 
     Parameters
     ----------
     n_trials : number of random points
-    storage : an Optuna storage, as `open_storage` gives it
-    prune : stop a trial when its Recall@20 after some epoch is below the median of the earlier trials at that epoch.
-        It is likely to lose, not certain to; without this every trial is trained to its end
+    url : of the database of trials, as SQLAlchemy writes it
     note : is called with a line of text for each trial
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own lines say what happens
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=10) if prune else optuna.pruners.NopPruner()
-    study = optuna.create_study(storage=storage, study_name=search.name, direction='maximize', pruner=pruner,
-                                sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=10) if search.prune else optuna.pruners.NopPruner()
+    with Lock(url):
+        study = optuna.create_study(storage=open_storage(url), study_name=search.name, direction='maximize',
+                                    pruner=pruner, sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
     n_sessions = int((search.train.groupby('SessionId').size() > 1).sum())
     space = SPACE | {'batch_size': tuple(b for b in SPACE['batch_size'] if b <= n_sessions)}
     if not space['batch_size']:
         raise ValueError(f'the training data has {n_sessions} sessions of two or more events: too few for a search, '
                          f"whose smallest batch_size is {SPACE['batch_size'][0]}")
     phases = ['random']
-    run_phase(study, 'random', random_points(space, n_trials, search.seed), search, space, prune, note)
+    run_phase(study, 'random', random_points(space, n_trials, search.seed), search, space, Lock(url), note)
     for name, values in space.items():
         best = best_trial(study, phases, n_trials)
         if best is None:
             break
-        phases.append(name)
         points = [best.params | {name: value} for value in values if value != best.params[name]]
-        run_phase(study, name, points, search, space, prune, note)
+        phases.append(f'{name}, from {" ".join(str(best.params[key]) for key in space)}')
+        run_phase(study, phases[-1], points, search, space, Lock(url), note)
     return outcome(study, phases, n_trials)
+
+
+class Lock:
+    """Held while trials are looked at and one is taken, where the database is a file: SQLite locks no rows.
+
+    Processes on other machines have to share a database server, which does.
+    """
+
+    def __init__(self, url: str):
+        self._path = url.removeprefix('sqlite:///') + '.lock' if url.startswith('sqlite:///') else None
+        self._file = None
+
+    def __enter__(self):
+        if self._path and fcntl:
+            with contextlib.suppress(OSError):  # a folder that is not there: the database says so
+                self._file = open(self._path, 'w')
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(self, *_error):
+        if self._file:
+            self._file.close()
+            self._file = None
 
 
 def open_storage(url: str):
@@ -103,39 +138,64 @@ def open_storage(url: str):
     try:
         return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f'the storage {url!r} cannot be opened: {reason}. It is written like sqlite:///search.db or '
-                         'postgresql://USER@HOST/DATABASE, whose driver has to be installed') from None
+        reason = without_password(str(error).strip().splitlines()[0])
+        raise ValueError(f'the storage {without_password(url)!r} cannot be opened: {reason}. It is written like '
+                         'sqlite:///search.db or postgresql://USER@HOST/DATABASE, whose driver has to be installed'
+                         ) from None
+
+
+def without_password(text: str) -> str:
+    """`text` with the passwords of URLs masked."""
+    return re.sub(r'(://[^:/@\s]+:)[^@\s]+@', r'\1***@', text)
 
 
 def random_points(space: dict, n: int, seed: int) -> list[dict]:
     """The first n points of the search with this seed, by Optuna's random sampler."""
     import optuna
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own lines say what happens
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     distributions = {name: optuna.distributions.CategoricalDistribution(values) for name, values in space.items()}
     return [study.ask(distributions).params for _ in range(n)]
 
 
-def run_phase(study, phase: str, points: list[dict], search: Search, space: dict, prune: bool, note):
+def run_phase(study, phase: str, points: list[dict], search: Search, space: dict, lock: Lock, note):
     """Run the points of a phase that nobody has finished, and wait for those that other processes are at.
 
     The points wait in the storage, from where each process takes the next.  One that was lost with its process, or with
     an error that says nothing about the network, is put there again.
     """
+    def one_trial(trial):
+        lock.__exit__()  # the trial is taken
+        if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points) or is_double(
+                trial, trials_of(study, [phase], len(points))):
+            raise optuna.TrialPruned
+        return objective(trial, search, space, note, len(points))
+
+    import optuna
     while True:
-        fail_lost_trials(study)
-        trials = trials_of(study, [phase], len(points))
-        known = {trial.user_attrs['number'] for trial in trials if is_finished(trial) or not trial.state.is_finished()}
-        for number in sorted(set(range(len(points))) - known):
-            study.enqueue_trial(points[number], user_attrs={'phase': phase, 'number': number})
-        if all(number in known for number in range(len(points))) and all(
-                is_finished(trial) or trial.state.is_finished() for trial in trials):
-            return
-        if any(trial.state.name == 'WAITING' for trial in study.get_trials(deepcopy=False)):
-            study.optimize(lambda trial: objective(trial, search, space, prune, note, len(points)), n_trials=1,
-                           catch=(Unstable,))
-        else:
-            time.sleep(0.5)
+        with lock:
+            fail_lost_trials(study)
+            trials = trials_of(study, [phase], len(points))
+            known = {trial.user_attrs['number'] for trial in trials
+                     if is_finished(trial) or not trial.state.is_finished()}
+            for number in sorted(set(range(len(points))) - known):
+                study.enqueue_trial(points[number], user_attrs={'phase': phase, 'number': number})
+            if len(known) == len(points) and all(trial.state.is_finished() for trial in trials):
+                return
+            if any(trial.state.name == 'WAITING' for trial in study.get_trials(deepcopy=False)):
+                try:
+                    study.optimize(one_trial, n_trials=1, catch=(Unstable,))
+                except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
+                    if 'Cannot tell' not in str(error) and isinstance(error, ValueError):
+                        raise  # but another process, which took this one for dead, has ended the trial
+                continue
+        time.sleep(0.5)
+
+
+def is_double(trial, trials: list) -> bool:
+    """Whether another process has, or had, the same point: both may have put it into the storage."""
+    return any(other.user_attrs['number'] == trial.user_attrs['number'] and other.number != trial.number and (
+        is_finished(other) or other.state.name == 'RUNNING' and other.number < trial.number) for other in trials)
 
 
 def fail_lost_trials(study):
@@ -145,17 +205,15 @@ def fail_lost_trials(study):
     long_ago = datetime.now() - timedelta(seconds=2 * HEARTBEAT)
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name == 'RUNNING' and 'began' not in trial.user_attrs and trial.datetime_start < long_ago:
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
 
-def objective(trial, search: Search, space: dict, prune: bool, note, n_points: int) -> float:
+def objective(trial, search: Search, space: dict, note, n_points: int) -> float:
     """Recall@20 on the validation data of a network with the trial's parameters."""
     import optuna
-    if 'phase' not in trial.user_attrs:
-        raise optuna.TrialPruned  # another process was faster: no point was waiting any more
     trial.set_user_attr('began', True)
     parameters = {name: trial.suggest_categorical(name, values) for name, values in space.items()}
-    title = (f"{search.loss}, {trial.user_attrs['phase']} {trial.user_attrs['number'] + 1}/{n_points}: "
+    title = (f"{search.loss}, {trial.user_attrs['phase'].split(',')[0]} {trial.user_attrs['number'] + 1}/{n_points}: "
              + ', '.join(f'{name} {value}' for name, value in parameters.items()))
     model = GRU4Rec([search.units], n_epochs=search.epochs, loss=search.loss, seed=search.seed, backend=search.backend,
                     **parameters)
@@ -163,7 +221,7 @@ def objective(trial, search: Search, space: dict, prune: bool, note, n_points: i
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', RuntimeWarning)  # that the network is unstable, which is reported below
-            model.fit(search.train, callback=stop_early(trial, model, search) if prune else None)
+            model.fit(search.train, callback=stop_early(trial, model, search) if search.prune else None)
         if model.error_during_train:
             raise Unstable(f'not finite after {len(model.epoch_losses_)} epochs')
     except Exception as error:
@@ -181,20 +239,17 @@ def objective(trial, search: Search, space: dict, prune: bool, note, n_points: i
 def stop_early(trial, model: GRU4Rec, search: Search) -> Callable[[Progress], None]:
     """A callback that reports Recall@20 at the end of each epoch, and stops the trial when the pruner says so."""
     import optuna
-    epoch = 0
 
     def callback(progress: Progress):
-        nonlocal epoch
-        if progress.epoch > epoch:
-            trial.report(validate(model, search)[0], epoch)
-            epoch = progress.epoch
+        if progress.epoch_ends and progress.epoch + 1 < progress.n_epochs:
+            trial.report(validate(model, search)[0], progress.epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
     return callback
 
 
 def validate(model: GRU4Rec, search: Search) -> tuple[float, float]:
-    return recall_mrr(next_item_ranks(model, search.valid, tie_policy=search.tie_policy), CUT_OFF)
+    return recall_mrr(next_item_ranks(model, search.valid, search.items, tie_policy=search.tie_policy), CUT_OFF)
 
 
 def is_finished(trial) -> bool:

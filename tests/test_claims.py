@@ -83,7 +83,7 @@ def test_every_claim_compares_settings_that_differ_in_one_thing():
         assert claim.relation in ('better', 'nothing', 'like')
         first, second = (setting._replace(label='') for setting in (claim.first, claim.second))
         differing = [name for name in first._fields if getattr(first, name) != getattr(second, name)]
-        assert differing in (['options'], ['popular_candidates'], ['units'], ['loss'], ['model', 'loss', 'units'])
+        assert differing in (['options'], ['candidates'], ['units'], ['loss'], ['model', 'loss', 'units'])
 
 
 @pytest.fixture(scope='module')
@@ -113,7 +113,7 @@ def test_the_command_compares_judges_and_goes_on(data, tmp_path, monkeypatch, ca
     assert 'cross-entropy 1 of 1, mrr 1 of 1, top1 1 of 1, bpr 1 of 1' in rows[3][2]
     assert 'Quick run' in text and '4 units, 8 where many units are meant; 1 epochs, seeds 1, 2' in text
     saved = json.loads((tmp_path / 'results.json').read_text())
-    # TOP1 and the embedding for two seeds, popular candidates for two, Item-KNN, and a random point for each loss
+    # TOP1, the embedding and popular candidates for two seeds, Item-KNN, and a random point for each loss
     assert len(saved) == 2 + 2 + 2 + 1 + 4
     assert {result['candidates'] for result in saved} == {None, 40}
     monkeypatch.setattr(run_experiments, 'run_cell', lambda *arguments: pytest.fail('a cell was run again'))

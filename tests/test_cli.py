@@ -87,6 +87,19 @@ def test_ids_that_are_numbers_are_found_though_the_command_line_is_text(tmp_path
     assert error == ''
 
 
+def test_items_that_are_no_ids_of_the_model_are_unknown_and_the_others_are_still_found(tmp_path, capsys):
+    log = few_items_log(n_sessions=60)
+    log.to_csv(tmp_path / 'log.csv', index=False)
+    run(f'fit {tmp_path}/log.csv -o {tmp_path}/model {OPTIONS}', capsys)
+    _out, error = run(f'recommend {tmp_path}/model 10 10.5 abc -k 2', capsys)
+    assert "skipped item id(s) that are not in the training data: '10.5', 'abc'" in error
+    log.astype({'ItemId': str}).assign(ItemId=lambda frame: ['abc', *frame.ItemId[1:]]).to_csv(
+        tmp_path / 'bad.csv', index=False)
+    whole, bad = (json.loads(run(f'evaluate {tmp_path}/model {tmp_path}/{name}.csv --json', capsys).out)['predictions']
+                  for name in ('log', 'bad'))
+    assert 0 < whole - bad <= 2
+
+
 def test_info_says_what_a_model_is(folder, capsys):
     found = json.loads(run(f'info {folder}/model --json', capsys).out)
     model = GRU4Rec.load(folder / 'model')

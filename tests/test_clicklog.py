@@ -44,6 +44,14 @@ def test_ids_that_cease_to_be_numbers_far_down_the_file_are_text_from_the_start(
     assert clicklog.read_events(path).ItemId.tolist() == [*map(str, range(3000)), 'x']
 
 
+@pytest.mark.parametrize('odd', ['0007', '1e3', '+7', '7.5'])
+def test_an_id_far_down_the_file_that_would_lose_something_as_a_number_makes_all_of_them_text(tmp_path, odd):
+    path = written(tmp_path, 'SessionId\tItemId\tTime\n' + ''.join(f'1\t{k}\t1\n' for k in range(3000))
+                   + f'1\t{odd}\t1\n')
+    events = clicklog.read_events(path)
+    assert events.ItemId.iloc[-1] == odd and events.ItemId.iloc[7] == '7' and events.SessionId.iloc[7] == 1
+
+
 @pytest.mark.parametrize('texts', [
     ['2014-04-07T10:51:09.500Z', '2014-04-07T12:51:09+02:00'], ['2014-04-07 10:51:09.5', '2014-04-07 10:51:09'],
     ['2014-04-07', '2014-04-06']])

@@ -181,7 +181,7 @@ def test_any_two_files_with_the_three_columns_will_do(tmp_path):
     (['--loss', 'mrr'], '--loss mrr goes with --table 2'),
     (['--quick'], '--quick goes with --claims'),
     (['--claims', '--units', '100'], '--units of the claims are two numbers'),
-    (['--table', '2', '--units', '50,100'], '--table 2 searches for networks of one size'),
+    (['--table', '2', '--units', '50,100'], '--table 2 searches for networks of one size and with one seed'),
     (['--dataset', 'netflix'], "invalid choice: 'netflix'"),
     (['--seeds', '1,x'], "'x' is not a whole number"),
     (['--units', '0'], "'0' is not a whole number of at least 1"),
