@@ -287,8 +287,9 @@ def test_all_layers_of_a_variant_are_dropped_out(variant, float64):
 
 
 @pytest.mark.parametrize('backend', ['numba', pytest.param('jax', marks=needs_jax)])
-@pytest.mark.parametrize('variant', [pytest.param(variant, marks=[pytest.mark.slow] * (variant in VARIANTS))
-                                     for variant in VARIANTS + COMBINED], ids=str)
+@pytest.mark.parametrize('variant', [
+    pytest.param(variant, marks=[pytest.mark.slow] * (variant not in (SESSION, COMBINED[1])))
+    for variant in VARIANTS + COMBINED], ids=str)
 def test_the_fast_backends_train_and_predict_a_variant_like_the_interpreter(variant, backend):
     arguments = {'layers': [3], 'momentum': 0.2, 'dropout_p_hidden': 0.2, **variant}
     fast, slow = (small_model(**arguments, backend=name).fit(LOG) for name in (backend, 'python'))
