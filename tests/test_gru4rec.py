@@ -249,6 +249,16 @@ def test_initial_weights_near_the_largest_float_stop_both_backends_at_once(backe
     assert model.error_during_train and model.epoch_losses_ == []
 
 
+def test_the_callback_is_told_which_report_is_the_last_of_an_epoch(monkeypatch):
+    monkeypatch.setattr('gru4rec.stretch_length', lambda model: 4)
+    reports = []
+    small_model(n_epochs=3).fit(LOG, callback=reports.append)
+    epochs = [[report for report in reports if report.epoch == epoch] for epoch in range(3)]
+    assert len(epochs[0]) > 2
+    for of_epoch in epochs:
+        assert [report.epoch_ends for report in of_epoch] == [False] * (len(of_epoch) - 1) + [True]
+
+
 # --- Memory ---------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed
 def made(tmp_path_factory):
     """The report of a run with two seeds, and its results."""
     folder, out = tmp_path_factory.mktemp('synthetic'), tmp_path_factory.mktemp('out')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=4000, n_items=300, seed=1)
+    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=200, seed=1)
     command = ['--data', str(folder), '--out', str(out), '--backend', 'python', '--epochs', '2', '--units', '4',
                '--models', 'POP', 'Item-KNN', 'GRU4Rec', '--loss', 'top1', '--seeds', '1,2']
     assert run_experiments.main(command) == 0

@@ -10,7 +10,7 @@ import preprocess_rsc15
 import run_experiments
 import search
 from evaluation import next_item_ranks, recall_mrr
-from gru4rec import GRU4Rec
+from gru4rec import GRU4Rec, Progress
 
 optuna = pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
 
@@ -39,10 +39,14 @@ class Untrained:
     """Stands for a network in tests of the book-keeping; its recall follows from its parameters."""
     error_during_train = False
 
-    def __init__(self, layers, batch_size, learning_rate, **arguments):
+    def __init__(self, layers, n_epochs, batch_size, learning_rate, **arguments):
         self.recall = learning_rate + (batch_size if learning_rate < 0.05 else -batch_size) / 1000
+        self.n_epochs = n_epochs
 
     def fit(self, data, callback=None):
+        for epoch in range(self.n_epochs if callback else 0):
+            for epoch_ends in (False, True):
+                callback(Progress(epoch, self.n_epochs, 1, 1, 1, 0.5, epoch_ends))
         return self
 
 
@@ -74,7 +78,7 @@ def test_the_points_of_a_seed_are_the_same_for_any_number_of_them_and_lie_in_the
         assert {point[name] for point in points} == set(values)  # with 20 points, each value of two occurs
 
 
-def test_the_best_point_is_found_and_each_parameter_is_tuned_on_its_own(the_search, tmp_path):
+def test_the_best_point_is_found_and_each_parameter_is_tuned_on_its_own(the_search, untrained, tmp_path):
     found = run(the_search, tmp_path / 'db')
     trials = trials_in(tmp_path / 'db', the_search)
     random = [trial for trial in trials if trial.user_attrs['phase'] == 'random']
@@ -161,7 +165,7 @@ def test_a_trial_that_was_lost_with_its_process_is_run_again(
     assert [trial.state.name for trial in trials_in(tmp_path / 'db', the_search)][:2] == ['FAIL', 'COMPLETE']
 
 
-def test_trials_are_stopped_early_only_when_asked_for(the_search, tmp_path, monkeypatch):
+def test_trials_are_stopped_early_only_when_asked_for(the_search, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(optuna.pruners, 'MedianPruner', lambda **options: optuna.pruners.ThresholdPruner(lower=1.1))
     assert run(the_search, tmp_path / 'whole', n_trials=2).n_stopped == 0
     found = run(the_search, tmp_path / 'db', n_trials=2, prune=True)
