@@ -163,7 +163,7 @@ def gru_step(gates, H, Wh, Whr, Whz, hidden_act: Callable):
 
 
 def lstm_step(gates, C, H, Wh, Whi, Whf, Who, hidden_act: Callable):
-    """New cell and hidden state of a long short-term memory unit, which section 4.3 compares with.
+    """New cell and hidden state of a long short-term memory unit, which section 4.2 compares with.
 
         i, f, o = sigmoid(W. x + U. h)      input, forget and output gate
         C' = f * C + i * act(W x + U h)     cell
@@ -178,7 +178,7 @@ def lstm_step(gates, C, H, Wh, Whi, Whf, Who, hidden_act: Callable):
 
 
 def rnn_step(gates, H, Wh, hidden_act: Callable):
-    """h' = act(W x + U h): new state of a unit without gates (equation 1), which section 4.3 compares with."""
+    """h' = act(W x + U h): new state of a unit without gates (equation 1), which section 4.2 compares with."""
     return hidden_act(gates + H @ Wh)
 
 
@@ -215,7 +215,7 @@ class Lookup(NamedTuple):
 
 
 def item_input(item, starts, history: list, decay: float) -> Lookup:
-    """The input is the event's item, 1-of-N coded (section 3.1)."""
+    """The input is the event's item, 1-of-N coded (section 3.1); it needs nothing else of the session."""
     return Lookup(item, None, lambda rows: rows, [])
 
 
@@ -227,7 +227,7 @@ def session_input(item, starts, history: list, decay: float) -> Lookup:
     Parameters
     ----------
     item, starts : symbolic (B,), as in `training_step`
-    history : a symbolic int32 (B, L): the session's last events, oldest first, -1 where it has no more
+    history : a list of one symbolic int32 (B, L): the session's last events, oldest first, -1 where it has no more
     """
     last = pt.switch(starts[:, None], np.int32(-1), history[0])
     last = pt.concatenate([last[:, 1:], pt.cast(item, 'int32')[:, None]], axis=1)
