@@ -688,8 +688,8 @@ class GRU4Rec:
         ids = data[self.item_key]
         kinds = {'i' if kind == 'u' else kind for kind in (self.items_.dtype.kind, np.asarray(ids).dtype.kind)}
         if len(kinds) > 1:
-            raise TypeError(f'column {self.item_key!r} has item ids such as {ids.iloc[0]!r}, but those of the model '
-                            f'are such as {self.items_[0]!r}')
+            raise TypeError(f'column {self.item_key!r} has item ids such as {some(ids[:1])}, but those of the model '
+                            f'are such as {some(self.items_[:1])}')
         unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
         losses, n_done = self.epoch_losses_, len(self.epoch_losses_)
         rng = np.random.RandomState([self.seed, n_done, self.n_items])

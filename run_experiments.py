@@ -743,6 +743,8 @@ def listed(kind, allowed=None):
 def run(arguments: argparse.Namespace):
     """What the command line asks for, as far as it is not in OUT yet; prints tables or claims."""
     out = Path(arguments.out)
+    if out.is_file():
+        raise ValueError(f'--out {out}: is a file; give the name of a folder')
     out.mkdir(parents=True, exist_ok=True)
     protocol, backend = PROTOCOLS[arguments.dataset], backends.resolve(arguments.backend)
     if (2 in arguments.table or arguments.claims) and not find_spec('optuna'):

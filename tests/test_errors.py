@@ -159,7 +159,7 @@ CASES = [  # (program, command line in the folder of the files, what the line on
         ('--train good --test nowhere', 'nowhere: no such file'), ('--train good', '--train and --test go together'),
         ('--data other', 'rsc15_train_full.txt: no such file'),
         ('--train good --test no-overlap', 'no test session has'),
-        ('--train good --test good --out file', 'file'),
+        ('--train good --test good --out file', '--out file: is a file; give the name of a folder'),
         ('--loss hinge', "'hinge' is none of top1, bpr, cross-entropy"),
         ('--train good --test good --out other', 'results.json: not a results file of this program'),
         ('--train good --test good --out new --units 4', 'GRU4Rec with cross-entropy trains 500 sessions in parallel'),
