@@ -28,6 +28,7 @@ import clicklog
 import storage
 from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import LOSSES, UNITS, GRU4Rec, check_arguments
+from preprocess_rsc15 import Parser
 from progress import TrainingProgress, note
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,13 +271,6 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
     return int(text)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line, without the usage."""
-
-    def error(self, message):
-        self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import preprocess_rsc15 as protocol
+
 DELIMITERS = {'\t': 'tabs', ',': 'commas', ';': 'semicolons', '|': 'bars'}
 COLUMNS = ('SessionId', 'ItemId', 'Time')
 
@@ -199,9 +201,6 @@ def prepare(events: pd.DataFrame, columns=COLUMNS, *, min_session_length: int = 
     if test_days is not None and not 0 < test_days < np.inf:
         raise ValueError(f'test_days={test_days!r}: must be above 0')
 
-    def counted(frame, column):
-        return frame.groupby(column)[column].transform('size')
-
     def left(frame, step):
         if frame.empty:
             raise ValueError(f'no event is left after {step}')
@@ -210,24 +209,25 @@ def prepare(events: pd.DataFrame, columns=COLUMNS, *, min_session_length: int = 
     if events[time].max() > 1e11:
         raise ValueError(f'{time} has numbers such as {events[time].max()}: they must be seconds, and these look like '
                          'milliseconds')
-    events = events[list(columns)].sort_values([session, time], kind='stable')
+    events = protocol.sort_events(events[list(columns)].set_axis(protocol.COLUMNS, axis=1))
     if max_session_length:
-        events = left(events[counted(events, session) <= max_session_length],
+        events = left(events[events.groupby('SessionId').ItemId.transform('size') <= max_session_length],
                       f'dropping sessions of more than {max_session_length} events')
     short = f'dropping sessions of fewer than {min_session_length} events'
-    events = left(events[counted(events, session) >= min_session_length], short)
-    events = left(events[counted(events, item) >= min_item_events],
+    events = left(protocol.drop_short_sessions(events, min_session_length), short)
+    events = left(protocol.drop_rare_items(events, min_item_events),
                   f'dropping items with fewer than {min_item_events} events')
-    events = left(events[counted(events, session) >= min_session_length], short)
-    ends = events.groupby(session)[time].max()
+    events = left(protocol.drop_short_sessions(events, min_session_length), short)
     if test_fraction is None:
-        last = ends.index[ends >= ends.max() - 86_400 * (test_days or 1)]
+        train, test = protocol.split_last_day(events, protocol.DAY * (test_days or 1))
         what = f'setting the last {test_days or 1:g} day(s) apart as test data'
     else:
-        last = ends.sort_values(kind='stable').index[len(ends) - max(1, round(test_fraction * len(ends))):]
+        ends = events.groupby('SessionId').Time.max().sort_values(kind='stable')
+        in_test = events.SessionId.isin(ends.index[len(ends) - max(1, round(test_fraction * len(ends))):])
+        train, test = events[~in_test], events[in_test]
         what = f'setting the last {test_fraction:g} of the sessions apart as test data'
-    in_test = events[session].isin(last)
-    train, test = left(events[~in_test], what), events[in_test]
-    test = left(test[test[item].isin(train[item].unique())], 'dropping test items that training does not have')
-    test = left(test[counted(test, session) >= 2], 'dropping test sessions of one event')
+    train = left(train, what)
+    test = left(protocol.keep_trained_items(test, train), 'dropping test items that training does not have')
+    test = left(protocol.drop_short_sessions(test), 'dropping test sessions of one event')
+    train, test = (frame.set_axis(list(columns), axis=1) for frame in (train, test))
     return train.reset_index(drop=True), test.reset_index(drop=True)

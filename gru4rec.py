@@ -253,6 +253,12 @@ def history_length(decay: float) -> int:
 INPUTS = {'item': item_input, 'session': session_input}
 
 
+def look_up(model: GRU4Rec, item, starts, states: list) -> tuple[Lookup, list]:
+    """What the model's input reads, and of all `states` (see `state_names`) those of the layers."""
+    n = len(states) - len(model.layers) * len(UNITS[model.unit].states)
+    return INPUTS[model.input_mode](item, starts, states[:n], model.session_decay), states[n:]
+
+
 def network(model: GRU4Rec, weights: dict, products: dict, states: list, masks: list | None = None):
     """What the scores are computed from, (B, H), and the new states of all layers, bottom to top.
 
@@ -470,8 +476,7 @@ def training_step(model: GRU4Rec, events, weights: dict, acc: dict, vel: dict, s
         ('learning_rate', model.learning_rate), ('momentum', model.momentum), ('decay', model.decay),
         ('lmbd', model.lmbd), ('kept_scale', 1 / (1 - model.dropout_p_hidden)))}
 
-    n = len(states) - len(model.layers) * len(UNITS[model.unit].states)
-    lookup = INPUTS[model.input_mode](item, starts, states[:n], model.session_decay)
+    lookup, layer_states = look_up(model, item, starts, states)
     parameters = OrderedDict((name, Parameter(w, w)) for name, w in weights.items())
     for name in input_tables(model):
         parameters[name] = Parameter(weights[name], weights[name][lookup.rows], lookup.rows, lookup.real)
@@ -480,7 +485,7 @@ def training_step(model: GRU4Rec, events, weights: dict, acc: dict, vel: dict, s
 
     top, new_states = network(
         model, weights, {name: lookup.product(parameters[name].value) for name in input_tables(model)},
-        [reset(H, starts) for H in states[n:]] if model.reset_after_session else states[n:],
+        [reset(H, starts) for H in layer_states] if model.reset_after_session else layer_states,
         [mask * rates['kept_scale'] for mask in masks] or None)
     scores = sampled_scores(top, parameters['Wy'].value, parameters['By'].value,
                             ACTIVATIONS[model.final_activation])
@@ -912,10 +917,9 @@ class GRU4Rec:
         item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
         states = [pt.matrix(name, dtype=state.dtype, shape=(None, state.shape[1]))
                   for name, state in zip(state_names(self), self.initial_states(1))]
-        n = len(states) - len(self.layers) * len(UNITS[self.unit].states)
-        lookup = INPUTS[self.input_mode](item, starts, states[:n], self.session_decay)
+        lookup, layer_states = look_up(self, item, starts, states)
         products = {name: lookup.product(self._weights[name][lookup.rows]) for name in input_tables(self)}
-        top, new_states = network(self, self._weights, products, [reset(H, starts) for H in states[n:]])
+        top, new_states = network(self, self._weights, products, [reset(H, starts) for H in layer_states])
         return [item, starts, *states], [top, *lookup.history, *new_states]
 
     def output_weights(self, candidates=None) -> tuple[np.ndarray, np.ndarray]:

@@ -586,7 +586,7 @@ def format_counts(counts, synthetic=False):
     return '\n'.join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser whose errors take one line, without the usage."""
 
     def error(self, message):
@@ -594,7 +594,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse_arguments(argv):
-    parser = _Parser(
+    parser = Parser(
         prog='preprocess_rsc15.py',
         usage='%(prog)s CLICKS OUT\n       %(prog)s --synthetic OUT [--sessions N] [--items N] [--seed S]',
         description=__doc__,

@@ -39,6 +39,7 @@ import preprocess_rsc15
 import report
 import search
 import storage
+from cli import positive
 from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, session_order
 from progress import TrainingProgress, note
@@ -692,6 +693,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--cache', metavar='DIR', default='cache', help='folder for the synthetic click log (cache)')
     arguments = parser.parse_args(argv)
     arguments.words = sys.argv[1:] if argv is None else argv
+    complete(parser, arguments)
+    return arguments
+
+
+def complete(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
+    """Flatten the lists, fill in what depends on other arguments, and refuse what does not go together."""
     for name in ('table', 'models', 'loss', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
         setattr(arguments, name, list(dict.fromkeys(value for values in getattr(arguments, name) for value in values)))
     if bool(arguments.train) != bool(arguments.test):
@@ -712,20 +719,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error('--loss mrr goes with --table 2: the paper has no row for it in Table 3')
     if 2 in arguments.table and not arguments.claims and max(map(len, (arguments.units, arguments.seeds))) > 1:
         parser.error('--table 2 searches for networks of one size and with one seed: give one number each')
-    return arguments
 
 
 def whole(text: str) -> int:
     """Argument that is a whole number, from 0."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Argument that is a whole number, from 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
     return int(text)
 
 
