@@ -3,9 +3,9 @@
 Hidasi, Karatzoglou, Baltrunas, Tikk, ICLR 2016, arXiv 1511.06939 v4, as a symbolic PyTensor graph.  Read from top to
 bottom in the order of the paper's section 3:
 
-* mini-batches of parallel sessions (3.1.1, Figure 2): `session_parallel_minibatches`;
 * the gated recurrent unit (3, equations 2-5): `gru_step`, and the units that it is compared with;
-* the input (3.1): `item_input`, `session_input`, and the layers over it: `network`;
+* the input (3.1): `item_input`, `session_input`, and the layers over it (Figure 1): `network`;
+* mini-batches of parallel sessions (3.1.1, Figure 2): `session_parallel_minibatches`;
 * scores of the sampled items (3.1.2): `sampled_scores`;
 * ranking losses (3.1.3): `top1`, `bpr`, `cross_entropy`, `mrr`;
 * update rules (4.2): `adagrad`, `rmsprop`, `sgd`, `momentum_step`;
@@ -20,13 +20,11 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
-import time
 import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -43,86 +41,7 @@ logger = logging.getLogger('gru4rec')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Session-parallel mini-batches (section 3.1.1, Figure 2)
-# ---------------------------------------------------------------------------------------------------------------------
-
-class Stretch(NamedTuple):
-    """Some consecutive mini-batches: K rows of B lanes.
-
-    position : int64 (K, B), index of the input event; the target is the event after it; -1 where a lane is idle
-    starts : bool (K, B), True where a lane begins a session here, so that its hidden state has to be zero
-    """
-    position: np.ndarray
-    starts: np.ndarray
-
-
-def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np.ndarray | None = None,
-                                 stretch: int = 256, drop_tail: bool = True) -> Iterator[Stretch]:
-    """Session-parallel mini-batches of one pass over the data (section 3.1.1, Figure 2), `stretch` at a time.
-
-    Lane k starts at the k-th session.  Every mini-batch moves each lane on by one event.  A lane whose session has no
-    next event left takes the next unused session; lanes are served in lane order, and one that drew a session of a
-    single event waits for the next round.
-
-    Parameters
-    ----------
-    offsets : int64 (n_sessions + 1,), where each session's events begin and, last, their number
-    batch_size : number of lanes B
-    order : int64 (n_sessions,), the sessions in the order in which they are used; as they are when None
-    stretch : the largest number of mini-batches given out at a time
-    drop_tail : True ends the pass as soon as one lane finds no session, as the release trains: what is left in the
-        other lanes is not used.  False goes on, with idle lanes, until every event was an input: for evaluation.
-
-    Yields
-    ------
-    Stretch with at most `stretch` rows; the arrays are the caller's to keep.
-    """
-    order = np.arange(len(offsets) - 1) if order is None else np.asarray(order, dtype=np.int64)
-    position, end = np.zeros((2, batch_size), dtype=np.int64)
-    fresh = np.zeros(batch_size, dtype=np.bool_)
-    used = 0
-    while True:
-        rows = np.empty((stretch, batch_size), dtype=np.int64)
-        starts = np.empty((stretch, batch_size), dtype=np.bool_)
-        filled, used = _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, rows, starts)
-        if filled:
-            yield Stretch(rows[:filled], starts[:filled])
-        if filled < stretch:
-            return
-
-
-@numba.njit(cache=True)
-def _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, rows, starts):
-    """Fill `rows` and `starts` from the lanes' state; returns (number of mini-batches, number of used sessions)."""
-    n_lanes = len(position)
-    for k in range(len(rows)):
-        waiting = True
-        while waiting:  # one round: each lane without a next event draws at most one session
-            waiting = False
-            for lane in range(n_lanes):
-                if position[lane] < 0 or end[lane] - position[lane] >= 2:
-                    continue
-                if used < len(order):
-                    session = order[used]
-                    used += 1
-                    position[lane], end[lane], fresh[lane] = offsets[session], offsets[session + 1], True
-                    waiting = waiting or end[lane] - position[lane] < 2
-                elif drop_tail:
-                    return k, used
-                else:
-                    position[lane], fresh[lane] = -1, False
-        if position.max() < 0:
-            return k, used
-        for lane in range(n_lanes):
-            rows[k, lane], starts[k, lane] = position[lane], fresh[lane]
-            if position[lane] >= 0:
-                position[lane] += 1
-            fresh[lane] = False
-    return len(rows), used
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The network (section 3)
+# The network (sections 3 and 3.1, Figure 1)
 # ---------------------------------------------------------------------------------------------------------------------
 
 def linear(x):
@@ -302,6 +221,89 @@ def input_tables(model: GRU4Rec) -> list[str]:
     deeper = range(1, len(model.layers)) if model.input_to_all_layers else []
     return ['E'] if model.embedding else ['W0', *[f'I{i}' for i in deeper]]
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Session-parallel mini-batches (section 3.1.1, Figure 2)
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Stretch(NamedTuple):
+    """Some consecutive mini-batches: K rows of B lanes.
+
+    position : int64 (K, B), index of the input event; the target is the event after it; -1 where a lane is idle
+    starts : bool (K, B), True where a lane begins a session here, so that its hidden state has to be zero
+    """
+    position: np.ndarray
+    starts: np.ndarray
+
+
+def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np.ndarray | None = None,
+                                 stretch: int = 256, drop_tail: bool = True) -> Iterator[Stretch]:
+    """Session-parallel mini-batches of one pass over the data (section 3.1.1, Figure 2), `stretch` at a time.
+
+    Lane k starts at the k-th session.  Every mini-batch moves each lane on by one event.  A lane whose session has no
+    next event left takes the next unused session; lanes are served in lane order, and one that drew a session of a
+    single event waits for the next round.
+
+    Parameters
+    ----------
+    offsets : int64 (n_sessions + 1,), where each session's events begin and, last, their number
+    batch_size : number of lanes B
+    order : int64 (n_sessions,), the sessions in the order in which they are used; as they are when None
+    stretch : the largest number of mini-batches given out at a time
+    drop_tail : True ends the pass as soon as one lane finds no session, as the release trains: what is left in the
+        other lanes is not used.  False goes on, with idle lanes, until every event was an input: for evaluation.
+
+    Yields
+    ------
+    Stretch with at most `stretch` rows; the arrays are the caller's to keep.
+    """
+    order = np.arange(len(offsets) - 1) if order is None else np.asarray(order, dtype=np.int64)
+    position, end = np.zeros((2, batch_size), dtype=np.int64)
+    fresh = np.zeros(batch_size, dtype=np.bool_)
+    used = 0
+    while True:
+        rows = np.empty((stretch, batch_size), dtype=np.int64)
+        starts = np.empty((stretch, batch_size), dtype=np.bool_)
+        filled, used = _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, rows, starts)
+        if filled:
+            yield Stretch(rows[:filled], starts[:filled])
+        if filled < stretch:
+            return
+
+
+@numba.njit(cache=True)
+def _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, rows, starts):
+    """Fill `rows` and `starts` from the lanes' state; returns (number of mini-batches, number of used sessions)."""
+    n_lanes = len(position)
+    for k in range(len(rows)):
+        waiting = True
+        while waiting:  # one round: each lane without a next event draws at most one session
+            waiting = False
+            for lane in range(n_lanes):
+                if position[lane] < 0 or end[lane] - position[lane] >= 2:
+                    continue
+                if used < len(order):
+                    session = order[used]
+                    used += 1
+                    position[lane], end[lane], fresh[lane] = offsets[session], offsets[session + 1], True
+                    waiting = waiting or end[lane] - position[lane] < 2
+                elif drop_tail:
+                    return k, used
+                else:
+                    position[lane], fresh[lane] = -1, False
+        if position.max() < 0:
+            return k, used
+        for lane in range(n_lanes):
+            rows[k, lane], starts[k, lane] = position[lane], fresh[lane]
+            if position[lane] >= 0:
+                position[lane] += 1
+            fresh[lane] = False
+    return len(rows), used
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores of the sampled items (section 3.1.2)
+# ---------------------------------------------------------------------------------------------------------------------
 
 def sampled_scores(H, output_rows, output_bias, final_act: Callable):
     """Scores of the mini-batch's targets for every lane (section 3.1.2), symbolic (B, B).
@@ -659,7 +661,7 @@ class GRU4Rec:
         item_index, items = index_by_appearance(data[self.item_key])
         self._set_items(items, np.bincount(item_index))
         training_data = (item_index[rows], offsets, *(dropout_masks or ()))
-        file = Checkpoint(checkpoint, every, self, training_data) if checkpoint else None
+        file = storage.Checkpoint(checkpoint, every, self._training(training_data)) if checkpoint else None
         rng = np.random.RandomState(self.seed)
         self._initialise(rng)
         self._train(item_index[rows], offsets, rng, Draws(self, dropout_masks), callback, file)
@@ -725,9 +727,8 @@ class GRU4Rec:
             if shape[0] != n or len(values['weights'][name]) != n_old:
                 continue
             scale = self.sigma or np.sqrt(6 / sum(shape))
-            fresh = [initial_weight(rng, (len(ids), *shape[1:]), scale, self.init_as_normal) if len(shape) > 1
-                     else np.zeros(len(ids), FLOAT) for _part in parts]
-            fresh = np.hstack(fresh)
+            fresh = np.hstack([initial_weight(rng, (len(ids), *shape[1:]), scale, self.init_as_normal)
+                               if len(shape) > 1 else np.zeros(len(ids), FLOAT) for _part in parts])
             for kind in values:
                 if name in values[kind]:
                     rows = fresh if kind == 'weights' else np.zeros_like(fresh)
@@ -771,7 +772,7 @@ class GRU4Rec:
         with pytensor.config.change_flags(floatX=FLOAT):
             step = training_step(self, events, self._weights, self._acc, self._vel, states)
         run = backends.compile_loop(*step, backend=self.backend_)
-        done = checkpoint.restore(self, states, draws) if checkpoint else Done()
+        done = self._resume(checkpoint, states, draws) if checkpoint else Done()
         for epoch in range(n_epochs):
             order = rng.permutation(len(offsets) - 1) if self.train_random_order else None
             if epoch < done.epoch:
@@ -786,8 +787,8 @@ class GRU4Rec:
                             done.total + float(losses.sum(dtype='float64')))
                 if not np.isfinite(losses[-1]):
                     return self._fail(f'the loss of epoch {epoch}, mini-batch {done.minibatches - 1} is {losses[-1]}')
-                if checkpoint:
-                    checkpoint.write_when_due(self, states, draws, done)
+                if checkpoint and checkpoint.is_due():
+                    self._write(checkpoint, states, draws, done)
                 if callback:
                     callback(Progress(epoch, n_epochs, done.minibatches, done.minibatches * self.batch_size,
                                       len(items) - len(offsets) + 1, done.total / done.minibatches, is_last))
@@ -795,10 +796,37 @@ class GRU4Rec:
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
             done = Done(epoch + 1)
         if checkpoint:
-            checkpoint.write(self, states, draws, done)
-
+            self._write(checkpoint, states, draws, done)
         if not all(np.isfinite(weight.get_value(borrow=True)).all() for weight in self._weights.values()):
             self._fail('the last mini-batch left weights that are not finite')
+
+    def _training(self, data: tuple) -> dict:
+        """What the result of a training depends on: `data`, its arrays, and the arguments; not how many epochs."""
+        arguments = {name: value for name, value in plain_arguments(self).items() if name != 'n_epochs'}
+        checksum = storage.checksum({str(k): array for k, array in enumerate(data)})
+        return arguments | {'backend': self.backend_, 'data': checksum}
+
+    def _changing(self, states: list) -> dict:
+        """By name, the shared variables that a training step changes."""
+        groups = [self._weights.values(), self._acc.values(), self._vel.values(), states]
+        return {variable.name: variable for variables in groups for variable in variables}
+
+    def _write(self, checkpoint: storage.Checkpoint, states: list, draws: Draws, done: Done):
+        """All that the rest of the training depends on, into the checkpoint."""
+        state = {'draws': draws.state(), 'epoch_losses': self.epoch_losses_, 'done': done}
+        checkpoint.write(state, {name: np.asarray(variable.get_value(borrow=True))
+                                 for name, variable in self._changing(states).items()})
+
+    def _resume(self, checkpoint: storage.Checkpoint, states: list, draws: Draws) -> Done:
+        """Put everything back as it was in the checkpoint, if there was one."""
+        state, arrays = checkpoint.take()
+        if not state:
+            return Done()
+        for name, variable in self._changing(states).items():
+            variable.set_value(arrays[name], borrow=True)
+        draws.restore(state['draws'])
+        self.epoch_losses_ = state['epoch_losses']
+        return Done(*state['done'])
 
     def _fail(self, reason: str):
         self.error_during_train = True
@@ -1290,61 +1318,6 @@ class Draws:
         """Go on where `state` was taken."""
         for stream, numbers in zip(self._streams, state):
             stream.state = stream.state | {'state': {'state': np.array(numbers, dtype=np.uint64)}}
-
-
-class Checkpoint:
-    """The file from which an interrupted `fit` goes on: weights, optimiser, hidden states, and how far it is."""
-
-    def __init__(self, path, every: float, model: GRU4Rec, data: tuple):
-        """Reads the file, if it is there; `data` are the arrays that the training depends on, next to its arguments."""
-        self._path, self._every, self._written = Path(path), every, time.monotonic()
-        if not self._path.parent.is_dir():
-            raise FileNotFoundError(f'{self._path}: there is no folder {self._path.parent} for the checkpoint')
-        arguments = {name: value for name, value in plain_arguments(model).items() if name != 'n_epochs'}
-        checksum = storage.checksum({str(k): array for k, array in enumerate(data)})
-        self._training = arguments | {'backend': model.backend_, 'data': checksum}
-        self._found = storage.read(self._path) if self._path.exists() else None
-        if self._found:
-            self._check(self._found[0].get('training'))
-
-    def _check(self, training: dict | None):
-        """ValueError unless the file is the checkpoint of this training."""
-        if training is None:
-            raise ValueError(f'{self._path}: not a checkpoint')
-        for name, value in training.items():
-            if value != self._training[name]:
-                difference = ('its data were others' if name == 'data' else
-                              f'{name} was {value!r}, and is {self._training[name]!r}')
-                raise ValueError(f'{self._path}: the checkpoint of another training: {difference}; remove it to start '
-                                 'anew, or give another path')
-
-    def restore(self, model: GRU4Rec, states: list, draws: Draws) -> Done:
-        """Put everything back as it was in the file, if there was one."""
-        if not self._found:
-            return Done()
-        header, arrays = self._found
-        for name, variable in self._variables(model, states):
-            variable.set_value(arrays.pop(name), borrow=True)
-        draws.restore(header['draws'])
-        model.epoch_losses_ = header['epoch_losses']
-        return Done(*header['done'])
-
-    def write_when_due(self, *state):
-        """`write`, if the last time is long enough ago."""
-        if time.monotonic() - self._written >= self._every:
-            self.write(*state)
-
-    def write(self, model: GRU4Rec, states: list, draws: Draws, done: Done):
-        header = {'training': self._training, 'draws': draws.state(), 'epoch_losses': model.epoch_losses_, 'done': done}
-        storage.write(self._path, header, {name: np.asarray(variable.get_value(borrow=True))
-                                           for name, variable in self._variables(model, states)})
-        self._written = time.monotonic()
-
-    @staticmethod
-    def _variables(model: GRU4Rec, states: list):
-        """Names and shared variables of all that a training step changes."""
-        groups = [model._weights.values(), model._acc.values(), model._vel.values(), states]
-        return [(variable.name, variable) for variables in groups for variable in variables]
 
 
 def stretch_length(model: GRU4Rec) -> int:

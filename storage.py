@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -63,6 +64,49 @@ def read(path) -> tuple[dict, dict[str, np.ndarray]]:
     if checksum(arrays) != header['sha256']:
         raise ValueError(f'{path}: damaged: its checksum is not that of its contents')
     return header, arrays
+
+
+class Checkpoint:
+    """The file from which an interrupted training goes on.
+
+    Parameters
+    ----------
+    path : of the file; read at once if it is there
+    every : seconds between two times that it is written
+    training : all that the result depends on, as JSON has it; ValueError if the file is of another training
+    """
+
+    def __init__(self, path, every: float, training: dict):
+        self._path, self._every, self._training, self._written = Path(path), every, training, time.monotonic()
+        if not self._path.parent.is_dir():
+            raise FileNotFoundError(f'{self._path}: there is no folder {self._path.parent} for the checkpoint')
+        self._state, self._arrays = read(self._path) if self._path.exists() else ({}, {})
+        if self._state:
+            self._check(self._state.get('training'))
+
+    def _check(self, training: dict | None):
+        """ValueError unless the file is the checkpoint of this training."""
+        if training is None:
+            raise ValueError(f'{self._path}: not a checkpoint')
+        for name, value in training.items():
+            if value != self._training[name]:
+                difference = ('its data were others' if name == 'data' else
+                              f'{name} was {value!r}, and is {self._training[name]!r}')
+                raise ValueError(f'{self._path}: the checkpoint of another training: {difference}; remove it to start '
+                                 'anew, or give another path')
+
+    def take(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """State and arrays that were found, both empty if there was no file; they are not kept here."""
+        found, self._state, self._arrays = (self._state, self._arrays), {}, {}
+        return found
+
+    def is_due(self) -> bool:
+        """Whether the last time that it was written is long enough ago."""
+        return time.monotonic() - self._written >= self._every
+
+    def write(self, state: dict, arrays: dict[str, np.ndarray]):
+        write(self._path, {'training': self._training} | state, arrays)
+        self._written = time.monotonic()
 
 
 class NewerVersion(Exception):
