@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor.compile.executor import Function
 from pytensor.compile.mode import Mode, get_mode
-from pytensor.graph.basic import Apply
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
@@ -39,7 +42,11 @@ from pytensor.tensor import subtensor
 from pytensor.tensor.basic import Split
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import Max, Sum
+from pytensor.tensor.variable import TensorVariable
 from threadpoolctl import ThreadpoolController
+
+if TYPE_CHECKING:
+    from jax import Array
 
 logger = logging.getLogger('gru4rec')
 
@@ -102,7 +109,7 @@ class FastExp(Exp):
 
 
 @numba_njit(error_model='numpy')
-def _tanh(x):
+def _tanh(x: np.float32) -> np.float32:
     # Coefficients as in Eigen's float tanh.  The comparisons are written so that NaN goes through.  Under Numba's other
     # error model the division is checked for a zero divisor, and a loop with a branch is no longer made of vectors.
     x = np.float32(-7.90531110763549805) if x < np.float32(-7.90531110763549805) else x
@@ -123,12 +130,12 @@ def _tanh(x):
 
 
 @numba_njit
-def _sigmoid(x):
+def _sigmoid(x: np.float32) -> np.float32:
     return _tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
 
 
 @numba_njit
-def _exp(x):
+def _exp(x: np.float32) -> np.float32:
     # exp(x) = 2^n exp(rest) with |rest| <= log(2) / 2; log(2) is taken off in two parts, the first of which is exact.
     x = np.float32(-87.33) if x < np.float32(-87.33) else x
     x = np.float32(88.37) if x > np.float32(88.37) else x
@@ -145,25 +152,25 @@ def _exp(x):
 
 
 @register_funcify_and_cache_key(FastTanh)
-def _funcify_fast_tanh(op, node, **kwargs):
+def _funcify_fast_tanh(op: FastTanh, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
     return _tanh, f'gru4rec_tanh_{VERSION}'
 
 
 @register_funcify_and_cache_key(FastSigmoid)
-def _funcify_fast_sigmoid(op, node, **kwargs):
+def _funcify_fast_sigmoid(op: FastSigmoid, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
     return _sigmoid, f'gru4rec_sigmoid_{VERSION}'
 
 
 @register_funcify_and_cache_key(FastExp)
-def _funcify_fast_exp(op, node, **kwargs):
+def _funcify_fast_exp(op: FastExp, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
     return _exp, f'gru4rec_exp_{VERSION}'
 
 
-_pytensor_composite = numba_funcify_and_cache_key.dispatch(Composite)
+_pytensor_composite: Callable[..., tuple[Any, str | None]] = numba_funcify_and_cache_key.dispatch(Composite)
 
 
 @register_funcify_and_cache_key(Composite)
-def _funcify_composite(op, node, **kwargs):
+def _funcify_composite(op: Composite, node: Apply, **kwargs: Any) -> tuple[Callable, str | None]:
     """The body of a fused loop, as PyTensor compiles it, but always inlined: a loop with a call stays scalar."""
     body, key = _pytensor_composite(op, node=node, **kwargs)
     if 'inlined_bodies' in switched_off():
@@ -171,14 +178,14 @@ def _funcify_composite(op, node, **kwargs):
     return numba_njit(body.py_func, forceinline=True), key and f'{key}_inlined'
 
 
-_FAST = {Tanh: FastTanh, Sigmoid: FastSigmoid, Exp: FastExp}
+_FAST: dict[type, type] = {Tanh: FastTanh, Sigmoid: FastSigmoid, Exp: FastExp}
 
 
 @node_rewriter([Elemwise])
-def fast_activations(fgraph, node):
+def fast_activations(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: float32 tanh, sigmoid and exp by their fast twins, before loops are fused."""
     fast = _FAST.get(type(node.op.scalar_op))
-    if fast is None or node.outputs[0].dtype != FLOAT:
+    if fast is None or node.outputs[0].type.dtype != FLOAT:
         return None
     return [Elemwise(fast(same_out, name=fast.__name__))(*node.inputs)]
 
@@ -195,23 +202,23 @@ class Transpose(Op):
     __props__ = ()
     view_map = {0: [0]}
 
-    def make_node(self, x):
+    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
         return Apply(self, [x], [x.type.clone(shape=x.type.shape[::-1])()])
 
-    def perform(self, node, inputs, output_storage):
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
         output_storage[0][0] = inputs[0].T
 
 
 @register_funcify_default_op_cache_key(Transpose)
-def _funcify_transpose(op, node, **kwargs):
+def _funcify_transpose(op: Transpose, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
     @numba_njit
-    def transpose(x):
+    def transpose(x: np.ndarray) -> np.ndarray:
         return x.T
     return transpose, VERSION
 
 
 @node_rewriter([DimShuffle])
-def transposes_without_copy(fgraph, node):
+def transposes_without_copy(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: DimShuffle to `Transpose` where it is one."""
     return [Transpose()(node.inputs[0])] if tuple(node.op.new_order) == (1, 0) else None
 
@@ -228,21 +235,21 @@ class SplitColumns(Op):
     """
     __props__ = ('n_splits',)
 
-    def __init__(self, n_splits: int):
+    def __init__(self, n_splits: int) -> None:
         self.n_splits = n_splits
 
-    def make_node(self, x):
+    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
         n_rows, n_columns = x.type.shape
         part = x.type.clone(shape=(n_rows, n_columns and n_columns // self.n_splits))
         return Apply(self, [x], [part() for _ in range(self.n_splits)])
 
-    def perform(self, node, inputs, output_storage):
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
         for storage, part in zip(output_storage, np.split(inputs[0], self.n_splits, axis=1)):
             storage[0] = part.copy()
 
 
 @register_funcify_default_op_cache_key(SplitColumns)
-def _funcify_split_columns(op, node, **kwargs):
+def _funcify_split_columns(op: SplitColumns, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
     n = op.n_splits
     source = '\n'.join([
         'def split_columns(x):',
@@ -258,13 +265,14 @@ def _funcify_split_columns(op, node, **kwargs):
 
 
 @node_rewriter([Split])
-def contiguous_splits(fgraph, node):
+def contiguous_splits(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: Split of a matrix into equally many columns to `SplitColumns`."""
     n_columns = node.inputs[0].type.shape[-1]
     n = len(node.outputs)
     if n_columns is None or any(part.type.shape[1:] != (n_columns // n,) for part in node.outputs):
         return None
-    return SplitColumns(n)(node.inputs[0], return_list=True)
+    parts: Any = SplitColumns(n)(node.inputs[0], return_list=True)
+    return parts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -275,10 +283,10 @@ class ColumnSums(Op):
     """Sum over the rows of a float32 matrix.  PyTensor 3.3 would fuse it into the loop before, which then is scalar."""
     __props__ = ()
 
-    def make_node(self, x):
+    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
         return Apply(self, [x], [x.type.clone(shape=x.type.shape[1:])()])
 
-    def perform(self, node, inputs, output_storage):
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
         output_storage[0][0] = inputs[0].sum(axis=0)
 
 
@@ -289,17 +297,17 @@ class RowMaxima(Op):
     """
     __props__ = ()
 
-    def make_node(self, x):
+    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
         return Apply(self, [x], [x.type.clone(shape=x.type.shape[:1])()])
 
-    def perform(self, node, inputs, output_storage):
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
         output_storage[0][0] = inputs[0].max(axis=1)
 
 
 @register_funcify_default_op_cache_key(ColumnSums)
-def _funcify_column_sums(op, node, **kwargs):
+def _funcify_column_sums(op: ColumnSums, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
     @numba_njit
-    def column_sums(x):
+    def column_sums(x: np.ndarray) -> np.ndarray:
         sums = np.zeros(x.shape[1], x.dtype)
         for i in range(x.shape[0]):
             for j in range(x.shape[1]):
@@ -309,13 +317,14 @@ def _funcify_column_sums(op, node, **kwargs):
 
 
 @register_funcify_default_op_cache_key(RowMaxima)
-def _funcify_row_maxima(op, node, **kwargs):
+def _funcify_row_maxima(op: RowMaxima, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
     @numba_njit
-    def ordered(bits):  # integers in the order of the floats that the bits stand for; its own inverse
+    def ordered(bits: np.int32) -> np.int32:
+        # Integers in the order of the floats that the bits stand for; its own inverse.
         return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
     @numba_njit
-    def row_maxima(x):
+    def row_maxima(x: np.ndarray) -> np.ndarray:
         maxima = np.empty(x.shape[0], np.int32)
         bits = x.view(np.int32)
         for i in range(x.shape[0]):
@@ -328,25 +337,25 @@ def _funcify_row_maxima(op, node, **kwargs):
 
 
 @node_rewriter([Sum])
-def sums_in_own_precision(fgraph, node):
+def sums_in_own_precision(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: add up float32 in float32, not in float64, which halves the width of a vector instruction."""
-    if node.inputs[0].dtype != FLOAT or node.op.acc_dtype == FLOAT:
+    if node.inputs[0].type.dtype != FLOAT or node.op.acc_dtype == FLOAT:
         return None
     return [Sum(axis=node.op.axis, dtype=FLOAT, acc_dtype=FLOAT)(node.inputs[0])]
 
 
 @node_rewriter([Sum])
-def unfused_column_sums(fgraph, node):
+def unfused_column_sums(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: Sum over the rows of a float32 matrix to `ColumnSums`."""
     x = node.inputs[0]
-    return [ColumnSums()(x)] if x.dtype == FLOAT and x.ndim == 2 and node.op.axis == (0,) else None
+    return [ColumnSums()(x)] if x.type.dtype == FLOAT and x.type.ndim == 2 and node.op.axis == (0,) else None
 
 
 @node_rewriter([Max])
-def integer_maxima(fgraph, node):
+def integer_maxima(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: Max over the columns of a float32 matrix to `RowMaxima`."""
     x = node.inputs[0]
-    return [RowMaxima()(x)] if x.dtype == FLOAT and x.ndim == 2 and node.op.axis == (1,) else None
+    return [RowMaxima()(x)] if x.type.dtype == FLOAT and x.type.ndim == 2 and node.op.axis == (1,) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -354,7 +363,7 @@ def integer_maxima(fgraph, node):
 # ---------------------------------------------------------------------------------------------------------------------
 
 @numba_njit
-def _set_rows(x, y, rows):
+def _set_rows(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
     for i in range(len(rows)):
         row = rows[i]
         for j in range(x.shape[1]):
@@ -363,7 +372,7 @@ def _set_rows(x, y, rows):
 
 
 @numba_njit
-def _add_to_rows(x, y, rows):
+def _add_to_rows(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
     for i in range(len(rows)):
         row = rows[i]
         for j in range(x.shape[1]):
@@ -378,10 +387,10 @@ if hasattr(subtensor, 'AdvancedIncSubtensor1'):  # PyTensor 3.0; later ones have
     _pytensor_row_update = numba_funcify_and_cache_key.dispatch(subtensor.AdvancedIncSubtensor1)
 
     @register_funcify_and_cache_key(subtensor.AdvancedIncSubtensor1)
-    def _funcify_row_update(op, node, **kwargs):
+    def _funcify_row_update(op: Any, node: Apply, **kwargs: Any) -> tuple[Callable, str | None]:
         """Rows of a matrix increased or set in place, in loops over plain indices; the rest as PyTensor does it."""
         x, y, _rows = node.inputs
-        if (not op.inplace or x.ndim != 2 or None in y.type.shape or y.type.shape[0] == 1
+        if (not op.inplace or x.type.ndim != 2 or None in y.type.shape or y.type.shape[0] == 1
                 or x.type.shape[1] != y.type.shape[1] or 'row_updates' in switched_off()):
             return _pytensor_row_update(op, node=node, **kwargs)
         name = 'set_rows' if op.set_instead_of_inc else 'add_to_rows'
@@ -400,7 +409,8 @@ TRICKS = {rewrite.__name__: rewrite for rewrite in (fast_activations, sums_in_ow
 TRICKS |= {'inlined_bodies': None, 'row_updates': None}
 
 
-def compile_function(inputs, outputs, updates=None, *, backend: str):
+def compile_function(inputs: Sequence[Variable], outputs: Variable | Sequence[Variable], updates: dict | None = None, *,
+                     backend: str) -> Function:
     """`pytensor.function` for a backend."""
     if backend == 'python':
         # Fused loops would run element by element in Python; unfused, each operation is a call of NumPy.
@@ -414,7 +424,8 @@ def compile_function(inputs, outputs, updates=None, *, backend: str):
     return pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
 
 
-def compile_loop(sequences, output, updates, *, backend: str) -> Callable:
+def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict, *,
+                 backend: str) -> Callable[..., np.ndarray]:
     """Compile a step that is run for each row of its sequences.
 
     Parameters
@@ -428,16 +439,17 @@ def compile_loop(sequences, output, updates, *, backend: str) -> Callable:
     function of arrays with a leading axis of K rows, one array for each of `sequences`; it runs the step K times and
     returns the outputs (K,).  After an output that is not finite it stops, and returns those up to it.
     """
-    return {'python': PythonLoop, 'numba': NumbaLoop, 'jax': JaxLoop}[backend](sequences, output, updates)
+    loops: dict[str, type] = {'python': PythonLoop, 'numba': NumbaLoop, 'jax': JaxLoop}
+    return loops[backend](sequences, output, updates)
 
 
 class PythonLoop:
     """A loop in Python around the step."""
 
-    def __init__(self, sequences, output, updates):
+    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict) -> None:
         self._step = compile_function(sequences, output, updates, backend='python')
 
-    def __call__(self, *sequences) -> np.ndarray:
+    def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         outputs = np.empty(len(sequences[0]), dtype=FLOAT)
         for k, row in enumerate(zip(*sequences)):
             outputs[k] = self._step(*row)
@@ -454,8 +466,8 @@ class NumbaLoop:
     Its source is generated, since the number of arrays differs from model to model.
     """
 
-    def __init__(self, sequences, output, updates):
-        function = compile_function(sequences, output, updates, backend='numba')
+    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict) -> None:
+        function: Any = compile_function(sequences, output, updates, backend='numba')
         fgraph, step = function.maker.fgraph, function.vm.jit_fn
         self._cells = [function.vm.storage_map[variable] for variable in fgraph.inputs[len(sequences):]]
         source = loop_source(len(sequences), len(self._cells), len(fgraph.outputs), fgraph.update_mapping)
@@ -466,7 +478,7 @@ class NumbaLoop:
         self._loop = numba_njit(loop, final_function=True, cache=key is not None)
         self._threads = ThreadpoolController()
 
-    def __call__(self, *sequences) -> np.ndarray:
+    def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         outputs = np.empty(len(sequences[0]), dtype=FLOAT)
         # The products of a step are small: handing them to more threads costs more than it brings, and with another
         # busy process on the machine a hundred times more, since the threads wait for one another by spinning.
@@ -501,7 +513,7 @@ def loop_source(n_sequences: int, n_states: int, n_outputs: int, update_mapping:
 # ---------------------------------------------------------------------------------------------------------------------
 
 @node_rewriter(ROW_UPDATES)
-def row_updates_without_race(fgraph, node):
+def row_updates_without_race(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: rows increased or set to rows set, where all occurrences of a row write the same value.
 
     A GPU adds in any order, which changes the last bits from run to run, and of several values that are set any one
@@ -509,7 +521,8 @@ def row_updates_without_race(fgraph, node):
     or the value of the last one.  Since it is made of rows that the step reads anyway, XLA also sees that the matrix
     may be overwritten; an increment would make it copy the matrix first.
     """
-    x, y, *index = node.inputs
+    inputs: list[Any] = node.inputs
+    x, y, *index = inputs
     if len(index) != 1 or index[0].ndim != 1 or index[0].type.shape[0] is None or y.ndim != x.ndim:
         return None
     rows = index[0]
@@ -526,7 +539,7 @@ def jax_mode(linker: str = 'jax') -> Mode:
     from pytensor.link.jax.linker import JAXLinker
 
     class PureLinker(JAXLinker):
-        def jit_compile(self, fn):
+        def jit_compile(self, fn: Callable) -> Callable:
             return fn
 
     mode = Mode(PureLinker() if linker == 'pure' else JAXLinker(), get_mode('JAX').provided_optimizer)
@@ -541,7 +554,8 @@ class JaxFunction:
     source : which output is the new value of which shared variable, both counted from 0
     """
 
-    def __init__(self, inputs, outputs, updates=None):
+    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable],
+                 updates: dict | None = None) -> None:
         function = pytensor.function(inputs, outputs, updates=updates, mode=jax_mode('pure'), on_unused_input='ignore')
         fgraph = function.maker.fgraph
         self.function = function.vm.jit_fn
@@ -568,19 +582,19 @@ class JaxLoop:
     stay on the device between calls; `SharedVariable.get_value` gives JAX arrays then.
     """
 
-    def __init__(self, sequences, output, updates):
+    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict) -> None:
         import jax
 
         self._step = JaxFunction(sequences, [output], updates)
         self._length = 0
         step, source = self._step.function, self._step.source
 
-        def loop(n_rows, sequences, states):
-            def unfinished(carry):
+        def loop(n_rows: Array, sequences: list[Array], states: list[Array]) -> tuple:
+            def unfinished(carry: tuple) -> Array:
                 done, outputs, _states = carry
                 return (done < n_rows) & jax.numpy.isfinite(outputs[done - 1])
 
-            def one_step(carry):
+            def one_step(carry: tuple) -> tuple:
                 done, outputs, states = carry
                 results = step(*[rows[done] for rows in sequences], *states)
                 states = [results[source[k]] if k in source else state for k, state in enumerate(states)]
@@ -591,14 +605,14 @@ class JaxLoop:
 
         self.program = jax.jit(loop, donate_argnums=2)
 
-    def __call__(self, *sequences) -> np.ndarray:
+    def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         import jax
 
         n_rows = len(sequences[0])
         self._length = max(self._length, n_rows)
-        sequences = [filled_up(rows, self._length) for rows in sequences]
+        filled = [filled_up(rows, self._length) for rows in sequences]
         with jax.default_matmul_precision('float32'):  # a GPU would round factors to 10 bits otherwise
-            done, outputs, states = self.program(n_rows, sequences, self._step.values())
+            done, outputs, states = self.program(n_rows, filled, self._step.values())
         for cell, state in zip(self._step.cells, states):
             cell[0] = state
         return np.asarray(outputs)[:int(done)]
@@ -616,14 +630,16 @@ class JaxRanks:
     block : items at a time
     """
 
-    def __init__(self, inputs, outputs, x, activated, block: int = 16384):
+    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable], x: Variable, activated: Variable,
+                 block: int = 16384) -> None:
         import jax
 
         self._step, self._activation = JaxFunction(inputs, outputs), JaxFunction([x], [activated])
         self._block, self._length = block, 0
 
-        def loop(items, starts, targets, states, values, *arrays):
-            def one_step(states, row):
+        def loop(items: Array, starts: Array, targets: Array, states: list[Array], values: list[Array],
+                 *arrays: Array) -> tuple:
+            def one_step(states: list[Array], row: tuple) -> tuple:
                 item, start, target = row
                 H, *states = self._step.function(item, start, *states, *values)
                 return states, self._counts(H, target, *arrays)
@@ -631,26 +647,28 @@ class JaxRanks:
 
         self.program = jax.jit(loop)
 
-    def _counts(self, H, target, place, all_Wy, all_By, Wy, By):
+    def _counts(self, H: Array, target: Array, place: Array, all_Wy: Array, all_By: Array, Wy: Array,
+                By: Array) -> tuple[Array, Array, Array]:
         """Of one mini-batch: other items that score higher than the target, those that score the same, and NaN."""
         import jax
 
         jnp, size = jax.numpy, min(self._block, len(By))
 
-        def activation(scores):
+        def activation(scores: Array) -> Array:
             return self._activation.function(scores)[0]
 
-        def scores_of(k):  # the last block reaches back into the one before it, and repeats some of its items
+        def scores_of(k: Array) -> tuple[Array, Array, Array]:
+            # The last block reaches back into the one before it, and repeats some of its items.
             first = jnp.minimum(k * size, len(By) - size)
             W, b = (jax.lax.dynamic_slice_in_dim(array, first, size) for array in (Wy, By))
             item = first + jnp.arange(size)
             return activation(H @ W.T + b), item == place[target][:, None], item >= k * size
 
-        def find(k, own):
+        def find(k: Array, own: Array) -> Array:
             scores, here, _new = scores_of(k)
             return jnp.where(here.any(axis=1), jnp.where(here, scores, 0).sum(axis=1), own)
 
-        def count(k, totals):
+        def count(k: Array, totals: tuple) -> tuple[Array, Array]:
             scores, here, new = scores_of(k)
             other, (greater, equal) = new & ~here, totals
             return (greater + (other & (scores > own[:, None])).sum(axis=1),
@@ -661,7 +679,8 @@ class JaxRanks:
         own = jax.lax.fori_loop(0, n_blocks, find, own)
         return *jax.lax.fori_loop(0, n_blocks, count, (zeros, zeros)), jnp.isnan(own)
 
-    def __call__(self, items, starts, targets, states, place, all_output, output):
+    def __call__(self, items: np.ndarray, starts: np.ndarray, targets: np.ndarray, states: list, place: np.ndarray,
+                 all_output: tuple, output: tuple) -> tuple[list, list[np.ndarray]]:
         """The states after K mini-batches, and (K, B) counts of higher and of equal scores, and where one is NaN."""
         import jax
 

@@ -14,15 +14,19 @@ test sets. Items are numbered in the order of their first appearance in the trai
 `fit` checks what it is given: a missing column is a KeyError; an argument out of range, a missing id or a frame without
 events is a ValueError; an argument of the wrong type is a TypeError.
 """
+from __future__ import annotations
+
 import heapq
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numba
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 # Sums may be reordered, so that they vectorise, but NaN and infinity keep their meaning: they show a diverged model.
@@ -36,7 +40,7 @@ class _Prefixes(NamedTuple):
     number: int        # how many predictions came before the first of these
 
 
-def _cut_prefixes(codes, starts, ends, number, n_items):
+def _cut_prefixes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, number: int, n_items: int) -> _Prefixes:
     """The prefixes `codes[start:end]` for every pair of `starts` and `ends`, int64 arrays of shape (n,)."""
     lengths = ends - starts
     indptr = np.concatenate([[0], np.cumsum(lengths)])
@@ -49,9 +53,11 @@ def _cut_prefixes(codes, starts, ends, number, n_items):
 
 class _Baseline:
     """What all baselines share. `items_`, an array of shape (n_items,), holds the item ids in item index order."""
+    item_key: str  # an argument of each of them
+    _session_id: Any  # that `predict_next` was called with last
     _block = 256  # predictions whose dense scores are held at once: 38 MB of float32 for RSC15's 37,483 items
 
-    def predict_next(self, session_id, input_item_id, predict_for_item_ids):
+    def predict_next(self, session_id: Any, input_item_id: Any, predict_for_item_ids: ArrayLike) -> pd.Series:
         """Feed one event of a session, then score candidates for the next one.
 
         Calls with the same `session_id` in a row continue that session; another `session_id` starts a new one.
@@ -79,7 +85,7 @@ class _Baseline:
         self._n_predicted += 1
         return pd.Series(self._scores(prefix)[0, wanted], index=predict_for_item_ids)
 
-    def score_block(self, item_ids, offsets, first, last):
+    def score_block(self, item_ids: ArrayLike, offsets: ArrayLike, first: int, last: int) -> np.ndarray:
         """Scores of all items for the predictions `first` to `last - 1` of a test set, the numbers of `predict_next`.
 
         Predictions are numbered through the sessions: session s predicts its events `offsets[s] + 1` to
@@ -107,7 +113,8 @@ class _Baseline:
             raise ValueError(f'first={first!r}, last={last!r}: needs 0 <= first <= last <= {n_predictions}')
         return self._scores(self._prefixes(codes, offsets, first, last)[0])
 
-    def tie_counts(self, item_ids, offsets, candidates=None):
+    def tie_counts(self, item_ids: ArrayLike, offsets: ArrayLike,
+                   candidates: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
         """How many items beat the next item, and how many tie with it, for every prediction of a test set.
 
         Under any policy for ties the rank lies between 1 + greater and 1 + greater + equal.
@@ -134,7 +141,7 @@ class _Baseline:
             ranked[self._lookup(candidates, 'candidates')] = True
         counts = np.zeros((2, n_predictions), dtype=np.int64)
 
-        def count_block(first):
+        def count_block(first: int) -> None:
             last = min(first + self._block, n_predictions)
             prefixes, targets = self._prefixes(codes, offsets, first, last)
             counts[:, first:last] = self._count_ties(prefixes, targets, ranked)
@@ -142,15 +149,17 @@ class _Baseline:
         _in_threads(count_block, range(0, n_predictions, self._block))
         return counts[0], counts[1]
 
-    def _scores(self, prefixes):
+    def _scores(self, prefixes: _Prefixes) -> np.ndarray:
         """Scores (n, n_items) of n prefixes. No row may depend on which others are asked for, not in its last bit."""
         raise NotImplementedError
 
-    def _count_ties(self, prefixes, targets, ranked):
+    def _count_ties(self, prefixes: _Prefixes, targets: np.ndarray,
+                    ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pair (greater, equal) for n prefixes and their `targets`; `ranked` (n_items,) bool marks candidates."""
-        return _count_dense_ties(self._scores(prefixes), targets, ranked)
+        greater, equal = _count_dense_ties(self._scores(prefixes), targets, ranked)
+        return greater, equal
 
-    def _prefixes(self, codes, offsets, first, last):
+    def _prefixes(self, codes: np.ndarray, offsets: np.ndarray, first: int, last: int) -> tuple[_Prefixes, np.ndarray]:
         """The prefixes of the predictions `first` to `last - 1`, and the item indices of their targets."""
         # No session predicts its first event, hence session s has offsets[s] - s predictions before it,
         # and prediction k of session s has s + 1 more events than predictions before it.
@@ -159,7 +168,7 @@ class _Baseline:
         targets = predictions + sessions + 1
         return _cut_prefixes(codes, offsets[sessions], targets, first, len(self.items_)), codes[targets]
 
-    def _learn_items(self, data):
+    def _learn_items(self, data: pd.DataFrame) -> np.ndarray:
         """Number the items of a training frame, forget earlier sessions; returns (n_events,) int64 item indices."""
         codes, ids = _factorize(data, self.item_key, 'item_key')
         self.items_ = np.asarray(ids)
@@ -167,19 +176,19 @@ class _Baseline:
         self._session_id, self._session, self._n_predicted = None, codes[:0], 0
         return codes
 
-    def _lookup(self, ids, name):
+    def _lookup(self, ids: ArrayLike, name: str) -> np.ndarray:
         """Item indices (int64) of an array-like of item ids; `name` is the argument that gave them."""
         if not hasattr(self, 'items_'):
             raise ValueError(f'{name}: {type(self).__name__} knows no items before fit(data)')
-        ids = pd.Index(ids)
-        codes = self._index.get_indexer(ids)
+        wanted = pd.Index(ids)
+        codes = self._index.get_indexer(wanted)
         if (codes < 0).any():
-            unknown = ids[codes < 0].unique().tolist()
+            unknown = wanted[codes < 0].unique().tolist()
             more = f' and {len(unknown) - 10} more' if len(unknown) > 10 else ''
             raise KeyError(f'{name}: {unknown[:10]}{more} not among the {len(self.items_)} items of the training data')
         return codes.astype(np.int64)
 
-    def _read_test(self, item_ids, offsets):
+    def _read_test(self, item_ids: ArrayLike, offsets: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
         """Item indices of the test events, session boundaries as int64, number of predictions."""
         codes, offsets = self._lookup(item_ids, 'item_ids'), np.asarray(offsets)
         if offsets.ndim != 1 or offsets.dtype.kind not in 'iu':
@@ -191,7 +200,7 @@ class _Baseline:
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_dense_ties(scores, targets, ranked):
+def _count_dense_ties(scores: np.ndarray, targets: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     """Greater and equal scores among the `ranked`, from dense scores (n, n_items): int64 array of shape (2, n)."""
     n, n_items = scores.shape
     counts = np.zeros((2, n), dtype=np.int64)
@@ -212,15 +221,16 @@ class _SparseBaseline(_Baseline):
     """
     _block = 4096
 
-    def _sparse_scores(self, prefixes):
+    def _sparse_scores(self, prefixes: _Prefixes) -> tuple[np.ndarray, csr_array]:
         """Common scores (n_items,) float64, and what each of n prefixes adds to them: csr_array (n, n_items)."""
         raise NotImplementedError
 
-    def _scores(self, prefixes):
+    def _scores(self, prefixes: _Prefixes) -> np.ndarray:
         common, added = self._sparse_scores(prefixes)
         return added.toarray() + common
 
-    def _count_ties(self, prefixes, targets, ranked):
+    def _count_ties(self, prefixes: _Prefixes, targets: np.ndarray,
+                    ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         common, added = self._sparse_scores(prefixes)
         rows, items = np.repeat(np.arange(len(targets)), np.diff(added.indptr)), added.indices
         before, after = common[items], added.data + common[items]
@@ -255,13 +265,13 @@ class RandomPred(_Baseline):
     seed: int = 42
     item_key: str = 'ItemId'
 
-    def fit(self, data):
+    def fit(self, data: pd.DataFrame) -> Self:
         """Take note of the items of `data`, a DataFrame with one row for each event; returns the model."""
         _check_number('seed', self.seed, Integral)
         self._learn_items(data)
         return self
 
-    def _scores(self, prefixes):
+    def _scores(self, prefixes: _Prefixes) -> np.ndarray:
         # Philox counts its states, each good for four numbers, so any row can be drawn without those before it.
         n_states = -(-len(self.items_) // 4)
         stream = np.random.Generator(np.random.Philox(self.seed).advance(prefixes.number * n_states))
@@ -292,7 +302,7 @@ class Pop(_SparseBaseline):
     item_key: str = 'ItemId'
     support_by_key: str | None = None
 
-    def fit(self, data):
+    def fit(self, data: pd.DataFrame) -> Self:
         """Count the support of the items of `data`, a DataFrame with one row for each event; returns the model."""
         _check_number('top_n', self.top_n, Integral, low=1)
         items = self._learn_items(data)
@@ -306,7 +316,7 @@ class Pop(_SparseBaseline):
         self.popularity_[top] = support[top] / (support[top] + 1)
         return self
 
-    def _sparse_scores(self, prefixes):
+    def _sparse_scores(self, prefixes: _Prefixes) -> tuple[np.ndarray, csr_array]:
         return self.popularity_, csr_array(prefixes.counts.shape)
 
 
@@ -325,7 +335,7 @@ class SessionPop(Pop):
     """
     top_n: int = 1000
 
-    def _sparse_scores(self, prefixes):
+    def _sparse_scores(self, prefixes: _Prefixes) -> tuple[np.ndarray, csr_array]:
         return self.popularity_, prefixes.counts
 
 
@@ -367,7 +377,7 @@ class ItemKNN(_SparseBaseline):
     item_key: str = 'ItemId'
     time_key: str = 'Time'
 
-    def fit(self, data):
+    def fit(self, data: pd.DataFrame) -> Self:
         """Find the neighbours of the items of `data`, a DataFrame with one row for each event; returns the model."""
         _check_number('n_sims', self.n_sims, Integral, low=1)
         _check_number('lmbd', self.lmbd, Real)
@@ -381,7 +391,8 @@ class ItemKNN(_SparseBaseline):
         neighbours = np.zeros((n_items, min(self.n_sims, n_items)), dtype=np.int32)
         similarities = np.zeros(neighbours.shape)
 
-        def work(worker):  # every n_workers-th item, since the popular ones, which take longest, often come first
+        def work(worker: int) -> None:
+            # Every n_workers-th item, since the popular ones, which take longest, often come first.
             _nearest_items(by_item.indptr, by_item.indices, by_item.data, by_session.indptr, by_session.indices,
                            left, right, worker, n_workers, neighbours, similarities)
 
@@ -391,13 +402,14 @@ class ItemKNN(_SparseBaseline):
         self.similarities_ = csr_array((similarities[found], neighbours[found], indptr), shape=(n_items, n_items))
         return self
 
-    def _sparse_scores(self, prefixes):
+    def _sparse_scores(self, prefixes: _Prefixes) -> tuple[np.ndarray, csr_array]:
         return np.zeros(len(self.items_)), self.similarities_[prefixes.last]
 
 
 @numba.njit(cache=True, nogil=True)
-def _nearest_items(item_ptr, item_sessions, item_clicks, session_ptr, session_items, left, right, first, step,
-                   neighbours, similarities):
+def _nearest_items(item_ptr: np.ndarray, item_sessions: np.ndarray, item_clicks: np.ndarray, session_ptr: np.ndarray,
+                   session_items: np.ndarray, left: np.ndarray, right: np.ndarray, first: int, step: int,
+                   neighbours: np.ndarray, similarities: np.ndarray) -> None:
     """The largest sim(i, j) = cooc(i, j) / (left_i right_j) of the items i = first, first + step, ...
 
     Item i has item_clicks[k] clicks in session item_sessions[k] for item_ptr[i] <= k < item_ptr[i + 1]; the distinct
@@ -472,7 +484,7 @@ class BPR(_Baseline):
     _: KW_ONLY
     seed: int = 42
 
-    def fit(self, data):
+    def fit(self, data: pd.DataFrame) -> Self:
         """Learn item vectors from `data`, a DataFrame with one row for each event; returns the model.
 
         Raises ValueError if `data` has a single item, or if the loss becomes infinite or NaN.
@@ -505,7 +517,7 @@ class BPR(_Baseline):
         self.item_factors_, self.item_bias_ = item_factors, item_bias
         return self
 
-    def _initial_factors(self, rng, n_rows):
+    def _initial_factors(self, rng: np.random.Generator, n_rows: int) -> np.ndarray:
         draw = rng.standard_normal if self.init_normal else rng.random
         factors = draw((n_rows, self.n_factors), dtype=np.float32)
         if not self.init_normal:  # in place: RSC15 has 3.2 GB of session vectors
@@ -514,15 +526,16 @@ class BPR(_Baseline):
         factors *= np.float32(self.sigma)
         return factors
 
-    def _scores(self, prefixes):
+    def _scores(self, prefixes: _Prefixes) -> np.ndarray:
         lengths = prefixes.counts.sum(axis=1, dtype=np.float32)
         session_vectors = prefixes.counts @ self.item_factors_ / lengths[:, None]
         return _dot_scores(session_vectors, self.item_factors_, self.item_bias_)
 
 
 @numba.njit(cache=True, fastmath=FAST_SUMS)
-def _bpr_epoch(sessions, items, negatives, session_factors, item_factors, item_bias,
-               learning_rate, lambda_session, lambda_item):
+def _bpr_epoch(sessions: np.ndarray, items: np.ndarray, negatives: np.ndarray, session_factors: np.ndarray,
+               item_factors: np.ndarray, item_bias: np.ndarray, learning_rate: np.float32, lambda_session: np.float32,
+               lambda_item: np.float32) -> float:
     """One gradient step for each event, in the order given and in place; returns the mean loss.
 
     `negatives` numbers the items without the positive one: those from it on are one further.
@@ -549,7 +562,7 @@ def _bpr_epoch(sessions, items, negatives, session_factors, item_factors, item_b
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST_SUMS)
-def _dot_scores(vectors, item_factors, item_bias):
+def _dot_scores(vectors: np.ndarray, item_factors: np.ndarray, item_bias: np.ndarray) -> np.ndarray:
     """vectors . item_factors^T + item_bias, float32 of shape (n, n_items).
 
     Not a BLAS product: the order of its sums, and so the last bits of a score, would change with the number of rows.
@@ -567,13 +580,13 @@ def _dot_scores(vectors, item_factors, item_bias):
     return scores
 
 
-def _in_threads(function, arguments):
+def _in_threads(function: Callable[[int], None], arguments: Iterable[int]) -> list[None]:
     """Call `function` with each argument, in one thread for each core: compiled code and NumPy do not hold the GIL."""
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
         return list(pool.map(function, arguments))
 
 
-def _check_number(name, value, kind, low=0, high=np.inf):
+def _check_number(name: str, value: Any, kind: type[Any], low: float = 0, high: float = np.inf) -> None:
     """Raise a TypeError or ValueError that names the argument unless it is a number of this kind from low to high."""
     if not isinstance(value, kind):
         raise TypeError(f'{name}={value!r}: must be {"an integer" if kind is Integral else "a number"}')
@@ -581,7 +594,7 @@ def _check_number(name, value, kind, low=0, high=np.inf):
         raise ValueError(f'{name}={value!r}: must lie between {low} and {high}')
 
 
-def _factorize(data, column, name):
+def _factorize(data: pd.DataFrame, column: str, name: str) -> tuple[np.ndarray, pd.Index]:
     """Number the values of a column by first appearance: (n_events,) int64 codes, and the values in that order."""
     if column not in data:
         raise KeyError(f'{name}={column!r} is no column of data, which has {list(data.columns)}')
@@ -591,7 +604,7 @@ def _factorize(data, column, name):
     return codes, values
 
 
-def _count_pairs(rows, columns):
+def _count_pairs(rows: np.ndarray, columns: np.ndarray) -> csr_array:
     """int32 csr_array that holds at [r, c] the number of k with rows[k] == r and columns[k] == c."""
     shape = int(rows.max()) + 1, int(columns.max()) + 1
     ones = np.ones(len(rows), dtype=np.int32)

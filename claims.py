@@ -6,7 +6,7 @@ fixed beforehand: see `VERDICTS`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -46,7 +46,8 @@ class Claim(NamedTuple):
 
 def paper_claims(small: int, large: int) -> list[Claim]:
     """The claims for which two settings are compared; networks have `small` units, or `large` where it says so."""
-    def gru(label: str, units: int = small, loss: str = 'top1', candidates: str = 'usual', **options) -> Setting:
+    def gru(label: str, units: int = small, loss: str = 'top1', candidates: str = 'usual',
+            **options: Any) -> Setting:
         return Setting(label, loss=loss, units=units, options=options, candidates=candidates)
 
     knn = Setting('Item-KNN', 'Item-KNN', None)

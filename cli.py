@@ -18,7 +18,9 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +37,7 @@ from progress import TrainingProgress, note
 # The commands; each returns what is printed: a dictionary for --json, and the lines for people
 # ---------------------------------------------------------------------------------------------------------------------
 
-def fit(arguments) -> tuple[dict, list[str]]:
+def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     names = ('batch_size', 'learning_rate', 'momentum', 'lmbd', 'loss', 'final_act', 'unit', 'embedding', 'input_mode',
              'session_key', 'item_key', 'time_key', 'seed', 'backend')
     model = GRU4Rec(arguments.layers, n_epochs=arguments.epochs, dropout_p_hidden=arguments.dropout,
@@ -68,7 +70,7 @@ def fit(arguments) -> tuple[dict, list[str]]:
                    f'{found["loss"]:.4f}, {found["seconds"]:.1f} s on {model.backend_}']
 
 
-def evaluate(arguments) -> tuple[dict, list[str]]:
+def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     columns = [getattr(arguments, name) or getattr(model, name) for name in ('session_key', 'item_key', 'time_key')]
     session, item, _time = columns
@@ -89,7 +91,7 @@ def evaluate(arguments) -> tuple[dict, list[str]]:
         f'Recall@{n} {found[f"recall@{n}"]:.4f}   MRR@{n} {found[f"mrr@{n}"]:.4f}' for n in arguments.cut_off]]
 
 
-def recommend(arguments) -> tuple[dict, list[str]]:
+def recommend(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     items = as_model_ids(model, pd.Series(arguments.items))
     with warnings.catch_warnings(record=True) as caught:
@@ -101,7 +103,7 @@ def recommend(arguments) -> tuple[dict, list[str]]:
     return {'recommendations': rows}, [f'{row["item"]}\t{row["score"]:.6f}' for row in rows]
 
 
-def info(arguments) -> tuple[dict, list[str]]:
+def info(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     model = GRU4Rec.load(arguments.model, backend='numba')
     header, _arrays = storage.read(arguments.model)
     weights = {name: list(value.shape) for name, value in model.weights().items()}
@@ -109,8 +111,9 @@ def info(arguments) -> tuple[dict, list[str]]:
              'training_events': int(model.item_counts_.sum()), 'epoch_losses': model.epoch_losses_, 'weights': weights,
              'parameters': int(sum(np.prod(shape) for shape in weights.values())),
              'bytes': Path(arguments.model).stat().st_size}
-    changed = {name: value for name, value in header['arguments'].items() if name in GRU4Rec.__init__.__kwdefaults__
-               or value != default_of(name)}
+    keyword_only = GRU4Rec.__init__.__kwdefaults__ or {}
+    changed = {name: value for name, value in header['arguments'].items()
+               if name in keyword_only or value != default_of(name)}
     return found, [
         f'{arguments.model}: {found["items"]:,} items, {found["parameters"]:,} parameters, {found["bytes"]:,} bytes',
         f'trained on {found["training_events"]:,} events for {len(model.epoch_losses_)} epochs, losses '
@@ -119,7 +122,7 @@ def info(arguments) -> tuple[dict, list[str]]:
         'weights: ' + ', '.join(f'{name} {"x".join(map(str, shape))}' for name, shape in weights.items())]
 
 
-def prepare(arguments) -> tuple[dict, list[str]]:
+def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     columns = columns_of(arguments)
     out = Path(arguments.output)
     if out.exists() and not out.is_dir():
@@ -148,18 +151,18 @@ def prepare(arguments) -> tuple[dict, list[str]]:
 # Helpers
 # ---------------------------------------------------------------------------------------------------------------------
 
-def columns_of(arguments) -> tuple[str, str, str]:
+def columns_of(arguments: argparse.Namespace) -> tuple[str, str, str]:
     return arguments.session_key, arguments.item_key, arguments.time_key
 
 
-def check_output(output, source):
+def check_output(output: str | Path, source: str | Path) -> None:
     """OSError or ValueError if a file cannot be written to `output`, or is the one that is read."""
     if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
         raise ValueError(f'{output}: is the file that is read; give another name')
     storage.check_writable(output)
 
 
-def check_columns(model: GRU4Rec, arguments):
+def check_columns(model: GRU4Rec, arguments: argparse.Namespace) -> None:
     """A model that is trained on keeps its own names of columns, which then have to be those of the file."""
     if (model.session_key, model.item_key, model.time_key) != columns_of(arguments):
         raise ValueError(f'the model of --more was trained with --session-key {model.session_key} --item-key '
@@ -180,27 +183,28 @@ def as_model_ids(model: GRU4Rec, ids: pd.Series) -> pd.Series:
     return pd.Series([int(text) if good else text for text, good in zip(texts, whole)], ids.index, dtype=object)
 
 
-def default_of(name: str):
+def default_of(name: str) -> Any:
     """Default value of an argument of `GRU4Rec`, as JSON has it."""
     value = getattr(GRU4Rec([]), name)
     return list(value) if isinstance(value, tuple) else value
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog='gru4rec', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument('--json', action='store_true', help='print one JSON object')
     common.add_argument('--quiet', action='store_true', help='no progress on standard error')
-    keys = argparse.ArgumentParser(add_help=False)
+    keys = Parser(add_help=False)
     for name, default in zip(('session', 'item', 'time'), clicklog.COLUMNS):
         keys.add_argument(f'--{name}-key', default=default, metavar='COLUMN', help=f'column of the {name} ({default})')
 
-    def command(function, help_text: str, example: str, *parents):
+    def command(function: Callable[[argparse.Namespace], tuple[dict, list[str]]], help_text: str, example: str,
+                *parents: Parser) -> Parser:
         sub = commands.add_parser(function.__name__, help=help_text, description=f'{help_text}\n\n    {example}',
                                   parents=[common, *parents], formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.set_defaults(function=function)
@@ -242,7 +246,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_training_options(parser: argparse.ArgumentParser):
+def add_training_options(parser: argparse.ArgumentParser) -> None:
     defaults = GRU4Rec([100])
     parser.add_argument('--layers', type=positive, nargs='+', default=[100], metavar='UNITS', help='(100)')
     parser.add_argument('--epochs', type=positive, default=defaults.n_epochs, help=f'({defaults.n_epochs})')

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ DELIMITERS = {'\t': 'tabs', ',': 'commas', ';': 'semicolons', '|': 'bars'}
 COLUMNS = ('SessionId', 'ItemId', 'Time')
 
 
-def read_events(path, columns=COLUMNS) -> pd.DataFrame:
+def read_events(path: str | Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """The events of a file: Parquet by its suffix, else text with a header and tabs, commas, semicolons or bars.
 
     Parameters
@@ -64,7 +65,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         raise ValueError(f'{path}: not a Parquet file ({str(error).splitlines()[0]})') from None
 
 
-def _read_text(path: Path, columns) -> pd.DataFrame:
+def _read_text(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """A text file, as text; the delimiter is the one by which the header has most of the columns."""
     with open(path, 'rb') as file:
         header = file.readline(1 << 16)
@@ -158,7 +159,7 @@ def _unix_seconds(dates: pd.Series) -> pd.Series:
     return (utc - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(seconds=1)
 
 
-def _require(path: Path, good: pd.Series, values: pd.Series, wanted: str):
+def _require(path: Path, good: pd.Series, values: pd.Series, wanted: str) -> None:
     """ValueError that names the first line whose column is not what it should be."""
     if not good.all():
         row = int((~good).to_numpy().argmax())
@@ -168,7 +169,7 @@ def _require(path: Path, good: pd.Series, values: pd.Series, wanted: str):
         raise ValueError(f'{path}, {where}: {values.name} is {found}, not {wanted}')
 
 
-def prepare(events: pd.DataFrame, columns=COLUMNS, *, min_session_length: int = 2,
+def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_session_length: int = 2,
             max_session_length: int | None = None, min_item_events: int = 5, test_days: float | None = None,
             test_fraction: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training and test data of a log, by the filters of the paper's section 4.
@@ -201,7 +202,7 @@ def prepare(events: pd.DataFrame, columns=COLUMNS, *, min_session_length: int = 
     if test_days is not None and not 0 < test_days < np.inf:
         raise ValueError(f'test_days={test_days!r}: must be above 0')
 
-    def left(frame, step):
+    def left(frame: pd.DataFrame, step: str) -> pd.DataFrame:
         if frame.empty:
             raise ValueError(f'no event is left after {step}')
         return frame

@@ -5,13 +5,14 @@ cut-offs from them.  `evaluate_sessions_batch` and `evaluate_sessions` are the f
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from threadpoolctl import ThreadpoolController
 
 from gru4rec import as_ids, places, session_order, session_parallel_minibatches, some
@@ -25,7 +26,7 @@ NOISE = 1e-8  # the release's, added to scores by the policy 'tiebreaking'
 # Metrics from ranks
 # ---------------------------------------------------------------------------------------------------------------------
 
-def recall_mrr(ranks: np.ndarray, cut_off=20, hit_rule: str = 'rank<=cut_off') -> tuple:
+def recall_mrr(ranks: np.ndarray, cut_off: int | Sequence[int] = 20, hit_rule: str = 'rank<=cut_off') -> tuple:
     """Recall@N and MRR@N of ranks (section 4): the share of hits, and the mean of 1/rank with 0 for a miss.
 
     Parameters
@@ -57,9 +58,9 @@ def ranks_from_ties(greater: np.ndarray, equal: np.ndarray, tie_policy: str = 's
 # Ranks
 # ---------------------------------------------------------------------------------------------------------------------
 
-def next_item_ranks(model, test_data: pd.DataFrame, items=None, batch_size: int = 100, tie_policy: str = 'standard',
-                    seed: int = 42, session_key: str = 'SessionId', item_key: str = 'ItemId',
-                    time_key: str = 'Time', carry_states: bool = False) -> np.ndarray:
+def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None = None, batch_size: int = 100,
+                    tie_policy: str = 'standard', seed: int = 42, session_key: str = 'SessionId',
+                    item_key: str = 'ItemId', time_key: str = 'Time', carry_states: bool = False) -> np.ndarray:
     """Rank of each next item in the test sessions, after the model has seen the events before it.
 
     The rank is 1 + the number of other ranked items with a strictly higher score; `tie_policy` says what equal scores
@@ -86,22 +87,22 @@ def next_item_ranks(model, test_data: pd.DataFrame, items=None, batch_size: int 
     if len(rows) == len(offsets) - 1:
         raise ValueError('every test session has a single event: there is no next item to predict')
     item_ids = test_data[item_key].to_numpy()[rows]
-    if items is not None:
-        items = pd.unique(as_ids(items))
-        if not len(items):
-            raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
+    ranked = None if items is None else pd.unique(as_ids(items))
+    if ranked is not None and not len(ranked):
+        raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
     if hasattr(model, 'tie_counts') and tie_policy != 'tiebreaking':
-        return ranks_from_ties(*model.tie_counts(item_ids, offsets, items), tie_policy)
+        greater, equal = model.tie_counts(item_ids, offsets, ranked)
+        return ranks_from_ties(greater, equal, tie_policy)
     if carry_states:
-        blocks = release_blocks(model, item_ids, offsets, items, batch_size)
+        blocks = release_blocks(model, item_ids, offsets, ranked, batch_size)
     elif getattr(model, 'backend_', None) == 'jax' and tie_policy != 'tiebreaking':
-        return device_ranks(model, item_ids, offsets, items, batch_size, tie_policy)
+        return device_ranks(model, item_ids, offsets, ranked, batch_size, tie_policy)
     elif hasattr(model, 'next_states'):
-        return network_ranks(model, item_ids, offsets, items, batch_size, tie_policy, seed)
+        return network_ranks(model, item_ids, offsets, ranked, batch_size, tie_policy, seed)
     elif hasattr(model, 'score_block'):
-        blocks = baseline_blocks(model, item_ids, offsets, items)
+        blocks = baseline_blocks(model, item_ids, offsets, ranked)
     else:
-        blocks = stepwise_blocks(model, item_ids, offsets, test_data[session_key].to_numpy()[rows], items)
+        blocks = stepwise_blocks(model, item_ids, offsets, test_data[session_key].to_numpy()[rows], ranked)
     ranks = np.empty(len(rows) - len(offsets) + 1)
     for block in blocks:
         ranks[block.prediction] = block_ranks(block, tie_policy, seed)
@@ -139,7 +140,8 @@ def block_ranks(block: Block, tie_policy: str, seed: int) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def count_above(scores, bias, low, high):
+def count_above(scores: np.ndarray, bias: np.ndarray, low: np.ndarray,
+                high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each row, how many of the sums scores + bias are > high, and how many are >= low."""
     greater = np.empty(len(scores), dtype=np.int64)
     at_least = np.empty(len(scores), dtype=np.int64)
@@ -154,13 +156,14 @@ def count_above(scores, bias, low, high):
     return greater, at_least
 
 
-def noisy_count(scores, target_score, column: int, rng: np.random.Generator) -> int:
+def noisy_count(scores: np.ndarray, target_score: np.floating, column: int, rng: np.random.Generator) -> int:
     """How many other items score higher than the target once uniform noise is added to all scores."""
     noisy = scores + NOISE * rng.random(len(scores))
     return int((noisy > (noisy[column] if column >= 0 else float(target_score) + NOISE * rng.random())).sum())
 
 
-def network_ranks(model, item_ids, offsets, items, batch_size: int, tie_policy: str, seed: int) -> np.ndarray:
+def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: np.ndarray | None, batch_size: int,
+                  tie_policy: str, seed: int) -> np.ndarray:
     """Ranks of a `GRU4Rec`, from session-parallel mini-batches over all events of the test sessions.
 
     The hidden states follow from one another; the scores of different mini-batches do not, and are computed in as many
@@ -172,7 +175,7 @@ def network_ranks(model, item_ids, offsets, items, batch_size: int, tie_policy: 
     states, active = model.initial_states(batch_size), np.ones(batch_size, dtype=bool)
     ranks = np.empty(len(index) - len(offsets) + 1)
 
-    def rank(steps):
+    def rank(steps: list[tuple]) -> None:
         for block in network_blocks(model, steps, candidates, tie_policy == 'tiebreaking'):
             ranks[block.prediction] = block_ranks(block, tie_policy, seed)
 
@@ -191,7 +194,8 @@ def network_ranks(model, item_ids, offsets, items, batch_size: int, tie_policy: 
     return ranks
 
 
-def device_ranks(model, item_ids, offsets, items, batch_size: int, tie_policy: str) -> np.ndarray:
+def device_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: np.ndarray | None, batch_size: int,
+                 tie_policy: str) -> np.ndarray:
     """Ranks of a `GRU4Rec` whose weights are on a device, where everything is computed: only counts come back."""
     index = model.item_indices(item_ids)
     candidates = None if items is None else model.item_indices(items)
@@ -209,7 +213,7 @@ def device_ranks(model, item_ids, offsets, items, batch_size: int, tie_policy: s
     return ranks
 
 
-def network_blocks(model, steps, candidates, activated: bool) -> Iterator[Block]:
+def network_blocks(model: Any, steps: list[tuple], candidates: np.ndarray | None, activated: bool) -> Iterator[Block]:
     """Blocks of a `GRU4Rec` from (predictions, states of the top layer, item indices of the targets).
 
     Raw scores are compared, since the final activation is monotone: those whose activation equals the target's, as a
@@ -231,7 +235,8 @@ def network_blocks(model, steps, candidates, activated: bool) -> Iterator[Block]
             yield Block(prediction, scores, len(By), *equally_activated(model.score_activation, own), column, By)
 
 
-def release_blocks(model, item_ids, offsets, items, batch_size: int) -> Iterator[Block]:
+def release_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: np.ndarray | None,
+                   batch_size: int) -> Iterator[Block]:
     """Blocks of a `GRU4Rec` whose hidden states are carried over from the call before, as in the release.
 
     Lanes are told apart by the number of their session; one that begins with the number that it ended with in the
@@ -255,12 +260,15 @@ def release_blocks(model, item_ids, offsets, items, batch_size: int) -> Iterator
                         np.where(column < len(items), column, -1))
 
 
-def baseline_blocks(model, item_ids, offsets, items, n_rows: int = 256) -> Iterator[Block]:
+def baseline_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: np.ndarray | None,
+                    n_rows: int = 256) -> Iterator[Block]:
     """Blocks of a baseline: dense scores of all training items for consecutive predictions."""
     index = pd.Index(model.items_)
-    candidates = None if items is None else index.get_indexer(items)
-    if items is not None and (candidates < 0).any():
-        raise KeyError(f'items that are not in the training data: {some(items[candidates < 0])}')
+    candidates = None
+    if items is not None:
+        candidates = index.get_indexer(items)
+        if (candidates < 0).any():
+            raise KeyError(f'items that are not in the training data: {some(items[candidates < 0])}')
     place = places(candidates, len(index))
     targets = index.get_indexer(np.delete(item_ids, offsets[:-1]))
     for first in range(0, len(targets), n_rows):
@@ -273,7 +281,8 @@ def baseline_blocks(model, item_ids, offsets, items, n_rows: int = 256) -> Itera
         yield Block(prediction, scores, scores.shape[1], low, low, place[target])
 
 
-def stepwise_blocks(model, item_ids, offsets, session_ids, items) -> Iterator[Block]:
+def stepwise_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, session_ids: np.ndarray,
+                    items: np.ndarray | None) -> Iterator[Block]:
     """Blocks of any model that has only the release's `predict_next` or `predict_next_batch`, an event at a time."""
     ranked = np.asarray(model.items_ if items is None else items)
     prediction = 0
@@ -292,7 +301,8 @@ def stepwise_blocks(model, item_ids, offsets, session_ids, items) -> Iterator[Bl
             prediction += 1
 
 
-def equally_activated(activation: Callable, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def equally_activated(activation: Callable[[np.ndarray], np.ndarray],
+                      scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The smallest and the largest float32 whose activation is not below, or not above, that of each score.
 
     For a monotone activation these bound the scores that tie with it once activated: tanh maps many raw scores to one
@@ -307,16 +317,17 @@ def equally_activated(activation: Callable, scores: np.ndarray) -> tuple[np.ndar
         middle = inside + (outside - inside + step) // 2  # rounded away from the inside, or else it would stay there
         reached = sign * activation(float_of(middle)) <= activated
         inside, outside = np.where(reached, middle, inside), np.where(reached, outside, middle - step)
-    return tuple(np.split(float_of(inside), 2))
+    low, high = np.split(float_of(inside), 2)
+    return low, high
 
 
-def order_of(x) -> np.ndarray:
+def order_of(x: ArrayLike) -> np.ndarray:
     """int64 numbers in the same order as the float32 numbers x, without gaps."""
     bits = np.asarray(x, dtype=np.float32).view(np.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
 
 
-def float_of(order) -> np.ndarray:
+def float_of(order: np.ndarray) -> np.ndarray:
     """Inverse of `order_of`."""
     bits = order.astype(np.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
@@ -326,9 +337,11 @@ def float_of(order) -> np.ndarray:
 # The release's functions
 # ---------------------------------------------------------------------------------------------------------------------
 
-def evaluate_sessions_batch(pr, test_data, items=None, cut_off=20, batch_size=100, break_ties=False,
-                            session_key='SessionId', item_key='ItemId', time_key='Time', *, tie_policy=None,
-                            hit_rule='rank<=cut_off', seed=42, carry_states=False) -> tuple[float, float]:
+def evaluate_sessions_batch(pr: Any, test_data: pd.DataFrame, items: ArrayLike | None = None,
+                            cut_off: int | Sequence[int] = 20, batch_size: int = 100, break_ties: bool = False,
+                            session_key: str = 'SessionId', item_key: str = 'ItemId', time_key: str = 'Time', *,
+                            tie_policy: str | None = None, hit_rule: str = 'rank<=cut_off', seed: int = 42,
+                            carry_states: bool = False) -> tuple:
     """Recall@N and MRR@N of a network on test sessions, as the release's function of this name returns them.
 
     `break_ties` is short for the tie policy 'tiebreaking'; without either, 'standard'.  `carry_states` True keeps what
@@ -347,9 +360,10 @@ def evaluate_sessions_batch(pr, test_data, items=None, cut_off=20, batch_size=10
     return recall_mrr(ranks, cut_off, hit_rule)
 
 
-def evaluate_sessions(pr, test_data, train_data, items=None, cut_off=20, session_key='SessionId', item_key='ItemId',
-                      time_key='Time', *, tie_policy='tiebreaking', hit_rule='rank<=cut_off',
-                      seed=42) -> tuple[float, float]:
+def evaluate_sessions(pr: Any, test_data: pd.DataFrame, train_data: pd.DataFrame, items: ArrayLike | None = None,
+                      cut_off: int | Sequence[int] = 20, session_key: str = 'SessionId', item_key: str = 'ItemId',
+                      time_key: str = 'Time', *, tie_policy: str = 'tiebreaking', hit_rule: str = 'rank<=cut_off',
+                      seed: int = 42) -> tuple:
     """Recall@N and MRR@N of a baseline on test sessions, as the release's function of this name returns them.
 
     The next item is ranked among the items of `train_data`, or `items`; ties are decided by noise, as in the release,

@@ -14,6 +14,7 @@ Times are UTC, in seconds since 1970. The authors' script read the same times as
 time by the same amount, so sessions, their order and the split stay the same. The exception is a time zone whose
 clocks change inside the log's span: clicks after the change move by an hour against those before it.
 """
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -21,6 +22,8 @@ import gzip
 import os
 import tempfile
 import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -47,7 +50,7 @@ MIN_ITEM_CLICKS = 5
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def sort_events(events):
+def sort_events(events: pd.DataFrame) -> pd.DataFrame:
     """Order events by session, then by time; events of a session with equal times keep their order."""
     session, time = events['SessionId'].to_numpy(), events['Time'].to_numpy()
     same = session[1:] == session[:-1]
@@ -56,17 +59,17 @@ def sort_events(events):
     return events.iloc[np.lexsort((time, session))]
 
 
-def drop_short_sessions(events, min_length=MIN_SESSION_LENGTH):
+def drop_short_sessions(events: pd.DataFrame, min_length: int = MIN_SESSION_LENGTH) -> pd.DataFrame:
     """Keep the sessions that have at least `min_length` events."""
     return events[_count_of(events['SessionId']) >= min_length]
 
 
-def drop_rare_items(events, min_clicks=MIN_ITEM_CLICKS):
+def drop_rare_items(events: pd.DataFrame, min_clicks: int = MIN_ITEM_CLICKS) -> pd.DataFrame:
     """Keep the events of items that have at least `min_clicks` events in the whole frame."""
     return events[_count_of(events['ItemId']) >= min_clicks]
 
 
-def split_last_day(events, seconds=DAY):
+def split_last_day(events: pd.DataFrame, seconds: float = DAY) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split by the time of each session's last event; no session is divided.
 
     Returns (train, test): test holds the sessions that end at most `seconds` before the last event of the frame.
@@ -76,12 +79,12 @@ def split_last_day(events, seconds=DAY):
     return events[~in_test], events[in_test]
 
 
-def keep_trained_items(test, train):
+def keep_trained_items(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     """Keep the test events whose item occurs in `train`: no collaborative filter can recommend another one."""
     return test[test['ItemId'].isin(train['ItemId'].unique())]
 
 
-def split(events, held_out):
+def split(events: pd.DataFrame, held_out: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One train/test split as section 4 describes it, cleaned; `held_out` names the second part in errors.
 
     Returns (train, test) with new row numbers. Raises ValueError, naming the step, when one of them is empty.
@@ -93,7 +96,7 @@ def split(events, held_out):
     return train.reset_index(drop=True), test.reset_index(drop=True)
 
 
-def preprocess(clicks):
+def preprocess(clicks: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The whole protocol of section 4.
 
     Parameters
@@ -120,7 +123,7 @@ def preprocess(clicks):
     return {'train_full': train_full, 'test': test, 'train_tr': train_tr, 'valid': valid}
 
 
-def count(events):
+def count(events: pd.DataFrame) -> dict[str, int]:
     """Sessions, events and items of a frame, as a dict of int."""
     return {
         'sessions': int(events['SessionId'].nunique()),
@@ -129,18 +132,18 @@ def count(events):
     }
 
 
-def _count_of(ids):
+def _count_of(ids: pd.Series) -> pd.Series:
     """For each row, in how many rows its id occurs."""
     return ids.groupby(ids, sort=False).transform('size')
 
 
-def _require_events(events, step):
+def _require_events(events: pd.DataFrame, step: str) -> pd.DataFrame:
     if events.empty:
         raise ValueError(f'no event is left after {step}')
     return events
 
 
-def _check_clicks(clicks):
+def _check_clicks(clicks: pd.DataFrame) -> None:
     if not isinstance(clicks, pd.DataFrame):
         raise TypeError(f'clicks must be a DataFrame with the columns {COLUMNS}, not {type(clicks).__name__}')
     present = list(clicks.columns)
@@ -172,7 +175,7 @@ TIME_SHAPE = np.frombuffer(b'0000-00-00T00:00:00.000Z', np.uint8)
 DAYS_BEFORE_MONTH = np.array([0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 365])
 
 
-def read_clicks(path):
+def read_clicks(path: str | os.PathLike) -> pd.DataFrame:
     """Read a raw click log: lines of session,time,item,category without a header, plain or gzipped.
 
     Returns a DataFrame with SessionId int64, ItemId int64 and Time float64 (unix seconds, UTC, with milliseconds), in
@@ -195,13 +198,13 @@ def read_clicks(path):
     return pd.DataFrame({'SessionId': session, 'ItemId': item, 'Time': millis / 1000})
 
 
-def _open_log(path):
+def _open_log(path: str | os.PathLike) -> BinaryIO | gzip.GzipFile:
     with open(path, 'rb') as file:
         gzipped = file.read(2) == b'\x1f\x8b'
     return gzip.open(path, 'rb') if gzipped else open(path, 'rb')
 
 
-def _whole_lines(file):
+def _whole_lines(file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
     """Blocks of a binary file, cut behind the last newline in each; the last one may lack its newline."""
     rest = b''
     while block := file.read(BLOCK_BYTES):
@@ -213,7 +216,7 @@ def _whole_lines(file):
         yield rest
 
 
-def _parse(text):
+def _parse(text: bytes) -> tuple[tuple[np.ndarray, ...], str | None]:
     """Columns (session, millis, item) of the lines up to the first bad one, and what is wrong with that, or None."""
     text = text if text.endswith(b'\n') else text + b'\n'
     columns = tuple(np.empty(text.count(b'\n'), np.int64) for _ in range(3))
@@ -231,7 +234,7 @@ def _parse(text):
 
 
 @njit(cache=True)
-def _parse_lines(text, session, millis, item):
+def _parse_lines(text: np.ndarray, session: np.ndarray, millis: np.ndarray, item: np.ndarray) -> tuple[int, int, int]:
     """Fill the columns from `text`, uint8, which ends with a newline.
 
     Returns (number of good lines, start of the first bad line or -1, number of its bad column).
@@ -258,7 +261,7 @@ def _parse_lines(text, session, millis, item):
 
 
 @njit(cache=True)
-def _parse_number(text, start):
+def _parse_number(text: np.ndarray, start: int) -> tuple[int, int]:
     """The whole number between `start` and the next comma, and where that comma is; -1 if there is none."""
     value, end = 0, start
     while ZERO <= text[end] <= ZERO + 9:
@@ -270,7 +273,7 @@ def _parse_number(text, start):
 
 
 @njit(cache=True)
-def _parse_time(text, start):
+def _parse_time(text: np.ndarray, start: int) -> int:
     """Milliseconds since 1970 of 2014-04-07T10:51:09.277Z and the comma behind it; -1 if it is not such a time."""
     for k in range(TIME_SHAPE.size):
         is_digit = ZERO <= text[start + k] <= ZERO + 9
@@ -292,7 +295,7 @@ def _parse_time(text, start):
 
 
 @njit(cache=True)
-def _two_digits(text, start):
+def _two_digits(text: np.ndarray, start: int) -> int:
     return 10 * (text[start] - ZERO) + text[start + 1] - ZERO
 
 
@@ -305,7 +308,7 @@ MAX_LINE_BYTES = 64  # two ids and the seconds of up to 19 digits each, the mill
 
 
 @contextlib.contextmanager
-def written_together(folder):
+def written_together(folder: str | os.PathLike) -> Iterator[str]:
     """A folder to write files into that appear in `folder` when the block ends well, and vanish when it does not.
 
     It lies inside `folder`, so each file moves in one step, and a place that cannot be written to is noticed before
@@ -325,7 +328,7 @@ def written_together(folder):
         raise
 
 
-def write_events(events, path):
+def write_events(events: pd.DataFrame, path: str | os.PathLike) -> None:
     """Write SessionId, ItemId (int64, not negative) and Time (float64, whole milliseconds) as a tab-separated file.
 
     Reading it again gives the same numbers, bit by bit; ValueError for those where it would not.
@@ -337,11 +340,12 @@ def write_events(events, path):
     with open(path, 'wb') as file:
         file.write('\t'.join(COLUMNS).encode() + b'\n')
         for start in range(0, len(events), BLOCK_ROWS):
-            size = _format_events(*(column[start : start + BLOCK_ROWS] for column in columns), text)
+            session, item, millis = (column[start : start + BLOCK_ROWS] for column in columns)
+            size = _format_events(session, item, millis, text)
             file.write(text[:size])
 
 
-def write_raw_log(clicks, path):
+def write_raw_log(clicks: pd.DataFrame, path: str | os.PathLike) -> None:
     """Write SessionId, Time, ItemId and Category in the format that `read_clicks` reads."""
     with open(path, 'w', encoding='ascii', newline='\n') as file:
         for start in range(0, len(clicks), BLOCK_ROWS):
@@ -351,7 +355,7 @@ def write_raw_log(clicks, path):
             file.writelines(f'{session},{t}Z,{item},{category}\n' for session, t, item, category in zip(*columns))
 
 
-def _to_millis(time):
+def _to_millis(time: pd.Series) -> np.ndarray:
     millis = np.rint(time.to_numpy() * 1000).astype(np.int64)
     if not np.array_equal(millis / 1000, time):
         raise ValueError('Time must be in whole milliseconds to be written exactly')
@@ -359,7 +363,7 @@ def _to_millis(time):
 
 
 @njit(cache=True)
-def _format_events(session, item, millis, text):
+def _format_events(session: np.ndarray, item: np.ndarray, millis: np.ndarray, text: np.ndarray) -> int:
     """Fill `text`, uint8, with the lines of these events; returns the number of bytes."""
     end = 0
     for k in range(session.size):
@@ -371,7 +375,7 @@ def _format_events(session, item, millis, text):
 
 
 @njit(cache=True)
-def _put_number(text, start, value, separator, min_digits=1):
+def _put_number(text: np.ndarray, start: int, value: int, separator: int, min_digits: int = 1) -> int:
     """Write a number and a separator into `text` from `start` on; returns the place behind them."""
     end, rest = start, value
     while rest > 0 or end - start < min_digits:
@@ -409,7 +413,8 @@ MEAN_GAP = 120_000  # between two clicks
 DRIFT = 0.15  # standard deviation of a shelf's log-popularity from week to week
 
 
-def synthetic_clicks(n_sessions=SYNTHETIC_SESSIONS, n_items=SYNTHETIC_ITEMS, seed=42):
+def synthetic_clicks(n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHETIC_ITEMS,
+                     seed: int = 42) -> pd.DataFrame:
     """A made-up click log whose sessions a recurrent network can follow better than an item-to-item method can.
 
     Each popular item stands on three shelves (think of kind, brand and offer), and a session walks along one shelf in
@@ -452,21 +457,21 @@ def synthetic_clicks(n_sessions=SYNTHETIC_SESSIONS, n_items=SYNTHETIC_ITEMS, see
     return pd.DataFrame({'SessionId': session, 'ItemId': item, 'Time': millis / 1000, 'Category': category})
 
 
-def _check_whole(name, value, at_least):
+def _check_whole(name: str, value: int, at_least: int) -> None:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise TypeError(f'{name} must be a whole number, not {value!r}')
     if value < at_least:
         raise ValueError(f'{name} must be at least {at_least}, not {value}')
 
 
-def _session_lengths(n_sessions, rng):
+def _session_lengths(n_sessions: int, rng: np.random.Generator) -> np.ndarray:
     """Mostly short, some very long: a log-normal tail behind the second click, mean near 4."""
     length = np.minimum(1 + np.ceil(rng.lognormal(0.5, 1.0, n_sessions)), MAX_SESSION_LENGTH).astype(np.int64)
     length[rng.random(n_sessions) < P_ONE_CLICK] = 1
     return length
 
 
-def _click_times(start, first, length, rng):
+def _click_times(start: np.ndarray, first: np.ndarray, length: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Time of each click, whole milliseconds: the session's start plus the gaps up to the click."""
     gap = np.ceil(rng.exponential(MEAN_GAP, length.sum())).astype(np.int64)
     gap[rng.random(len(gap)) < P_SAME_TIME] = 0
@@ -474,7 +479,7 @@ def _click_times(start, first, length, rng):
     return time + np.repeat(start - time[first], length)
 
 
-def _fill_shelves(n_items, rng):
+def _fill_shelves(n_items: int, rng: np.random.Generator) -> np.ndarray:
     """Item numbers on each shelf, (shelves, SHELF_SIZE); an item's neighbours are about as popular as itself.
 
     Item numbers are ranks of popularity. Sorting them after a random push puts each into another company each time.
@@ -485,7 +490,7 @@ def _fill_shelves(n_items, rng):
     return np.concatenate(orders).reshape(-1, SHELF_SIZE)
 
 
-def _choose_shelves(popularity, week, rng):
+def _choose_shelves(popularity: np.ndarray, week: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The shelf of each session: drawn by popularity, which takes a random step in each week."""
     shelf = np.empty(len(week), np.int64)
     log_popularity = np.log(popularity)
@@ -498,7 +503,8 @@ def _choose_shelves(popularity, week, rng):
 
 
 @njit(cache=True)
-def _browse(rng, first, length, shelves, shelf, chance, item):
+def _browse(rng: np.random.Generator, first: np.ndarray, length: np.ndarray, shelves: np.ndarray, shelf: np.ndarray,
+            chance: np.ndarray, item: np.ndarray) -> None:
     """Fill `item` with each session's walk; `chance` holds cumulated chances of all items off the shelf."""
     for s in range(first.size):
         position, direction = 0, 1
@@ -517,7 +523,7 @@ def _browse(rng, first, length, shelves, shelf, chance, item):
                 item[event] = shelves[shelf[s], position]
 
 
-def _categories(shelves, n_items):
+def _categories(shelves: np.ndarray, n_items: int) -> np.ndarray:
     """Category of each item: its shelf in the first shelving, from 1 on, and 0 for the others."""
     first_shelving = shelves[: len(shelves) // SHELVINGS]
     category = np.zeros(n_items, np.int64)
@@ -525,7 +531,8 @@ def _categories(shelves, n_items):
     return category
 
 
-def _bring_out_new_items(item, millis, shelves, new_items, rng):
+def _bring_out_new_items(item: np.ndarray, millis: np.ndarray, shelves: np.ndarray, new_items: np.ndarray,
+                         rng: np.random.Generator) -> None:
     """In place: in the last day, as many items from the shelves as there are new ones are clicked under a new id."""
     sold_now = np.arange(new_items[-1] + 1)
     sold_now[rng.choice(np.unique(shelves), size=len(new_items), replace=False)] = new_items
@@ -538,7 +545,7 @@ def _bring_out_new_items(item, millis, shelves, new_items, rng):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def preprocess_log(clicks_path, out_dir):
+def preprocess_log(clicks_path: str | os.PathLike, out_dir: str | os.PathLike) -> dict[str, dict[str, int]]:
     """Read a raw click log, apply the protocol and write the four files into `out_dir`, all of them or none.
 
     Returns the counts of each, a dict of dicts: {"train_full": {"sessions": ..., "events": ..., "items": ...}, ...}.
@@ -554,7 +561,8 @@ def preprocess_log(clicks_path, out_dir):
         return _write_files(parts, folder)
 
 
-def make_synthetic(out_dir, n_sessions=SYNTHETIC_SESSIONS, n_items=SYNTHETIC_ITEMS, seed=42):
+def make_synthetic(out_dir: str | os.PathLike, n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHETIC_ITEMS,
+                   seed: int = 42) -> dict[str, dict[str, int]]:
     """Write a synthetic raw log and the four files that the protocol makes of it; arguments as in `synthetic_clicks`.
 
     Returns the counts of each file, as `preprocess_log` does.
@@ -565,13 +573,13 @@ def make_synthetic(out_dir, n_sessions=SYNTHETIC_SESSIONS, n_items=SYNTHETIC_ITE
         return _write_files(preprocess(clicks), folder)
 
 
-def _write_files(parts, folder):
+def _write_files(parts: dict[str, pd.DataFrame], folder: str) -> dict[str, dict[str, int]]:
     for name, events in parts.items():
         write_events(events, os.path.join(folder, FILES[name]))
     return {name: count(events) for name, events in parts.items()}
 
 
-def format_counts(counts, synthetic=False):
+def format_counts(counts: dict[str, dict[str, int]], synthetic: bool = False) -> str:
     """The counts of `preprocess_log` as a table of text, beside the published ones unless the log is synthetic."""
     lines = [f"{'file':<24}{'sessions':>12}{'events':>12}{'items':>10}{'' if synthetic else '   published'}"]
     for name, found in counts.items():
@@ -589,11 +597,11 @@ def format_counts(counts, synthetic=False):
 class Parser(argparse.ArgumentParser):
     """A parser whose errors take one line, without the usage."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
-def _parse_arguments(argv):
+def _parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
     parser = Parser(
         prog='preprocess_rsc15.py',
         usage='%(prog)s CLICKS OUT\n       %(prog)s --synthetic OUT [--sessions N] [--items N] [--seed S]',
@@ -617,7 +625,7 @@ def _parse_arguments(argv):
     return parser, args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Command line, see the module's text; wrong input ends with one line on stderr and exit code 2."""
     parser, args = _parse_arguments(argv)
     try:

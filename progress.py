@@ -12,7 +12,7 @@ except ImportError:  # an extra: without it, each epoch is reported on a line of
     tqdm = None
 
 
-def note(text: str):
+def note(text: str) -> None:
     """A line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
@@ -23,7 +23,7 @@ class TrainingProgress:
     The rate leaves out the time until the first mini-batches are through, which is mostly compilation.
     """
 
-    def __init__(self, label: str, quiet: bool = False):
+    def __init__(self, label: str, quiet: bool = False) -> None:
         self.label, self.quiet = label, quiet
         self.first: tuple = ()
         self.last: tuple = (0.0, 0)
@@ -32,7 +32,7 @@ class TrainingProgress:
         if tqdm and sys.stderr.isatty() and not quiet:
             self.bar = tqdm(unit=' events', unit_scale=True, desc=label, file=sys.stderr)
 
-    def __call__(self, progress: Progress):
+    def __call__(self, progress: Progress) -> None:
         events = progress.epoch * progress.total_events + progress.events
         now = time.perf_counter()
         self.first = self.first or (now, events)

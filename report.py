@@ -8,8 +8,12 @@ import html
 import io
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Colours that people with colour-blindness can tell apart (Okabe and Ito); each line also has a marker of its own.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#555555')
@@ -61,13 +65,13 @@ def paragraph(text: str, kind: str = '') -> str:
 
 def table(header: list, rows: list[list], caption: str = '') -> str:
     """A table; a cell is text, or (text, class).  Columns whose cells look like numbers are aligned to the right."""
-    def texts(row):
+    def texts(row: list) -> list[str]:
         return [cell[0] if isinstance(cell, tuple) else str(cell) for cell in row]
 
     numeric = [all(re.match(r'[-+−]?[\d.]|^[-–]?$', text) for text in column)
                for column in zip(*map(texts, rows))] or [False] * len(header)
 
-    def cells(row, tag):
+    def cells(row: list, tag: str) -> str:
         out = []
         for cell, text, is_number in zip(row, texts(row), numeric):
             kind = ' '.join(filter(None, ['number' * is_number, cell[1] if isinstance(cell, tuple) else '']))
@@ -111,7 +115,7 @@ def of_markdown(text: str) -> list[str]:
 # Pictures
 # ---------------------------------------------------------------------------------------------------------------------
 
-def figure(caption: str, panels: dict[str, Callable], labels: list[str]) -> str:
+def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list[str]) -> str:
     """A picture as SVG within the page.
 
     Parameters
@@ -126,8 +130,7 @@ def figure(caption: str, panels: dict[str, Callable], labels: list[str]) -> str:
     from matplotlib.figure import Figure
 
     drawn = []
-    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10,
-                                'font.family': 'sans-serif', 'axes.spines.top': False, 'axes.spines.right': False}):
+    with matplotlib.rc_context(LOOK):
         for alternative, draw in panels.items():
             picture = Figure(figsize=(4.6, 3.2), layout='constrained')
             draw(picture.subplots())
@@ -142,14 +145,19 @@ def figure(caption: str, panels: dict[str, Callable], labels: list[str]) -> str:
             f'<figcaption>{html.escape(caption)}</figcaption>\n</figure>')
 
 
+# Settings of Matplotlib: text stays text, no frame, and ids in the SVG that are the same whenever it is drawn again.
+LOOK: dict = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'font.family': 'sans-serif',
+              'axes.spines.top': False, 'axes.spines.right': False}
+
+
 def look(k: int) -> tuple[str, str]:
     """Colour and marker of the k-th line."""
     return COLOURS[k % len(COLOURS)], [*MARKERS][k % len(MARKERS)]
 
 
-def draw_lines(series: dict[str, tuple], xlabel: str, ylabel: str) -> Callable:
+def draw_lines(series: dict[str, tuple], xlabel: str, ylabel: str) -> Callable[[Axes], None]:
     """A panel with a line for each of `series`, label -> (x, y)."""
-    def draw(ax):
+    def draw(ax: Axes) -> None:
         for k, (label, (x, y)) in enumerate(series.items()):
             colour, marker = look(k)
             ax.plot(x, y, label=label, color=colour, marker=marker, markersize=4.5, linewidth=1.6)
@@ -171,17 +179,19 @@ def spoken(series: dict[str, tuple], what: str) -> str:
                      for label, xy in series.items())
 
 
+def draw_losses(ax: Axes, title: str, values: list[float], colour: str, marker: str) -> None:
+    """Mean loss of each epoch of one network."""
+    ax.plot(np.arange(1, len(values) + 1), values, color=colour, marker=marker, markersize=4.5)
+    ax.set_title(title, fontsize=10)
+    ax.set_xlabel('epoch')
+    ax.set_ylabel('mean loss of the mini-batches')
+    ax.locator_params(axis='x', integer=True)
+
+
 def loss_figure(losses: dict[str, list[float]], labels: list[str]) -> str:
     """Mean loss of each epoch, a panel for each network, since their scales differ."""
-    def draw(label, values):
-        def panel(ax):
-            colour, marker = look(labels.index(label))
-            ax.plot(np.arange(1, len(values) + 1), values, color=colour, marker=marker, markersize=4.5)
-            ax.set_title(label, fontsize=10)
-            ax.set_xlabel('epoch')
-            ax.set_ylabel('mean loss of the mini-batches')
-            ax.xaxis.get_major_locator().set_params(integer=True)
-        return panel
+    def draw(label: str, values: list[float]) -> Callable[[Axes], None]:
+        return lambda ax: draw_losses(ax, label, values, *look(labels.index(label)))
     panels = {'Training loss. ' + spoken({label: (range(1, len(values) + 1), values)}, 'in epoch'): draw(label, values)
               for label, values in losses.items()}
     return figure('Training loss of each epoch, mean over seeds. The losses are different functions: only the shapes '

@@ -21,10 +21,10 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -137,7 +137,7 @@ VIDEO = Protocol(
 PROTOCOLS = {'rsc15': RSC15, 'video': VIDEO}
 LOSS_NAMES = {'top1': 'TOP1', 'bpr': 'BPR', 'cross-entropy': 'Cross-entropy', 'mrr': 'MRR'}
 
-BASELINES = {
+BASELINES: dict[str, tuple[type, dict]] = {
     'POP': (baselines.Pop, dict(top_n=100)),
     'S-POP': (baselines.SessionPop, dict(top_n=1000)),
     'Item-KNN': (baselines.ItemKNN, dict(n_sims=100, lmbd=20, alpha=0.5)),
@@ -246,7 +246,8 @@ def known_items_only(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
 # Cells
 # ---------------------------------------------------------------------------------------------------------------------
 
-def plan(protocol: Protocol, tables, models, losses, units, epochs, seeds, tie_policy) -> list[Cell]:
+def plan(protocol: Protocol, tables: list[int], models: list[str], losses: list[str], units: list[int], epochs: int,
+         seeds: list[int], tie_policy: str) -> list[Cell]:
     """The cells of Tables 1 and 3, in the paper's order.  Table 3 needs Item-KNN, for the gain over it."""
     cells = []
     for model, (_class, parameters) in BASELINES.items():
@@ -265,7 +266,7 @@ def plan(protocol: Protocol, tables, models, losses, units, epochs, seeds, tie_p
 def claim_cells(setting: claims.Setting, protocol: Protocol, arguments: argparse.Namespace, n_items: int) -> list[Cell]:
     """The cells of one side of a comparison, one for each seed; a baseline has a single one."""
     policy, candidates = arguments.tie_policy, protocol.candidates
-    if setting.model in BASELINES:
+    if setting.loss is None:  # a baseline
         return [Cell(1, setting.model, None, None, None, None, BASELINES[setting.model][1], policy, candidates)]
     if setting.candidates == 'popular':  # as large a share of the items as the paper's
         candidates = min(30_000, max(2 * CUT_OFF, round(n_items * 30 / 330)))
@@ -285,7 +286,7 @@ def stability_cells(arguments: argparse.Namespace, protocol: Protocol) -> dict[s
             for loss in (*claims.POINTWISE, *claims.PAIRWISE)}
 
 
-def check_batch_sizes(cells: list[Cell], train: pd.DataFrame):
+def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
     """ValueError, before any training, when a cell needs more parallel sessions than there are."""
     n_sessions = int((train.groupby('SessionId').size() > 1).sum())
     for cell in cells:
@@ -322,7 +323,7 @@ def run_cell(cell: Cell, data: Dataset, backend: str, published: dict) -> dict:
     return result
 
 
-def evaluate(model, cell: Cell, data: Dataset) -> dict:
+def evaluate(model: Any, cell: Cell, data: Dataset) -> dict:
     """Metrics of a trained model, and what evaluation took."""
     started = time.perf_counter()
     items = most_popular(data.train, cell.candidates)
@@ -353,7 +354,7 @@ def rank_details(ranks: np.ndarray, data: Dataset) -> dict:
     counts = data.train.ItemId.value_counts()
     popularity = pd.Index(counts.index).get_indexer(target) / len(counts)
 
-    def by_bin(values, bins, right):
+    def by_bin(values: np.ndarray, bins: dict[str, float], right: bool) -> list[list]:
         bin_of = np.searchsorted(list(bins.values()), values, side='left' if right else 'right')
         return [[name, int((bin_of == k).sum()), float((ranks[bin_of == k] <= CUT_OFF).mean())]
                 for k, name in enumerate(bins) if (bin_of == k).any()]
@@ -408,7 +409,7 @@ def find(results: list[dict], dataset: str, cell: Cell, backend: str) -> dict | 
     return next((result for result in results if all(result.get(key) == value for key, value in wanted.items())), None)
 
 
-def write_atomically(path: Path, text: str):
+def write_atomically(path: Path, text: str) -> None:
     """Write a file that is either whole or not there."""
     with storage.replacing(path) as file:
         file.write(text.encode())
@@ -418,7 +419,7 @@ def write_atomically(path: Path, text: str):
 # Tables
 # ---------------------------------------------------------------------------------------------------------------------
 
-def format_tables(results: list[dict], data: Dataset, tables, protocol: Protocol) -> str:
+def format_tables(results: list[dict], data: Dataset, tables: list[int], protocol: Protocol) -> str:
     """Tables 1 and 3 as Markdown, with what the numbers are and how ties were ranked."""
     lines = [about(data, protocol), '']
     if 1 in tables and any(result['model'] in BASELINES for result in results):
@@ -514,7 +515,7 @@ def average(results: list[dict], metric: str) -> str:
     return text + (f' {unstable} of {len(results)} numerically unstable' if unstable else '')
 
 
-def durations(results: list[dict]) -> tuple[str, str]:
+def durations(results: list[dict]) -> tuple[str, ...]:
     return tuple(f'{np.mean(seconds):.1f} s' if (seconds := [r[key] for r in results if r[key] is not None]) else '-'
                  for key in ('fit_seconds', 'eval_seconds'))
 
@@ -603,7 +604,7 @@ def report_table(results: list[dict], protocol: Protocol, caption: str, models: 
     for key in dict.fromkeys((r['model'], r['loss'], r['units']) for r in results if r['model'] in models):
         ours = [r for r in results if (r['model'], r['loss'], r['units']) == key]
         published = protocol.published.get(key[1:] if key[1] else key[0], (None, None))
-        row = [cell_title(dict(zip(('model', 'loss', 'units'), key)))]
+        row: list = [cell_title(dict(zip(('model', 'loss', 'units'), key)))]
         for metric, number in zip(('recall@20', 'mrr@20'), published):
             row += [f'{number:.4f}' if number else '-', average(ours, metric),
                     report.difference(value(ours, metric), number)]
@@ -622,8 +623,8 @@ def report_figures(results: list[dict]) -> list[str]:
     if not by_title:
         return []
 
-    def mean_of(key, bins=None):
-        series = {}
+    def mean_of(key: str, bins: bool = False) -> dict[str, tuple]:
+        series: dict[str, tuple] = {}
         for title, of_seeds in by_title.items():
             values = [result['details'][key] for result in of_seeds]
             if bins:  # the bins are the same for every seed
@@ -697,7 +698,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def complete(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
+def complete(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Flatten the lists, fill in what depends on other arguments, and refuse what does not go together."""
     for name in ('table', 'models', 'loss', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
         setattr(arguments, name, list(dict.fromkeys(value for values in getattr(arguments, name) for value in values)))
@@ -728,7 +729,7 @@ def whole(text: str) -> int:
     return int(text)
 
 
-def listed(kind, allowed=None):
+def listed(kind: Callable[[str], Any], allowed: Collection | None = None) -> Callable[[str], list]:
     """Argument that may hold several values with commas between them."""
     def parse_list(text: str) -> list:
         values = [kind(part) for part in text.split(',')]
@@ -739,7 +740,7 @@ def listed(kind, allowed=None):
     return parse_list
 
 
-def run(arguments: argparse.Namespace):
+def run(arguments: argparse.Namespace) -> None:
     """What the command line asks for, as far as it is not in OUT yet; prints tables or claims."""
     out = Path(arguments.out)
     if out.is_file():
@@ -762,7 +763,7 @@ def run(arguments: argparse.Namespace):
         return
     texts, finished = ['', ''], []
 
-    def write():
+    def write() -> None:
         write_atomically(out / 'tables.md', '\n'.join(filter(None, texts)))
 
     for finished in run_cells(cells, data, protocol, backend, out):
@@ -776,7 +777,8 @@ def run(arguments: argparse.Namespace):
     print('\n'.join(filter(None, texts)))
 
 
-def write_report(out: Path, results: list[dict], data: Dataset, protocol: Protocol, texts: dict, arguments):
+def write_report(out: Path, results: list[dict], data: Dataset, protocol: Protocol, texts: dict[str, str],
+                 arguments: argparse.Namespace) -> None:
     """OUT/report.html."""
     command = search.without_password(shlex.join(['python', 'run_experiments.py', *arguments.words]))
     texts = {title: text[text.index('|'):] if '|' in text else '' for title, text in texts.items()}
@@ -797,10 +799,11 @@ def run_cells(cells: list[Cell], data: Dataset, protocol: Protocol, backend: str
             others = [other for other in load_results(path) if other not in results]  # of another run, meanwhile
             results = [*results, *others, result]
             write_atomically(path, json.dumps(results, indent=1) + '\n')
-        yield [find(results, data.name, cell, backend) for cell in cells[:number]]
+        yield [found for cell in cells[:number] if (found := find(results, data.name, cell, backend))]
 
 
-def run_search(arguments, data: Dataset, protocol: Protocol, backend: str, out: Path) -> Iterator[str]:
+def run_search(arguments: argparse.Namespace, data: Dataset, protocol: Protocol, backend: str,
+               out: Path) -> Iterator[str]:
     """Table 2 as Markdown, after the search of each loss."""
     train, valid = validation_split(arguments, data)
     url = arguments.storage or f'sqlite:///{out / "search.db"}'
@@ -820,7 +823,7 @@ def run_search(arguments, data: Dataset, protocol: Protocol, backend: str, out: 
         yield '\n'.join(text) + '\n'
 
 
-def run_claims(arguments, data: Dataset, protocol: Protocol, backend: str, out: Path) -> str:
+def run_claims(arguments: argparse.Namespace, data: Dataset, protocol: Protocol, backend: str, out: Path) -> str:
     """The claims as Markdown; OUT/claims.md is written now and then, with those that can be judged already."""
     n_items = data.train.ItemId.nunique()
     every = claims.paper_claims(*arguments.units)
@@ -835,7 +838,7 @@ def run_claims(arguments, data: Dataset, protocol: Protocol, backend: str, out: 
         if len(finished) < len(cells) and len(finished) % len(arguments.seeds):
             continue
 
-        def results_of(part: list[Cell], finished=finished) -> list[dict]:
+        def results_of(part: list[Cell], finished: list[dict] = finished) -> list[dict]:
             return [result for cell in part if (result := find(finished, data.name, cell, backend))]
 
         judged = [claim for claim in every if all(
@@ -852,7 +855,8 @@ def run_claims(arguments, data: Dataset, protocol: Protocol, backend: str, out: 
     return text
 
 
-def format_claims(rows: list[tuple], arguments, data: Dataset, protocol: Protocol, backend: str) -> str:
+def format_claims(rows: list[tuple], arguments: argparse.Namespace, data: Dataset, protocol: Protocol,
+                  backend: str) -> str:
     small, large = arguments.units
     reduced = ('**Quick run: fewer epochs and units than the paper\'s 100 and 1000, and fewer random points.** '
                if arguments.quick else '')

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import pandas as pd
 
@@ -23,10 +23,16 @@ from gru4rec import GRU4Rec, Progress
 try:
     import fcntl
 except ImportError:  # not on Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
 
 # Every value of a parameter is as likely as the others; the same space for each loss, with 100 units and Adagrad.
-SPACE = {
+SPACE: dict[str, tuple] = {
     'batch_size': (20, 50, 100, 200, 500),
     'dropout_p_hidden': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
     'learning_rate': (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
@@ -113,24 +119,24 @@ class Lock:
     Processes on other machines have to share a database server, which does.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str) -> None:
         self._path = url.removeprefix('sqlite:///') + '.lock' if url.startswith('sqlite:///') else None
-        self._file = None
+        self._file: TextIO | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Lock:
         if self._path and fcntl:
             with contextlib.suppress(OSError):  # a folder that is not there: the database says so
                 self._file = open(self._path, 'w')
                 fcntl.flock(self._file, fcntl.LOCK_EX)
         return self
 
-    def __exit__(self, *_error):
+    def __exit__(self, *_error: object) -> None:
         if self._file:
             self._file.close()
             self._file = None
 
 
-def open_storage(url: str):
+def open_storage(url: str) -> RDBStorage:
     """The database of the trials, which is made if it is not there; ValueError if it cannot be opened."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
@@ -149,22 +155,24 @@ def without_password(text: str) -> str:
     return re.sub(r'(://[^:/@\s]+:)[^@\s]+@', r'\1***@', text)
 
 
-def random_points(space: dict, n: int, seed: int) -> list[dict]:
+def random_points(space: dict[str, tuple], n: int, seed: int) -> list[dict]:
     """The first n points of the search with this seed, by Optuna's random sampler."""
     import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own lines say what happens
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
-    distributions = {name: optuna.distributions.CategoricalDistribution(values) for name, values in space.items()}
+    distributions: dict[str, BaseDistribution] = {
+        name: optuna.distributions.CategoricalDistribution(values) for name, values in space.items()}
     return [study.ask(distributions).params for _ in range(n)]
 
 
-def run_phase(study, phase: str, points: list[dict], search: Search, space: dict, lock: Lock, note):
+def run_phase(study: Study, phase: str, points: list[dict], search: Search, space: dict[str, tuple], lock: Lock,
+              note: Callable[[str], None]) -> None:
     """Run the points of a phase that nobody has finished, and wait for those that other processes are at.
 
     The points wait in the storage, from where each process takes the next.  One that was lost with its process, or with
     an error that says nothing about the network, is put there again.
     """
-    def one_trial(trial):
+    def one_trial(trial: Trial) -> float:
         lock.__exit__()  # the trial is taken
         if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points) or is_double(
                 trial, trials_of(study, [phase], len(points))):
@@ -192,23 +200,25 @@ def run_phase(study, phase: str, points: list[dict], search: Search, space: dict
         time.sleep(0.5)
 
 
-def is_double(trial, trials: list) -> bool:
+def is_double(trial: Trial, trials: list[FrozenTrial]) -> bool:
     """Whether another process has, or had, the same point: both may have put it into the storage."""
     return any(other.user_attrs['number'] == trial.user_attrs['number'] and other.number != trial.number and (
         is_finished(other) or other.state.name == 'RUNNING' and other.number < trial.number) for other in trials)
 
 
-def fail_lost_trials(study):
+def fail_lost_trials(study: Study) -> None:
     """End the trials whose process has gone: those without a heartbeat, and those that had none yet."""
     import optuna
     optuna.storages.fail_stale_trials(study)
     long_ago = datetime.now() - timedelta(seconds=2 * HEARTBEAT)
     for trial in study.get_trials(deepcopy=False):
-        if trial.state.name == 'RUNNING' and 'began' not in trial.user_attrs and trial.datetime_start < long_ago:
+        if (trial.state.name == 'RUNNING' and 'began' not in trial.user_attrs
+                and trial.datetime_start and trial.datetime_start < long_ago):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
 
-def objective(trial, search: Search, space: dict, note, n_points: int) -> float:
+def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Callable[[str], None],
+              n_points: int) -> float:
     """Recall@20 on the validation data of a network with the trial's parameters."""
     import optuna
     trial.set_user_attr('began', True)
@@ -236,11 +246,11 @@ def objective(trial, search: Search, space: dict, note, n_points: int) -> float:
     return recall
 
 
-def stop_early(trial, model: GRU4Rec, search: Search) -> Callable[[Progress], None]:
+def stop_early(trial: Trial, model: GRU4Rec, search: Search) -> Callable[[Progress], None]:
     """A callback that reports Recall@20 at the end of each epoch, and stops the trial when the pruner says so."""
     import optuna
 
-    def callback(progress: Progress):
+    def callback(progress: Progress) -> None:
         if progress.epoch_ends and progress.epoch + 1 < progress.n_epochs:
             trial.report(validate(model, search)[0], progress.epoch)
             if trial.should_prune():
@@ -252,29 +262,29 @@ def validate(model: GRU4Rec, search: Search) -> tuple[float, float]:
     return recall_mrr(next_item_ranks(model, search.valid, search.items, tie_policy=search.tie_policy), CUT_OFF)
 
 
-def is_finished(trial) -> bool:
+def is_finished(trial: FrozenTrial) -> bool:
     """Whether a trial says something about its network; one that an error or an interruption ended does not."""
     reason = trial.user_attrs.get('reason', '')
     return trial.state.name == 'COMPLETE' or reason == 'stopped early' or reason.startswith('Unstable')
 
 
-def trials_of(study, phases: list[str], n_trials: int) -> list:
+def trials_of(study: Study, phases: list[str], n_trials: int) -> list[FrozenTrial]:
     """Trials of some phases; of the random ones, those of the first `n_trials` points."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get('phase') in phases
             and (trial.user_attrs['phase'] != 'random' or trial.user_attrs['number'] < n_trials)]
 
 
-def best_trial(study, phases: list[str], n_trials: int):
+def best_trial(study: Study, phases: list[str], n_trials: int) -> FrozenTrial | None:
     """The trial with the highest recall; of equal ones, the first point."""
-    complete = [trial for trial in trials_of(study, phases, n_trials) if trial.state.name == 'COMPLETE']
+    complete: list[Any] = [trial for trial in trials_of(study, phases, n_trials) if trial.state.name == 'COMPLETE']
     order = {phase: k for k, phase in enumerate(phases)}
     return min(complete, default=None, key=lambda trial: (
         -trial.value, order[trial.user_attrs['phase']], trial.user_attrs['number']))
 
 
-def outcome(study, phases: list[str], n_trials: int) -> Outcome:
-    def described(trial):
-        return trial and trial.params | {'recall': trial.value, 'mrr': trial.user_attrs['mrr']}
+def outcome(study: Study, phases: list[str], n_trials: int) -> Outcome:
+    def described(trial: FrozenTrial | None) -> dict | None:
+        return trial.params | {'recall': trial.value, 'mrr': trial.user_attrs['mrr']} if trial else None
 
     finished = {trial.user_attrs['number']: trial for trial in trials_of(study, ['random'], n_trials)
                 if is_finished(trial)}

@@ -12,10 +12,11 @@ setup(
     license='MIT',
     python_requires='>=3.11',
     py_modules=['gru4rec', 'backends', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experiments', 'search',
-                'claims', 'storage', 'clicklog', 'progress', 'report', 'cli'],
+                'claims', 'storage', 'clicklog', 'progress', 'report', 'figures', 'cli'],
     entry_points={'console_scripts': ['gru4rec=cli:main', 'gru4rec-preprocess=preprocess_rsc15:main',
                                       'gru4rec-experiments=run_experiments:main']},
     install_requires=['pytensor>=3.0.3,<4', 'numpy', 'pandas', 'threadpoolctl'],
     extras_require={'experiments': ['tqdm', 'optuna', 'matplotlib'], 'jax': ['jax'], 'gpu': ['jax[cuda12]'],
-                    'test': ['pytest', 'pytest-xdist', 'tqdm', 'optuna', 'matplotlib', 'jax']},
+                    'test': ['pytest', 'pytest-xdist', 'pytest-cov', 'tqdm', 'optuna', 'matplotlib', 'jax', 'nbclient',
+                             'nbformat', 'ipykernel', 'ruff', 'mypy']},
 )

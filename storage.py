@@ -13,7 +13,9 @@ import os
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -21,7 +23,7 @@ FORMAT, VERSION = 'gru4rec-pytensor', 1
 HEADER = 'header.json'
 
 
-def write(path, header: dict, arrays: dict[str, np.ndarray]):
+def write(path: str | os.PathLike, header: dict, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays and what JSON can hold to `path`: all of it or, if anything goes wrong, nothing.
 
     Parameters
@@ -39,7 +41,7 @@ def write(path, header: dict, arrays: dict[str, np.ndarray]):
                 np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def read(path) -> tuple[dict, dict[str, np.ndarray]]:
+def read(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
     """Header and arrays of a file that `write` wrote; ValueError, which names the file, if it is none or is damaged."""
     path = Path(path)
     if not path.is_file():
@@ -76,7 +78,7 @@ class Checkpoint:
     training : all that the result depends on, as JSON has it; ValueError if the file is of another training
     """
 
-    def __init__(self, path, every: float, training: dict):
+    def __init__(self, path: str | os.PathLike, every: float, training: dict) -> None:
         self._path, self._every, self._training, self._written = Path(path), every, training, time.monotonic()
         if not self._path.parent.is_dir():
             raise FileNotFoundError(f'{self._path}: there is no folder {self._path.parent} for the checkpoint')
@@ -84,7 +86,7 @@ class Checkpoint:
         if self._state:
             self._check(self._state.get('training'))
 
-    def _check(self, training: dict | None):
+    def _check(self, training: dict | None) -> None:
         """ValueError unless the file is the checkpoint of this training."""
         if training is None:
             raise ValueError(f'{self._path}: not a checkpoint')
@@ -104,7 +106,7 @@ class Checkpoint:
         """Whether the last time that it was written is long enough ago."""
         return time.monotonic() - self._written >= self._every
 
-    def write(self, state: dict, arrays: dict[str, np.ndarray]):
+    def write(self, state: dict, arrays: dict[str, np.ndarray]) -> None:
         write(self._path, {'training': self._training} | state, arrays)
         self._written = time.monotonic()
 
@@ -123,7 +125,7 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def check_writable(path):
+def check_writable(path: str | os.PathLike) -> None:
     """OSError, before any work, if a file cannot be written to `path`."""
     path = Path(path)
     if path.is_dir():
@@ -138,7 +140,7 @@ def check_writable(path):
 
 
 @contextlib.contextmanager
-def replacing(path: Path):
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends, and is gone when the block raises."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:

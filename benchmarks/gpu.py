@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,10 +53,10 @@ def compiled_step(units: int) -> tuple[int, str]:
     with pytensor.config.change_flags(floatX='float32'):
         step = gru4rec.training_step(model, gru4rec.shared('events', np.zeros(1000, 'int64')), model._weights,
                                      model._acc, model._vel, states)
-    loop = backends.compile_loop(*step, backend='jax')
+    loop = backends.JaxLoop(*step)
     n = gru4rec.stretch_length(model)
     sequences = [np.zeros((n, B), 'int64'), np.zeros((n, B), bool), np.zeros((n, B, units), bool)]
-    compiled = loop.program.lower(n, sequences, loop._step.values()).compile()
+    compiled: Any = loop.program.lower(n, sequences, loop._step.values()).compile()
     program, used = compiled.as_text(), compiled.memory_analysis()
     matrices = sum(value.nbytes for value in loop._step.values())
     in_place, workspace = used.alias_size_in_bytes, used.temp_size_in_bytes
@@ -63,7 +64,7 @@ def compiled_step(units: int) -> tuple[int, str]:
               f'overwritten in place; {n} mini-batches with their masks '
               f'{(used.argument_size_in_bytes - matrices) / 1e6:,.1f} MB; workspace {workspace / 1e6:,.1f} MB')
     (body,) = set(re.findall(r'while\(.*body=%?([\w.\-]+)', program))
-    text = re.search(rf'^%?{re.escape(body)} .*?^}}', program, re.M | re.S).group()
+    text = re.findall(rf'^%?{re.escape(body)} .*?^}}', program, re.M | re.S)[0]
     return len(re.findall(r'= \S+ (?:fusion|custom-call|dot|scatter|gather|call|copy|sort|reduce)\(', text)), memory
 
 
@@ -78,7 +79,7 @@ class TorchGRU4Rec:
         self.H = torch.zeros(B, units, device=device)
         self.step = torch.compile(self._step) if compiled else self._step
 
-    def _loss(self, x, B0, Wh, Whr, Whz, Wy, By, H, mask):
+    def _loss(self, H, mask, x, B0, Wh, Whr, Whz, Wy, By):
         x_h, x_r, x_z = (x + B0).chunk(3, dim=1)
         r, z = torch.sigmoid(x_r + H @ Whr), torch.sigmoid(x_z + H @ Whz)
         H = ((1 - z) * H + z * torch.tanh(x_h + (H * r) @ Wh)) * mask
@@ -91,7 +92,7 @@ class TorchGRU4Rec:
         rows = dict(W0=item, Wy=target, By=target)
         used = {name: (w[rows[name]] if name in rows else w).detach().requires_grad_()
                 for name, w in self.weights.items()}
-        loss, H = self._loss(*used.values(), self.H * keep[:, None], mask)
+        loss, H = self._loss(self.H * keep[:, None], mask, *used.values())
         gradients = dict(zip(used, torch.autograd.grad(loss, list(used.values()))))
         with torch.no_grad():
             for name, g in gradients.items():

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -33,8 +34,8 @@ from evaluation import next_item_ranks
 from gru4rec import GRU4Rec
 
 N_ITEMS = 37_483  # of RSC15
-TOP1 = dict(loss='top1', batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01)
-CROSS_ENTROPY = dict(loss='cross-entropy', batch_size=500, dropout_p_hidden=0.0, learning_rate=0.01)
+TOP1: dict[str, Any] = dict(loss='top1', batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01)
+CROSS_ENTROPY: dict[str, Any] = dict(loss='cross-entropy', batch_size=500, dropout_p_hidden=0.0, learning_rate=0.01)
 
 
 def events(n_events: int, n_items: int = N_ITEMS, seed: int = 0) -> pd.DataFrame:
@@ -82,10 +83,10 @@ def yardstick_rate(units: int = 100, batch_size: int = 50, n_items: int = N_ITEM
     weights = [rng.uniform(-0.1, 0.1, shape).astype('float32') for shape in shapes]
     accumulators = [np.zeros_like(weight) for weight in weights]
     H, losses = np.zeros((batch_size, units), 'float32'), np.empty(len(items), 'float32')
+    arrays = [*weights, *accumulators, H, losses]
 
     def run():
-        yardstick.run(items, targets, starts, masks, np.float32(2), np.float32(0.01), *weights, *accumulators,
-                      H, losses)
+        yardstick.run(items, targets, starts, masks, np.float32(2), np.float32(0.01), *arrays)
     run()
     return best(run) / len(items)
 

@@ -1,0 +1,304 @@
+"""Pictures of what is there: the layers of a model, the mini-batches of an iterator, a symbolic graph, training curves.
+
+Figures 1 and 2 of the paper are drawn from the objects that compute: change the model or the data, and the picture
+changes with them.  ``python run_experiments.py --figures`` writes them as SVG and PNG; docs/walkthrough.md and its
+notebook show them.  Needs Matplotlib, an extra of the package.
+"""
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.traversal import toposort
+from pytensor.scalar.basic import Composite
+from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+
+import storage
+from gru4rec import UNITS, GRU4Rec, recurrent_names, session_parallel_minibatches, weight_layout
+from report import LOOK, draw_losses, look
+
+INK, MUTED, UNUSED = '#1a1a1a', '#5a5a5a', '#e8e8e8'
+TINTS = ('#cfe3f2', '#f9d9c4', '#c9ebdf', '#f3dbe8', '#fbe6bd', '#d9eefa', '#dddddd', '#e9e4b4', '#dcd3ee', '#d5e8c3')
+
+
+class Picture(Figure):
+    """A Matplotlib figure that a notebook shows by itself, and that is the same file whenever it is drawn again."""
+
+    def __init__(self, width: float, height: float):
+        super().__init__(figsize=(width, height), layout='constrained')
+
+    def subplots(self, *args, **kwargs):
+        with matplotlib.rc_context(LOOK):
+            return super().subplots(*args, **kwargs)
+
+    def _repr_svg_(self) -> str:
+        with matplotlib.rc_context(LOOK):
+            file = io.StringIO()
+            self.savefig(file, format='svg', metadata={'Date': None})
+        text = file.getvalue()
+        return text[text.index('<svg'):]
+
+    def save(self, path: Path) -> list[Path]:
+        """Write `path` with the endings .svg and .png, each whole or not at all; the two paths."""
+        paths = [path.with_suffix(ending) for ending in ('.svg', '.png')]
+        with storage.replacing(paths[0]) as file:
+            file.write(self._repr_svg_().encode())
+        with storage.replacing(paths[1]) as file, matplotlib.rc_context(LOOK):
+            self.savefig(file, format='png', dpi=150)
+        return paths
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figure 1: the layers
+# ---------------------------------------------------------------------------------------------------------------------
+
+def architecture(*models: GRU4Rec) -> Picture:
+    """Figure 1 of the paper: the layers of each model, bottom to top, with the shapes of their weights.
+
+    A model that is not trained needs its attribute `n_items` set.
+    """
+    columns = [layers_of(model) for model in models]
+    height = max(map(len, columns))
+    picture = Picture(4.6 * len(models), 0.5 + 1.02 * height)
+    for ax, model, boxes in zip(np.atleast_1d(picture.subplots(1, len(models))), models, columns):
+        ax.set(xlim=(0, 10), ylim=(-0.2, height - 0.1))
+        ax.axis('off')
+        for y, (title, details, recurrent) in enumerate(boxes):
+            ax.add_patch(FancyBboxPatch((1.2, y), 7.6, 0.72, boxstyle='round,pad=0,rounding_size=0.1',
+                                        facecolor=TINTS[0] if recurrent else 'white', edgecolor=INK))
+            ax.text(5, y + 0.55, title, ha='center', va='center', fontsize=10)
+            ax.text(5, y + 0.23, details, ha='center', va='center', fontsize=7.5, color=MUTED, linespacing=1.3)
+            if y:
+                arrow(ax, (5, y - 0.28), (5, y))
+            if recurrent:  # the state goes to the next event
+                arrow(ax, (8.8, y + 0.52), (8.8, y + 0.2), curve=-2)
+        if model.input_to_all_layers:
+            first = len(boxes) - 1 - len(model.feedforward) - len(model.layers)  # the box of the lowest layer
+            for i in range(1, len(model.layers)):
+                ax.plot([1.2, 0.5, 0.5], [first - 0.64] * 2 + [first + i + 0.36], color=INK, linewidth=1)
+                arrow(ax, (0.5, first + i + 0.36), (1.2, first + i + 0.36))
+    return picture
+
+
+def layers_of(model: GRU4Rec) -> list[tuple[str, str, bool]]:
+    """Title, weights, and whether it is recurrent, of each box of Figure 1, bottom to top."""
+    layout = weight_layout(model)
+
+    def described(names: list[str]) -> str:
+        by_shape: dict[tuple, list[str]] = {}
+        for parts, shape in (layout[name] for name in names if name in layout):
+            by_shape.setdefault(shape, []).extend(parts)
+        return '\n'.join(f"{', '.join(parts)}: {' × '.join(f'{n:,}' for n in shape)}"
+                         for shape, parts in by_shape.items())
+
+    coded = 'session so far, discounted' if model.input_mode == 'session' else 'item, 1-of-N coded'
+    boxes = [(f'input: {coded}', f'N = {model.n_items:,} items', False)]
+    if model.embedding:
+        boxes.append(('embedding', described(['E']), False))
+    for i, n in enumerate(model.layers):
+        names = [f'W{i}', *[f'W{name}{i}' for name in recurrent_names(UNITS[model.unit])], f'I{i}']
+        boxes.append((f'{model.unit.upper()} layer, {n:,} units', described(names), True))
+    for j, n in enumerate(model.feedforward):
+        boxes.append((f'feed-forward layer, {n:,} units, {model.hidden_act}', described([f'Wd{j}']), False))
+    return [*boxes, (f'output: scores of items, {model.final_activation}', described(['Wy']), False)]
+
+
+def arrow(ax: Axes, start: tuple, end: tuple, curve: float = 0.0):
+    style = f'arc3,rad={curve}'
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle='-|>', mutation_scale=9, connectionstyle=style, color=INK,
+                                 linewidth=1, shrinkA=0, shrinkB=0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figure 2: session-parallel mini-batches
+# ---------------------------------------------------------------------------------------------------------------------
+
+def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | None = None,
+                order: np.ndarray | None = None, steps: int = 12) -> Picture:
+    """Figure 2 of the paper, from the mini-batches that training gets.
+
+    On the left the sessions, on the right what goes into the network, and what is to be predicted.  A bar marks the
+    events at which a lane begins a session; grey events on the left are in no mini-batch of the picture.
+
+    Parameters
+    ----------
+    offsets, batch_size, order : as `gru4rec.session_parallel_minibatches` takes them
+    labels : a short name for each event; session and event number, counted from 1, when None
+    steps : mini-batches that are drawn, at most
+    """
+    position, starts = next(iter(session_parallel_minibatches(offsets, batch_size, order, stretch=steps)))
+    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    number = np.arange(offsets[-1]) - offsets[session]
+    used = np.union1d(position, position + 1)
+    shown = np.unique(session[used]) if order is None else order[np.isin(order, session[used])]
+    length = int(number[used].max()) + 2  # an event more than is used, where there is one
+    names = [f'{s + 1}.{n + 1}' for s, n in zip(session, number)] if labels is None else labels
+    n_steps = len(position)
+
+    cell_width = 0.3 + 0.075 * max(len(names[event]) for event in used)
+    n_rows = max(len(shown), 2 * batch_size + 1)
+    picture = Picture(cell_width * (length + n_steps) + 2.2, 0.3 * n_rows + 0.8)
+    left, right = picture.subplots(1, 2, width_ratios=[length + 1.2, n_steps + 1.2])
+    for row, s in enumerate(shown):
+        left.text(-0.15, row + 0.5, f'session {s + 1}', ha='right', va='center', fontsize=8)
+        for n in range(min(length, offsets[s + 1] - offsets[s])):
+            event = offsets[s] + n
+            cell(left, n, row, names[event], TINTS[s % len(TINTS)] if event in used else UNUSED)
+    lanes = [(f'{title}, lane {lane + 1}', lane + k * (batch_size + 1), position[:, lane] + k,
+              starts[:, lane] & (k == 0)) for k, title in enumerate(('input', 'output')) for lane in range(batch_size)]
+    for title, row, events, begins in lanes:
+        right.text(-0.15, row + 0.5, title, ha='right', va='center', fontsize=8)
+        for step, event in enumerate(events):
+            cell(right, step, row, names[event], TINTS[session[event] % len(TINTS)])
+            if begins[step]:
+                right.add_patch(Rectangle((step + 0.03, row + 0.04), 0.09, 0.92, facecolor=INK))
+    for step in range(n_steps):
+        right.text(step + 0.5, -0.1, step + 1, ha='center', va='bottom', fontsize=8, color=MUTED)
+    for ax, n_columns, title in ((left, length, 'sessions'), (right, n_steps, 'mini-batches')):
+        ax.set(xlim=(-0.1, n_columns), ylim=(n_rows, -0.7))
+        ax.set_title(title, fontsize=10)
+        ax.axis('off')
+    return picture
+
+
+def cell(ax: Axes, column: float, row: float, text: str, colour: str):
+    """An event of Figure 2."""
+    ax.add_patch(Rectangle((column + 0.03, row + 0.04), 0.94, 0.92, facecolor=colour, edgecolor='white'))
+    ax.text(column + 0.53, row + 0.5, text, ha='center', va='center', fontsize=8,
+            color=MUTED if colour == UNUSED else INK)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A symbolic graph
+# ---------------------------------------------------------------------------------------------------------------------
+
+def graph(outputs: list[Variable]) -> Picture:
+    """A symbolic graph: its inputs at the top, an operation a box, and what is computed at the bottom.
+
+    An operation stands below all that it needs.  Constants are left out, and so is the adding of dimensions of length 1
+    (`DimShuffle`), since nothing is computed there.
+    """
+    nodes, edges = operations(outputs)
+    texts = {node: node.name if isinstance(node, Variable) else operation_name(node) for node in nodes}
+    level: dict = {}
+    for node in nodes:  # in topological order
+        level[node] = 1 + max((level[source] for source, target in edges if target is node), default=-1)
+    for node in nodes:
+        if isinstance(node, Variable):  # an input stands right above the first operation that needs it
+            level[node] = min(level[target] for source, target in edges if source is node) - 1
+    paths = [[source, *[(source, target, k) for k in range(level[source] + 1, level[target])], target]
+             for source, target in edges]  # a long edge has a place of its own in each row that it passes
+    level.update({place: place[-1] for path in paths for place in path[1:-1]})
+    x = layered(level, [pair for path in paths for pair in zip(path, path[1:])],
+                {node: 0.35 + 0.085 * len(text) for node, text in texts.items()})
+
+    n_rows = max(level.values()) + 1
+    picture = Picture(max(x.values()) - min(x.values()) + 2, 0.5 * n_rows + 0.3)
+    ax = picture.subplots()
+    ax.set(xlim=(min(x.values()) - 1, max(x.values()) + 1), ylim=(n_rows - 0.4, -0.6))
+    ax.axis('off')
+    for path in paths:
+        for a, b in zip(path[:-2], path[1:-1]):
+            ax.plot([x[a], x[b]], [level[a], level[b]], color=INK, linewidth=1, zorder=1)
+        arrow(ax, (x[path[-2]], level[path[-2]]), (x[path[-1]], level[path[-1]] - 0.26))
+    for node, text in texts.items():
+        is_input = isinstance(node, Variable)
+        ax.text(x[node], level[node], text, ha='center', va='center', fontsize=8, zorder=3,
+                bbox=dict(boxstyle='round,pad=0.3' if is_input else 'square,pad=0.3', edgecolor=INK, linewidth=0.8,
+                          facecolor=TINTS[4] if is_input else TINTS[0]))
+    return picture
+
+
+def layered(level: dict, edges: list[tuple], widths: dict) -> dict:
+    """Where to draw nodes in their rows, so that few edges cross: node -> x in inches.
+
+    Each row in turn is sorted by the mean place of the neighbours in the rows around it, and moved there, as far as the
+    widths of the nodes allow (Sugiyama's method, without its finer points).
+    """
+    rows: list[list] = [[] for _ in range(max(level.values()) + 1)]
+    near: dict = {node: [] for node in level}
+    for node, k in level.items():
+        rows[k].append(node)
+    for a, b in edges:
+        near[a].append(b)
+        near[b].append(a)
+    x = {node: float(i) for row in rows for i, node in enumerate(row)}
+    for sweep in range(24):
+        for row in rows if sweep % 2 else rows[::-1]:
+            wanted = {node: float(np.mean([x[other] for other in near[node]])) for node in row}
+            row.sort(key=wanted.__getitem__)
+            right = -np.inf
+            for node in row:
+                half = widths.get(node, 0.2) / 2
+                x[node] = max(wanted[node], right + half)
+                right = x[node] + half
+            shift = np.mean([wanted[node] - x[node] for node in row])
+            x.update({node: x[node] + shift for node in row})
+    return x
+
+
+def operations(outputs: list[Variable]) -> tuple[list, list[tuple]]:
+    """Inputs and operations in topological order, and which of them feeds which."""
+    nodes: list = []
+    edges = []
+    made_by: dict = {}  # variable -> the box that it comes out of
+    for apply in toposort(outputs):
+        if isinstance(apply.op, DimShuffle) and apply.op.is_expand_dims:
+            continue
+        for variable in apply.inputs:
+            while variable.owner and isinstance(variable.owner.op, DimShuffle) and variable.owner.op.is_expand_dims:
+                variable = variable.owner.inputs[0]
+            if isinstance(variable, Constant):
+                continue
+            if variable.owner is None and variable not in made_by:
+                made_by[variable] = variable
+                nodes.append(variable)
+            if (edge := (made_by[variable], apply)) not in edges:
+                edges.append(edge)
+        nodes.append(apply)
+        made_by.update(dict.fromkeys(apply.outputs, apply))
+    return nodes, edges
+
+
+def operation_name(apply) -> str:
+    """What an operation does, in few words; of a fused loop, all that is computed in it."""
+    op = apply.op
+    if isinstance(op, Blockwise):
+        op = op.core_op
+    if not isinstance(op, Elemwise):
+        return type(op).__name__
+    scalar = op.scalar_op
+    if not isinstance(scalar, Composite):
+        return scalar_name(scalar)
+    inside = [scalar_name(node.op) for node in scalar.fgraph.toposort()]
+    return 'one loop: ' + ', '.join(f'{inside.count(name)} {name}' if inside.count(name) > 1 else name
+                                    for name in dict.fromkeys(inside))
+
+
+def scalar_name(op) -> str:
+    return op.name or type(op).__name__
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training curves
+# ---------------------------------------------------------------------------------------------------------------------
+
+def training_curves(losses: dict[str, list[float]]) -> Picture:
+    """Mean loss of each epoch, a panel for each network; `losses` are those of each, by title."""
+    n_columns = min(3, len(losses))
+    n_rows = -(-len(losses) // n_columns)
+    picture = Picture(3.4 * n_columns, 2.8 * n_rows)
+    panels = picture.subplots(n_rows, n_columns, squeeze=False).flat
+    for k, (ax, (title, values)) in enumerate(zip(panels, losses.items())):
+        draw_losses(ax, title, values, *look(k))
+    for ax in [*panels][len(losses):]:
+        ax.axis('off')
+    return picture

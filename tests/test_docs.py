@@ -1,0 +1,116 @@
+"""The documents: code that they show runs and prints what they say, what they name is there, links lead somewhere."""
+import importlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytensor
+import pytest
+
+for needed in ('matplotlib', 'nbformat'):
+    pytest.importorskip(needed, reason='an extra is not installed')
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location('build', ROOT / 'docs' / 'build.py')
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+
+WALK = build.DOCUMENT.read_text(encoding='utf-8')
+BLOCKS = [*build.BLOCK.finditer(WALK)]
+DOCUMENTS = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('benchmarks/*.md')])
+NUMBER = re.compile(r'-?\d+\.\d*(?:e[-+]?\d+)?')
+
+
+def differences(found, expected):
+    """Where two texts differ: words and whole numbers must be the same, and fractions but for one in the last digit,
+    since processors round differently.  Runs of spaces count as one."""
+    apart = []
+    found_lines, expected_lines = found.strip().splitlines(), expected.strip().splitlines()
+    if len(found_lines) != len(expected_lines):
+        return [f'{len(found_lines)} lines instead of {len(expected_lines)}: {found}']
+    for line, wanted in zip(found_lines, expected_lines):
+        words = [' '.join(NUMBER.sub('#', text).split()) for text in (line, wanted)]
+        numbers = [NUMBER.findall(text) for text in (line, wanted)]
+        if words[0] != words[1] or any(abs(float(a) - float(b)) > 1.01 * 10.0 ** -len(b.partition('.')[2])
+                                       for a, b in zip(*numbers)):
+            apart.append(f'{line!r} instead of {wanted!r}')
+    return apart
+
+
+def texts_of(svg):
+    """The words and numbers of a picture, one a line."""
+    return '\n'.join(re.findall(r'<text[^>]*>(.*?)</text>', svg))
+
+
+@pytest.fixture(scope='module')
+def results():
+    """The blocks of the walk-through, run one after another."""
+    with pytensor.config.change_flags(floatX=pytensor.config.floatX), np.printoptions():
+        return build.run(WALK, 'walkthrough.md')
+
+
+@pytest.mark.parametrize('number, block', [*enumerate(BLOCKS)],
+                         ids=[block['code'].split('\n')[0][:40] for block in BLOCKS])
+def test_a_block_of_the_walk_through_prints_what_is_written_under_it(results, number, block):
+    result = results[number]
+    if not result.is_comparable:
+        pytest.skip(f"what is written is the output of PyTensor {block['version']}")
+    assert differences(result.text, block['text'] or '') == []
+    assert (result.svg is not None) == (block['path'] is not None)
+    if block['path']:
+        stored = (build.DOCUMENT.parent / block['path']).read_text(encoding='utf-8')
+        assert differences(texts_of(result.svg), texts_of(stored)) == []
+
+
+def test_what_is_compared_differs_when_a_digit_a_word_or_a_line_does():
+    text = 'recall 0.1234 of 10\nmrr   0.5'
+    assert differences(text, 'recall 0.1235 of 10\nmrr 0.5') == []
+    for other in ('recall 0.1236 of 10\nmrr 0.5', 'recall 0.1234 of 11\nmrr 0.5', 'Recall 0.1234 of 10\nmrr 0.5',
+                  'recall 0.1234 of 10', 'recall 0.1234 of 10\nmrr 0.7', 'recall -0.1234 of 10\nmrr 0.5'):
+        assert differences(text, other) != []
+
+
+def test_the_outputs_are_written_where_build_would_write_them(results):
+    assert build.written(WALK, [result._replace(text=result.block['text'] or '') for result in results]) == WALK
+
+
+def test_the_notebook_has_the_text_and_the_code_of_the_walk_through(results):
+    stored = json.loads(build.DOCUMENT.with_suffix('.ipynb').read_text(encoding='utf-8'))
+    expected = json.loads(build.notebook(WALK, results))
+    assert [cell['source'] for cell in stored['cells']] == [cell['source'] for cell in expected['cells']]
+
+
+def test_the_notebook_runs_as_it_is_and_prints_the_same():
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    pytest.importorskip('ipykernel')
+    path = build.DOCUMENT.with_suffix('.ipynb')
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(ROOT)}}).execute()
+    for cell, block in zip([cell for cell in notebook.cells if cell.cell_type == 'code'], BLOCKS, strict=True):
+        plain = ''.join(output.get('text', '') or output.data['text/plain'] + '\n' for output in cell.outputs
+                        if 'image/svg+xml' not in output.get('data', {}))
+        if not block['version'] or pytensor.__version__.startswith(f"{block['version']}."):
+            assert differences(plain, block['text'] or '') == [], block['code']
+        assert any('image/svg+xml' in output.get('data', {}) for output in cell.outputs) == bool(block['path'])
+
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_pictures_of_a_document_are_there(path):
+    text = re.sub(r'```.*?```|`[^`]*`', '', path.read_text(encoding='utf-8'), flags=re.DOTALL)
+    for target in re.findall(r'\]\(([^)#\s]+)[^)]*\)', text):
+        if not target.startswith('http'):
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_document_names_of_the_code_is_there(path):
+    """`gru4rec.top1` must be in gru4rec.py."""
+    modules = '|'.join(module.stem for module in ROOT.glob('*.py'))
+    for name in re.findall(rf'`((?:{modules})\.(?!py\b|md\b)[A-Za-z_][\w.]*)', path.read_text(encoding='utf-8')):
+        module, *rest = name.split('.')
+        value = importlib.import_module(module)
+        for part in rest:
+            assert hasattr(value, part), f'{name} in {path.name}'
+            value = getattr(value, part)
