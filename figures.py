@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.traversal import toposort
 from pytensor.scalar.basic import Composite
 from pytensor.tensor.blockwise import Blockwise
@@ -26,16 +27,16 @@ from gru4rec import UNITS, GRU4Rec, recurrent_names, session_parallel_minibatche
 from report import LOOK, draw_losses, look
 
 INK, MUTED, UNUSED = '#1a1a1a', '#5a5a5a', '#e8e8e8'
-TINTS = ('#cfe3f2', '#f9d9c4', '#c9ebdf', '#f3dbe8', '#fbe6bd', '#d9eefa', '#dddddd', '#e9e4b4', '#dcd3ee', '#d5e8c3')
+TINTS = ('#cfe3f2', '#f9d9c4', '#c9ebdf', '#f3dbe8', '#fbe6bd', '#d9eefa', '#f6cfd0', '#e9e4b4', '#dcd3ee', '#d5e8c3')
 
 
 class Picture(Figure):
     """A Matplotlib figure that a notebook shows by itself, and that is the same file whenever it is drawn again."""
 
-    def __init__(self, width: float, height: float):
+    def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), layout='constrained')
 
-    def subplots(self, *args, **kwargs):
+    def subplots(self, *args: Any, **kwargs: Any) -> Any:
         with matplotlib.rc_context(LOOK):
             return super().subplots(*args, **kwargs)
 
@@ -111,7 +112,7 @@ def layers_of(model: GRU4Rec) -> list[tuple[str, str, bool]]:
     return [*boxes, (f'output: scores of items, {model.final_activation}', described(['Wy']), False)]
 
 
-def arrow(ax: Axes, start: tuple, end: tuple, curve: float = 0.0):
+def arrow(ax: Axes, start: tuple, end: tuple, curve: float = 0.0) -> None:
     style = f'arc3,rad={curve}'
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle='-|>', mutation_scale=9, connectionstyle=style, color=INK,
                                  linewidth=1, shrinkA=0, shrinkB=0))
@@ -122,7 +123,7 @@ def arrow(ax: Axes, start: tuple, end: tuple, curve: float = 0.0):
 # ---------------------------------------------------------------------------------------------------------------------
 
 def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | None = None,
-                order: np.ndarray | None = None, steps: int = 12) -> Picture:
+                order: np.ndarray | None = None, steps: int = 10) -> Picture:
     """Figure 2 of the paper, from the mini-batches that training gets.
 
     On the left the sessions, on the right what goes into the network, and what is to be predicted.  A bar marks the
@@ -140,7 +141,8 @@ def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | No
     used = np.union1d(position, position + 1)
     shown = np.unique(session[used]) if order is None else order[np.isin(order, session[used])]
     length = int(number[used].max()) + 2  # an event more than is used, where there is one
-    names = [f'{s + 1}.{n + 1}' for s, n in zip(session, number)] if labels is None else labels
+    names = {event: f'{session[event] + 1}.{number[event] + 1}' if labels is None else labels[event]
+             for s in shown for event in range(offsets[s], min(offsets[s + 1], offsets[s] + length))}
     n_steps = len(position)
 
     cell_width = 0.3 + 0.075 * max(len(names[event]) for event in used)
@@ -169,7 +171,7 @@ def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | No
     return picture
 
 
-def cell(ax: Axes, column: float, row: float, text: str, colour: str):
+def cell(ax: Axes, column: float, row: float, text: str, colour: str) -> None:
     """An event of Figure 2."""
     ax.add_patch(Rectangle((column + 0.03, row + 0.04), 0.94, 0.92, facecolor=colour, edgecolor='white'))
     ax.text(column + 0.53, row + 0.5, text, ha='center', va='center', fontsize=8,
@@ -187,7 +189,7 @@ def graph(outputs: list[Variable]) -> Picture:
     (`DimShuffle`), since nothing is computed there.
     """
     nodes, edges = operations(outputs)
-    texts = {node: node.name if isinstance(node, Variable) else operation_name(node) for node in nodes}
+    texts = {node: str(node.name) if isinstance(node, Variable) else operation_name(node) for node in nodes}
     level: dict = {}
     for node in nodes:  # in topological order
         level[node] = 1 + max((level[source] for source, target in edges if target is node), default=-1)
@@ -268,7 +270,7 @@ def operations(outputs: list[Variable]) -> tuple[list, list[tuple]]:
     return nodes, edges
 
 
-def operation_name(apply) -> str:
+def operation_name(apply: Apply) -> str:
     """What an operation does, in few words; of a fused loop, all that is computed in it."""
     op = apply.op
     if isinstance(op, Blockwise):
@@ -283,7 +285,7 @@ def operation_name(apply) -> str:
                                     for name in dict.fromkeys(inside))
 
 
-def scalar_name(op) -> str:
+def scalar_name(op: Any) -> str:
     return op.name or type(op).__name__
 
 

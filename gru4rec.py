@@ -23,8 +23,9 @@ import logging
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -32,10 +33,15 @@ import numpy as np
 import pandas as pd
 import pytensor
 import pytensor.tensor as pt
+from numpy.typing import ArrayLike
+from pytensor.tensor.variable import TensorVariable
 
 import backends
 import storage
 from backends import FLOAT
+
+Symbol = TensorVariable  # a tensor without a value yet: what an expression is made of
+Updates = dict  # shared variable -> symbol of its value after the mini-batch
 
 logger = logging.getLogger('gru4rec')
 
@@ -44,12 +50,12 @@ logger = logging.getLogger('gru4rec')
 # The network (sections 3 and 3.1, Figure 1)
 # ---------------------------------------------------------------------------------------------------------------------
 
-def linear(x):
+def linear(x: Any) -> Any:
     """f(x) = x."""
     return x
 
 
-def relu(x):
+def relu(x: Symbol) -> Symbol:
     """f(x) = max(x, 0), as the release writes it."""
     return pt.maximum(x, 0)
 
@@ -58,7 +64,7 @@ ACTIVATIONS: dict[str, Callable] = {'tanh': pt.tanh, 'linear': linear, 'relu': r
 NUMPY_ACTIVATIONS: dict[str, Callable] = {'tanh': np.tanh, 'linear': linear, 'relu': partial(np.maximum, 0)}
 
 
-def gru_step(gates, H, Wh, Whr, Whz, hidden_act: Callable):
+def gru_step(gates: Symbol, H: Symbol, Wh: Symbol, Whr: Symbol, Whz: Symbol, hidden_act: Callable) -> Symbol:
     """New hidden state of a gated recurrent unit (section 3, equations 2-5).
 
         z = sigmoid(Wz x + Uz h)            update gate     (eqs. 2, 3)
@@ -81,7 +87,8 @@ def gru_step(gates, H, Wh, Whr, Whz, hidden_act: Callable):
     return (1 - z) * H + z * candidate
 
 
-def lstm_step(gates, C, H, Wh, Whi, Whf, Who, hidden_act: Callable):
+def lstm_step(gates: Symbol, C: Symbol, H: Symbol, Wh: Symbol, Whi: Symbol, Whf: Symbol, Who: Symbol,
+              hidden_act: Callable) -> tuple[Symbol, Symbol]:
     """New cell and hidden state of a long short-term memory unit, which section 4.2 compares with.
 
         i, f, o = sigmoid(W. x + U. h)      input, forget and output gate
@@ -96,7 +103,7 @@ def lstm_step(gates, C, H, Wh, Whi, Whf, Who, hidden_act: Callable):
     return C, o * hidden_act(C)
 
 
-def rnn_step(gates, H, Wh, hidden_act: Callable):
+def rnn_step(gates: Symbol, H: Symbol, Wh: Symbol, hidden_act: Callable) -> Symbol:
     """h' = act(W x + U h): new state of a unit without gates (equation 1), which section 4.2 compares with."""
     return hidden_act(gates + H @ Wh)
 
@@ -127,18 +134,18 @@ class Lookup(NamedTuple):
     product : of table[rows] (n, m): the input times the table, (B, m)
     history : list of the symbolic states that the input carries to the next event
     """
-    rows: Any
-    real: Any
-    product: Callable
-    history: list
+    rows: Symbol
+    real: Symbol | None
+    product: Callable[[Symbol], Symbol]
+    history: list[Symbol]
 
 
-def item_input(item, starts, history: list, decay: float) -> Lookup:
+def item_input(item: Symbol, starts: Symbol, history: list[Symbol], decay: float) -> Lookup:
     """The input is the event's item, 1-of-N coded (section 3.1); it needs nothing else of the session."""
     return Lookup(item, None, lambda rows: rows, [])
 
 
-def session_input(item, starts, history: list, decay: float) -> Lookup:
+def session_input(item: Symbol, starts: Symbol, history: list[Symbol], decay: float) -> Lookup:
     """The input is the session so far: the sum of its items' 1-of-N codes, discounted, of length 1 (section 3.1).
 
     An event counts `decay` times as much with each event after it.  Those of less than 1 / 1000 are left out.
@@ -157,7 +164,7 @@ def session_input(item, starts, history: list, decay: float) -> Lookup:
     squares = pt.switch(same, weight[:, :, None] * weight[:, None, :], np.float32(0))
     weight = weight / pt.sqrt(pt.sum(squares, axis=(1, 2)))[:, None]
 
-    def product(rows):
+    def product(rows: Symbol) -> Symbol:
         rows = pt.reshape(rows, (n_lanes or -1, n_events, rows.type.shape[1]))
         return pt.sum(rows * weight[:, :, None], axis=1)
     # What fills up a lane is the event's item, with weight 0: it comes before the real one, whose values then count.
@@ -172,13 +179,14 @@ def history_length(decay: float) -> int:
 INPUTS = {'item': item_input, 'session': session_input}
 
 
-def look_up(model: GRU4Rec, item, starts, states: list) -> tuple[Lookup, list]:
+def look_up(model: GRU4Rec, item: Symbol, starts: Symbol, states: list[Symbol]) -> tuple[Lookup, list[Symbol]]:
     """What the model's input reads, and of all `states` (see `state_names`) those of the layers."""
     n = len(states) - len(model.layers) * len(UNITS[model.unit].states)
     return INPUTS[model.input_mode](item, starts, states[:n], model.session_decay), states[n:]
 
 
-def network(model: GRU4Rec, weights: dict, products: dict, states: list, masks: list | None = None):
+def network(model: GRU4Rec, weights: dict[str, Symbol], products: dict[str, Symbol], states: list[Symbol],
+            masks: list[Symbol] | None = None) -> tuple[Symbol, list[Symbol]]:
     """What the scores are computed from, (B, H), and the new states of all layers, bottom to top.
 
     Parameters
@@ -190,11 +198,11 @@ def network(model: GRU4Rec, weights: dict, products: dict, states: list, masks: 
     masks : a symbolic (B, H) for each layer, or None for no dropout; a dropped unit is dropped for the layer above,
         for the output and for the next time step
     """
-    def input_times(name):
+    def input_times(name: str) -> Symbol:
         return products[name] if name in products else products['E'] @ weights[name]
 
     unit, act = UNITS[model.unit], ACTIVATIONS[model.hidden_act]
-    new_states: list = []
+    new_states: list[Symbol] = []
     n = len(unit.states)
     for i in range(len(model.layers)):
         gates = new_states[-1] @ weights[f'W{i}'] if i else input_times('W0')
@@ -272,7 +280,8 @@ def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np
 
 
 @numba.njit(cache=True)
-def _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, rows, starts):
+def _fill_minibatches(offsets: np.ndarray, order: np.ndarray, used: int, position: np.ndarray, end: np.ndarray,
+                      fresh: np.ndarray, drop_tail: bool, rows: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
     """Fill `rows` and `starts` from the lanes' state; returns (number of mini-batches, number of used sessions)."""
     n_lanes = len(position)
     for k in range(len(rows)):
@@ -305,7 +314,7 @@ def _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, row
 # Scores of the sampled items (section 3.1.2)
 # ---------------------------------------------------------------------------------------------------------------------
 
-def sampled_scores(H, output_rows, output_bias, final_act: Callable):
+def sampled_scores(H: Symbol, output_rows: Symbol, output_bias: Symbol, final_act: Callable) -> Symbol:
     """Scores of the mini-batch's targets for every lane (section 3.1.2), symbolic (B, B).
 
     Row i is lane i, column j the target of lane j, so that positives are on the diagonal.  The other lanes' targets are
@@ -319,7 +328,7 @@ def sampled_scores(H, output_rows, output_bias, final_act: Callable):
     return final_act(H @ output_rows.T + output_bias)
 
 
-def with_other_negatives(scores):
+def with_other_negatives(scores: Symbol) -> Symbol:
     """Of the scores of B targets and B other items, (B, 2B): each lane's own target on the diagonal of the others."""
     n = scores.shape[0]
     return pt.switch(pt.eq(pt.arange(n)[:, None], pt.arange(n)), scores[:, :n], scores[:, n:])
@@ -329,20 +338,20 @@ def with_other_negatives(scores):
 # Losses (section 3.1.3); each takes the (B, B) matrix of activated scores
 # ---------------------------------------------------------------------------------------------------------------------
 
-def top1(scores):
+def top1(scores: Symbol) -> Symbol:
     """TOP1: mean over i, j of  sigmoid(r_ij - r_ii) + sigmoid(r_ij ** 2),  without the positive's own square."""
     positive = diagonal(scores)
     own_square = mean(pt.sigmoid(positive ** 2)) / pt.cast(scores.shape[0], FLOAT)
     return mean(pt.sigmoid(scores - positive[:, None]) + pt.sigmoid(scores ** 2)) - own_square
 
 
-def bpr(scores):
+def bpr(scores: Symbol) -> Symbol:
     """BPR: mean over i, j of  -log sigmoid(r_ii - r_ij);  j = i is included and adds log 2 / B."""
     positive = diagonal(scores)
     return mean(-pt.log(pt.sigmoid(positive[:, None] - scores)))
 
 
-def cross_entropy(scores):
+def cross_entropy(scores: Symbol) -> Symbol:
     """Cross-entropy (section 4.2): mean over i of  -log softmax(r_i)_i.
 
     The softmax does not change when a number is taken off all scores of a row; here it is the largest of them, so that
@@ -352,7 +361,7 @@ def cross_entropy(scores):
     return mean(pt.log(pt.sum(pt.exp(shifted), axis=1)) - diagonal(shifted))
 
 
-def mrr(scores):
+def mrr(scores: Symbol) -> Symbol:
     """MRR optimisation (section 4.2; Steck, RecSys 2015): mean over i of  1 - 1 / rank_i.
 
     The rank is made smooth by the link of Gaussian ranking: scores of a lane are taken for normally distributed, so
@@ -367,13 +376,13 @@ def mrr(scores):
     return mean(1 - 1 / (1 + pt.cast(scores.shape[0] - 1, FLOAT) * above))
 
 
-def diagonal(scores):
+def diagonal(scores: Symbol) -> Symbol:
     """The diagonal of a (B, B) matrix, (B,).  Looked up, its gradient is B additions; pt.diagonal's is a matrix."""
     lane = pt.arange(scores.shape[0])
     return scores[lane, lane]
 
 
-def mean(x, axis=None):
+def mean(x: Symbol, axis: int | None = None) -> Symbol:
     """Mean that adds up in the scores' own precision."""
     return pt.mean(x, axis=axis, dtype=x.dtype, acc_dtype=x.dtype)
 
@@ -392,32 +401,32 @@ class Parameter(NamedTuple):
     Rows are counted by occurrence: an item that stands twice in the mini-batch has two entries, each with a gradient
     of its own, and those are not summed before the rule is applied.  That is what the release computes.
     """
-    weight: Any  # shared variable
-    value: Any  # the symbolic value that the loss depends on: `weight`, or `weight[rows]`
-    rows: Any = None  # symbolic (n,) indices, or None for the whole weight
-    real: Any = None  # symbolic bool (n,), False for occurrences that change nothing; None where there are none
+    weight: Symbol  # shared variable
+    value: Symbol  # the symbolic value that the loss depends on: `weight`, or `weight[rows]`
+    rows: Symbol | None = None  # (n,) indices, or None for the whole weight
+    real: Symbol | None = None  # bool (n,), False for occurrences that change nothing; None where there are none
 
-    def read(self, state):
+    def read(self, state: Symbol) -> Symbol:
         """`state`, or its entry for each occurrence."""
         return state if self.rows is None else state[self.rows]
 
-    def add(self, state, increment):
+    def add(self, state: Symbol, increment: Symbol) -> Symbol:
         """`state` with every occurrence's increment added."""
         if self.rows is None:
             return state + increment
         return pt.inc_subtensor(state[self.rows], self._of_real(increment, np.float32(0)))
 
-    def store(self, state, value):
+    def store(self, state: Symbol, value: Symbol) -> Symbol:
         """`state` replaced by `value`; of several occurrences of a row, the last one counts."""
         if self.rows is None:
             return value
         return pt.set_subtensor(state[self.rows], self._of_real(value, self.read(state)))
 
-    def _of_real(self, value, otherwise):
+    def _of_real(self, value: Symbol, otherwise: Any) -> Symbol:
         return value if self.real is None else pt.switch(self.real[:, None], value, otherwise)
 
 
-def adagrad(parameter: Parameter, gradient, acc):
+def adagrad(parameter: Parameter, gradient: Symbol, acc: Symbol) -> tuple[Symbol, Updates]:
     """acc := acc + g²;  g / sqrt(acc + 1e-6).
 
     Each occurrence of a row is scaled by the old accumulator and its own square; the accumulator takes all of them.
@@ -426,24 +435,24 @@ def adagrad(parameter: Parameter, gradient, acc):
     return gradient / pt.sqrt(parameter.read(acc) + squared + EPSILON), {acc: parameter.add(acc, squared)}
 
 
-def rmsprop(parameter: Parameter, gradient, acc, decay: float):
+def rmsprop(parameter: Parameter, gradient: Symbol, acc: Symbol, decay: Symbol) -> tuple[Symbol, Updates]:
     """acc := decay acc + (1 - decay) g²;  g / sqrt(acc + 1e-6)."""
     average = decay * parameter.read(acc) + (1 - decay) * gradient ** 2
     return gradient / pt.sqrt(average + EPSILON), {acc: parameter.store(acc, average)}
 
 
-def sgd(parameter: Parameter, step):
+def sgd(parameter: Parameter, step: Symbol) -> Updates:
     """w := w - step."""
     return {parameter.weight: parameter.add(parameter.weight, -step)}
 
 
-def momentum_step(parameter: Parameter, step, vel, momentum: float):
+def momentum_step(parameter: Parameter, step: Symbol, vel: Symbol, momentum: Symbol) -> Updates:
     """vel := momentum vel - step;  w := w + vel  (classical momentum)."""
     velocity = momentum * parameter.read(vel) - step
     return {vel: parameter.store(vel, velocity), parameter.weight: parameter.add(parameter.weight, velocity)}
 
 
-def capped(gradients: list, grad_cap: float) -> list:
+def capped(gradients: list[Symbol], grad_cap: float) -> list[Symbol]:
     """Gradients scaled by  grad_cap / norm  when the norm of all of them together reaches `grad_cap`."""
     norm = pt.sqrt(sum(pt.sum(g ** 2) for g in gradients))
     scale = pt.cast(pt.switch(norm >= grad_cap, grad_cap / norm, 1), FLOAT)
@@ -454,7 +463,8 @@ def capped(gradients: list, grad_cap: float) -> list:
 # The training step
 # ---------------------------------------------------------------------------------------------------------------------
 
-def training_step(model: GRU4Rec, events, weights: dict, acc: dict, vel: dict, states: list):
+def training_step(model: GRU4Rec, events: Symbol, weights: dict[str, Symbol], acc: dict[str, Symbol],
+                  vel: dict[str, Symbol], states: list[Symbol]) -> tuple[list[Symbol], Symbol, Updates]:
     """Symbols, loss, gradients and updates of one mini-batch.
 
     `events` are the item indices of all events of the training data, (n_events,), session after session.
@@ -493,7 +503,7 @@ def training_step(model: GRU4Rec, events, weights: dict, acc: dict, vel: dict, s
                             ACTIVATIONS[model.final_activation])
     loss = LOSSES[model.loss](with_other_negatives(scores) if negatives else scores)
 
-    gradients = pytensor.grad(loss, [parameter.value for parameter in parameters.values()])
+    gradients: Any = pytensor.grad(loss, [parameter.value for parameter in parameters.values()])
     if model.grad_cap:
         gradients = capped(gradients, model.grad_cap)
     updates = OrderedDict(zip(states, [*lookup.history, *new_states]))
@@ -502,14 +512,15 @@ def training_step(model: GRU4Rec, events, weights: dict, acc: dict, vel: dict, s
     return [position, starts, *masks, *negatives], loss, updates
 
 
-def reset(H, starts):
+def reset(H: Symbol, starts: Symbol) -> Symbol:
     """The states of the lanes, zero where a session starts."""
     return pt.switch(starts[:, None], np.float32(0), H)
 
 
-def parameter_updates(model: GRU4Rec, rates: dict, parameter: Parameter, gradient, acc, vel) -> dict:
+def parameter_updates(model: GRU4Rec, rates: dict[str, Symbol], parameter: Parameter, gradient: Symbol,
+                      acc: Any, vel: Any) -> Updates:
     """Updates of one parameter and its accumulators by the model's rule: adapt the gradient, then take the step."""
-    updates = {}
+    updates: Updates = {}
     if model.adapt == 'adagrad':
         gradient, updates = adagrad(parameter, gradient, acc)
     elif model.adapt == 'rmsprop':
@@ -591,12 +602,26 @@ class GRU4Rec:
     error_during_train : True when training met a loss that is not finite; such a model does not predict
     """
 
-    def __init__(self, layers, n_epochs=10, batch_size=50, dropout_p_hidden=0.4, learning_rate=0.05, momentum=0.0,
-                 adapt='adagrad', decay=0.9, grad_cap=0, sigma=0, init_as_normal=False, reset_after_session=True,
-                 loss='top1', hidden_act='tanh', final_act=None, train_random_order=False, lmbd=0.0,
-                 session_key='SessionId', item_key='ItemId', time_key='Time', *, input_mode='item', session_decay=0.5,
-                 embedding=None, unit='gru', input_to_all_layers=False, feedforward=(), negatives='minibatch', seed=42,
-                 backend='auto'):
+    items_: np.ndarray
+    item_counts_: np.ndarray
+    n_items: int
+    epoch_losses_: list[float]
+    backend_: str
+    error_during_train: bool
+    _index_of: pd.Index
+    _state_function: Any  # of `next_states`, compiled when it is needed first
+    _rank_program: Any  # of `next_item_counts`, likewise
+    _prediction_state: Any  # of `predict_next_batch`: ids and states of the sessions of the last call
+
+    def __init__(self, layers: Sequence[int], n_epochs: int = 10, batch_size: int = 50, dropout_p_hidden: float = 0.4,
+                 learning_rate: float = 0.05, momentum: float = 0.0, adapt: str | None = 'adagrad',
+                 decay: float = 0.9, grad_cap: float = 0, sigma: float = 0, init_as_normal: bool = False,
+                 reset_after_session: bool = True, loss: str = 'top1', hidden_act: str = 'tanh',
+                 final_act: str | None = None, train_random_order: bool = False, lmbd: float = 0.0,
+                 session_key: str = 'SessionId', item_key: str = 'ItemId', time_key: str = 'Time', *,
+                 input_mode: str = 'item', session_decay: float = 0.5, embedding: int | None = None,
+                 unit: str = 'gru', input_to_all_layers: bool = False, feedforward: Sequence[int] = (),
+                 negatives: str = 'minibatch', seed: int = 42, backend: str = 'auto') -> None:
         self.layers = layers
         self.n_epochs = n_epochs
         self.batch_size = batch_size
@@ -630,7 +655,8 @@ class GRU4Rec:
     # -- training -----------------------------------------------------------------------------------------------------
 
     def fit(self, data: pd.DataFrame, retrain: bool = False, *, dropout_masks: list | None = None,
-            callback: Callable[[Progress], None] | None = None, checkpoint=None, every: float = 600.0) -> GRU4Rec:
+            callback: Callable[[Progress], None] | None = None, checkpoint: str | Path | None = None,
+            every: float = 600.0) -> GRU4Rec:
         """Train from scratch on the events of `data`, which is not modified.
 
         Parameters
@@ -707,7 +733,7 @@ class GRU4Rec:
         self._train(item_index[rows], offsets, rng, Draws(self, n_done=n_done), callback, None, n_epochs)
         return self
 
-    def _sessions(self, data: pd.DataFrame):
+    def _sessions(self, data: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """`session_order` of training data; ValueError when there are too few sessions for the lanes."""
         rows, offsets = session_order(data, self.session_key, self.time_key, self.item_key)
         n_sessions = int((np.diff(offsets) > 1).sum())
@@ -716,7 +742,7 @@ class GRU4Rec:
                              f'the training data has {n_sessions}; use a smaller batch_size')
         return rows, offsets
 
-    def _add_items(self, ids: np.ndarray, rng: np.random.RandomState):
+    def _add_items(self, ids: np.ndarray, rng: np.random.RandomState) -> None:
         """Rows for new items, after those of the old ones, in every weight that has a row for each item."""
         n_old, n = self.n_items, self.n_items + len(ids)
         values = {kind: {name: np.array(variable.get_value(borrow=True)) for name, variable in variables.items()}
@@ -735,12 +761,12 @@ class GRU4Rec:
                     values[kind][name] = np.concatenate([values[kind][name], rows])
         self._set_weights(values['weights'], values['acc'], values['vel'])
 
-    def _set_items(self, items: np.ndarray, counts: np.ndarray):
+    def _set_items(self, items: np.ndarray, counts: np.ndarray) -> None:
         """Item ids in the order of their indices, and how often each occurs in the training data."""
         self.items_, self.item_counts_, self.n_items = items, counts, len(items)
         self._index_of = pd.Index(items)
 
-    def _initialise(self, rng: np.random.RandomState):
+    def _initialise(self, rng: np.random.RandomState) -> None:
         """Draw the initial weights, in the release's order, and zero the state of the optimiser and of the layers."""
         draw = partial(initial_weight, rng, sigma=self.sigma, normal=self.init_as_normal)
         weights = OrderedDict((name, np.hstack([draw(shape) if len(shape) > 1 else np.zeros(shape, FLOAT)
@@ -748,9 +774,10 @@ class GRU4Rec:
                               for name, (parts, shape) in weight_layout(self).items())
         self._set_weights(weights)
 
-    def _set_weights(self, weights: dict[str, np.ndarray], acc: dict | None = None, vel: dict | None = None):
+    def _set_weights(self, weights: dict[str, np.ndarray], acc: dict[str, np.ndarray] | None = None,
+                     vel: dict[str, np.ndarray] | None = None) -> None:
         """Shared variables of weights and of the optimiser's state, which is zero where it is not given."""
-        def state(kind: str, used, values: dict | None) -> OrderedDict:
+        def state(kind: str, used: Any, values: dict[str, np.ndarray] | None) -> OrderedDict:
             return OrderedDict((name, shared(f'{kind}_{name}', values[name] if values else np.zeros(w.shape, FLOAT)))
                                for name, w in weights.items() if used)
 
@@ -760,10 +787,12 @@ class GRU4Rec:
         for variables in (self._weights, self._acc, self._vel):
             weakref.finalize(variables, let_go, [*variables.values()])
         self._state_function = self._rank_program = self._prediction_state = None
-        self.epoch_losses_: list[float] = []
+        self.epoch_losses_ = []
         self.error_during_train = False
 
-    def _train(self, items, offsets, rng, draws, callback, checkpoint, n_epochs=None):
+    def _train(self, items: np.ndarray, offsets: np.ndarray, rng: np.random.RandomState, draws: Draws,
+               callback: Callable[[Progress], None] | None, checkpoint: storage.Checkpoint | None,
+               n_epochs: int | None = None) -> None:
         """All epochs over `items` (n_events,), the item indices in session order."""
         n_epochs = n_epochs or self.n_epochs
         states = [shared(name, state) for name, state in zip(state_names(self), self.initial_states(self.batch_size))]
@@ -811,7 +840,7 @@ class GRU4Rec:
         groups = [self._weights.values(), self._acc.values(), self._vel.values(), states]
         return {variable.name: variable for variables in groups for variable in variables}
 
-    def _write(self, checkpoint: storage.Checkpoint, states: list, draws: Draws, done: Done):
+    def _write(self, checkpoint: storage.Checkpoint, states: list, draws: Draws, done: Done) -> None:
         """All that the rest of the training depends on, into the checkpoint."""
         state = {'draws': draws.state(), 'epoch_losses': self.epoch_losses_, 'done': done}
         checkpoint.write(state, {name: np.asarray(variable.get_value(borrow=True))
@@ -828,7 +857,7 @@ class GRU4Rec:
         self.epoch_losses_ = state['epoch_losses']
         return Done(*state['done'])
 
-    def _fail(self, reason: str):
+    def _fail(self, reason: str) -> None:
         self.error_during_train = True
         warnings.warn(f'training stopped: {reason}; the model cannot be used for prediction. A smaller learning_rate, '
                       'or grad_cap, may help.', RuntimeWarning, stacklevel=4)
@@ -865,7 +894,7 @@ class GRU4Rec:
         self._state_function = self._rank_program = self._prediction_state = None
         return self
 
-    def save(self, path, *, dtype: str = 'float32'):
+    def save(self, path: str | Path, *, dtype: str = 'float32') -> None:
         """Write the trained model to one file, all of it or nothing; see `storage`.
 
         The file holds the constructor's arguments, the item ids and their counts, the weights and the optimiser's
@@ -888,7 +917,7 @@ class GRU4Rec:
                                      **self.optimizer_state()})
 
     @classmethod
-    def load(cls, path, *, backend: str | None = None) -> GRU4Rec:
+    def load(cls, path: str | Path, *, backend: str | None = None) -> GRU4Rec:
         """The model that `save` wrote to a file, for the backend that it had, or for another.
 
         ValueError if the file is damaged, of a later version, or no model.
@@ -904,7 +933,8 @@ class GRU4Rec:
             for name, value in arrays.items():
                 kind, _, rest = name.partition('_')
                 groups[kind if rest else 'weights'][rest or name] = value.astype(FLOAT)
-            model._set_weights(*[joined_names(groups[kind], model) for kind in ('weights', 'acc', 'vel')])
+            weights, acc, vel = (joined_names(groups[kind], model) for kind in ('weights', 'acc', 'vel'))
+            model._set_weights(weights, acc, vel)
             model.epoch_losses_ = header['epoch_losses']
         except (KeyError, TypeError) as error:
             raise ValueError(f'{path}: not a model of this package ({type(error).__name__}: {error})') from None
@@ -924,7 +954,7 @@ class GRU4Rec:
         return (history if self.input_mode == 'session' else []) + [
             np.zeros((batch_size, n), FLOAT) for n in self.layers for _state in UNITS[self.unit].states]
 
-    def next_states(self, items, starts, states) -> tuple[np.ndarray, list[np.ndarray]]:
+    def next_states(self, items: np.ndarray, starts: np.ndarray, states: list) -> tuple[np.ndarray, list[np.ndarray]]:
         """B sessions after one more event in each: what they are scored by, float32 (B, H), and their new states.
 
         Parameters
@@ -940,7 +970,7 @@ class GRU4Rec:
         top, *states = self._state_function(items, starts, *states)
         return top, states
 
-    def _state_graph(self):
+    def _state_graph(self) -> tuple[list[Symbol], list[Symbol]]:
         """Symbols (item, starts, states...), and (what is scored, new states...) after the event."""
         item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
         states = [pt.matrix(name, dtype=state.dtype, shape=(None, state.shape[1]))
@@ -950,7 +980,7 @@ class GRU4Rec:
         top, new_states = network(self, self._weights, products, [reset(H, starts) for H in layer_states])
         return [item, starts, *states], [top, *lookup.history, *new_states]
 
-    def output_weights(self, candidates=None) -> tuple[np.ndarray, np.ndarray]:
+    def output_weights(self, candidates: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """``Wy`` (M, H) and ``By`` (M,) of the items with the indices `candidates`, all when None; not to be modified.
 
         With H as `next_states` gives it, ``H @ Wy.T + By`` are the scores before the final activation.
@@ -959,7 +989,8 @@ class GRU4Rec:
         Wy, By = (np.asarray(self._weights[name].get_value(borrow=True)) for name in ('Wy', 'By'))
         return (Wy, By) if candidates is None else (Wy[candidates], By[candidates])
 
-    def next_item_counts(self, items, starts, targets, states, candidates=None):
+    def next_item_counts(self, items: np.ndarray, starts: np.ndarray, targets: np.ndarray, states: list,
+                         candidates: np.ndarray | None = None) -> tuple[list, list[np.ndarray]]:
         """`next_states` for K mini-batches in one call on the device, and how the targets rank; with the backend 'jax'.
 
         Parameters
@@ -994,7 +1025,7 @@ class GRU4Rec:
         """The final activation of raw scores, elementwise and monotone; for cross-entropy the softmax is left out."""
         return NUMPY_ACTIVATIONS[self.final_activation](scores)
 
-    def activate(self, scores: np.ndarray, included=True) -> np.ndarray:
+    def activate(self, scores: np.ndarray, included: np.ndarray | bool = True) -> np.ndarray:
         """Final scores of raw ones, (B, M): activated and, with cross-entropy, the softmax over each row.
 
         `included`, bool (B, M), says which scores are part of the softmax.
@@ -1006,7 +1037,8 @@ class GRU4Rec:
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
         return scores / scores.sum(axis=1, keepdims=True)
 
-    def predict_next_batch(self, session_ids, input_item_ids, predict_for_item_ids=None, batch=100) -> pd.DataFrame:
+    def predict_next_batch(self, session_ids: ArrayLike, input_item_ids: ArrayLike,
+                           predict_for_item_ids: ArrayLike | None = None, batch: int = 100) -> pd.DataFrame:
         """Scores of the next item for `batch` parallel sessions, given their current events.
 
         The hidden state is kept between calls.  Where a session id differs from the one that the last call had in the
@@ -1024,24 +1056,24 @@ class GRU4Rec:
         float32 frame, items x batch: the activated scores; with cross-entropy softmax over the rows
         """
         self._check_usable()
-        session_ids, input_item_ids = as_ids(session_ids), as_ids(input_item_ids)
-        if not len(session_ids) == len(input_item_ids) == batch:
-            raise ValueError(f'session_ids ({len(session_ids)}) and input_item_ids ({len(input_item_ids)}) must have '
+        sessions, events = as_ids(session_ids), as_ids(input_item_ids)
+        if not len(sessions) == len(events) == batch:
+            raise ValueError(f'session_ids ({len(sessions)}) and input_item_ids ({len(events)}) must have '
                              f'batch={batch} entries')
-        items = self.item_indices(input_item_ids)
+        items = self.item_indices(events)
         candidates = None if predict_for_item_ids is None else self.item_indices(predict_for_item_ids)
         if self._prediction_state is None or len(self._prediction_state[0]) != batch:
             starts, states = np.ones(batch, dtype=bool), self.initial_states(batch)
         else:
             last_ids, states = self._prediction_state
-            starts = np.asarray(session_ids != last_ids)
+            starts = np.asarray(sessions != last_ids)
         H, states = self.next_states(items, starts, states)
-        self._prediction_state = session_ids.copy(), states
+        self._prediction_state = sessions.copy(), states
         Wy, By = self.output_weights(candidates)
         scored = self.items_ if candidates is None else self.items_[candidates]
         return pd.DataFrame(self.activate(H @ Wy.T + By).T, index=scored)
 
-    def recommend(self, session_items, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
+    def recommend(self, session_items: Sequence, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
         """The k items that are most likely next, best first, for one session or for each of a list of sessions.
 
         Parameters
@@ -1080,21 +1112,21 @@ class GRU4Rec:
         self._check_trained()
         return pd.Series(np.arange(self.n_items), index=self.items_, name='ItemIdx')
 
-    def item_indices(self, item_ids) -> np.ndarray:
+    def item_indices(self, item_ids: ArrayLike) -> np.ndarray:
         """int64 indices of item ids; KeyError names those that the training data did not have."""
         self._check_usable()
-        item_ids = as_ids(item_ids)
-        indices = self._index_of.get_indexer(item_ids)
+        ids = as_ids(item_ids)
+        indices = self._index_of.get_indexer(ids)
         if (indices < 0).any():
-            unknown = pd.unique(item_ids[indices < 0])
+            unknown = pd.unique(ids[indices < 0])
             raise KeyError(f'{len(unknown)} item id(s) are not in the training data: {some(unknown)}')
         return indices
 
-    def _check_trained(self):
+    def _check_trained(self) -> None:
         if not hasattr(self, 'items_'):
             raise RuntimeError('this GRU4Rec is not trained yet: call fit first')
 
-    def _check_usable(self):
+    def _check_usable(self) -> None:
         self._check_trained()
         if self.error_during_train:
             raise RuntimeError('training of this GRU4Rec stopped at a loss that is not finite: it cannot predict')
@@ -1103,12 +1135,13 @@ class GRU4Rec:
 class Session:
     """One visitor's session: `click` takes an event and recommends; its cost does not grow with the session."""
 
-    def __init__(self, model: GRU4Rec):
+    def __init__(self, model: GRU4Rec) -> None:
         self._model = model
-        self._top, self._states = None, model.initial_states(1)
+        self._top: np.ndarray | None = None
+        self._states = model.initial_states(1)
         self._seen: set[int] = set()
 
-    def click(self, item, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
+    def click(self, item: Any, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
         """The visitor's next event, and what `GRU4Rec.recommend` gives for the session up to it."""
         for index in self.skip_unknown(as_ids([item])):
             self.step(index)
@@ -1122,7 +1155,7 @@ class Session:
                           stacklevel=3)
         return indices[indices >= 0]
 
-    def step(self, index: int):
+    def step(self, index: int) -> None:
         """One event further, by item index."""
         self._top, self._states = self._model.next_states(np.array([index]), np.array([False]), self._states)
         self._seen.add(int(index))
@@ -1150,7 +1183,8 @@ class Session:
 # Data, initial values, argument checks
 # ---------------------------------------------------------------------------------------------------------------------
 
-def session_order(data: pd.DataFrame, session_key: str, time_key: str, item_key: str):
+def session_order(data: pd.DataFrame, session_key: str, time_key: str,
+                  item_key: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a frame by session and time, and where each session begins.
 
     Returns
@@ -1173,7 +1207,7 @@ def session_order(data: pd.DataFrame, session_key: str, time_key: str, item_key:
     return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
 
 
-def places(candidates, n_items: int) -> np.ndarray:
+def places(candidates: np.ndarray | None, n_items: int) -> np.ndarray:
     """Column of each item among the candidates, -1 for the others, int64 (n_items,); None for all items in order."""
     if candidates is None:
         return np.arange(n_items)
@@ -1182,12 +1216,12 @@ def places(candidates, n_items: int) -> np.ndarray:
     return place
 
 
-def as_ids(ids) -> np.ndarray:
+def as_ids(ids: ArrayLike) -> np.ndarray:
     """Ids as an array that keeps the type of each: NumPy alone would make strings of numbers beside a string."""
     return pd.Series(ids).to_numpy()
 
 
-def index_by_appearance(item_ids: pd.Series):
+def index_by_appearance(item_ids: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Item indices (n_events,), and the ids in the order of the indices, which is that of first appearance."""
     index, ids = pd.factorize(item_ids)
     return index.astype('int64'), np.asarray(ids)
@@ -1199,7 +1233,7 @@ def initial_weight(rng: np.random.RandomState, shape: tuple, sigma: float, norma
     return (rng.randn(*shape) * scale if normal else rng.rand(*shape) * 2 * scale - scale).astype(FLOAT)
 
 
-def shared(name: str, value: np.ndarray):
+def shared(name: str, value: np.ndarray) -> Any:
     """Shared variable whose static shape is known, so that the compiler need not check it."""
     return pytensor.shared(value, name=name, shape=value.shape, borrow=True)
 
@@ -1233,16 +1267,16 @@ def with_last(values: Iterator) -> Iterator[tuple]:
         yield value, True
 
 
-def let_go(variables: list):
+def let_go(variables: list) -> None:
     """Free the arrays of shared variables: Numba keeps what it compiled for ever, and with it the variables."""
     for variable in variables:
         variable.container.storage[0] = None
 
 
-def joined_names(values: dict[str, np.ndarray], model: GRU4Rec) -> dict[str, np.ndarray] | None:
-    """Inverse of `release_names`, for arrays; None for none."""
+def joined_names(values: dict[str, np.ndarray], model: GRU4Rec) -> dict[str, np.ndarray]:
+    """Inverse of `release_names`, for arrays; none for none."""
     if not values:
-        return None
+        return {}
     return OrderedDict((name, np.hstack([values[part] for part in parts]))
                        for name, (parts, _shape) in weight_layout(model).items())
 
@@ -1288,7 +1322,7 @@ class Draws:
     `n_done`, the number of epochs that the model was trained for before, gives the streams other seeds.
     """
 
-    def __init__(self, model: GRU4Rec, fixed_masks: list | None = None, n_done: int = 0):
+    def __init__(self, model: GRU4Rec, fixed_masks: list | None = None, n_done: int = 0) -> None:
         self._shapes = [] if fixed_masks else mask_shapes(model)
         self._fixed = [np.asarray(mask, dtype=bool) for mask in fixed_masks or []]
         self._threshold = round(model.dropout_p_hidden * 65536)
@@ -1314,7 +1348,7 @@ class Draws:
         """Where the streams are, as numbers that JSON can hold."""
         return [stream.state['state']['state'].tolist() for stream in self._streams]
 
-    def restore(self, state: list[list[int]]):
+    def restore(self, state: list[list[int]]) -> None:
         """Go on where `state` was taken."""
         for stream, numbers in zip(self._streams, state):
             stream.state = stream.state | {'state': {'state': np.array(numbers, dtype=np.uint64)}}
@@ -1325,7 +1359,7 @@ def stretch_length(model: GRU4Rec) -> int:
     return int(np.clip(8e6 / (model.batch_size * sum([*model.layers, *model.feedforward])), 16, 256))
 
 
-def check_masks(dropout_masks, model: GRU4Rec):
+def check_masks(dropout_masks: list | None, model: GRU4Rec) -> None:
     """ValueError unless fixed masks, if there are any, have the shapes that the model needs."""
     shapes = mask_shapes(model)
     if dropout_masks is not None and ([np.shape(mask) for mask in dropout_masks] != shapes or not shapes):
@@ -1333,24 +1367,25 @@ def check_masks(dropout_masks, model: GRU4Rec):
                          f'{shapes}; got {[np.shape(mask) for mask in dropout_masks]}')
 
 
-def some(values, n: int = 5) -> str:
+def some(values: ArrayLike, n: int = 5) -> str:
     """The first few values, for a message."""
-    return ', '.join(map(repr, np.asarray(values)[:n].tolist())) + (', ...' if len(values) > n else '')
+    found = np.asarray(values)
+    return ', '.join(map(repr, found[:n].tolist())) + (', ...' if len(found) > n else '')
 
 
-def check_arguments(model: GRU4Rec):
+def check_arguments(model: GRU4Rec) -> None:
     """ValueError or TypeError that names the first argument out of range, and what is allowed."""
-    def check(name, ok, allowed):
+    def check(name: str, ok: Callable[[Any], Any], allowed: str) -> None:
         if not ok(getattr(model, name)):
             raise ValueError(f'{name}={getattr(model, name)!r}: must be {allowed}')
 
-    def whole(x):
+    def whole(x: Any) -> Any:
         return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 1
 
-    def number(low, high=np.inf, open_end=False):
+    def number(low: float, high: float = np.inf, open_end: bool = False) -> Callable[[Any], Any]:
         return lambda x: isinstance(x, (int, float, np.number)) and (low <= x < high if open_end else low <= x <= high)
 
-    def units(x):
+    def units(x: Any) -> Any:
         return isinstance(x, (list, tuple)) and all(map(whole, x))
 
     check('layers', lambda x: units(x) and len(x), 'a list of numbers of units, at least one layer, such as [100]')

@@ -342,7 +342,7 @@ def write_events(events: pd.DataFrame, path: str | os.PathLike) -> None:
         for start in range(0, len(events), BLOCK_ROWS):
             session, item, millis = (column[start : start + BLOCK_ROWS] for column in columns)
             size = _format_events(session, item, millis, text)
-            file.write(text[:size])
+            file.write(text[:size].data)
 
 
 def write_raw_log(clicks: pd.DataFrame, path: str | os.PathLike) -> None:

@@ -6,9 +6,11 @@
     python run_experiments.py --dataset video ...      # with the protocol and the parameters of the paper's VIDEO data
     python run_experiments.py --table 2 --trials 100   # the parameter search
     python run_experiments.py --claims --quick         # what sections 3 and 4 claim, with small networks
+    python run_experiments.py --figures                # Figures 1 and 2 and training curves too, as SVG and PNG
 
 Each finished cell is written to OUT/results.json at once and is not run again when the command is repeated;
-OUT/tables.md holds the tables, OUT/claims.md the claims, and OUT/report.html all of it with pictures.
+OUT/tables.md holds the tables, OUT/claims.md the claims, OUT/report.html all of it with pictures, and OUT/figures what
+--figures draws.
 """
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ import argparse
 import contextlib
 import hashlib
 import html
+import itertools
 import json
 import platform
 import shlex
@@ -302,8 +305,8 @@ def run_cell(cell: Cell, data: Dataset, backend: str, published: dict) -> dict:
     started = time.perf_counter()
     progress = TrainingProgress(f'{cell.loss}, {cell.units} units') if cell.model == 'GRU4Rec' else None
     if progress:
-        model = GRU4Rec(**{'layers': [cell.units], **cell.parameters}, n_epochs=cell.epochs, loss=cell.loss,
-                        seed=cell.seed, backend=backend)
+        arguments: dict[str, Any] = {'layers': [cell.units], **cell.parameters}
+        model = GRU4Rec(**arguments | dict(n_epochs=cell.epochs, loss=cell.loss, seed=cell.seed, backend=backend))
         model.fit(data.train, callback=progress)
         events_per_second = progress.close(time.perf_counter() - started)
     else:
@@ -634,12 +637,20 @@ def report_figures(results: list[dict]) -> list[str]:
                 series[title] = (CUT_OFFS, np.mean(values, axis=0).tolist())
         return series
 
-    losses = {title: np.mean([result['epoch_losses'] for result in of_seeds], axis=0).tolist()
-              for title, of_seeds in by_title.items() if of_seeds[0].get('epoch_losses')}
+    losses = mean_losses(results)
     parts = [report.section('Cut-offs', report.cut_off_figure(mean_of('recall'), mean_of('mrr'))),
              report.section('Where in the session, and which items',
                             report.bins_figure(mean_of('by_position', True), mean_of('by_popularity', True)))]
     return parts + ([report.section('Training loss', report.loss_figure(losses, list(by_title)))] if losses else [])
+
+
+def mean_losses(results: list[dict]) -> dict[str, list[float]]:
+    """Loss of each epoch, mean over seeds, of each network that was stable, by title."""
+    of_seeds: dict[str, list] = {}
+    for result in results:
+        if result.get('details') and result.get('epoch_losses'):
+            of_seeds.setdefault(cell_title(result | {'seed': None}), []).append(result['epoch_losses'])
+    return {title: np.mean(losses, axis=0).tolist() for title, losses in of_seeds.items()}
 
 
 def cell_title(result: dict) -> str:
@@ -685,6 +696,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         'below the median of the others')
     parser.add_argument('--claims', action='store_true', help='compare the variants that the paper makes claims about')
     parser.add_argument('--quick', action='store_true', help='claims with fewer units and epochs')
+    parser.add_argument('--figures', action='store_true', help="after the tables, draw the paper's Figure 1 from the "
+                        'layers of the networks, Figure 2 from the first mini-batches, and training curves')
     parser.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
                         help='rank of a target whose score other items share: before them, after them, in the middle '
                              '(conservative: after them)')
@@ -710,6 +723,8 @@ def complete(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         parser.error('--sessions and --items are sizes of the synthetic log; they do not go with --data or --train')
     if arguments.quick and not arguments.claims:
         parser.error('--quick goes with --claims')
+    if arguments.figures and arguments.claims:
+        parser.error('--figures goes with tables, not with --claims')
     arguments.epochs = arguments.epochs or (3 if arguments.quick else 10)
     arguments.seeds = arguments.seeds or ([42, 43, 44] if arguments.claims else [42])
     usual_units = ([50, 200] if arguments.quick else [100, 1000]) if arguments.claims else [100]
@@ -749,6 +764,8 @@ def run(arguments: argparse.Namespace) -> None:
     protocol, backend = PROTOCOLS[arguments.dataset], backends.resolve(arguments.backend)
     if (2 in arguments.table or arguments.claims) and not find_spec('optuna'):
         raise ValueError("--table 2 and --claims need Optuna: pip install '.[experiments]'")
+    if arguments.figures and not find_spec('matplotlib'):
+        raise ValueError("--figures needs Matplotlib: pip install '.[experiments]'")
     cells = [] if arguments.claims or not {1, 3} & set(arguments.table) else plan(
         protocol, arguments.table, arguments.models, arguments.loss, arguments.units, arguments.epochs,
         arguments.seeds, arguments.tie_policy)
@@ -774,6 +791,8 @@ def run(arguments: argparse.Namespace) -> None:
             texts[1] = text
             write()
     write_report(out, finished, data, protocol, {'Table 2: best parameters': texts[1]}, arguments)
+    if arguments.figures:
+        write_figures(out / 'figures', finished, data, arguments)
     print('\n'.join(filter(None, texts)))
 
 
@@ -783,6 +802,28 @@ def write_report(out: Path, results: list[dict], data: Dataset, protocol: Protoc
     command = search.without_password(shlex.join(['python', 'run_experiments.py', *arguments.words]))
     texts = {title: text[text.index('|'):] if '|' in text else '' for title, text in texts.items()}
     write_atomically(out / 'report.html', format_report(results, data, protocol, texts, command))
+
+
+def write_figures(folder: Path, results: list[dict], data: Dataset, arguments: argparse.Namespace) -> None:
+    """Figures 1 and 2 of the paper, of the networks and the data of this run, and training curves; as SVG and PNG."""
+    import figures
+
+    networks = {}
+    for loss, n in itertools.product(arguments.loss, arguments.units):
+        network = GRU4Rec([n], loss=loss)
+        networks[n, network.final_activation] = network
+    n = arguments.units[0]  # on the right, a network with all that section 3.1 mentions
+    everything = GRU4Rec([n, n], embedding=n, feedforward=[n], input_to_all_layers=True)
+    for network in (*networks.values(), everything):
+        network.n_items = data.train.ItemId.nunique()
+    _rows, offsets = session_order(data.train, 'SessionId', 'Time', 'ItemId')
+    pictures = {'architecture': figures.architecture(*networks.values(), everything),
+                'minibatches': figures.minibatches(offsets, batch_size=3)}
+    if losses := mean_losses(results):
+        pictures['training'] = figures.training_curves(losses)
+    folder.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        note('drew ' + ', '.join(map(str, picture.save(folder / name))))
 
 
 def run_cells(cells: list[Cell], data: Dataset, protocol: Protocol, backend: str, out: Path) -> Iterator[list[dict]]:

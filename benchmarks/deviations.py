@@ -19,7 +19,7 @@ from baselines import ItemKNN
 from evaluation import evaluate_sessions_batch, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, session_parallel_minibatches
 
-PARAMETERS = dict(layers=[50], n_epochs=3, loss='top1', batch_size=50, dropout_p_hidden=0.0, learning_rate=0.05)
+PARAMETERS: dict = dict(layers=[50], n_epochs=3, loss='top1', batch_size=50, dropout_p_hidden=0.0, learning_rate=0.05)
 
 
 def main():

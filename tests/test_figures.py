@@ -1,0 +1,178 @@
+"""Pictures: that they show the layers, mini-batches and operations of what they are drawn from."""
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from conftest import click_log, small_model
+
+pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed')
+
+import figures
+import gru4rec
+import run_experiments
+from gru4rec import GRU4Rec
+
+
+def texts(picture):
+    """All texts of a picture, in the order in which they were drawn."""
+    return [text.get_text() for ax in picture.axes for text in ax.texts]
+
+
+def untrained(n_items=30, **arguments):
+    model = GRU4Rec(**arguments)
+    model.n_items = n_items
+    return model
+
+
+# --- Figure 1 -------------------------------------------------------------------------------------------------------
+
+
+def test_figure_1_has_the_layers_of_the_model_bottom_to_top():
+    model = untrained(layers=[8, 6], embedding=5, feedforward=[4], unit='lstm', loss='cross-entropy')
+    assert [title for title, _weights, _recurrent in figures.layers_of(model)] == [
+        'input: item, 1-of-N coded', 'embedding', 'LSTM layer, 8 units', 'LSTM layer, 6 units',
+        'feed-forward layer, 4 units, tanh', 'output: scores of items, linear']
+    assert [recurrent for _title, _weights, recurrent in figures.layers_of(model)] == [
+        False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(layers=[8]), dict(layers=[8, 6], input_to_all_layers=True), dict(layers=[8], unit='rnn', embedding=5),
+    dict(layers=[8, 8], unit='lstm', input_to_all_layers=True, embedding=8, feedforward=[4, 3])])
+def test_figure_1_names_every_weight_of_the_trained_model_with_its_shape(arguments):
+    model = small_model(**arguments).fit(click_log(*[[1, 2, 3]] * 8))
+    drawn = {}
+    for _title, weights, _recurrent in figures.layers_of(model):
+        for line in weights.splitlines():
+            if ':' in line:
+                names, shape = line.split(': ')
+                drawn |= dict.fromkeys(names.split(', '), tuple(int(n) for n in shape.split(' × ')))
+    assert drawn == {name: value.shape for name, value in model.weights().items() if value.ndim > 1}
+
+
+def test_figure_1_draws_an_arrow_from_the_input_to_each_deeper_layer_that_has_it():
+    def arrows(**arguments):
+        picture = figures.architecture(untrained(layers=[8, 8, 8], **arguments))
+        return sum(isinstance(patch, figures.FancyArrowPatch) for patch in picture.axes[0].patches)
+    assert arrows(input_to_all_layers=True) == arrows() + 2
+
+
+def test_models_stand_side_by_side_in_figure_1():
+    picture = figures.architecture(untrained(layers=[8]), untrained(layers=[9]))
+    assert [ax.texts[2].get_text() for ax in picture.axes] == ['GRU layer, 8 units', 'GRU layer, 9 units']
+
+
+# --- Figure 2 -------------------------------------------------------------------------------------------------------
+
+
+OFFSETS = np.array([0, 3, 5, 9, 11, 14])  # sessions of 3, 2, 4, 2 and 3 events
+
+
+def test_figure_2_shows_what_goes_in_and_the_event_after_it():
+    _left, right = figures.minibatches(OFFSETS, 2).axes
+    # Lane 1 has the sessions 1, 4 and 5, lane 2 has 2 and 3, after which it finds none: 5.2 is no input, 5.3 no output.
+    assert [text.get_text() for text in right.texts] == [
+        'input, lane 1', '1.1', '1.2', '4.1', '5.1', 'input, lane 2', '2.1', '3.1', '3.2', '3.3',
+        'output, lane 1', '1.2', '1.3', '4.2', '5.2', 'output, lane 2', '2.2', '3.2', '3.3', '3.4', *'1234']
+
+
+def test_figure_2_is_that_of_the_iterator():
+    position, starts = next(gru4rec.session_parallel_minibatches(OFFSETS, 2))
+    labels = [f'e{event}' for event in range(OFFSETS[-1])]
+    left, right = figures.minibatches(OFFSETS, 2, labels).axes
+    cells = [text.get_text() for text in right.texts if text.get_text().startswith('e')]
+    assert cells == [labels[event] for shown in (position, position + 1) for event in shown.T.ravel()]
+    bars = [patch for patch in right.patches if patch.get_width() < 0.5]
+    assert len(bars) == starts.sum()
+    in_no_batch = {text.get_text() for text in left.texts if text.get_color() == figures.MUTED}
+    assert in_no_batch == {labels[e] for e in range(OFFSETS[-1]) if e not in np.union1d(position, position + 1)}
+
+
+def test_figure_2_follows_the_order_of_the_sessions():
+    left, right = figures.minibatches(OFFSETS, 2, order=np.array([4, 2, 0, 1, 3])).axes
+    assert [text.get_text() for text in right.texts][1] == '5.1'
+    assert left.texts[0].get_text() == 'session 5'
+
+
+def test_figure_2_of_many_long_sessions_stops_after_some_mini_batches():
+    picture = figures.minibatches(np.arange(0, 2001, 20), 3, steps=5)
+    assert '1.6' in texts(picture) and '1.8' not in texts(picture)
+
+
+# --- Graphs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_graph_has_a_box_for_each_input_and_operation_and_an_edge_for_each_use():
+    x, y = pt.matrix('x'), pt.vector('y')
+    nodes, edges = figures.operations([pt.tanh(x @ x + y) * y])
+    assert [getattr(node, 'name', None) or figures.operation_name(node) for node in nodes] == [
+        'x', 'Dot', 'y', 'add', 'tanh', 'mul']
+    named = {node: getattr(node, 'name', None) or figures.operation_name(node) for node in nodes}
+    assert sorted((named[a], named[b]) for a, b in edges) == [
+        ('Dot', 'add'), ('add', 'tanh'), ('tanh', 'mul'), ('x', 'Dot'), ('y', 'add'), ('y', 'mul')]
+
+
+def test_a_fused_loop_says_what_is_computed_in_it():
+    x = pt.matrix('x')
+    function = pytensor.function([x], pt.tanh(x + 1) * (x + 1) + pt.exp(x), mode='NUMBA')
+    name, = [figures.operation_name(node) for node in function.maker.fgraph.apply_nodes]
+    assert name.startswith('one loop: ')
+    assert all(word in name for word in ('tanh', 'exp', 'mul', 'add'))
+
+
+def test_no_two_boxes_of_a_graph_lie_on_one_another():
+    x = [pt.matrix(f'a_rather_long_name_{k}') for k in range(4)]
+    nodes, edges = figures.operations([pt.tanh(x[0] @ x[1]) + pt.tanh(x[2] @ x[3]) + x[0]])
+    ax, = figures.graph([pt.tanh(x[0] @ x[1]) + pt.tanh(x[2] @ x[3]) + x[0]]).axes
+    ax.figure.draw_without_rendering()
+    boxes = [text.get_bbox_patch().get_window_extent() for text in ax.texts]
+    assert len(boxes) == len(nodes)
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+
+
+# --- Files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_the_same_file_whenever_it_is_drawn():
+    first, second = (figures.minibatches(OFFSETS, 2)._repr_svg_() for _ in range(2))
+    assert first == second
+    ElementTree.fromstring(first)
+
+
+def test_a_picture_is_saved_as_svg_and_png(tmp_path):
+    svg, png = figures.training_curves({'TOP1': [0.9, 0.8, 0.7]}).save(tmp_path / 'training')
+    assert 'TOP1' in svg.read_text()
+    assert png.read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['training.png', 'training.svg']
+
+
+def test_training_curves_have_a_panel_for_each_network_with_its_losses():
+    losses = {'TOP1': [0.9, 0.8], 'BPR': [0.5, 0.4], 'MRR': [0.3, 0.2], 'Cross-entropy': [6.0, 5.0]}
+    axes = [ax for ax in figures.training_curves(losses).axes if ax.lines]
+    assert {ax.get_title(): ax.lines[0].get_ydata().tolist() for ax in axes} == losses
+
+
+def test_run_experiments_draws_the_figures_of_its_networks_and_data(tmp_path, capsys):
+    train, test = tmp_path / 'train.tsv', tmp_path / 'test.tsv'
+    log = click_log(*[[1, 2, 3], [2, 3], [3, 1, 2, 1]] * 20)
+    for path in (train, test):
+        log.to_csv(path, sep='\t', index=False)
+    assert run_experiments.main([
+        '--train', str(train), '--test', str(test), '--out', str(tmp_path / 'out'), '--backend', 'python', '--units',
+        '4', '--epochs', '2', '--models', 'GRU4Rec', '--loss', 'top1', '--figures']) == 0
+    folder = tmp_path / 'out' / 'figures'
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f'{name}.{ending}' for name in ('architecture', 'minibatches', 'training') for ending in ('png', 'svg')]
+    words = re.sub(r'<[^>]*>', ' ', (folder / 'architecture.svg').read_text())
+    assert 'Wy: 3 × 4' in words and 'feed-forward layer, 4 units' in words
+    assert 'TOP1, 4 units' in (folder / 'training.svg').read_text()
+    assert '2.2' in (folder / 'minibatches.svg').read_text()
+
+
+def test_figures_of_claims_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        run_experiments.main(['--claims', '--figures'])
+    assert '--figures goes with tables' in capsys.readouterr().err
