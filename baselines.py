@@ -297,6 +297,12 @@ class Pop(_SparseBaseline):
     ----------
     popularity_ : float64 array of shape (n_items,)
         The scores.
+
+    Examples
+    --------
+    >>> pop = Pop().fit(pd.DataFrame({'ItemId': ['a', 'b', 'a', 'a']}))
+    >>> pop.predict_next(session_id=1, input_item_id='b', predict_for_item_ids=['a', 'b']).tolist()
+    [0.75, 0.5]
     """
     top_n: int = 100
     item_key: str = 'ItemId'

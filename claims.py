@@ -36,6 +36,7 @@ class Setting(NamedTuple):
 
 
 class Claim(NamedTuple):
+    """What the paper says about two settings."""
     section: str
     text: str
     relation: str  # 'better', 'nothing' or 'like': what `first` is in comparison with `second`

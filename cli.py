@@ -38,6 +38,7 @@ from progress import TrainingProgress, note
 # ---------------------------------------------------------------------------------------------------------------------
 
 def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
+    """`gru4rec fit`: train, and write the model; like the other commands, returns results and the lines to print."""
     names = ('batch_size', 'learning_rate', 'momentum', 'lmbd', 'loss', 'final_act', 'unit', 'embedding', 'input_mode',
              'session_key', 'item_key', 'time_key', 'seed', 'backend')
     model = GRU4Rec(arguments.layers, n_epochs=arguments.epochs, dropout_p_hidden=arguments.dropout,
@@ -71,6 +72,7 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
+    """`gru4rec evaluate`: Recall and MRR on a file of events."""
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     columns = [getattr(arguments, name) or getattr(model, name) for name in ('session_key', 'item_key', 'time_key')]
     session, item, _time = columns
@@ -92,6 +94,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 
 def recommend(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
+    """`gru4rec recommend`: the next items of a session."""
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     items = as_model_ids(model, pd.Series(arguments.items))
     with warnings.catch_warnings(record=True) as caught:
@@ -104,6 +107,7 @@ def recommend(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 
 def info(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
+    """`gru4rec info`: what a model file holds."""
     model = GRU4Rec.load(arguments.model, backend='numba')
     header, _arrays = storage.read(arguments.model)
     weights = {name: list(value.shape) for name, value in model.weights().items()}
@@ -123,6 +127,7 @@ def info(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 
 def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
+    """`gru4rec prepare`: filter a log, and set test data apart."""
     columns = columns_of(arguments)
     out = Path(arguments.output)
     if out.exists() and not out.is_dir():
@@ -152,6 +157,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def columns_of(arguments: argparse.Namespace) -> tuple[str, str, str]:
+    """The columns of session, item and time that the command line names."""
     return arguments.session_key, arguments.item_key, arguments.time_key
 
 
@@ -190,10 +196,12 @@ def default_of(name: str) -> Any:
 
 
 def plain(value: Any) -> Any:
+    """A NumPy number as one that JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; SystemExit with a message if it is wrong."""
     parser = Parser(prog='gru4rec', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     common = Parser(add_help=False)
@@ -247,6 +255,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `GRU4Rec` as options of `fit`."""
     defaults = GRU4Rec([100])
     parser.add_argument('--layers', type=positive, nargs='+', default=[100], metavar='UNITS', help='(100)')
     parser.add_argument('--epochs', type=positive, default=defaults.n_epochs, help=f'({defaults.n_epochs})')
@@ -278,6 +287,7 @@ def positive(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run a command; its exit code."""
     arguments = parse(argv)
     logging.basicConfig(level='WARNING', format='gru4rec: %(message)s')
     try:

@@ -67,6 +67,33 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 def _read_text(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """A text file, as text; the delimiter is the one by which the header has most of the columns."""
+    line, delimiter = _header(path, columns)
+    found = [name.strip().strip('"') for name in line.split(delimiter)]
+    options = dict(sep=delimiter, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True, index_col=False,
+                   low_memory=False)
+    if len(found) > len(columns):
+        options['usecols'] = lambda name: name.strip() in columns
+    ids = [name for name in found if name in columns[:2]]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', pd.errors.ParserWarning)  # rows longer than the header
+            # Numbers are read ten times faster, and take a tenth of the room; but the ids 007 and 7 are not the same.
+            frame = None if _may_have_leading_zeros(path, delimiter) else pd.read_csv(path, **options)
+            if frame is None or any(frame[name].dtype != 'int64' for name in frame if name.strip() in ids):
+                text = {name: str for name in line.split(delimiter) if name.strip().strip('"') in ids}
+                text |= {name.strip().strip('"'): str for name in text}
+                frame = pd.read_csv(path, dtype=text, **options)
+        return frame.rename(columns=str.strip)
+    except pd.errors.ParserWarning:
+        raise ValueError(f'{path}: has rows with more fields than its header, which has {len(found)}') from None
+    except UnicodeDecodeError:
+        raise ValueError(f'{path}: is not UTF-8 text') from None
+    except pd.errors.ParserError as error:
+        raise ValueError(f'{path}: {str(error).strip().removeprefix("Error tokenizing data. C error: ")}') from None
+
+
+def _header(path: Path, columns: Sequence[str]) -> tuple[str, str]:
+    """The first line of a text file that has the wanted columns, and what separates them."""
     with open(path, 'rb') as file:
         header = file.readline(1 << 16)
         sample = header + file.read(1 << 12)
@@ -90,27 +117,7 @@ def _read_text(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if missing:
         raise ValueError(f'{path}: lacks the column(s) {missing}; by {DELIMITERS[delimiter]} its first line has '
                          f'{found[:8]}. Expected is a header with {list(columns)}')
-    options = dict(sep=delimiter, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True, index_col=False,
-                   low_memory=False)
-    if len(found) > len(columns):
-        options['usecols'] = lambda name: name.strip() in columns
-    ids = [name for name in names[delimiter] if name in columns[:2]]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', pd.errors.ParserWarning)  # rows longer than the header
-            # Numbers are read ten times faster, and take a tenth of the room; but the ids 007 and 7 are not the same.
-            frame = None if _may_have_leading_zeros(path, delimiter) else pd.read_csv(path, **options)
-            if frame is None or any(frame[name].dtype != 'int64' for name in frame if name.strip() in ids):
-                text = {name: str for name in line.split(delimiter) if name.strip().strip('"') in ids}
-                text |= {name.strip().strip('"'): str for name in text}
-                frame = pd.read_csv(path, dtype=text, **options)
-        return frame.rename(columns=str.strip)
-    except pd.errors.ParserWarning:
-        raise ValueError(f'{path}: has rows with more fields than its header, which has {len(found)}') from None
-    except UnicodeDecodeError:
-        raise ValueError(f'{path}: is not UTF-8 text') from None
-    except pd.errors.ParserError as error:
-        raise ValueError(f'{path}: {str(error).strip().removeprefix("Error tokenizing data. C error: ")}') from None
+    return line, delimiter
 
 
 def _ids(path: Path, values: pd.Series) -> pd.Series:
@@ -195,12 +202,7 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     ValueError that says which step left nothing
     """
     session, item, time = columns
-    if test_days is not None and test_fraction is not None:
-        raise ValueError('give test_days or test_fraction, not both')
-    if test_fraction is not None and not 0 < test_fraction < 1:
-        raise ValueError(f'test_fraction={test_fraction!r}: must be above 0 and below 1')
-    if test_days is not None and not 0 < test_days < np.inf:
-        raise ValueError(f'test_days={test_days!r}: must be above 0')
+    _check_split(test_days, test_fraction)
 
     def left(frame: pd.DataFrame, step: str) -> pd.DataFrame:
         if frame.empty:
@@ -219,16 +221,30 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     events = left(protocol.drop_rare_items(events, min_item_events),
                   f'dropping items with fewer than {min_item_events} events')
     events = left(protocol.drop_short_sessions(events, min_session_length), short)
-    if test_fraction is None:
-        train, test = protocol.split_last_day(events, protocol.DAY * (test_days or 1))
-        what = f'setting the last {test_days or 1:g} day(s) apart as test data'
-    else:
-        ends = events.groupby('SessionId').Time.max().sort_values(kind='stable')
-        in_test = events.SessionId.isin(ends.index[len(ends) - max(1, round(test_fraction * len(ends))):])
-        train, test = events[~in_test], events[in_test]
-        what = f'setting the last {test_fraction:g} of the sessions apart as test data'
+    train, test, what = _split(events, test_days, test_fraction)
     train = left(train, what)
     test = left(protocol.keep_trained_items(test, train), 'dropping test items that training does not have')
     test = left(protocol.drop_short_sessions(test), 'dropping test sessions of one event')
     train, test = (frame.set_axis(list(columns), axis=1) for frame in (train, test))
     return train.reset_index(drop=True), test.reset_index(drop=True)
+
+
+def _check_split(test_days: float | None, test_fraction: float | None) -> None:
+    """ValueError unless they say what `prepare` can do."""
+    if test_days is not None and test_fraction is not None:
+        raise ValueError('give test_days or test_fraction, not both')
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise ValueError(f'test_fraction={test_fraction!r}: must be above 0 and below 1')
+    if test_days is not None and not 0 < test_days < np.inf:
+        raise ValueError(f'test_days={test_days!r}: must be above 0')
+
+
+def _split(events: pd.DataFrame, test_days: float | None,
+           test_fraction: float | None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Training and test events, no session divided, and in words what was done."""
+    if test_fraction is None:
+        train, test = protocol.split_last_day(events, protocol.DAY * (test_days or 1))
+        return train, test, f'setting the last {test_days or 1:g} day(s) apart as test data'
+    ends = events.groupby('SessionId').Time.max().sort_values(kind='stable')
+    in_test = events.SessionId.isin(ends.index[len(ends) - max(1, round(test_fraction * len(ends))):])
+    return events[~in_test], events[in_test], f'setting the last {test_fraction:g} of the sessions apart as test data'

@@ -34,6 +34,11 @@ def recall_mrr(ranks: np.ndarray, cut_off: int | Sequence[int] = 20, hit_rule: s
     ranks : float64 (n_predictions,), from 1
     cut_off : N, or a sequence of several
     hit_rule : 'rank<=cut_off', or 'rank<cut_off' as in the authors' releases of 2016 and 2017, whose @20 is an @19
+
+    Examples
+    --------
+    >>> recall_mrr(np.array([1.0, 4.0, 20.0, 21.0]))
+    (0.75, 0.325)
     """
     if hit_rule not in HIT_RULES:
         raise ValueError(f'hit_rule={hit_rule!r}: must be one of {", ".join(map(repr, HIT_RULES))}')
@@ -49,6 +54,9 @@ def ranks_from_ties(greater: np.ndarray, equal: np.ndarray, tie_policy: str = 's
     """Ranks of targets, from how many other items score higher and how many the same.
 
     standard : 1 + greater;  conservative : 1 + greater + equal;  median : 1 + greater + equal / 2
+
+    >>> [float(ranks_from_ties(np.array(2), np.array(3), policy)) for policy in ('standard', 'conservative', 'median')]
+    [3.0, 6.0, 4.5]
     """
     share = {'standard': 0.0, 'conservative': 1.0, 'median': 0.5}[tie_policy]
     return 1.0 + greater + share * equal

@@ -113,6 +113,7 @@ def layers_of(model: GRU4Rec) -> list[tuple[str, str, bool]]:
 
 
 def arrow(ax: Axes, start: tuple, end: tuple, curve: float = 0.0) -> None:
+    """An arrow from one point to another; `curve` bends it."""
     style = f'arc3,rad={curve}'
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle='-|>', mutation_scale=9, connectionstyle=style, color=INK,
                                  linewidth=1, shrinkA=0, shrinkB=0))
@@ -286,6 +287,7 @@ def operation_name(apply: Apply) -> str:
 
 
 def scalar_name(op: Any) -> str:
+    """Name of what an operation does to a number, such as add."""
     return op.name or type(op).__name__
 
 

@@ -264,6 +264,17 @@ def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np
     Yields
     ------
     Stretch with at most `stretch` rows; the arrays are the caller's to keep.
+
+    Examples
+    --------
+    Sessions of 3, 2 and 2 events in two lanes.  Lane 1 takes the third session when the second is over; then lane 0
+    finds none.
+
+    >>> batches, = session_parallel_minibatches(np.array([0, 3, 5, 7]), batch_size=2)
+    >>> batches.position.tolist()
+    [[0, 3], [1, 5]]
+    >>> batches.starts.tolist()
+    [[True, True], [False, True]]
     """
     order = np.arange(len(offsets) - 1) if order is None else np.asarray(order, dtype=np.int64)
     position, end = np.zeros((2, batch_size), dtype=np.int64)
@@ -555,6 +566,16 @@ class Done(NamedTuple):
     minibatches: int = 0
     total: float = 0.0
 
+    def after(self, losses: np.ndarray) -> Done:
+        """The same, after another stretch of mini-batches with these losses."""
+        return Done(self.epoch, self.stretches + 1, self.minibatches + len(losses),
+                    self.total + float(losses.sum(dtype='float64')))
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the mini-batches of the epoch that is under way."""
+        return self.total / self.minibatches
+
 
 class GRU4Rec:
     """Session-based recommender: layers of gated recurrent units, trained with a ranking loss (Hidasi et al., 2016).
@@ -600,6 +621,13 @@ class GRU4Rec:
     epoch_losses_ : mean loss of each finished epoch
     backend_ : name of the backend in use
     error_during_train : True when training met a loss that is not finite; such a model does not predict
+
+    Examples
+    --------
+    >>> log = pd.DataFrame({'SessionId': [1, 1, 1, 2, 2, 2], 'ItemId': [*'abcdef'], 'Time': range(6)})
+    >>> gru = GRU4Rec([8], batch_size=2, n_epochs=50, dropout_p_hidden=0, learning_rate=0.1, backend='python').fit(log)
+    >>> gru.recommend(['a'], k=1).ItemId.tolist(), gru.recommend(['a', 'b'], k=1).ItemId.tolist()
+    (['b'], ['c'])
     """
 
     items_: np.ndarray
@@ -812,16 +840,16 @@ class GRU4Rec:
             stretches = session_parallel_minibatches(offsets, self.batch_size, order, stretch_length(self))
             for batches, is_last in with_last(itertools.islice(stretches, done.stretches, None)):
                 losses = run(*batches, *draws(len(batches.starts)))
-                done = Done(epoch, done.stretches + 1, done.minibatches + len(losses),
-                            done.total + float(losses.sum(dtype='float64')))
+                done = done.after(losses)
                 if not np.isfinite(losses[-1]):
-                    return self._fail(f'the loss of epoch {epoch}, mini-batch {done.minibatches - 1} is {losses[-1]}')
+                    self._fail(f'the loss of epoch {epoch}, mini-batch {done.minibatches - 1} is {losses[-1]}')
+                    return
                 if checkpoint and checkpoint.is_due():
                     self._write(checkpoint, states, draws, done)
                 if callback:
                     callback(Progress(epoch, n_epochs, done.minibatches, done.minibatches * self.batch_size,
-                                      len(items) - len(offsets) + 1, done.total / done.minibatches, is_last))
-            self.epoch_losses_.append(done.total / done.minibatches)
+                                      len(items) - len(offsets) + 1, done.mean_loss, is_last))
+            self.epoch_losses_.append(done.mean_loss)
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
             done = Done(epoch + 1)
         if checkpoint:
@@ -1222,7 +1250,12 @@ def as_ids(ids: ArrayLike) -> np.ndarray:
 
 
 def index_by_appearance(item_ids: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Item indices (n_events,), and the ids in the order of the indices, which is that of first appearance."""
+    """Item indices (n_events,), and the ids in the order of the indices, which is that of first appearance.
+
+    >>> index, ids = index_by_appearance(pd.Series([30, 10, 30]))
+    >>> index.tolist(), ids.tolist()
+    ([0, 1, 0], [30, 10])
+    """
     index, ids = pd.factorize(item_ids)
     return index.astype('int64'), np.asarray(ids)
 

@@ -510,9 +510,9 @@ def _browse(rng: np.random.Generator, first: np.ndarray, length: np.ndarray, she
         position, direction = 0, 1
         for k in range(length[s]):
             event, u = first[s] + k, rng.random()
-            if 0 < k and u < P_AGAIN:
+            if k > 0 and u < P_AGAIN:
                 item[event] = item[first[s] + int(k * rng.random())]
-            elif 0 < k and u < P_AGAIN + P_ELSEWHERE:
+            elif k > 0 and u < P_AGAIN + P_ELSEWHERE:
                 item[event] = np.searchsorted(chance, rng.random(), side='right')
             else:
                 if k == 0 or u < P_AGAIN + P_ELSEWHERE + P_JUMP:
@@ -629,10 +629,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line, see the module's text; wrong input ends with one line on stderr and exit code 2."""
     parser, args = _parse_arguments(argv)
     try:
-        if args.synthetic:
-            counts = make_synthetic(*args.paths, **args.options)
-        else:
-            counts = preprocess_log(*args.paths)
+        counts = make_synthetic(*args.paths, **args.options) if args.synthetic else preprocess_log(*args.paths)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(format_counts(counts, args.synthetic))

@@ -53,6 +53,7 @@ def page(title: str, sections: list[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
+    """A part of the page with its heading; parts that are empty are left out."""
     return f'<section>\n<h2>{html.escape(title)}</h2>\n' + '\n'.join(filter(None, parts)) + '\n</section>'
 
 

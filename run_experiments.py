@@ -152,6 +152,7 @@ CUT_OFF = 20
 
 
 class Dataset(NamedTuple):
+    """Training and test events."""
     name: str  # says where the data is from, and a fingerprint of it
     synthetic: bool
     train: pd.DataFrame
@@ -452,6 +453,7 @@ def about(data: Dataset, protocol: Protocol) -> str:
 
 
 def table_1(results: list[dict], protocol: Protocol) -> list[str]:
+    """Rows of Table 1 as Markdown."""
     rows = [(model, protocol.published[model], ours) for model in BASELINES if (ours := of_model(results, model))]
     return markdown(('Baseline', 'Recall@20 published', 'Recall@20 ours', 'MRR@20 published', 'MRR@20 ours',
                      'fit', 'evaluation'),
@@ -483,6 +485,7 @@ PUBLISHED_STABLE = {('RSC15', 'cross-entropy'): 10, ('VIDEO', 'cross-entropy'): 
 
 
 def table_3(results: list[dict], protocol: Protocol) -> list[str]:
+    """Rows of Table 3 as Markdown, with the gains over Item-KNN."""
     knn = of_model(results, 'Item-KNN')
     rows = []
     for loss, units in dict.fromkeys((r['loss'], r['units']) for r in results if r['model'] == 'GRU4Rec'):
@@ -499,6 +502,7 @@ def table_3(results: list[dict], protocol: Protocol) -> list[str]:
 
 
 def of_model(results: list[dict], model: str) -> list[dict]:
+    """The results of one model."""
     return [result for result in results if result['model'] == model]
 
 
@@ -519,6 +523,7 @@ def average(results: list[dict], metric: str) -> str:
 
 
 def durations(results: list[dict]) -> tuple[str, ...]:
+    """Mean seconds of training and evaluation."""
     return tuple(f'{np.mean(seconds):.1f} s' if (seconds := [r[key] for r in results if r[key] is not None]) else '-'
                  for key in ('fit_seconds', 'eval_seconds'))
 
@@ -553,6 +558,7 @@ def markdown(header: tuple, rows: list[tuple]) -> list[str]:
 
 
 def counts(events: pd.DataFrame) -> str:
+    """Sessions, events and items, in words."""
     return f'{events.SessionId.nunique():,} sessions, {len(events):,} events, {events.ItemId.nunique():,} items'
 
 
@@ -666,6 +672,7 @@ def cell_title(result: dict) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; SystemExit with a message if it is wrong."""
     parser = argparse.ArgumentParser(prog='run_experiments.py', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--dataset', choices=PROTOCOLS, default='rsc15', help='which data set of the paper: its '
@@ -898,6 +905,7 @@ def run_claims(arguments: argparse.Namespace, data: Dataset, protocol: Protocol,
 
 def format_claims(rows: list[tuple], arguments: argparse.Namespace, data: Dataset, protocol: Protocol,
                   backend: str) -> str:
+    """The table of claims, with what it is of."""
     small, large = arguments.units
     reduced = ('**Quick run: fewer epochs and units than the paper\'s 100 and 1000, and fewer random points.** '
                if arguments.quick else '')
@@ -912,6 +920,7 @@ def format_claims(rows: list[tuple], arguments: argparse.Namespace, data: Datase
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run what the command line asks for; its exit code."""
     arguments = parse(argv)
     try:
         run(arguments)

@@ -259,6 +259,7 @@ def stop_early(trial: Trial, model: GRU4Rec, search: Search) -> Callable[[Progre
 
 
 def validate(model: GRU4Rec, search: Search) -> tuple[float, float]:
+    """Recall@20 and MRR@20 of a model on the validation data."""
     return recall_mrr(next_item_ranks(model, search.valid, search.items, tie_policy=search.tie_policy), CUT_OFF)
 
 
@@ -283,6 +284,7 @@ def best_trial(study: Study, phases: list[str], n_trials: int) -> FrozenTrial | 
 
 
 def outcome(study: Study, phases: list[str], n_trials: int) -> Outcome:
+    """What `trials_of` the phases found."""
     def described(trial: FrozenTrial | None) -> dict | None:
         return trial.params | {'recall': trial.value, 'mrr': trial.user_attrs['mrr']} if trial else None
 

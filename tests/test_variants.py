@@ -151,7 +151,7 @@ class NumpyVariant(NumpyGRU4Rec):
                     states = [[np.where(starts[:, None], 0, S) for S in layer] for layer in states]
                 used, C = self.occurrences(sessions)
                 scored = np.append(items[targets], next(negatives)) if negatives else items[targets]
-                at = {name: used for name in self.tables} | {'Wy': scored, 'By': scored}
+                at = dict.fromkeys(self.tables, used) | {'Wy': scored, 'By': scored}
                 rows = {name: self.weights[name][index] for name, index in at.items()}
                 W = {name: value for name, value in self.weights.items() if name not in rows}
 
