@@ -91,6 +91,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
         raise ValueError(f'tie_policy={tie_policy!r}: must be one of {", ".join(map(repr, TIE_POLICIES))}')
     if batch_size < 1:
         raise ValueError(f'batch_size={batch_size!r}: must be at least 1')
+    ties = Ties(tie_policy, seed)
     rows, offsets = session_order(test_data, session_key, time_key, item_key)
     if len(rows) == len(offsets) - 1:
         raise ValueError('every test session has a single event: there is no next item to predict')
@@ -106,15 +107,21 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     elif getattr(model, 'backend_', None) == 'jax' and tie_policy != 'tiebreaking':
         return device_ranks(model, item_ids, offsets, ranked, batch_size, tie_policy)
     elif hasattr(model, 'next_states'):
-        return network_ranks(model, item_ids, offsets, ranked, batch_size, tie_policy, seed)
+        return network_ranks(model, item_ids, offsets, ranked, batch_size, ties)
     elif hasattr(model, 'score_block'):
         blocks = baseline_blocks(model, item_ids, offsets, ranked)
     else:
         blocks = stepwise_blocks(model, item_ids, offsets, test_data[session_key].to_numpy()[rows], ranked)
     ranks = np.empty(len(rows) - len(offsets) + 1)
     for block in blocks:
-        ranks[block.prediction] = block_ranks(block, tie_policy, seed)
+        ranks[block.prediction] = block_ranks(block, ties)
     return ranks
+
+
+class Ties(NamedTuple):
+    """What decides between equal scores: one of `TIE_POLICIES`, and the seed of its noise, if it has any."""
+    policy: str
+    seed: int
 
 
 class Block(NamedTuple):
@@ -135,16 +142,16 @@ class Block(NamedTuple):
     bias: np.ndarray | None = None
 
 
-def block_ranks(block: Block, tie_policy: str, seed: int) -> np.ndarray:
+def block_ranks(block: Block, ties: Ties) -> np.ndarray:
     """Ranks of the targets of a block, float64 (b,)."""
     prediction, scores, n_ranked, low, high, column, bias = block
     if np.isnan(low).any():
         raise ValueError(f'prediction {prediction[np.isnan(low)][0]}: the score of the next item is not a number')
-    if tie_policy == 'tiebreaking':
-        return np.array([1 + noisy_count(row[:n_ranked], target, place, np.random.default_rng([seed, k]))
+    if ties.policy == 'tiebreaking':
+        return np.array([1 + noisy_count(row[:n_ranked], target, place, np.random.default_rng([ties.seed, k]))
                          for k, row, target, place in zip(prediction, scores, low, column)])
     greater, at_least = count_above(scores, np.zeros(n_ranked, scores.dtype) if bias is None else bias, low, high)
-    return ranks_from_ties(greater, at_least - greater - (column >= 0), tie_policy)
+    return ranks_from_ties(greater, at_least - greater - (column >= 0), ties.policy)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -171,7 +178,7 @@ def noisy_count(scores: np.ndarray, target_score: np.floating, column: int, rng:
 
 
 def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: np.ndarray | None, batch_size: int,
-                  tie_policy: str, seed: int) -> np.ndarray:
+                  ties: Ties) -> np.ndarray:
     """Ranks of a `GRU4Rec`, from session-parallel mini-batches over all events of the test sessions.
 
     The hidden states follow from one another; the scores of different mini-batches do not, and are computed in as many
@@ -184,8 +191,8 @@ def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: 
     ranks = np.empty(len(index) - len(offsets) + 1)
 
     def rank(steps: list[tuple]) -> None:
-        for block in network_blocks(model, steps, candidates, tie_policy == 'tiebreaking'):
-            ranks[block.prediction] = block_ranks(block, tie_policy, seed)
+        for block in network_blocks(model, steps, candidates, ties.policy == 'tiebreaking'):
+            ranks[block.prediction] = block_ranks(block, ties)
 
     blas = ThreadpoolController().select(user_api='blas')
     n_threads = max((library.num_threads for library in blas.lib_controllers), default=1)

@@ -104,13 +104,13 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
     phases = ['random']
     run_phase(study, 'random', random_points(space, n_trials, search.seed), search, space, Lock(url), note)
     for name, values in space.items():
-        best = best_trial(study, phases, n_trials)
+        best = best_trial(trials_of(study, phases, n_trials), phases)
         if best is None:
             break
         points = [best.params | {name: value} for value in values if value != best.params[name]]
         phases.append(f'{name}, from {" ".join(str(best.params[key]) for key in space)}')
         run_phase(study, phases[-1], points, search, space, Lock(url), note)
-    return outcome(study, phases, n_trials)
+    return outcome(trials_of(study, phases, n_trials), phases)
 
 
 class Lock:
@@ -275,22 +275,22 @@ def trials_of(study: Study, phases: list[str], n_trials: int) -> list[FrozenTria
             and (trial.user_attrs['phase'] != 'random' or trial.user_attrs['number'] < n_trials)]
 
 
-def best_trial(study: Study, phases: list[str], n_trials: int) -> FrozenTrial | None:
+def best_trial(trials: list[FrozenTrial], phases: list[str]) -> FrozenTrial | None:
     """The trial with the highest recall; of equal ones, the first point."""
-    complete: list[Any] = [trial for trial in trials_of(study, phases, n_trials) if trial.state.name == 'COMPLETE']
+    complete: list[Any] = [trial for trial in trials if trial.state.name == 'COMPLETE']
     order = {phase: k for k, phase in enumerate(phases)}
     return min(complete, default=None, key=lambda trial: (
         -trial.value, order[trial.user_attrs['phase']], trial.user_attrs['number']))
 
 
-def outcome(study: Study, phases: list[str], n_trials: int) -> Outcome:
-    """What `trials_of` the phases found."""
+def outcome(trials: list[FrozenTrial], phases: list[str]) -> Outcome:
+    """What the trials of the phases, of which the first is the random one, have found."""
     def described(trial: FrozenTrial | None) -> dict | None:
         return trial.params | {'recall': trial.value, 'mrr': trial.user_attrs['mrr']} if trial else None
 
-    finished = {trial.user_attrs['number']: trial for trial in trials_of(study, ['random'], n_trials)
-                if is_finished(trial)}
+    at_random = [trial for trial in trials if trial.user_attrs['phase'] == phases[0]]
+    finished = {trial.user_attrs['number']: trial for trial in at_random if is_finished(trial)}
     unstable = sum(trial.user_attrs.get('reason', '').startswith('Unstable') for trial in finished.values())
     stopped = sum(trial.user_attrs.get('reason') == 'stopped early' for trial in finished.values())
-    return Outcome(len(finished), len(finished) - unstable, stopped, described(best_trial(study, ['random'], n_trials)),
-                   described(best_trial(study, phases, n_trials)))
+    return Outcome(len(finished), len(finished) - unstable, stopped, described(best_trial(at_random, phases)),
+                   described(best_trial(trials, phases)))
