@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -475,11 +478,14 @@ class NumbaLoop:
         step_key = CACHED_SRC_FUNCTIONS.get(step.py_func)
         key = step_key and sha256((step_key + source).encode()).hexdigest()
         loop = compile_numba_function_src(source, 'loop', {'__name__': __name__, 'step': step, 'np': np}, cache_key=key)
-        self._loop = numba_njit(loop, final_function=True, cache=key is not None)
+        self._is_cached = key is not None
+        self._loop: Any = numba_njit(loop, final_function=True, cache=self._is_cached)
         self._threads = ThreadpoolController()
 
     def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         outputs = np.empty(len(sequences[0]), dtype=FLOAT)
+        if self._is_cached and not self._loop.signatures:
+            compile_apart(self._loop, (outputs, *sequences, *(cell[0] for cell in self._cells)))
         # The products of a step are small: handing them to more threads costs more than it brings, and with another
         # busy process on the machine a hundred times more, since the threads wait for one another by spinning.
         with self._threads.limit(limits=1, user_api='blas'):
@@ -487,6 +493,27 @@ class NumbaLoop:
         for cell, state in zip(self._cells, states):
             cell[0] = state
         return outputs[:done]
+
+
+def compile_apart(function: Any, arguments: tuple) -> None:
+    """Compile a function that Numba caches in a child process, so that this one finds it in the cache.
+
+    In the process that compiles it, the functions that it calls are those that were compiled one by one; what the cache
+    has is one piece, which was optimised as a whole.  Both are right, but last digits differ.  This way the first run
+    of a model on a machine gives the same bits as all later ones.  Elsewhere than on Linux, and once JAX is there,
+    whose threads do not take a fork well, the caller compiles the function itself.
+    """
+    if sys.platform != 'linux' or 'jax' in sys.modules:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # of a fork with threads: BLAS's, which the child leaves
+        child = os.fork()
+    if not child:
+        try:
+            function.compile(tuple(map(numba.typeof, arguments)))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
 
 
 def loop_source(n_sequences: int, n_states: int, n_outputs: int, update_mapping: dict[int, int]) -> str:

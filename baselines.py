@@ -7,7 +7,7 @@ item that is clicked next should rank high:
     model.fit(train)                                               # a DataFrame with SessionId, ItemId, Time
     scores = model.predict_next(session_id, item_id, candidates)   # a Series: candidate -> score
 
-Each class says in one small method how it scores prefixes, `_scores` or `_sparse_scores`. The rest is shared:
+Each class says in one small method how it scores prefixes, `_scores` or `sparse_scores`. The rest is shared:
 `predict_next` follows one session event by event as in the authors' release, `score_block` and `tie_counts` serve whole
 test sets. Items are numbered in the order of their first appearance in the training frame: the item index.
 
@@ -33,14 +33,14 @@ from scipy.sparse import csr_array
 FAST_SUMS = {'reassoc', 'contract', 'nsz'}
 
 
-class _Prefixes(NamedTuple):
+class Prefixes(NamedTuple):
     """What a baseline may know about n prefixes of sessions, one row for each item to predict."""
     counts: csr_array  # (n, n_items) float32, clicks on each item so far
     last: np.ndarray   # (n,) int64, index of the item clicked last
     number: int        # how many predictions came before the first of these
 
 
-def _cut_prefixes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, number: int, n_items: int) -> _Prefixes:
+def _cut_prefixes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, number: int, n_items: int) -> Prefixes:
     """The prefixes `codes[start:end]` for every pair of `starts` and `ends`, int64 arrays of shape (n,)."""
     lengths = ends - starts
     indptr = np.concatenate([[0], np.cumsum(lengths)])
@@ -48,10 +48,10 @@ def _cut_prefixes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, numbe
     clicks = np.ones(len(events), dtype=np.float32)
     counts = csr_array((clicks, codes[events], indptr), shape=(len(lengths), n_items))
     counts.sum_duplicates()
-    return _Prefixes(counts, codes[ends - 1], number)
+    return Prefixes(counts, codes[ends - 1], number)
 
 
-class _Baseline:
+class Baseline:
     """What all baselines share. `items_`, an array of shape (n_items,), holds the item ids in item index order."""
     item_key: str  # an argument of each of them
     _session_id: Any  # that `predict_next` was called with last
@@ -149,17 +149,17 @@ class _Baseline:
         _in_threads(count_block, range(0, n_predictions, self._block))
         return counts[0], counts[1]
 
-    def _scores(self, prefixes: _Prefixes) -> np.ndarray:
+    def _scores(self, prefixes: Prefixes) -> np.ndarray:
         """Scores (n, n_items) of n prefixes. No row may depend on which others are asked for, not in its last bit."""
         raise NotImplementedError
 
-    def _count_ties(self, prefixes: _Prefixes, targets: np.ndarray,
+    def _count_ties(self, prefixes: Prefixes, targets: np.ndarray,
                     ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pair (greater, equal) for n prefixes and their `targets`; `ranked` (n_items,) bool marks candidates."""
         greater, equal = _count_dense_ties(self._scores(prefixes), targets, ranked)
         return greater, equal
 
-    def _prefixes(self, codes: np.ndarray, offsets: np.ndarray, first: int, last: int) -> tuple[_Prefixes, np.ndarray]:
+    def _prefixes(self, codes: np.ndarray, offsets: np.ndarray, first: int, last: int) -> tuple[Prefixes, np.ndarray]:
         """The prefixes of the predictions `first` to `last - 1`, and the item indices of their targets."""
         # No session predicts its first event, hence session s has offsets[s] - s predictions before it,
         # and prediction k of session s has s + 1 more events than predictions before it.
@@ -168,7 +168,7 @@ class _Baseline:
         targets = predictions + sessions + 1
         return _cut_prefixes(codes, offsets[sessions], targets, first, len(self.items_)), codes[targets]
 
-    def _learn_items(self, data: pd.DataFrame) -> np.ndarray:
+    def learn_items(self, data: pd.DataFrame) -> np.ndarray:
         """Number the items of a training frame, forget earlier sessions; returns (n_events,) int64 item indices."""
         codes, ids = _factorize(data, self.item_key, 'item_key')
         self.items_ = np.asarray(ids)
@@ -214,24 +214,24 @@ def _count_dense_ties(scores: np.ndarray, targets: np.ndarray, ranked: np.ndarra
     return counts
 
 
-class _SparseBaseline(_Baseline):
+class SparseBaseline(Baseline):
     """A baseline whose scores are common to all prefixes, but for a few items of each.
 
     Ranks then need one sorted array of the common scores, and a correction for the few items; no dense scores.
     """
     _block = 4096
 
-    def _sparse_scores(self, prefixes: _Prefixes) -> tuple[np.ndarray, csr_array]:
+    def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
         """Common scores (n_items,) float64, and what each of n prefixes adds to them: csr_array (n, n_items)."""
         raise NotImplementedError
 
-    def _scores(self, prefixes: _Prefixes) -> np.ndarray:
-        common, added = self._sparse_scores(prefixes)
+    def _scores(self, prefixes: Prefixes) -> np.ndarray:
+        common, added = self.sparse_scores(prefixes)
         return added.toarray() + common
 
-    def _count_ties(self, prefixes: _Prefixes, targets: np.ndarray,
+    def _count_ties(self, prefixes: Prefixes, targets: np.ndarray,
                     ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        common, added = self._sparse_scores(prefixes)
+        common, added = self.sparse_scores(prefixes)
         rows, items = np.repeat(np.arange(len(targets)), np.diff(added.indptr)), added.indices
         before, after = common[items], added.data + common[items]
         target_scores = common[targets]
@@ -252,7 +252,7 @@ class _SparseBaseline(_Baseline):
 
 
 @dataclass(eq=False)
-class RandomPred(_Baseline):
+class RandomPred(Baseline):
     """Random scores, for the chance level.
 
     In prediction k, since `fit` or of a test set, item i scores the uniform number (k, i) of a stream that `seed` alone
@@ -268,10 +268,10 @@ class RandomPred(_Baseline):
     def fit(self, data: pd.DataFrame) -> Self:
         """Take note of the items of `data`, a DataFrame with one row for each event; returns the model."""
         _check_number('seed', self.seed, Integral)
-        self._learn_items(data)
+        self.learn_items(data)
         return self
 
-    def _scores(self, prefixes: _Prefixes) -> np.ndarray:
+    def _scores(self, prefixes: Prefixes) -> np.ndarray:
         # Philox counts its states, each good for four numbers, so any row can be drawn without those before it.
         n_states = -(-len(self.items_) // 4)
         stream = np.random.Generator(np.random.Philox(self.seed).advance(prefixes.number * n_states))
@@ -279,7 +279,7 @@ class RandomPred(_Baseline):
 
 
 @dataclass(eq=False)
-class Pop(_SparseBaseline):
+class Pop(SparseBaseline):
     """POP (section 4.1): the most popular items of the training set, whatever the session.
 
     score(i) = supp_i / (supp_i + 1) for the `top_n` items with the largest support, 0 for the others. Of items with
@@ -311,7 +311,7 @@ class Pop(_SparseBaseline):
     def fit(self, data: pd.DataFrame) -> Self:
         """Count the support of the items of `data`, a DataFrame with one row for each event; returns the model."""
         _check_number('top_n', self.top_n, Integral, low=1)
-        items = self._learn_items(data)
+        items = self.learn_items(data)
         if self.support_by_key is None:
             support = np.bincount(items)
         else:
@@ -322,7 +322,7 @@ class Pop(_SparseBaseline):
         self.popularity_[top] = support[top] / (support[top] + 1)
         return self
 
-    def _sparse_scores(self, prefixes: _Prefixes) -> tuple[np.ndarray, csr_array]:
+    def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
         return self.popularity_, csr_array(prefixes.counts.shape)
 
 
@@ -341,7 +341,7 @@ class SessionPop(Pop):
     """
     top_n: int = 1000
 
-    def _sparse_scores(self, prefixes: _Prefixes) -> tuple[np.ndarray, csr_array]:
+    def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
         return self.popularity_, prefixes.counts
 
 
@@ -349,7 +349,7 @@ PersonalPop = SessionPop  # its older name
 
 
 @dataclass(eq=False)
-class ItemKNN(_SparseBaseline):
+class ItemKNN(SparseBaseline):
     """Item-KNN (section 4.1): "others who viewed this item also viewed these ones".
 
     score(j) = sim(i, j), where i is the last item of the session and
@@ -388,7 +388,7 @@ class ItemKNN(_SparseBaseline):
         _check_number('n_sims', self.n_sims, Integral, low=1)
         _check_number('lmbd', self.lmbd, Real)
         _check_number('alpha', self.alpha, Real, high=1)
-        items = self._learn_items(data)
+        items = self.learn_items(data)
         regularised = np.bincount(items) + float(self.lmbd)
         by_session = _count_pairs(_factorize(data, self.session_key, 'session_key')[0], items)
         by_item = by_session.tocsc()
@@ -408,7 +408,7 @@ class ItemKNN(_SparseBaseline):
         self.similarities_ = csr_array((similarities[found], neighbours[found], indptr), shape=(n_items, n_items))
         return self
 
-    def _sparse_scores(self, prefixes: _Prefixes) -> tuple[np.ndarray, csr_array]:
+    def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
         return np.zeros(len(self.items_)), self.similarities_[prefixes.last]
 
 
@@ -447,7 +447,7 @@ def _nearest_items(item_ptr: np.ndarray, item_sessions: np.ndarray, item_clicks:
 
 
 @dataclass(eq=False)
-class BPR(_Baseline):
+class BPR(Baseline):
     """BPR-MF (section 4.1): matrix factorisation for the pairwise ranking loss of Rendle et al. (UAI 2009).
 
     Learns a vector u_s for every session, a vector v_i and a bias b_i for every item. An epoch visits all events in
@@ -500,7 +500,7 @@ class BPR(_Baseline):
         for name in ('learning_rate', 'lambda_session', 'lambda_item', 'sigma'):
             _check_number(name, getattr(self, name), Real)
         _check_number('seed', self.seed, Integral)
-        items = self._learn_items(data)
+        items = self.learn_items(data)
         sessions, session_ids = _factorize(data, self.session_key, 'session_key')
         n_items = len(self.items_)
         if n_items < 2:
@@ -532,7 +532,7 @@ class BPR(_Baseline):
         factors *= np.float32(self.sigma)
         return factors
 
-    def _scores(self, prefixes: _Prefixes) -> np.ndarray:
+    def _scores(self, prefixes: Prefixes) -> np.ndarray:
         lengths = prefixes.counts.sum(axis=1, dtype=np.float32)
         session_vectors = prefixes.counts @ self.item_factors_ / lengths[:, None]
         return _dot_scores(session_vectors, self.item_factors_, self.item_bias_)

@@ -697,7 +697,8 @@ class GRU4Rec:
         callback : called with a `Progress` after each stretch of mini-batches
         checkpoint : path of a file that is written at least `every` so many seconds, and at the end.  Where it is there
             already, the training goes on from it: after an interruption at any moment, the same call ends with the same
-            bits as one without.  ValueError if it belongs to other data or arguments; `n_epochs` alone may differ
+            bits as one without (for what that takes of the compiler see `backends.compile_apart`).  ValueError if it
+            belongs to other data or arguments; `n_epochs` alone may differ
 
         Returns
         -------

@@ -454,11 +454,13 @@ def about(data: Dataset, protocol: Protocol) -> str:
 
 def table_1(results: list[dict], protocol: Protocol) -> list[str]:
     """Rows of Table 1 as Markdown."""
-    rows = [(model, protocol.published[model], ours) for model in BASELINES if (ours := of_model(results, model))]
+    rows = []
+    for model in BASELINES:
+        if ours := of_model(results, model):
+            recall, mrr = (f'{number:.4f}' if number else '-' for number in protocol.published.get(model, (None, None)))
+            rows.append((model, recall, average(ours, 'recall@20'), mrr, average(ours, 'mrr@20'), *durations(ours)))
     return markdown(('Baseline', 'Recall@20 published', 'Recall@20 ours', 'MRR@20 published', 'MRR@20 ours',
-                     'fit', 'evaluation'),
-                    [(model, f'{published[0]:.4f}', average(ours, 'recall@20'), f'{published[1]:.4f}',
-                      average(ours, 'mrr@20'), *durations(ours)) for model, published, ours in rows])
+                     'fit', 'evaluation'), rows)
 
 
 def table_2(outcomes: dict[str, search.Outcome], protocol: Protocol) -> list[str]:
@@ -738,8 +740,9 @@ def complete(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     arguments.units = arguments.units or usual_units
     if arguments.claims and (len(arguments.units) != 2 or arguments.units[0] >= arguments.units[1]):
         parser.error('--units of the claims are two numbers, of small and of large networks')
-    if 'mrr' in arguments.loss and arguments.table != [2]:
-        parser.error('--loss mrr goes with --table 2: the paper has no row for it in Table 3')
+    unpublished = [loss for loss in arguments.loss if loss not in RSC15.parameters]
+    if unpublished and arguments.table != [2]:
+        parser.error(f'--loss {unpublished[0]} goes with --table 2: the paper has no row for it in Table 3')
     if 2 in arguments.table and not arguments.claims and max(map(len, (arguments.units, arguments.seeds))) > 1:
         parser.error('--table 2 searches for networks of one size and with one seed: give one number each')
 

@@ -1,9 +1,10 @@
-"""Runs the walk-through: its Python blocks, one after another, and writes after each what it printed and drew.
+"""Runs the Python blocks of documents, one after another, and writes after each what it printed and drew.
 
     python docs/build.py
 
 writes docs/walkthrough.md again, with the pictures in docs/walkthrough/, and docs/walkthrough.ipynb, the same as a
-notebook.  `pytest tests/test_docs.py` runs the blocks too, and fails where what they print is not what is written.
+notebook; then the recipes of CONTRIBUTING.md.  `pytest tests/test_docs.py` runs the blocks too, and fails where what
+they print is not what is written.
 """
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pytensor
 
 DOCUMENT = Path(__file__).with_name('walkthrough.md')
+RECIPES = DOCUMENT.parents[1] / 'CONTRIBUTING.md'
 
 # A block of code, and, as far as they are there, what it printed and the picture that it drew.
 BLOCK = re.compile(r'```python(?: PyTensor (?P<version>[\d.]+))?\n(?P<code>.*?)^```\n'
@@ -39,17 +41,19 @@ class Result(NamedTuple):
         return not version or pytensor.__version__.startswith(f'{version}.')
 
 
-def run(document: str, name: str) -> list[Result]:
+def run(document: str, name: str, namespace: dict | None = None) -> list[Result]:
     """Run all Python blocks of a document in one namespace; `name` is that of the file, for error messages."""
-    namespace: dict = {'__name__': '__main__'}
+    namespace = {'__name__': '__main__'} if namespace is None else namespace
     results = []
     for block in BLOCK.finditer(document):
         line = document[:block.start()].count('\n') + 1
         tree = ast.parse('\n' * line + block['code'], name)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(tree, name, 'exec'), namespace)
-            value = eval(compile(ast.Expression(last.value), name, 'eval'), namespace) if last else None
+            exec(compile(tree, name, 'exec', dont_inherit=True), namespace)
+            value = None
+            if last:
+                value = eval(compile(ast.Expression(last.value), name, 'eval', dont_inherit=True), namespace)
         svg = value._repr_svg_() if hasattr(value, '_repr_svg_') else None
         shown = f'{value!r}\n' if value is not None and svg is None else ''
         results.append(Result(block, printed.getvalue() + shown, svg))
@@ -93,7 +97,8 @@ def notebook(document: str, results: list[Result]) -> str:
     return nbformat.writes(v4.new_notebook(cells=cells, metadata=kernel)) + '\n'
 
 
-def main():
+def main() -> None:
+    """Run the documents and write them again."""
     document = DOCUMENT.read_text(encoding='utf-8')
     results = run(document, DOCUMENT.name)
     for result in results:
@@ -103,6 +108,8 @@ def main():
             path.write_text(result.svg, encoding='utf-8')
     DOCUMENT.write_text(written(document, results), encoding='utf-8')
     DOCUMENT.with_suffix('.ipynb').write_text(notebook(document, results), encoding='utf-8')
+    recipes = RECIPES.read_text(encoding='utf-8')
+    RECIPES.write_text(written(recipes, run(recipes, RECIPES.name)), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytensor
+import pytensor.tensor as pt
 import pytest
+from conftest import few_items_log
+
+import evaluation
+import gru4rec
+import run_experiments
+from gru4rec import GRU4Rec
 
 for needed in ('matplotlib', 'nbformat'):
     pytest.importorskip(needed, reason='an extra is not installed')
@@ -114,3 +121,64 @@ def test_what_a_document_names_of_the_code_is_there(path):
         for part in rest:
             assert hasattr(value, part), f'{name} in {path.name}'
             value = getattr(value, part)
+
+
+# --- CONTRIBUTING.md ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def recipes():
+    """The namespace after the recipes have run, and their results."""
+    registries = [gru4rec.LOSSES, gru4rec.UNITS, run_experiments.BASELINES]
+    before = [dict(registry) for registry in registries]
+    text = build.RECIPES.read_text(encoding='utf-8')
+    namespace = {'__name__': '__main__'}
+    yield namespace, build.run(text, 'CONTRIBUTING.md', namespace)
+    for registry, entries in zip(registries, before):
+        registry.clear()
+        registry.update(entries)
+
+
+def test_the_recipes_print_what_is_written_under_them(recipes):
+    _namespace, results = recipes
+    assert len(results) == 3
+    for result in results:
+        assert differences(result.text, result.block['text']) == []
+
+
+def test_the_loss_of_the_recipe_is_that_of_a_loop(recipes):
+    scores = np.random.RandomState(0).randn(4, 4)
+    S = pt.dmatrix('S')
+    value = pytensor.function([S], recipes[0]['bpr_max'](S), mode='FAST_COMPILE')(scores)
+    lanes = []
+    for i, row in enumerate(scores):
+        others = np.exp(np.delete(row, i))
+        chances = 1 / (1 + np.exp(np.delete(row, i) - row[i]))
+        lanes.append(-np.log((others / others.sum() * chances).sum() + 1e-6))
+    assert value == pytest.approx(np.mean(lanes), rel=1e-5)
+
+
+def test_the_unit_of_the_recipe_is_saved_loaded_and_evaluated(recipes, tmp_path):
+    model = recipes[0]['mgu']
+    model.save(tmp_path / 'model')
+    ranks = [evaluation.next_item_ranks(m, recipes[0]['log']) for m in (model, GRU4Rec.load(tmp_path / 'model'))]
+    np.testing.assert_array_equal(*ranks)
+
+
+def test_the_baseline_of_the_recipe_is_a_row_of_table_1_with_the_ranks_of_a_loop(recipes, tmp_path, capsys):
+    log, markov = few_items_log(60, 8), recipes[0]['Markov']
+    log.to_csv(tmp_path / 'log.tsv', sep='\t', index=False)
+    rows, offsets = gru4rec.session_order(log, 'SessionId', 'Time', 'ItemId')
+    items = log.ItemId.to_numpy()[rows]
+    pairs = [(items[k], items[k + 1]) for k in range(len(items) - 1) if k + 1 not in offsets]
+    counts = {pair: pairs.count(pair) for pair in set(pairs)}
+    expected = [1 + sum(counts.get((a, c), 0) > counts[a, b] for c in set(items)) for a, b in pairs]
+    np.testing.assert_array_equal(evaluation.next_item_ranks(markov().fit(log), log), expected)
+
+    models = ('Markov', *run_experiments.MODELS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_experiments, 'MODELS', models)
+        path = str(tmp_path / 'log.tsv')
+        assert run_experiments.main(['--train', path, '--test', path, '--out', str(tmp_path), '--table', '1',
+                                     '--models', 'Markov']) == 0
+    assert '| Markov   | -' in capsys.readouterr().out
