@@ -1,4 +1,5 @@
 """The documents: code that they show runs and prints what they say, what they name is there, links lead somewhere."""
+import doctest
 import importlib
 import importlib.util
 import json
@@ -121,6 +122,14 @@ def test_what_a_document_names_of_the_code_is_there(path):
         for part in rest:
             assert hasattr(value, part), f'{name} in {path.name}'
             value = getattr(value, part)
+
+
+@pytest.mark.parametrize('module, n_examples', [
+    ('gru4rec', 8), ('evaluation', 2), ('baselines', 2)])
+def test_the_examples_in_the_docstrings_of_a_module_run(module, n_examples):
+    outcome = doctest.testmod(importlib.import_module(module))
+    assert outcome.failed == 0
+    assert outcome.attempted == n_examples  # all are found: a decorator, for one, can hide them
 
 
 # --- CONTRIBUTING.md ------------------------------------------------------------------------------------------------
