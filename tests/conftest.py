@@ -31,6 +31,15 @@ NUMBA_DROPOUT_CASE = 'x_dropout_fixedmask'
 needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX, an extra, is not installed')
 
 
+# The files that take longest come first, so that no process is left with one of them when the others have finished.
+LONGEST = ['test_variants.py', 'test_release.py', 'test_jax.py', 'test_search.py', 'test_fit_more.py', 'test_claims.py',
+           'test_checkpoint.py', 'test_evaluation.py', 'test_style.py', 'test_docs.py', 'test_backends.py']
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 # --- Click logs -----------------------------------------------------------------------------------------------------
 
 

@@ -274,7 +274,8 @@ def test_a_variant_trains_like_the_reference(variant, float64):
     dict(momentum=0.3), dict(momentum=0.3, lmbd=0.05, adapt='rmsprop', learning_rate=0.01),
     dict(adapt=None, momentum=0.3, lmbd=0.05), dict(grad_cap=0.05),
     dict(reset_after_session=False, n_epochs=2)], ids=str)
-@pytest.mark.parametrize('variant', [SESSION, *COMBINED], ids=str)
+@pytest.mark.parametrize('variant', [COMBINED[0], *[
+    pytest.param(variant, marks=pytest.mark.slow) for variant in (SESSION, COMBINED[1])]], ids=str)
 def test_every_update_rule_works_for_variants(variant, arguments, float64):
     assert_trained_like_the_reference(small_model(**{**TINY, **variant, **arguments}))
 
@@ -286,10 +287,9 @@ def test_all_layers_of_a_variant_are_dropped_out(variant, float64):
     assert_trained_like_the_reference(model, masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', ['numba', pytest.param('jax', marks=needs_jax)])
-@pytest.mark.parametrize('variant', [
-    dict(unit='rnn', feedforward=[3], **SESSION),
-    *[pytest.param(variant, marks=pytest.mark.slow) for variant in VARIANTS + COMBINED]], ids=str)
+@every_variant
 def test_the_fast_backends_train_and_predict_a_variant_like_the_interpreter(variant, backend):
     arguments = {'layers': [3], 'momentum': 0.2, 'dropout_p_hidden': 0.2, **variant}
     fast, slow = (small_model(**arguments, backend=name).fit(LOG) for name in (backend, 'python'))
@@ -305,7 +305,8 @@ def cycle_sessions(n_sessions, seed, n_items=12):
                        for start, length in zip(rng.randint(n_items, size=n_sessions), rng.randint(2, 7, n_sessions))])
 
 
-@every_variant
+@pytest.mark.parametrize('variant', [pytest.param(variant, marks=pytest.mark.slow) if (
+    'layers' in variant or variant is MANY_EVENTS) else variant for variant in VARIANTS + COMBINED], ids=str)
 def test_a_variant_learns_a_cycle_of_items(variant):
     arguments = {'loss': 'cross-entropy', **variant, 'layers': [16] * len(variant.get('layers', [1])),
                  'embedding': variant.get('embedding') and 12,
