@@ -89,7 +89,7 @@ def test_every_claim_compares_settings_that_differ_in_one_thing():
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('synthetic')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=900, n_items=120, seed=1)
+    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=200, seed=1)
     return folder
 
 
