@@ -2,8 +2,11 @@
 import doctest
 import importlib
 import importlib.util
+import inspect
 import json
 import re
+import shlex
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,10 @@ import pytensor.tensor as pt
 import pytest
 from conftest import few_items_log
 
+import cli
 import evaluation
 import gru4rec
+import preprocess_rsc15
 import run_experiments
 from gru4rec import GRU4Rec
 
@@ -135,17 +140,26 @@ def test_the_examples_in_the_docstrings_of_a_module_run(module, n_examples):
 # --- CONTRIBUTING.md ------------------------------------------------------------------------------------------------
 
 
+REGISTRIES = [gru4rec.LOSSES, gru4rec.UNITS, run_experiments.BASELINES]
+
+
 @pytest.fixture(scope='module')
-def recipes():
-    """The namespace after the recipes have run, and their results."""
-    registries = [gru4rec.LOSSES, gru4rec.UNITS, run_experiments.BASELINES]
-    before = [dict(registry) for registry in registries]
-    text = build.RECIPES.read_text(encoding='utf-8')
-    namespace = {'__name__': '__main__'}
-    yield namespace, build.run(text, 'CONTRIBUTING.md', namespace)
-    for registry, entries in zip(registries, before):
-        registry.clear()
-        registry.update(entries)
+def run_recipes():
+    """The namespace after the recipes have run, their results, and what they added to the registries."""
+    before, namespace = [dict(registry) for registry in REGISTRIES], {'__name__': '__main__'}
+    results = build.run(build.RECIPES.read_text(encoding='utf-8'), 'CONTRIBUTING.md', namespace)
+    added = [{name: registry.pop(name) for name in registry.keys() - entries.keys()}
+             for registry, entries in zip(REGISTRIES, before)]
+    return namespace, results, added
+
+
+@pytest.fixture
+def recipes(run_recipes, monkeypatch):
+    """The same, with the additions in the registries."""
+    for registry, entries in zip(REGISTRIES, run_recipes[2]):
+        for name, value in entries.items():
+            monkeypatch.setitem(registry, name, value)
+    return run_recipes[:2]
 
 
 def test_the_recipes_print_what_is_written_under_them(recipes):
@@ -191,3 +205,63 @@ def test_the_baseline_of_the_recipe_is_a_row_of_table_1_with_the_ranks_of_a_loop
         assert run_experiments.main(['--train', path, '--test', path, '--out', str(tmp_path), '--table', '1',
                                      '--models', 'Markov']) == 0
     assert '| Markov   | -' in capsys.readouterr().out
+
+
+# --- README.md ------------------------------------------------------------------------------------------------------
+
+
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+SHELL = [line.partition('   #')[0].strip() for block in re.findall(r'```sh\n(.*?)```', README, re.DOTALL)
+         for line in block.splitlines()]
+
+
+@pytest.mark.parametrize('command', [line for line in SHELL if line.split()[0] in ('python', 'gru4rec')])
+def test_a_command_of_the_readme_is_understood(command):
+    for part in command.split(' && '):
+        words = shlex.split(part)
+        if words[:4] == ['python', '-m', 'pip', 'install']:
+            extra = re.fullmatch(r'\.\[(\w+)\]', words[4])[1]
+            assert f"'{extra}': [" in (ROOT / 'setup.py').read_text()
+        elif words[0] == 'gru4rec':
+            assert cli.parse(words[1:]).command == words[1]
+        elif words[1] == 'run_experiments.py':
+            run_experiments.parse(words[2:])
+        elif words[1] == 'preprocess_rsc15.py':
+            preprocess_rsc15._parse_arguments(words[2:])
+        elif words[1].startswith('benchmarks/'):
+            assert (ROOT / words[1]).exists()
+        else:
+            assert words == ['python', '-m', 'pytest']
+
+
+def test_the_library_code_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gru4rec.backends, 'resolve', lambda backend: 'python')  # which compiles in a second
+    preprocess_rsc15.make_synthetic('DATA', n_sessions=1500, n_items=200, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # items that are unknown: the README's ids are those of RSC15
+        results = build.run(README, 'README.md')
+    assert len(results) == 2 and (tmp_path / 'model').exists()
+
+
+def test_the_readme_lists_every_loss_unit_and_option_of_the_variants():
+    rows = dict(re.findall(r'^\| (`[^|]*`) \| (.*) \|$', README, re.MULTILINE))
+    for names, registry in (('`loss`', gru4rec.LOSSES), ('`unit`', gru4rec.UNITS), ('`input_mode`', gru4rec.INPUTS)):
+        assert set(re.findall(r"'([\w-]+)'", rows[names])) == set(registry)
+    documented = {name for names in rows for name in re.findall(r'`(\w+)`', names)}
+    keyword_only = inspect.getfullargspec(GRU4Rec.__init__).kwonlyargs
+    assert set(keyword_only) - documented == {'session_decay', 'seed', 'backend'}  # which its text describes
+
+
+@pytest.mark.slow
+def test_the_first_command_prints_the_tables_of_the_readme(tmp_path, capsys):
+    """Two and a half minutes; seconds apart, which are of the machine."""
+    assert run_experiments.main(['--out', str(tmp_path / 'out'), '--cache', str(tmp_path / 'cache')]) == 0
+
+    def rows(text):
+        return [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:1] == '|']
+    printed = [row[:-2] for row in rows(capsys.readouterr().out) if row[-1].endswith(' s')]
+    written = [row[:-2] for row in rows(README[README.index('**Table 1'):README.index('Published: RSC15')])
+               if row[-1].endswith(' s')]
+    assert len(printed) == 7
+    assert [row for row in printed if differences(' '.join(row), ' '.join(written[printed.index(row)]))] == []
