@@ -90,7 +90,7 @@ def architecture(*models: GRU4Rec) -> Picture:
 
 
 def layers_of(model: GRU4Rec) -> list[tuple[str, str, bool]]:
-    """Title, weights, and whether it is recurrent, of each box of Figure 1, bottom to top."""
+    """Title, weights without biases, and whether it is recurrent, of each box of Figure 1, bottom to top."""
     layout = weight_layout(model)
 
     def described(names: list[str]) -> str:
@@ -184,7 +184,7 @@ def cell(ax: Axes, column: float, row: float, text: str, colour: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def graph(outputs: list[Variable]) -> Picture:
-    """A symbolic graph: its inputs at the top, an operation a box, and what is computed at the bottom.
+    """A symbolic graph: an operation a box, an input right above the first that needs it, the results at the bottom.
 
     An operation stands below all that it needs.  Constants are left out, and so is the adding of dimensions of length 1
     (`DimShuffle`), since nothing is computed there.

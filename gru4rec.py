@@ -67,7 +67,7 @@ NUMPY_ACTIVATIONS: dict[str, Callable] = {'tanh': np.tanh, 'linear': linear, 're
 def gru_step(gates: Symbol, H: Symbol, Wh: Symbol, Whr: Symbol, Whz: Symbol, hidden_act: Callable) -> Symbol:
     """New hidden state of a gated recurrent unit (section 3, equations 2-5).
 
-        z = sigmoid(Wz x + Uz h)            update gate     (eqs. 2, 3)
+        z = sigmoid(Wz x + Uz h)            update gate     (eq. 3)
         r = sigmoid(Wr x + Ur h)            reset gate      (eq. 5)
         c = act(W x + U (r * h))            candidate       (eq. 4)
         h' = (1 - z) * h + z * c            new state       (eq. 2)

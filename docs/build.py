@@ -70,7 +70,8 @@ def written(document: str, results: list[Result]) -> str:
             raise ValueError(f'{block["code"]}: a picture, and a line ![...](...) for it, must go together')
         code = document[block.start():block.start('output') if block['output'] else
                         block.start('image') if block['image'] else block.end()]
-        output = f'\n```text\n{result.text}```\n' if result.text else ''
+        text = result.text if result.is_comparable else block['text']
+        output = f'\n```text\n{text}```\n' if text else ''
         return code + output + (block['image'] or '')
     return BLOCK.sub(replaced, document)
 
@@ -102,7 +103,7 @@ def main() -> None:
     document = DOCUMENT.read_text(encoding='utf-8')
     results = run(document, DOCUMENT.name)
     for result in results:
-        if result.svg:
+        if result.svg and result.is_comparable:
             path = DOCUMENT.parent / result.block['path']
             path.parent.mkdir(exist_ok=True)
             path.write_text(result.svg, encoding='utf-8')

@@ -63,8 +63,9 @@ def test_two_trainings_give_the_same_bits_though_items_repeat(momentum):
     assert_same_bits(first, again)
 
 
-@pytest.mark.parametrize('arguments', [dict(), dict(momentum=0.3), dict(adapt='rmsprop', loss='cross-entropy'),
-                                       dict(adapt=None, lmbd=0.1)], ids=str)
+@pytest.mark.parametrize('arguments', [
+    dict(), dict(momentum=0.3), *[pytest.param(arguments, marks=pytest.mark.slow) for arguments in (
+        dict(adapt='rmsprop', loss='cross-entropy'), dict(adapt=None, lmbd=0.1))]], ids=str)
 def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(arguments):
     """Read in the program of XLA: its results lie where its arguments lay, and nothing of their size is copied."""
     n_items, units, K = 1013, 17, 5  # sizes that nothing else has

@@ -305,8 +305,9 @@ def cycle_sessions(n_sessions, seed, n_items=12):
                        for start, length in zip(rng.randint(n_items, size=n_sessions), rng.randint(2, 7, n_sessions))])
 
 
-@pytest.mark.parametrize('variant', [pytest.param(variant, marks=pytest.mark.slow) if (
-    'layers' in variant or variant is MANY_EVENTS) else variant for variant in VARIANTS + COMBINED], ids=str)
+@pytest.mark.parametrize('variant', [
+    pytest.param(variant, marks=() if variant in (SESSION, dict(embedding=3), dict(unit='lstm'), dict(feedforward=[3]))
+                 else pytest.mark.slow) for variant in VARIANTS + COMBINED], ids=str)
 def test_a_variant_learns_a_cycle_of_items(variant):
     arguments = {'loss': 'cross-entropy', **variant, 'layers': [16] * len(variant.get('layers', [1])),
                  'embedding': variant.get('embedding') and 12,
