@@ -6,7 +6,6 @@ notebook show them.  Needs Matplotlib, an extra of the package.
 """
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 
 import storage
 from gru4rec import UNITS, GRU4Rec, recurrent_names, session_parallel_minibatches, weight_layout
-from report import LOOK, draw_losses, look
+from report import LOOK, draw_losses, look, svg_of
 
 INK, MUTED, UNUSED = '#1a1a1a', '#5a5a5a', '#e8e8e8'
 TINTS = ('#cfe3f2', '#f9d9c4', '#c9ebdf', '#f3dbe8', '#fbe6bd', '#d9eefa', '#f6cfd0', '#e9e4b4', '#dcd3ee', '#d5e8c3')
@@ -42,10 +41,7 @@ class Picture(Figure):
 
     def _repr_svg_(self) -> str:
         with matplotlib.rc_context(LOOK):
-            file = io.StringIO()
-            self.savefig(file, format='svg', metadata={'Date': None})
-        text = file.getvalue()
-        return text[text.index('<svg'):]
+            return svg_of(self)
 
     def save(self, path: Path) -> list[Path]:
         """Write `path` with the endings .svg and .png, each whole or not at all; the two paths."""

@@ -14,6 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Colours that people with colour-blindness can tell apart (Okabe and Ito); each line also has a marker of its own.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#555555')
@@ -135,11 +136,8 @@ def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list
         for alternative, draw in panels.items():
             picture = Figure(figsize=(4.6, 3.2), layout='constrained')
             draw(picture.subplots())
-            file = io.StringIO()
-            picture.savefig(file, format='svg', metadata={'Date': None})
-            svg = file.getvalue()[file.getvalue().index('<svg'):]
             label = html.escape(alternative, quote=True)
-            drawn.append(svg.replace('<svg', f'<svg role="img" aria-label="{label}"', 1))
+            drawn.append(svg_of(picture).replace('<svg', f'<svg role="img" aria-label="{label}"', 1))
     legend = ''.join(f'<li><span style="color: {colour}" aria-hidden="true">{MARKERS[marker]}</span> '
                      f'{html.escape(label)}</li>' for label, (colour, marker) in zip(labels, map(look, range(99))))
     return (f'<figure>\n<ul class="legend">{legend}</ul>\n<div class="panels">{"".join(drawn)}</div>\n'
@@ -149,6 +147,13 @@ def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list
 # Settings of Matplotlib: text stays text, no frame, and ids in the SVG that are the same whenever it is drawn again.
 LOOK: dict = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'font.family': 'sans-serif',
               'axes.spines.top': False, 'axes.spines.right': False}
+
+
+def svg_of(picture: Figure) -> str:
+    """The picture as an element that can stand in a page; to be called under `LOOK`."""
+    file = io.StringIO()
+    picture.savefig(file, format='svg', metadata={'Date': None})
+    return file.getvalue()[file.getvalue().index('<svg'):]
 
 
 def look(k: int) -> tuple[str, str]:

@@ -34,11 +34,10 @@ class Result(NamedTuple):
     text: str  # what it printed, and the value of its last line, as a notebook shows it
     svg: str | None  # the picture that was the value of its last line
 
-    @property
-    def is_comparable(self) -> bool:
-        """Whether the block prints the same here: some name the version of PyTensor whose output they show."""
-        version = self.block['version']
-        return not version or pytensor.__version__.startswith(f'{version}.')
+
+def is_comparable(block: re.Match) -> bool:
+    """Whether a block prints the same here: some name the version of PyTensor whose output they show."""
+    return not block['version'] or pytensor.__version__.startswith(f"{block['version']}.")
 
 
 def run(document: str, name: str, namespace: dict | None = None) -> list[Result]:
@@ -70,8 +69,7 @@ def written(document: str, results: list[Result]) -> str:
             raise ValueError(f'{block["code"]}: a picture, and a line ![...](...) for it, must go together')
         code = document[block.start():block.start('output') if block['output'] else
                         block.start('image') if block['image'] else block.end()]
-        text = result.text if result.is_comparable else block['text']
-        output = f'\n```text\n{text}```\n' if text else ''
+        output = f'\n```text\n{result.text}```\n' if result.text else ''
         return code + output + (block['image'] or '')
     return BLOCK.sub(replaced, document)
 
@@ -101,9 +99,11 @@ def notebook(document: str, results: list[Result]) -> str:
 def main() -> None:
     """Run the documents and write them again."""
     document = DOCUMENT.read_text(encoding='utf-8')
+    if not all(map(is_comparable, BLOCK.finditer(document))):
+        sys.exit(f'{DOCUMENT.name} shows the output of another PyTensor than {pytensor.__version__}: use that one')
     results = run(document, DOCUMENT.name)
     for result in results:
-        if result.svg and result.is_comparable:
+        if result.svg:
             path = DOCUMENT.parent / result.block['path']
             path.parent.mkdir(exist_ok=True)
             path.write_text(result.svg, encoding='utf-8')
