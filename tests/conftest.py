@@ -31,9 +31,10 @@ NUMBA_DROPOUT_CASE = 'x_dropout_fixedmask'
 needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX, an extra, is not installed')
 
 
-# The files that take longest come first, so that no process is left with one of them when the others have finished.
-LONGEST = ['test_variants.py', 'test_release.py', 'test_jax.py', 'test_search.py', 'test_fit_more.py', 'test_claims.py',
-           'test_checkpoint.py', 'test_evaluation.py', 'test_style.py', 'test_docs.py', 'test_backends.py']
+# The files that take longest come first, so that no process is left with one of them when the others have finished; but
+# test_evaluation.py and test_checkpoint.py come later, since they find what test_release.py has compiled.
+LONGEST = ['test_variants.py', 'test_release.py', 'test_search.py', 'test_jax.py', 'test_fit_more.py',
+           'test_updates.py', 'test_style.py', 'test_docs.py', 'test_backends.py']
 
 
 def pytest_collection_modifyitems(items):

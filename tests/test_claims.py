@@ -93,6 +93,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_compares_judges_and_goes_on(data, tmp_path, monkeypatch, capsys):
     wanted = ('1-of-N input is better than an embedding', 'TOP1 is better than Item-KNN',
               'ranking among the most popular items alone hardly changes the result')
