@@ -254,6 +254,7 @@ def test_the_readme_lists_every_loss_unit_and_option_of_the_variants():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not pytensor.__version__.startswith('3.0.'), reason='the tables are those of PyTensor 3.0')
 def test_the_first_command_prints_the_tables_of_the_readme(tmp_path, capsys):
     """Three minutes; seconds apart, which are of the machine."""
     assert run_experiments.main(['--out', str(tmp_path / 'out'), '--cache', str(tmp_path / 'cache')]) == 0
