@@ -15,7 +15,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from threadpoolctl import ThreadpoolController
 
-from gru4rec import as_ids, places, session_order, session_parallel_minibatches, some
+from gru4rec import column_of_item, session_parallel_minibatches
+from gru4rec_pytensor.checks import first_few
+from gru4rec_pytensor.events import as_ids, session_of_event, session_order
 
 TIE_POLICIES = ('standard', 'conservative', 'median', 'tiebreaking')
 HIT_RULES = ('rank<=cut_off', 'rank<cut_off')
@@ -92,7 +94,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     if batch_size < 1:
         raise ValueError(f'batch_size={batch_size!r}: must be at least 1')
     ties = Ties(tie_policy, seed)
-    rows, offsets = session_order(test_data, session_key, time_key, item_key)
+    rows, offsets = session_order(test_data, session_key, item_key, time_key)
     if len(rows) == len(offsets) - 1:
         raise ValueError('every test session has a single event: there is no next item to predict')
     item_ids = test_data[item_key].to_numpy()[rows]
@@ -186,7 +188,7 @@ def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: 
     """
     index = model.item_indices(item_ids)
     candidates = None if items is None else model.item_indices(items)
-    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    session = session_of_event(offsets)
     states, active = model.initial_states(batch_size), np.ones(batch_size, dtype=bool)
     ranks = np.empty(len(index) - len(offsets) + 1)
 
@@ -214,7 +216,7 @@ def device_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: n
     """Ranks of a `GRU4Rec` whose weights are on a device, where everything is computed: only counts come back."""
     index = model.item_indices(item_ids)
     candidates = None if items is None else model.item_indices(items)
-    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    session = session_of_event(offsets)
     states, ranks = model.initial_states(batch_size), np.empty(len(index) - len(offsets) + 1)
     for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
         active = batches.position >= 0
@@ -235,7 +237,7 @@ def network_blocks(model: Any, steps: list[tuple], candidates: np.ndarray | None
     float32, count as equal.  With `activated` the scores are what `predict_next_batch` gives.
     """
     (all_Wy, all_By), (Wy, By) = model.output_weights(), model.output_weights(candidates)
-    place = places(candidates, model.n_items)
+    place = column_of_item(candidates, model.n_items)
     memory = np.empty((max((len(H) for _prediction, H, _target in steps), default=0), len(By)), dtype=By.dtype)
     for prediction, H, target in steps:
         scores, column, lane = np.matmul(H, Wy.T, out=memory[:len(H)]), place[target], np.arange(len(target))
@@ -258,7 +260,7 @@ def release_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items:
     last call of the same batch size is taken for the same session, and its state is not zeroed.
     """
     items = model.items_ if items is None else items
-    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    session = session_of_event(offsets)
     current = item_ids[np.zeros(batch_size, dtype=np.int64)]
     for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
         for position in batches.position:
@@ -283,8 +285,8 @@ def baseline_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items
     if items is not None:
         candidates = index.get_indexer(items)
         if (candidates < 0).any():
-            raise KeyError(f'items that are not in the training data: {some(items[candidates < 0])}')
-    place = places(candidates, len(index))
+            raise KeyError(f'items that are not in the training data: {first_few(items[candidates < 0])}')
+    place = column_of_item(candidates, len(index))
     targets = index.get_indexer(np.delete(item_ids, offsets[:-1]))
     for first in range(0, len(targets), n_rows):
         target = targets[first:first + n_rows]

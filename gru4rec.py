@@ -36,9 +36,11 @@ import pytensor.tensor as pt
 from numpy.typing import ArrayLike
 from pytensor.tensor.variable import TensorVariable
 
-import backends
-import storage
-from backends import FLOAT
+from gru4rec_pytensor import backends, model_file
+from gru4rec_pytensor.backends import FLOAT
+from gru4rec_pytensor.checks import first_few
+from gru4rec_pytensor.events import MAX_SESSION_LENGTH, as_ids, index_by_appearance, session_order
+from gru4rec_pytensor.recommend import Session
 
 Symbol = TensorVariable  # a tensor without a value yet: what an expression is made of
 Updates = dict  # shared variable -> symbol of its value after the mini-batch
@@ -172,8 +174,8 @@ def session_input(item: Symbol, starts: Symbol, history: list[Symbol], decay: fl
 
 
 def history_length(decay: float) -> int:
-    """How many events of a session count for `session_input`; at most 200, which is as long as RSC15's sessions get."""
-    return int(min(200, 1 + np.floor(np.log(1e-3) / np.log(decay)))) if decay else 1
+    """How many events of a session count for `session_input`."""
+    return int(min(MAX_SESSION_LENGTH, 1 + np.floor(np.log(1e-3) / np.log(decay)))) if decay else 1
 
 
 INPUTS = {'item': item_input, 'session': session_input}
@@ -716,7 +718,7 @@ class GRU4Rec:
         item_index, items = index_by_appearance(data[self.item_key])
         self._set_items(items, np.bincount(item_index))
         training_data = (item_index[rows], offsets, *(dropout_masks or ()))
-        file = storage.Checkpoint(checkpoint, every, self._training(training_data)) if checkpoint else None
+        file = model_file.Checkpoint(checkpoint, every, self._training(training_data)) if checkpoint else None
         rng = np.random.RandomState(self.seed)
         self._initialise(rng)
         self._train(item_index[rows], offsets, rng, Draws(self, dropout_masks), callback, file)
@@ -750,8 +752,8 @@ class GRU4Rec:
         ids = data[self.item_key]
         kinds = {'i' if kind == 'u' else kind for kind in (self.items_.dtype.kind, np.asarray(ids).dtype.kind)}
         if len(kinds) > 1:
-            raise TypeError(f'column {self.item_key!r} has item ids such as {some(ids[:1])}, but those of the model '
-                            f'are such as {some(self.items_[:1])}')
+            raise TypeError(f'column {self.item_key!r} has item ids such as {first_few(ids[:1])}, but those of the '
+                            f'model are such as {first_few(self.items_[:1])}')
         unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
         losses, n_done = self.epoch_losses_, len(self.epoch_losses_)
         rng = np.random.RandomState([self.seed, n_done, self.n_items])
@@ -764,7 +766,7 @@ class GRU4Rec:
 
     def _sessions(self, data: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """`session_order` of training data; ValueError when there are too few sessions for the lanes."""
-        rows, offsets = session_order(data, self.session_key, self.time_key, self.item_key)
+        rows, offsets = session_order(data, self.session_key, self.item_key, self.time_key)
         n_sessions = int((np.diff(offsets) > 1).sum())
         if n_sessions < self.batch_size:
             raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions of two or more events, but '
@@ -820,7 +822,7 @@ class GRU4Rec:
         self.error_during_train = False
 
     def _train(self, items: np.ndarray, offsets: np.ndarray, rng: np.random.RandomState, draws: Draws,
-               callback: Callable[[Progress], None] | None, checkpoint: storage.Checkpoint | None,
+               callback: Callable[[Progress], None] | None, checkpoint: model_file.Checkpoint | None,
                n_epochs: int | None = None) -> None:
         """All epochs over `items` (n_events,), the item indices in session order."""
         n_epochs = n_epochs or self.n_epochs
@@ -861,7 +863,7 @@ class GRU4Rec:
     def _training(self, data: tuple) -> dict:
         """What the result of a training depends on: `data`, its arrays, and the arguments; not how many epochs."""
         arguments = {name: value for name, value in plain_arguments(self).items() if name != 'n_epochs'}
-        checksum = storage.checksum({str(k): array for k, array in enumerate(data)})
+        checksum = model_file.checksum({str(k): array for k, array in enumerate(data)})
         return arguments | {'backend': self.backend_, 'data': checksum}
 
     def _changing(self, states: list) -> dict:
@@ -869,13 +871,13 @@ class GRU4Rec:
         groups = [self._weights.values(), self._acc.values(), self._vel.values(), states]
         return {variable.name: variable for variables in groups for variable in variables}
 
-    def _write(self, checkpoint: storage.Checkpoint, states: list, draws: Draws, done: Done) -> None:
+    def _write(self, checkpoint: model_file.Checkpoint, states: list, draws: Draws, done: Done) -> None:
         """All that the rest of the training depends on, into the checkpoint."""
         state = {'draws': draws.state(), 'epoch_losses': self.epoch_losses_, 'done': done}
         checkpoint.write(state, {name: np.asarray(variable.get_value(borrow=True))
                                  for name, variable in self._changing(states).items()})
 
-    def _resume(self, checkpoint: storage.Checkpoint, states: list, draws: Draws) -> Done:
+    def _resume(self, checkpoint: model_file.Checkpoint, states: list, draws: Draws) -> Done:
         """Put everything back as it was in the checkpoint, if there was one."""
         state, arrays = checkpoint.take()
         if not state:
@@ -924,7 +926,7 @@ class GRU4Rec:
         return self
 
     def save(self, path: str | Path, *, dtype: str = 'float32') -> None:
-        """Write the trained model to one file, all of it or nothing; see `storage`.
+        """Write the trained model to one file, all of it or nothing; see `model_file`.
 
         The file holds the constructor's arguments, the item ids and their counts, the weights and the optimiser's
         state under the release's names, and a checksum.
@@ -938,11 +940,11 @@ class GRU4Rec:
         self._check_usable()
         if dtype not in ('float32', 'float16'):
             raise ValueError(f"dtype={dtype!r}: must be 'float32' or 'float16'")
-        items = storage.ids_as_array(self.items_)
+        items = model_file.ids_as_array(self.items_)
         header = {'arguments': plain_arguments(self), 'items_as_json': self.items_.dtype == object,
                   'epoch_losses': self.epoch_losses_}
         weights = {name: value.astype(dtype) for name, value in self.weights().items()}
-        storage.write(path, header, {'items': items, 'item_counts': self.item_counts_, **weights,
+        model_file.write(path, header, {'items': items, 'item_counts': self.item_counts_, **weights,
                                      **self.optimizer_state()})
 
     @classmethod
@@ -951,12 +953,12 @@ class GRU4Rec:
 
         ValueError if the file is damaged, of a later version, or no model.
         """
-        header, arrays = storage.read(path)
+        header, arrays = model_file.read(path)
         try:
             model = cls(**header['arguments'] | ({'backend': backend} if backend else {}))
             check_arguments(model)
             model.backend_ = backends.resolve(model.backend)
-            model._set_items(storage.ids_of_array(arrays.pop('items'), header['items_as_json']),
+            model._set_items(model_file.ids_of_array(arrays.pop('items'), header['items_as_json']),
                              arrays.pop('item_counts'))
             groups: dict[str, dict] = {'acc': {}, 'vel': {}, 'weights': {}}
             for name, value in arrays.items():
@@ -1041,7 +1043,8 @@ class GRU4Rec:
                 self._rank_program = backends.JaxRanks(*self._state_graph(), x, ACTIVATIONS[self.final_activation](x))
         output = [self._weights[name].get_value(borrow=True) for name in ('Wy', 'By')]  # as they are, on the device
         ranked = output if candidates is None else [array[candidates] for array in output]
-        return self._rank_program(items, starts, targets, states, places(candidates, self.n_items), output, ranked)
+        column = column_of_item(candidates, self.n_items)
+        return self._rank_program(items, starts, targets, states, column, output, ranked)
 
     @property
     def final_activation(self) -> str:
@@ -1148,7 +1151,7 @@ class GRU4Rec:
         indices = self._index_of.get_indexer(ids)
         if (indices < 0).any():
             unknown = pd.unique(ids[indices < 0])
-            raise KeyError(f'{len(unknown)} item id(s) are not in the training data: {some(unknown)}')
+            raise KeyError(f'{len(unknown)} item id(s) are not in the training data: {first_few(unknown)}')
         return indices
 
     def _check_trained(self) -> None:
@@ -1161,104 +1164,17 @@ class GRU4Rec:
             raise RuntimeError('training of this GRU4Rec stopped at a loss that is not finite: it cannot predict')
 
 
-class Session:
-    """One visitor's session: `click` takes an event and recommends; its cost does not grow with the session."""
-
-    def __init__(self, model: GRU4Rec) -> None:
-        self._model = model
-        self._top: np.ndarray | None = None
-        self._states = model.initial_states(1)
-        self._seen: set[int] = set()
-
-    def click(self, item: Any, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
-        """The visitor's next event, and what `GRU4Rec.recommend` gives for the session up to it."""
-        for index in self.skip_unknown(as_ids([item])):
-            self.step(index)
-        return self.recommend(k, exclude_seen)
-
-    def skip_unknown(self, item_ids: np.ndarray) -> np.ndarray:
-        """Indices of the items that the model knows; a warning names the others."""
-        indices = self._model._index_of.get_indexer(item_ids)
-        if (indices < 0).any():
-            warnings.warn(f'skipped item id(s) that are not in the training data: {some(item_ids[indices < 0])}',
-                          stacklevel=3)
-        return indices[indices >= 0]
-
-    def step(self, index: int) -> None:
-        """One event further, by item index."""
-        self._top, self._states = self._model.next_states(np.array([index]), np.array([False]), self._states)
-        self._seen.add(int(index))
-
-    def recommend(self, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
-        """The k best next items of the session as it is; of the most popular ones where nothing is known of it."""
-        model = self._model
-        if not isinstance(k, (int, np.integer)) or k < 1:
-            raise ValueError(f'k={k!r}: must be a whole number of at least 1')
-        if self._top is None:
-            warnings.warn('the session has no item that the model knows: these are the most popular ones', stacklevel=3)
-            scores = model.item_counts_ / model.item_counts_.sum()
-        else:
-            Wy, By = model.output_weights()
-            scores = model.activate(np.asarray(self._top) @ Wy.T + By)[0]
-        excluded = np.array([*self._seen] if exclude_seen else [], dtype=np.int64)
-        enough = min(k + len(excluded), len(scores))
-        order = np.flatnonzero(scores >= np.partition(scores, -enough)[-enough])
-        order = order[~np.isin(order, excluded)]
-        order = order[np.argsort(-scores[order], kind='stable')][:k]  # equal scores in the order of item indices
-        return pd.DataFrame({model.item_key: model.items_[order], 'Score': scores[order]})
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Data, initial values, argument checks
 # ---------------------------------------------------------------------------------------------------------------------
 
-def session_order(data: pd.DataFrame, session_key: str, time_key: str,
-                  item_key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a frame by session and time, and where each session begins.
-
-    Returns
-    -------
-    rows : int64 (n_events,), positions in `data`; a stable order, so that equal times keep the frame's order
-    offsets : int64 (n_sessions + 1,)
-    """
-    for key in (session_key, item_key, time_key):
-        if key not in data.columns:
-            raise ValueError(f'the data has no column {key!r}; it has {list(data.columns)}')
-        if data[key].isna().any():
-            raise ValueError(f'column {key!r} has missing values, the first in row {int(data[key].isna().argmax())}')
-    if data.empty:
-        raise ValueError('the data has no events')
-    if pd.api.types.is_string_dtype(data[time_key]):
-        raise TypeError(f'column {time_key!r} must hold numbers or timestamps, not text such as '
-                        f'{data[time_key].iloc[0]!r}')
-    session, _ids = pd.factorize(data[session_key], sort=True)
-    rows = np.lexsort((data[time_key].to_numpy(), session))
-    return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
-
-
-def places(candidates: np.ndarray | None, n_items: int) -> np.ndarray:
+def column_of_item(candidates: np.ndarray | None, n_items: int) -> np.ndarray:
     """Column of each item among the candidates, -1 for the others, int64 (n_items,); None for all items in order."""
     if candidates is None:
         return np.arange(n_items)
     place = np.full(n_items, -1)
     place[candidates] = np.arange(len(candidates))
     return place
-
-
-def as_ids(ids: ArrayLike) -> np.ndarray:
-    """Ids as an array that keeps the type of each: NumPy alone would make strings of numbers beside a string."""
-    return pd.Series(ids).to_numpy()
-
-
-def index_by_appearance(item_ids: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Item indices (n_events,), and the ids in the order of the indices, which is that of first appearance.
-
-    >>> index, ids = index_by_appearance(pd.Series([30, 10, 30]))
-    >>> index.tolist(), ids.tolist()
-    ([0, 1, 0], [30, 10])
-    """
-    index, ids = pd.factorize(item_ids)
-    return index.astype('int64'), np.asarray(ids)
 
 
 def initial_weight(rng: np.random.RandomState, shape: tuple, sigma: float, normal: bool) -> np.ndarray:
@@ -1399,12 +1315,6 @@ def check_masks(dropout_masks: list | None, model: GRU4Rec) -> None:
     if dropout_masks is not None and ([np.shape(mask) for mask in dropout_masks] != shapes or not shapes):
         raise ValueError('dropout_masks needs dropout_p_hidden > 0 and an array for each layer, of the shapes '
                          f'{shapes}; got {[np.shape(mask) for mask in dropout_masks]}')
-
-
-def some(values: ArrayLike, n: int = 5) -> str:
-    """The first few values, for a message."""
-    found = np.asarray(values)
-    return ', '.join(map(repr, found[:n].tolist())) + (', ...' if len(found) > n else '')
 
 
 def check_arguments(model: GRU4Rec) -> None:

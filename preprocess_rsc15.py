@@ -17,19 +17,33 @@ clocks change inside the log's span: clicks after the change move by an hour aga
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gzip
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
 from numba import njit
 
-COLUMNS = ['SessionId', 'ItemId', 'Time']
+from gru4rec_pytensor.events import (
+    COLUMNS,
+    MIN_ITEM_EVENTS,
+    check_events,
+    check_seconds,
+    count,
+    drop_rare_items,
+    drop_short_sessions,
+    require_events,
+    sort_events,
+    split,
+)
+from gru4rec_pytensor.files import files_together
+from gru4rec_pytensor.synthetic import SYNTHETIC_ITEMS, SYNTHETIC_SESSIONS, synthetic_clicks
+from gru4rec_pytensor.terminal import Parser
+
+SYNTHETIC_LOG = 'synthetic-clicks.dat'  # its presence marks a folder of synthetic files
 FILES = {
     'train_full': 'rsc15_train_full.txt',
     'test': 'rsc15_test.txt',
@@ -40,61 +54,11 @@ PUBLISHED = {
     'train_full': {'sessions': 7_966_257, 'events': 31_637_239, 'items': 37_483},
     'test': {'sessions': 15_324, 'events': 71_222},
 }
-DAY = 86_400  # seconds
-MIN_SESSION_LENGTH = 2
-MIN_ITEM_CLICKS = 5
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Section 4, the protocol: pure functions from frame to frame, in the order in which they are applied
+# Section 4, the protocol
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def sort_events(events: pd.DataFrame) -> pd.DataFrame:
-    """Order events by session, then by time; events of a session with equal times keep their order."""
-    session, time = events['SessionId'].to_numpy(), events['Time'].to_numpy()
-    same = session[1:] == session[:-1]
-    if np.all((session[1:] > session[:-1]) | (same & (time[1:] >= time[:-1]))):
-        return events
-    return events.iloc[np.lexsort((time, session))]
-
-
-def drop_short_sessions(events: pd.DataFrame, min_length: int = MIN_SESSION_LENGTH) -> pd.DataFrame:
-    """Keep the sessions that have at least `min_length` events."""
-    return events[_count_of(events['SessionId']) >= min_length]
-
-
-def drop_rare_items(events: pd.DataFrame, min_clicks: int = MIN_ITEM_CLICKS) -> pd.DataFrame:
-    """Keep the events of items that have at least `min_clicks` events in the whole frame."""
-    return events[_count_of(events['ItemId']) >= min_clicks]
-
-
-def split_last_day(events: pd.DataFrame, seconds: float = DAY) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split by the time of each session's last event; no session is divided.
-
-    Returns (train, test): test holds the sessions that end at most `seconds` before the last event of the frame.
-    """
-    session_end = events.groupby('SessionId', sort=False)['Time'].transform('max')
-    in_test = session_end >= events['Time'].max() - seconds
-    return events[~in_test], events[in_test]
-
-
-def keep_trained_items(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
-    """Keep the test events whose item occurs in `train`: no collaborative filter can recommend another one."""
-    return test[test['ItemId'].isin(train['ItemId'].unique())]
-
-
-def split(events: pd.DataFrame, held_out: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One train/test split as section 4 describes it, cleaned; `held_out` names the second part in errors.
-
-    Returns (train, test) with new row numbers. Raises ValueError, naming the step, when one of them is empty.
-    """
-    train, test = split_last_day(events)
-    _require_events(train, f"setting the last day apart as {held_out}: every session ends in the log's last 24 hours")
-    test = _require_events(keep_trained_items(test, train), f'dropping {held_out} items that are not in training')
-    test = _require_events(drop_short_sessions(test), f'dropping one-click {held_out} sessions')
-    return train.reset_index(drop=True), test.reset_index(drop=True)
-
 
 def preprocess(clicks: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The whole protocol of section 4.
@@ -111,55 +75,17 @@ def preprocess(clicks: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
     Raises
     ------
-    TypeError, KeyError or ValueError for a frame that is not a click log, and ValueError when a step leaves nothing.
+    TypeError or ValueError for a frame that is not a click log, and ValueError when a step leaves nothing.
     """
-    _check_clicks(clicks)
-    events = drop_short_sessions(sort_events(clicks[COLUMNS]))
-    _require_events(events, 'dropping one-click sessions')
-    events = _require_events(drop_rare_items(events), f'dropping items with fewer than {MIN_ITEM_CLICKS} clicks')
-    events = _require_events(drop_short_sessions(events), 'dropping sessions that the rare items left with one click')
+    check_events(clicks, *COLUMNS)
+    check_seconds(clicks['Time'])
+    events = drop_short_sessions(sort_events(clicks[list(COLUMNS)]))
+    require_events(events, 'dropping one-click sessions')
+    events = require_events(drop_rare_items(events), f'dropping items with fewer than {MIN_ITEM_EVENTS} clicks')
+    events = require_events(drop_short_sessions(events), 'dropping sessions that the rare items left with one click')
     train_full, test = split(events, 'test')
     train_tr, valid = split(train_full, 'validation')
     return {'train_full': train_full, 'test': test, 'train_tr': train_tr, 'valid': valid}
-
-
-def count(events: pd.DataFrame) -> dict[str, int]:
-    """Sessions, events and items of a frame, as a dict of int."""
-    return {
-        'sessions': int(events['SessionId'].nunique()),
-        'events': len(events),
-        'items': int(events['ItemId'].nunique()),
-    }
-
-
-def _count_of(ids: pd.Series) -> pd.Series:
-    """For each row, in how many rows its id occurs."""
-    return ids.groupby(ids, sort=False).transform('size')
-
-
-def _require_events(events: pd.DataFrame, step: str) -> pd.DataFrame:
-    if events.empty:
-        raise ValueError(f'no event is left after {step}')
-    return events
-
-
-def _check_clicks(clicks: pd.DataFrame) -> None:
-    if not isinstance(clicks, pd.DataFrame):
-        raise TypeError(f'clicks must be a DataFrame with the columns {COLUMNS}, not {type(clicks).__name__}')
-    present = list(clicks.columns)
-    for name in COLUMNS:
-        if present.count(name) != 1:
-            raise KeyError(f'clicks must have one column {name!r}; its columns are {present}')
-        if clicks[name].isna().any():
-            raise ValueError(f'clicks has no {name} in row {int(clicks[name].isna().to_numpy().argmax())}')
-        if clicks[name].dtype == object and clicks[name].map(type).nunique() > 1:
-            raise TypeError(f'{name} must have values of one type, not {clicks[name].map(type).unique().tolist()}')
-    if not pd.api.types.is_numeric_dtype(clicks['Time']):
-        raise TypeError(f"Time must be a number of seconds since 1970, not {clicks['Time'].dtype}")
-    valid = np.isfinite(clicks['Time'].to_numpy()) & (clicks['Time'].to_numpy() >= 0)
-    if not valid.all():
-        row = int(valid.argmin())
-        raise ValueError(f"Time must be finite and not negative, but is {clicks['Time'].iloc[row]} in row {row}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -307,27 +233,6 @@ BLOCK_ROWS = 1 << 19
 MAX_LINE_BYTES = 64  # two ids and the seconds of up to 19 digits each, the milliseconds, and what separates them
 
 
-@contextlib.contextmanager
-def written_together(folder: str | os.PathLike) -> Iterator[str]:
-    """A folder to write files into that appear in `folder` when the block ends well, and vanish when it does not.
-
-    It lies inside `folder`, so each file moves in one step, and a place that cannot be written to is noticed before
-    the work is done.
-    """
-    is_new = not os.path.isdir(folder)
-    os.makedirs(folder, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=folder) as unfinished:
-            yield unfinished
-            for name in sorted(os.listdir(unfinished), reverse=True):  # a synthetic log, the mark of its files, first
-                os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # not empty: somebody else has put something there
-                os.rmdir(folder)
-        raise
-
-
 def write_events(events: pd.DataFrame, path: str | os.PathLike) -> None:
     """Write SessionId, ItemId (int64, not negative) and Time (float64, whole milliseconds) as a tab-separated file.
 
@@ -389,158 +294,6 @@ def _put_number(text: np.ndarray, start: int, value: int, separator: int, min_di
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The synthetic log: what makes the paper's comparison come out on real clicks, small enough for a first try
-# ---------------------------------------------------------------------------------------------------------------------
-
-SYNTHETIC_LOG = 'synthetic-clicks.dat'
-SYNTHETIC_SESSIONS = 150_000
-SYNTHETIC_ITEMS = 2_000
-WEEK = 7 * DAY * 1000  # milliseconds, as all times in this part
-FIRST_DAY = 1_396_310_400_000  # 2014-04-01, when the real log begins
-FIRST_ITEM = 214_500_000
-SHARE_SHELVED = 0.4  # the other items are met by chance only
-SHELVINGS = 3  # shelves on which an item stands
-SHELF_SIZE = 50
-REACH = 6  # how far along the shelf the next click can be
-P_ONE_CLICK = 0.14  # share of one-click sessions
-MAX_SESSION_LENGTH = 300
-P_AGAIN = 0.15  # the next click returns to an item of the session
-P_ELSEWHERE = 0.05  # ... goes anywhere in the catalogue
-P_JUMP = 0.04  # ... goes anywhere on the shelf, and on from there
-P_FORWARD = 0.75  # walks that begin in the shelf's order, not against it
-P_SAME_TIME = 0.005  # ... has the time of the click before it
-MEAN_GAP = 120_000  # between two clicks
-DRIFT = 0.15  # standard deviation of a shelf's log-popularity from week to week
-
-
-def synthetic_clicks(n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHETIC_ITEMS,
-                     seed: int = 42) -> pd.DataFrame:
-    """A made-up click log whose sessions a recurrent network can follow better than an item-to-item method can.
-
-    Each popular item stands on three shelves (think of kind, brand and offer), and a session walks along one shelf in
-    one direction, mostly forward. The last click alone leaves three shelves and two directions open; the clicks
-    before it tell which. Popularity follows Zipf's law and drifts from week to week. Sessions return to their items
-    now and then, or look at something else. In the last day, some items are replaced by new ones.
-
-    Parameters
-    ----------
-    n_sessions : int, one-click sessions included. The span grows slowly with it, from two weeks to half a year.
-    n_items : int, at least 200. Rare ones may never be clicked.
-    seed : int. The same seed gives the same log.
-
-    Returns
-    -------
-    DataFrame with SessionId, ItemId, Category (int64) and Time (float64), sorted by session and time.
-    """
-    _check_whole('n_sessions', n_sessions, at_least=1)
-    _check_whole('n_items', n_items, at_least=200)
-    _check_whole('seed', seed, at_least=0)
-    rng = np.random.default_rng(seed)
-    weeks = int(np.clip(4 * (n_sessions / 100_000) ** 0.4, 2, 26))
-    start = rng.integers(weeks * WEEK, size=n_sessions)
-    length = _session_lengths(n_sessions, rng)
-    first = length.cumsum() - length
-    millis = FIRST_DAY + _click_times(start, first, length, rng)
-
-    n_new = n_items // 100
-    rank = np.arange(1, n_items - n_new + 1)
-    shelves = _fill_shelves(n_items, rng)
-    shelf_popularity = (1 / (50 + rank[shelves])).sum(axis=1)  # Zipf's law, flattened at the top
-    shelf = _choose_shelves(shelf_popularity, start // WEEK, rng)
-    chance = (1 / (5 + rank)).cumsum()
-    item = np.empty(len(millis), np.int64)
-    _browse(rng, first, length, shelves, shelf, chance / chance[-1], item)
-    category = _categories(shelves, n_items)[item]
-    _bring_out_new_items(item, millis, shelves, np.arange(n_items - n_new, n_items), rng)
-    session = np.repeat(np.arange(1, n_sessions + 1), length)
-    item = FIRST_ITEM + rng.permutation(n_items)[item]
-    return pd.DataFrame({'SessionId': session, 'ItemId': item, 'Time': millis / 1000, 'Category': category})
-
-
-def _check_whole(name: str, value: int, at_least: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f'{name} must be a whole number, not {value!r}')
-    if value < at_least:
-        raise ValueError(f'{name} must be at least {at_least}, not {value}')
-
-
-def _session_lengths(n_sessions: int, rng: np.random.Generator) -> np.ndarray:
-    """Mostly short, some very long: a log-normal tail behind the second click, mean near 4."""
-    length = np.minimum(1 + np.ceil(rng.lognormal(0.5, 1.0, n_sessions)), MAX_SESSION_LENGTH).astype(np.int64)
-    length[rng.random(n_sessions) < P_ONE_CLICK] = 1
-    return length
-
-
-def _click_times(start: np.ndarray, first: np.ndarray, length: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Time of each click, whole milliseconds: the session's start plus the gaps up to the click."""
-    gap = np.ceil(rng.exponential(MEAN_GAP, length.sum())).astype(np.int64)
-    gap[rng.random(len(gap)) < P_SAME_TIME] = 0
-    time = gap.cumsum()
-    return time + np.repeat(start - time[first], length)
-
-
-def _fill_shelves(n_items: int, rng: np.random.Generator) -> np.ndarray:
-    """Item numbers on each shelf, (shelves, SHELF_SIZE); an item's neighbours are about as popular as itself.
-
-    Item numbers are ranks of popularity. Sorting them after a random push puts each into another company each time.
-    """
-    n_shelved = int(SHARE_SHELVED * n_items) // SHELF_SIZE * SHELF_SIZE
-    log_rank = np.log(np.arange(1, n_shelved + 1))
-    orders = [np.argsort(log_rank + rng.normal(0, 0.7, n_shelved)) for _ in range(SHELVINGS)]
-    return np.concatenate(orders).reshape(-1, SHELF_SIZE)
-
-
-def _choose_shelves(popularity: np.ndarray, week: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The shelf of each session: drawn by popularity, which takes a random step in each week."""
-    shelf = np.empty(len(week), np.int64)
-    log_popularity = np.log(popularity)
-    for w in range(week.max() + 1):
-        log_popularity += rng.normal(0, DRIFT, len(popularity))
-        share = np.exp(log_popularity).cumsum()
-        in_week = week == w
-        shelf[in_week] = np.searchsorted(share, share[-1] * rng.random(in_week.sum()), side='right')
-    return shelf
-
-
-@njit(cache=True)
-def _browse(rng: np.random.Generator, first: np.ndarray, length: np.ndarray, shelves: np.ndarray, shelf: np.ndarray,
-            chance: np.ndarray, item: np.ndarray) -> None:
-    """Fill `item` with each session's walk; `chance` holds cumulated chances of all items off the shelf."""
-    for s in range(first.size):
-        position, direction = 0, 1
-        for k in range(length[s]):
-            event, u = first[s] + k, rng.random()
-            if k > 0 and u < P_AGAIN:
-                item[event] = item[first[s] + int(k * rng.random())]
-            elif k > 0 and u < P_AGAIN + P_ELSEWHERE:
-                item[event] = np.searchsorted(chance, rng.random(), side='right')
-            else:
-                if k == 0 or u < P_AGAIN + P_ELSEWHERE + P_JUMP:
-                    position = int(SHELF_SIZE * rng.random())
-                    direction = 1 if rng.random() < P_FORWARD else -1
-                else:  # near places are likelier than far ones
-                    position = (position + direction * (1 + int(REACH * rng.random() ** 2))) % SHELF_SIZE
-                item[event] = shelves[shelf[s], position]
-
-
-def _categories(shelves: np.ndarray, n_items: int) -> np.ndarray:
-    """Category of each item: its shelf in the first shelving, from 1 on, and 0 for the others."""
-    first_shelving = shelves[: len(shelves) // SHELVINGS]
-    category = np.zeros(n_items, np.int64)
-    category[first_shelving] = np.arange(1, len(first_shelving) + 1)[:, None]
-    return category
-
-
-def _bring_out_new_items(item: np.ndarray, millis: np.ndarray, shelves: np.ndarray, new_items: np.ndarray,
-                         rng: np.random.Generator) -> None:
-    """In place: in the last day, as many items from the shelves as there are new ones are clicked under a new id."""
-    sold_now = np.arange(new_items[-1] + 1)
-    sold_now[rng.choice(np.unique(shelves), size=len(new_items), replace=False)] = new_items
-    late = millis >= millis.max() - 1000 * DAY
-    item[late] = sold_now[item[late]]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # From log to files, and the command line
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -552,7 +305,7 @@ def preprocess_log(clicks_path: str | os.PathLike, out_dir: str | os.PathLike) -
     """
     if os.path.exists(os.path.join(out_dir, SYNTHETIC_LOG)):
         raise ValueError(f'{out_dir} holds a synthetic log and its files; choose another folder, lest they be confused')
-    with written_together(out_dir) as folder:
+    with files_together(out_dir) as folder:
         clicks = read_clicks(clicks_path)
         try:
             parts = preprocess(clicks)
@@ -567,7 +320,7 @@ def make_synthetic(out_dir: str | os.PathLike, n_sessions: int = SYNTHETIC_SESSI
 
     Returns the counts of each file, as `preprocess_log` does.
     """
-    with written_together(out_dir) as folder:
+    with files_together(out_dir) as folder:
         clicks = synthetic_clicks(n_sessions, n_items, seed)
         write_raw_log(clicks, os.path.join(folder, SYNTHETIC_LOG))
         return _write_files(preprocess(clicks), folder)
@@ -592,13 +345,6 @@ def format_counts(counts: dict[str, dict[str, int]], synthetic: bool = False) ->
     if synthetic:
         lines.append('This log is synthetic: the published counts do not apply to it.')
     return '\n'.join(lines)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def _parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:

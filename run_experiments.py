@@ -24,7 +24,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,18 +34,16 @@ import numpy as np
 import pandas as pd
 import pytensor
 
-import backends
 import baselines
-import claims
-import clicklog
 import preprocess_rsc15
-import report
-import search
-import storage
-from cli import positive
 from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
-from gru4rec import GRU4Rec, session_order
-from progress import TrainingProgress, note
+from gru4rec import GRU4Rec
+from gru4rec_pytensor import backends, click_log, synthetic
+from gru4rec_pytensor import events as events_module
+from gru4rec_pytensor.events import count, keep_known_items, most_frequent, session_order, split
+from gru4rec_pytensor.experiments import claims, report, search
+from gru4rec_pytensor.files import atomic_file, check_writable
+from gru4rec_pytensor.terminal import TrainingProgress, listed, note, positive_number, whole_number
 
 
 class Protocol(NamedTuple):
@@ -100,8 +98,8 @@ RSC15 = Protocol(
     },
     candidates=None,
     max_session_length=None,
-    sessions=preprocess_rsc15.SYNTHETIC_SESSIONS,
-    items=preprocess_rsc15.SYNTHETIC_ITEMS,
+    sessions=synthetic.SYNTHETIC_SESSIONS,
+    items=synthetic.SYNTHETIC_ITEMS,
 )
 
 VIDEO = Protocol(
@@ -183,7 +181,7 @@ def load_dataset(arguments: argparse.Namespace) -> Dataset:
     else:
         folder = Path(arguments.data) if arguments.data else synthetic_folder(arguments)
         train, test, name = folder / 'rsc15_train_full.txt', folder / 'rsc15_test.txt', folder.resolve().name
-    frames = [clicklog.read_events(path) for path in (train, test)]
+    frames = [click_log.read_events(path) for path in (train, test)]
     frames = [drop_long_sessions(frame, PROTOCOLS[arguments.dataset]) for frame in frames]
     for key in ('SessionId', 'ItemId'):  # ids that look like numbers in one file only
         if frames[0][key].dtype != frames[1][key].dtype:
@@ -201,7 +199,7 @@ def fingerprint(*frames: pd.DataFrame) -> str:
 
 def synthetic_folder(arguments: argparse.Namespace) -> Path:
     """Folder with a synthetic log of the wanted size, made if need be; its name changes when the generator does."""
-    version = hashlib.sha256(Path(preprocess_rsc15.__file__).read_bytes()).hexdigest()[:8]
+    version = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()[:8]
     protocol = PROTOCOLS[arguments.dataset]
     size = {f'n_{name}': getattr(arguments, name) or getattr(protocol, name) for name in ('sessions', 'items')}
     folder = Path(arguments.cache) / '-'.join(['synthetic', version, *[f'{n}{name[1:]}' for name, n in size.items()]])
@@ -214,9 +212,7 @@ def synthetic_folder(arguments: argparse.Namespace) -> Path:
 def drop_long_sessions(events: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     """The sessions that are not longer than the protocol allows: those are likely to be of bots (section 4, VIDEO)."""
     limit = protocol.max_session_length
-    if not limit:
-        return events
-    kept = events[events.groupby('SessionId').ItemId.transform('size') <= limit]
+    kept = events_module.drop_long_sessions(events, limit)
     if kept.empty:
         raise ValueError(f'no session has {limit} events or fewer')
     if len(kept) < len(events):
@@ -229,16 +225,15 @@ def validation_split(arguments: argparse.Namespace, data: Dataset) -> tuple[pd.D
     if arguments.data:
         files = [Path(arguments.data) / name for name in ('rsc15_train_tr.txt', 'rsc15_train_valid.txt')]
         if all(path.is_file() for path in files):
-            train, valid = (drop_long_sessions(clicklog.read_events(path), PROTOCOLS[arguments.dataset])
+            train, valid = (drop_long_sessions(click_log.read_events(path), PROTOCOLS[arguments.dataset])
                             for path in files)
             return train, known_items_only(train, valid)
-    return preprocess_rsc15.split(data.train, 'validation')
+    return split(data.train, 'validation')
 
 
 def known_items_only(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     """The test events that the protocol of section 4 keeps: items that training has, sessions of two events or more."""
-    known = test[test.ItemId.isin(train.ItemId.unique())]
-    kept = known[known.groupby('SessionId').ItemId.transform('size') > 1]
+    kept = keep_known_items(test, train.ItemId.unique())
     if kept.empty:
         raise ValueError('no test session has two events with items of the training data')
     if len(kept) < len(test):
@@ -330,7 +325,7 @@ def run_cell(cell: Cell, data: Dataset, backend: str, published: dict) -> dict:
 def evaluate(model: Any, cell: Cell, data: Dataset) -> dict:
     """Metrics of a trained model, and what evaluation took."""
     started = time.perf_counter()
-    items = most_popular(data.train, cell.candidates)
+    items = most_frequent(data.train.ItemId, cell.candidates)
     ranks = next_item_ranks(model, data.test, items, tie_policy=cell.tie_policy)
     seconds = time.perf_counter() - started
     recall, mrr = recall_mrr(ranks, CUT_OFF)
@@ -351,7 +346,7 @@ POPULARITY = {'top 1%': 0.01, 'to 5%': 0.05, 'to 20%': 0.2, 'to 50%': 0.5, 'the 
 
 def rank_details(ranks: np.ndarray, data: Dataset) -> dict:
     """Recall and MRR over cut-offs; Recall@20 by position in the session, and by popularity of the next item."""
-    rows, offsets = session_order(data.test, 'SessionId', 'Time', 'ItemId')
+    rows, offsets = session_order(data.test)
     first = np.repeat(offsets[:-1], np.diff(offsets))
     position = np.delete(np.arange(len(rows)) - first + 1, offsets[:-1])
     target = np.delete(data.test.ItemId.to_numpy()[rows], offsets[:-1])
@@ -366,14 +361,6 @@ def rank_details(ranks: np.ndarray, data: Dataset) -> dict:
     both = [recall_mrr(ranks, n) for n in CUT_OFFS]
     return {'recall': [recall for recall, _mrr in both], 'mrr': [mrr for _recall, mrr in both],
             'by_position': by_bin(position, POSITIONS, True), 'by_popularity': by_bin(popularity, POPULARITY, False)}
-
-
-def most_popular(events: pd.DataFrame, n: int | None) -> np.ndarray | None:
-    """The n items with the most events, of equally frequent ones the first; None when there are no more than that."""
-    index, ids = pd.factorize(events.ItemId)
-    if n is None or n >= len(ids):
-        return None
-    return np.asarray(ids[np.argsort(-np.bincount(index), kind='stable')[:n]])
 
 
 RESULT_KEYS = ('dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19',
@@ -415,7 +402,7 @@ def find(results: list[dict], dataset: str, cell: Cell, backend: str) -> dict | 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file that is either whole or not there."""
-    with storage.replacing(path) as file:
+    with atomic_file(path) as file:
         file.write(text.encode())
 
 
@@ -475,11 +462,11 @@ def table_2(outcomes: dict[str, search.Outcome], protocol: Protocol) -> list[str
                      f'{stable} of 100' if stable else '-'))
         counted = f'{found.n_stable} of {found.n_random}'
         counted += f' ({found.n_stopped} stopped early)' if found.n_stopped else ''
-        for title, best, count in (('ours, best random point', found.best_random, counted),
+        for title, best, stable_count in (('ours, best random point', found.best_random, counted),
                                    ('ours, tuned', found.tuned, '')):
             values = [best[name] for name in search.SPACE] if best else ['-'] * len(search.SPACE)
             metrics = [f'{best[name]:.4f}' for name in ('recall', 'mrr')] if best else ['-'] * 2
-            rows.append((LOSS_NAMES[loss], title, *values, *metrics, count))
+            rows.append((LOSS_NAMES[loss], title, *values, *metrics, stable_count))
     return markdown(header, rows)
 
 
@@ -596,7 +583,7 @@ def data_rows(data: Dataset, protocol: Protocol) -> list[list[str]]:
     """Sessions, events and items of the data, next to the published counts."""
     rows = []
     for name, frame in (('train', data.train), ('test', data.test)):
-        for kind, found in preprocess_rsc15.count(frame).items():
+        for kind, found in count(frame).items():
             published = protocol.counts[name].get(kind)
             rows.append([name, kind, f'{found:,}', f'{published:,}' if published else '-'])
     return rows
@@ -682,23 +669,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--data', metavar='DIR', help='folder with rsc15_train_full.txt and rsc15_test.txt')
     parser.add_argument('--train', metavar='F', help='tab-separated training events; goes with --test')
     parser.add_argument('--test', metavar='F', help='tab-separated test events; goes with --train')
-    parser.add_argument('--sessions', type=positive, metavar='N', help='size of the synthetic click log, in sessions '
-                        f'({RSC15.sessions:,}; with --dataset video {VIDEO.sessions:,})')
-    parser.add_argument('--items', type=positive, metavar='N', help='and in items '
+    parser.add_argument('--sessions', type=positive_number, metavar='N', help='size of the synthetic click log, in '
+                        f'sessions ({RSC15.sessions:,}; with --dataset video {VIDEO.sessions:,})')
+    parser.add_argument('--items', type=positive_number, metavar='N', help='and in items '
                         f'({RSC15.items:,}; with --dataset video {VIDEO.items:,})')
-    parser.add_argument('--table', type=listed(whole, (1, 2, 3)), nargs='+', default=[[1, 3]],
+    parser.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=[[1, 3]],
                         help='tables to run (1 3)')
     parser.add_argument('--models', type=listed(str, MODELS), nargs='+', default=[MODELS],
                         help=f'rows to run, of {", ".join(MODELS)} (all)')
     parser.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[RSC15.parameters],
                         help=f'rows of Tables 2 and 3, of {", ".join(RSC15.parameters)} (all); Table 2 also takes mrr')
-    parser.add_argument('--units', type=listed(positive), nargs='+', default=[[]],
+    parser.add_argument('--units', type=listed(positive_number), nargs='+', default=[[]],
                         help='hidden units, for Tables 2 and 3 (100); for the claims those of small and large networks '
                              '(100,1000; with --quick 50,200)')
-    parser.add_argument('--epochs', type=positive, help='training epochs of GRU4Rec (10; with --quick 3)')
-    parser.add_argument('--seeds', type=listed(whole), nargs='+', default=[[]],
+    parser.add_argument('--epochs', type=positive_number, help='training epochs of GRU4Rec (10; with --quick 3)')
+    parser.add_argument('--seeds', type=listed(whole_number), nargs='+', default=[[]],
                         help='one run for each (42; for the claims 42,43,44)')
-    parser.add_argument('--trials', type=positive, default=100, metavar='N', help='random points of Table 2 (100)')
+    parser.add_argument('--trials', type=positive_number, default=100, metavar='N',
+                        help='random points of Table 2 (100)')
     parser.add_argument('--storage', metavar='URL', help='database of the trials of Table 2, as SQLAlchemy writes it '
                         '(sqlite:///OUT/search.db); processes that share one work on the same search')
     parser.add_argument('--prune', action='store_true', help='Table 2: stop a trial whose Recall@20 after an epoch is '
@@ -747,24 +735,6 @@ def complete(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         parser.error('--table 2 searches for networks of one size and with one seed: give one number each')
 
 
-def whole(text: str) -> int:
-    """Argument that is a whole number, from 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
-    return int(text)
-
-
-def listed(kind: Callable[[str], Any], allowed: Collection | None = None) -> Callable[[str], list]:
-    """Argument that may hold several values with commas between them."""
-    def parse_list(text: str) -> list:
-        values = [kind(part) for part in text.split(',')]
-        for value in values:
-            if allowed and value not in allowed:
-                raise argparse.ArgumentTypeError(f'{value!r} is none of {", ".join(map(str, allowed))}')
-        return values
-    return parse_list
-
-
 def run(arguments: argparse.Namespace) -> None:
     """What the command line asks for, as far as it is not in OUT yet; prints tables or claims."""
     out = Path(arguments.out)
@@ -780,7 +750,7 @@ def run(arguments: argparse.Namespace) -> None:
         protocol, arguments.table, arguments.models, arguments.loss, arguments.units, arguments.epochs,
         arguments.seeds, arguments.tie_policy)
     load_results(out / 'results.json')
-    storage.check_writable(out / 'results.json')
+    check_writable(out / 'results.json')
     data = load_dataset(arguments)
     note(f'{data.name}: train {counts(data.train)}; test {counts(data.test)}; backend {backend}')
     if arguments.claims:
@@ -816,7 +786,7 @@ def write_report(out: Path, results: list[dict], data: Dataset, protocol: Protoc
 
 def write_figures(folder: Path, results: list[dict], data: Dataset, arguments: argparse.Namespace) -> None:
     """Figures 1 and 2 of the paper, of the networks and the data of this run, and training curves; as SVG and PNG."""
-    import figures
+    from gru4rec_pytensor.experiments import figures
 
     networks = {}
     for loss, n in itertools.product(arguments.loss, arguments.units):
@@ -826,7 +796,7 @@ def write_figures(folder: Path, results: list[dict], data: Dataset, arguments: a
     everything = GRU4Rec([n, n], embedding=n, feedforward=[n], input_to_all_layers=True)
     for network in (*networks.values(), everything):
         network.n_items = data.train.ItemId.nunique()
-    _rows, offsets = session_order(data.train, 'SessionId', 'Time', 'ItemId')
+    _rows, offsets = session_order(data.train)
     pictures = {'architecture': figures.architecture(*networks.values(), everything),
                 'minibatches': figures.minibatches(offsets, batch_size=3)}
     if losses := mean_losses(results):
@@ -858,7 +828,7 @@ def run_search(arguments: argparse.Namespace, data: Dataset, protocol: Protocol,
     """Table 2 as Markdown, after the search of each loss."""
     train, valid = validation_split(arguments, data)
     url = arguments.storage or f'sqlite:///{out / "search.db"}'
-    items, outcomes = most_popular(train, protocol.candidates), {}
+    items, outcomes = most_frequent(train.ItemId, protocol.candidates), {}
     for loss in arguments.loss:
         outcomes[loss] = search.run(
             search.Search(train, valid, f'{data.name}, {fingerprint(train, valid)}', loss, arguments.units[0],

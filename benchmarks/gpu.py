@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 from speed import N_ITEMS, TOP1, best, events, fit_rate
 
-import backends
 import gru4rec
 from evaluation import next_item_ranks
+from gru4rec_pytensor import backends
 
 try:
     import torch

@@ -28,10 +28,10 @@ sys.path.insert(0, str(ROOT))
 
 import yardstick
 
-from backends import TRICKS
 from baselines import BPR, ItemKNN, Pop, SessionPop
 from evaluation import next_item_ranks
 from gru4rec import GRU4Rec
+from gru4rec_pytensor.backends import TRICKS
 
 N_ITEMS = 37_483  # of RSC15
 TOP1: dict[str, Any] = dict(loss='top1', batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01)

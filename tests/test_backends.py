@@ -22,8 +22,8 @@ from conftest import (
 )
 from numpy.testing import assert_allclose
 
-import backends
 import gru4rec
+from gru4rec_pytensor import backends
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
 

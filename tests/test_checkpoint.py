@@ -75,7 +75,7 @@ def test_a_finished_training_is_not_done_again_and_can_be_prolonged(tmp_path):
 
 def test_a_checkpoint_changes_nothing_and_is_written_no_more_often_than_asked(tmp_path, short_stretches, monkeypatch):
     written = []
-    monkeypatch.setattr('storage.Checkpoint.write', lambda self, state, arrays: written.append(state['done']))
+    monkeypatch.setattr('model_file.Checkpoint.write', lambda self, state, arrays: written.append(state['done']))
     model = small_model(**EVERYTHING).fit(LOG, checkpoint=tmp_path / 'checkpoint', every=1e9)
     assert_same_bits(state_of(model), state_of(small_model(**EVERYTHING).fit(LOG)))
     assert [done.epoch for done in written] == [3]
@@ -170,7 +170,8 @@ def test_a_first_run_with_nothing_compiled_ends_with_the_same_bits_as_a_second_o
 
 SEARCH_PROGRAM = textwrap.dedent("""
     import sys
-    import run_experiments, search
+    import run_experiments
+    from gru4rec_pytensor.experiments import search
     search.SPACE = {'batch_size': (20, 50), 'dropout_p_hidden': (0.0,), 'learning_rate': (0.02, 0.1),
                     'momentum': (0.0,)}
     search.HEARTBEAT = 1

@@ -4,10 +4,9 @@ import json
 import numpy as np
 import pytest
 
-import claims
 import preprocess_rsc15
 import run_experiments
-import search
+from gru4rec_pytensor.experiments import claims, search
 
 pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
 

@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from conftest import assert_same_bits, few_items_log, state_of
 
-import cli
-import clicklog
 from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import cli, click_log
 
 DAY = 86_400
 LOG = few_items_log(n_sessions=300, n_items=12).rename(columns={'SessionId': 'visit', 'ItemId': 'product'})
@@ -37,19 +36,19 @@ def folder(tmp_path_factory):
 
 
 def test_prepare_writes_what_the_function_returns(folder):
-    log = clicklog.read_events(folder / 'log.csv', ('visit', 'product', 'when')).set_axis(clicklog.COLUMNS, axis=1)
-    for name, frame in zip(('train', 'test'), clicklog.prepare(log, test_days=3)):
-        pd.testing.assert_frame_equal(clicklog.read_events(folder / 'data' / f'{name}.tsv'), frame)
+    log = click_log.read_events(folder / 'log.csv', ('visit', 'product', 'when')).set_axis(click_log.COLUMNS, axis=1)
+    for name, frame in zip(('train', 'test'), click_log.prepare(log, test_days=3)):
+        pd.testing.assert_frame_equal(click_log.read_events(folder / 'data' / f'{name}.tsv'), frame)
 
 
 def test_fit_saves_the_model_that_the_class_would_train(folder):
-    train = clicklog.read_events(folder / 'data' / 'train.tsv')
+    train = click_log.read_events(folder / 'data' / 'train.tsv')
     expected = GRU4Rec([6], n_epochs=2, batch_size=10, backend='python').fit(train)
     assert_same_bits(state_of(GRU4Rec.load(folder / 'model')), state_of(expected))
 
 
 def test_evaluate_prints_recall_and_mrr_at_every_cut_off(folder, capsys):
-    test = clicklog.read_events(folder / 'data' / 'test.tsv')
+    test = click_log.read_events(folder / 'data' / 'test.tsv')
     ranks = next_item_ranks(GRU4Rec.load(folder / 'model'), test, tie_policy='conservative')
     command = f'evaluate {folder}/model {folder}/data/test.tsv --cut-off 1 5'
     found = json.loads(run(f'{command} --json', capsys).out)
@@ -60,7 +59,7 @@ def test_evaluate_prints_recall_and_mrr_at_every_cut_off(folder, capsys):
 
 
 def test_evaluate_drops_and_counts_what_the_model_does_not_know(folder, tmp_path, capsys):
-    test = clicklog.read_events(folder / 'data' / 'test.tsv')
+    test = click_log.read_events(folder / 'data' / 'test.tsv')
     more = pd.concat([test, pd.DataFrame({'SessionId': [-1, -1], 'ItemId': ['p10', 'new'], 'Time': 0})])
     more.to_csv(tmp_path / 'more.csv', index=False)
     out, error = run(f'evaluate {folder}/model {tmp_path}/more.csv', capsys)
@@ -112,7 +111,7 @@ def test_info_says_what_a_model_is(folder, capsys):
 def test_more_goes_on_with_a_model_on_new_data(folder, tmp_path, capsys):
     command = f'fit {folder}/data/test.tsv -o {tmp_path}/more --more {folder}/model {OPTIONS}'
     run(command.replace('--batch-size 10', '--batch-size 3'), capsys)
-    expected = GRU4Rec.load(folder / 'model').fit_more(clicklog.read_events(folder / 'data' / 'test.tsv'), 2)
+    expected = GRU4Rec.load(folder / 'model').fit_more(click_log.read_events(folder / 'data' / 'test.tsv'), 2)
     assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'more')), state_of(expected))
 
 

@@ -15,12 +15,13 @@ import pytensor.tensor as pt
 import pytest
 from conftest import few_items_log
 
-import cli
 import evaluation
 import gru4rec
 import preprocess_rsc15
 import run_experiments
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import cli
+from gru4rec_pytensor.events import session_order
 
 for needed in ('matplotlib', 'nbformat'):
     pytest.importorskip(needed, reason='an extra is not installed')
@@ -191,7 +192,7 @@ def test_the_unit_of_the_recipe_is_saved_loaded_and_evaluated(recipes, tmp_path)
 def test_the_baseline_of_the_recipe_is_a_row_of_table_1_with_the_ranks_of_a_loop(recipes, tmp_path, capsys):
     log, markov = few_items_log(60, 8), recipes[0]['Markov']
     log.to_csv(tmp_path / 'log.tsv', sep='\t', index=False)
-    rows, offsets = gru4rec.session_order(log, 'SessionId', 'Time', 'ItemId')
+    rows, offsets = session_order(log)
     items = log.ItemId.to_numpy()[rows]
     pairs = [(items[k], items[k + 1]) for k in range(len(items) - 1) if k + 1 not in offsets]
     counts = {pair: pairs.count(pair) for pair in set(pairs)}

@@ -7,9 +7,9 @@ import zipfile
 import pytest
 from conftest import few_items_log, small_model
 
-import cli
 import preprocess_rsc15
 import run_experiments
+from gru4rec_pytensor import cli
 
 HEADER = 'SessionId\tItemId\tTime\n'
 GOOD = few_items_log(n_sessions=60, n_items=9, seed=1)

@@ -7,10 +7,11 @@ import pytest
 from conftest import click_log
 from numpy.testing import assert_allclose
 
-import backends
 import evaluation
 import gru4rec
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import backends
+from gru4rec_pytensor.events import session_order
 
 SESSIONS = ['tent mat lamp', 'tea mug', 'tent lamp mat stove', 'mug tea honey', 'tea honey', 'mat tent lamp',
             'stove mat', 'tea mug honey tea', 'tent mat stove lamp', 'mug honey']
@@ -35,7 +36,7 @@ def sigmoid(x):
 
 @pytest.mark.parametrize('lanes, trained', [(1, 19), (2, 18), (3, 18), (4, 16), (5, 15)])
 def test_1_more_lanes_lose_more_of_the_tail(lanes, trained):
-    _rows, offsets = gru4rec.session_order(CLICKS, 'SessionId', 'Time', 'ItemId')
+    _rows, offsets = session_order(CLICKS)
     batches = gru4rec.session_parallel_minibatches(offsets, lanes)
     assert sum(stretch.position.size for stretch in batches) == trained
 

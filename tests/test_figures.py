@@ -10,10 +10,10 @@ from conftest import click_log, small_model
 
 pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed')
 
-import figures
 import gru4rec
 import run_experiments
 from gru4rec import GRU4Rec
+from gru4rec_pytensor.experiments import figures
 
 
 def texts(picture):

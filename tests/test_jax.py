@@ -24,10 +24,10 @@ from conftest import (
 )
 from numpy.testing import assert_allclose, assert_array_equal
 
-import backends
 import gru4rec
 from evaluation import next_item_ranks
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import backends
 
 pytestmark = needs_jax
 LOG = few_items_log()

@@ -10,8 +10,8 @@ import pytest
 from conftest import needs_jax
 from numpy.testing import assert_allclose
 
-import backends
 import gru4rec
+from gru4rec_pytensor import backends
 
 EVERY_LOSS = ['top1', 'bpr', 'cross-entropy', 'mrr']
 

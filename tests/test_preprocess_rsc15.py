@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 import preprocess_rsc15 as rsc15
-from preprocess_rsc15 import DAY
+from gru4rec_pytensor.events import COLUMNS, DAY, drop_rare_items, drop_short_sessions, sort_events, split_last_seconds
+from gru4rec_pytensor.synthetic import synthetic_clicks
 
 GOOD_LINE = '1,2014-04-07T10:51:09.277Z,214536502,0\n'
 
@@ -70,16 +71,16 @@ def test_other_columns_and_other_kinds_of_ids_are_welcome():
 
 def test_events_are_sorted_by_session_and_time_and_equal_times_keep_their_order():
     events = log((2, 5., 7), (1, 9., 3), (2, 4., 8), (1, 9., 1), (1, 9., 2), (1, 2., 4))
-    assert rows(rsc15.sort_events(events)) == [(1, 2., 4), (1, 9., 3), (1, 9., 1), (1, 9., 2), (2, 4., 8), (2, 5., 7)]
+    assert rows(sort_events(events)) == [(1, 2., 4), (1, 9., 3), (1, 9., 1), (1, 9., 2), (2, 4., 8), (2, 5., 7)]
 
 
 def test_short_sessions_are_dropped_by_their_number_of_events():
-    assert rows(rsc15.drop_short_sessions(log((1, 0., 5), (2, 0., 5), (2, 0., 5)))) == [(2, 0., 5), (2, 0., 5)]
+    assert rows(drop_short_sessions(log((1, 0., 5), (2, 0., 5), (2, 0., 5)))) == [(2, 0., 5), (2, 0., 5)]
 
 
 def test_an_item_needs_five_clicks_in_the_whole_log():
     events = log(*[(session, 0., 4) for session in range(4)], *[(session, 1., 5) for session in range(5)])
-    assert set(rsc15.drop_rare_items(events)['ItemId']) == {5}
+    assert set(drop_rare_items(events)['ItemId']) == {5}
 
 
 @pytest.mark.parametrize('seconds_before_end, in_test', [(0, True), (86_399.999, True), (86_400, True),
@@ -87,13 +88,13 @@ def test_an_item_needs_five_clicks_in_the_whole_log():
 def test_a_session_is_test_when_its_last_click_is_at_most_a_day_before_the_end(seconds_before_end, in_test):
     end = 1_411_999_200.277
     events = log((1, end - 10 * DAY, 1), (1, end - seconds_before_end, 1), (2, end - 5, 1), (2, end, 1))
-    _, test = rsc15.split_last_day(events)
+    _, test = split_last_seconds(events)
     assert (1 in set(test['SessionId'])) == in_test
 
 
 def test_a_session_across_the_border_is_not_divided():
     events = log((1, 0., 1), (2, END - DAY - 9, 1), (2, END - DAY + 9, 1), (3, END, 1))
-    train, test = rsc15.split_last_day(events)
+    train, test = split_last_seconds(events)
     assert rows(train) == [(1, 0., 1)] and len(test) == 3
 
 
@@ -224,13 +225,13 @@ def test_an_interrupted_run_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def synthetic():
-    return rsc15.synthetic_clicks(n_sessions=30_000, n_items=1000, seed=1)
+    return synthetic_clicks(n_sessions=30_000, n_items=1000, seed=1)
 
 
 def test_a_synthetic_log_depends_on_its_arguments_only(synthetic):
     np.random.seed(0)
-    pd.testing.assert_frame_equal(rsc15.synthetic_clicks(30_000, 1000, 1), synthetic)
-    assert not synthetic['ItemId'].head(100).equals(rsc15.synthetic_clicks(30_000, 1000, 2)['ItemId'].head(100))
+    pd.testing.assert_frame_equal(synthetic_clicks(30_000, 1000, 1), synthetic)
+    assert not synthetic['ItemId'].head(100).equals(synthetic_clicks(30_000, 1000, 2)['ItemId'].head(100))
 
 
 def test_synthetic_sessions_have_one_to_some_hundred_clicks_and_about_four_on_average(synthetic):
@@ -261,7 +262,7 @@ def test_synthetic_popularity_falls_like_a_power_of_the_rank_and_ends_in_rare_it
 
 
 def test_synthetic_popularity_drifts_from_week_to_week():
-    clicks = rsc15.synthetic_clicks(200_000, 1000, seed=3)
+    clicks = synthetic_clicks(200_000, 1000, seed=3)
     week = (clicks['Time'] - clicks['Time'].min()) // (7 * DAY)
     share = pd.crosstab(clicks['ItemId'], week, normalize='columns').iloc[:, :5]
     popular = np.log(share[share.min(axis=1) > 0.001])
@@ -274,13 +275,13 @@ def test_some_synthetic_items_first_appear_in_the_last_day(synthetic):
     first = synthetic.groupby('ItemId')['Time'].min()
     new = first.index[first >= synthetic['Time'].max() - DAY]
     parts = rsc15.preprocess(synthetic)
-    kept = rsc15.drop_rare_items(synthetic)['ItemId'].unique()
+    kept = drop_rare_items(synthetic)['ItemId'].unique()
     assert np.isin(new, kept).any(), 'some have five clicks, so only the split drops them'
     assert not parts['train_full']['ItemId'].isin(new).any()
 
 
 def test_the_next_synthetic_click_depends_on_more_than_the_last_one():
-    clicks = rsc15.synthetic_clicks(60_000, 200, seed=1)
+    clicks = synthetic_clicks(60_000, 200, seed=1)
     session, item = clicks['SessionId'].to_numpy(), clicks['ItemId'].to_numpy()
     whole = session[2:] == session[:-2]
     triples = pd.DataFrame({'before': item[:-2], 'last': item[1:-1], 'next': item[2:]})[whole]
@@ -299,7 +300,7 @@ def test_a_synthetic_raw_log_has_the_format_of_the_real_one(synthetic, tmp_path)
     with open(tmp_path / 'clicks.dat') as file:
         first = file.readline()
     assert pd.Series([first]).str.fullmatch(r'1,2014-04-\d\dT\d\d:\d\d:\d\d\.\d{3}Z,2145\d{5},\d+\n').all()
-    pd.testing.assert_frame_equal(rsc15.read_clicks(tmp_path / 'clicks.dat'), synthetic[rsc15.COLUMNS])
+    pd.testing.assert_frame_equal(rsc15.read_clicks(tmp_path / 'clicks.dat'), synthetic[list(COLUMNS)])
 
 
 def test_the_synthetic_files_are_those_of_the_protocol_on_the_synthetic_raw_log(tmp_path):
@@ -320,7 +321,7 @@ def test_the_synthetic_files_are_those_of_the_protocol_on_the_synthetic_raw_log(
 ])
 def test_arguments_of_the_synthetic_log_are_checked(arguments, error, message):
     with pytest.raises(error, match=message):
-        rsc15.synthetic_clicks(**arguments)
+        synthetic_clicks(**arguments)
 
 
 # --- Command line --------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 import baselines
 import evaluation
 import gru4rec
-from gru4rec import GRU4Rec, index_by_appearance, session_order, session_parallel_minibatches
+from gru4rec import GRU4Rec, session_parallel_minibatches
+from gru4rec_pytensor.events import index_by_appearance, session_order
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
@@ -36,7 +37,7 @@ every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case
 
 
 def test_items_are_numbered_and_minibatches_formed_as_recorded():
-    rows, offsets = session_order(TRAIN, 'SessionId', 'Time', 'ItemId')
+    rows, offsets = session_order(TRAIN)
     index, ids = index_by_appearance(TRAIN.ItemId)
     position = np.concatenate([stretch.position for stretch in session_parallel_minibatches(offsets, 8)])
     n_epochs = 3
@@ -355,7 +356,7 @@ def test_sessions_are_visited_in_the_order_of_their_ids_not_of_time():
 
 def test_events_of_a_session_are_ordered_by_time_and_equal_times_keep_the_order_of_the_frame():
     log = click_log('edcba').assign(Time=[5, 3, 5, 1, 3])
-    rows, offsets = session_order(log, 'SessionId', 'Time', 'ItemId')
+    rows, offsets = session_order(log)
     assert ''.join(log.ItemId.iloc[rows]) == 'bdaec'
     assert offsets.tolist() == [0, 5]
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 import preprocess_rsc15
-import report
 import run_experiments
+from gru4rec_pytensor.experiments import report
 
 pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed')
 

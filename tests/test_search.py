@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-import clicklog
 import preprocess_rsc15
 import run_experiments
-import search
 from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
+from gru4rec_pytensor import click_log
+from gru4rec_pytensor.experiments import search
 
 optuna = pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
 
@@ -31,7 +31,7 @@ def small_space(monkeypatch):
 
 @pytest.fixture
 def the_search(folder):
-    train, valid = (clicklog.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
+    train, valid = (click_log.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
     return search.Search(train, valid, 'data', 'top1', 4, 2, 42, 'python', 'conservative')
 
 
@@ -201,7 +201,7 @@ PROGRAM = """
 import sys, time
 sys.path.insert(0, {root!r})
 import pandas as pd
-import search
+from gru4rec_pytensor.experiments import search
 
 def objective(trial, a_search, space, note, n_points):
     parameters = {{name: trial.suggest_categorical(name, values) for name, values in space.items()}}

@@ -19,9 +19,9 @@ from conftest import (
 from numpy.testing import assert_allclose
 from numpy_gru4rec import NumpyGRU4Rec
 
-import backends
 import gru4rec
 from gru4rec import GRU4Rec, Parameter
+from gru4rec_pytensor import backends
 
 # --- Each rule alone ------------------------------------------------------------------------------------------------
 

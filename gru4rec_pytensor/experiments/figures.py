@@ -21,9 +21,9 @@ from pytensor.scalar.basic import Composite
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 
-import storage
 from gru4rec import UNITS, GRU4Rec, recurrent_names, session_parallel_minibatches, weight_layout
-from report import LOOK, draw_losses, look, svg_of
+from gru4rec_pytensor.experiments.report import LOOK, draw_losses, look, svg_of
+from gru4rec_pytensor.files import atomic_file
 
 INK, MUTED, UNUSED = '#1a1a1a', '#5a5a5a', '#e8e8e8'
 TINTS = ('#cfe3f2', '#f9d9c4', '#c9ebdf', '#f3dbe8', '#fbe6bd', '#d9eefa', '#f6cfd0', '#e9e4b4', '#dcd3ee', '#d5e8c3')
@@ -46,9 +46,9 @@ class Picture(Figure):
     def save(self, path: Path) -> list[Path]:
         """Write `path` with the endings .svg and .png, each whole or not at all; the two paths."""
         paths = [path.with_suffix(ending) for ending in ('.svg', '.png')]
-        with storage.replacing(paths[0]) as file:
+        with atomic_file(paths[0]) as file:
             file.write(self._repr_svg_().encode())
-        with storage.replacing(paths[1]) as file, matplotlib.rc_context(LOOK):
+        with atomic_file(paths[1]) as file, matplotlib.rc_context(LOOK):
             self.savefig(file, format='png', dpi=150)
         return paths
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import preprocess_rsc15 as protocol
+from gru4rec_pytensor import events as protocol
+from gru4rec_pytensor.events import COLUMNS, require_events
 
 DELIMITERS = {'\t': 'tabs', ',': 'commas', ';': 'semicolons', '|': 'bars'}
-COLUMNS = ('SessionId', 'ItemId', 'Time')
 
 
 def read_events(path: str | Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
@@ -204,27 +204,22 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     session, item, time = columns
     _check_split(test_days, test_fraction)
 
-    def left(frame: pd.DataFrame, step: str) -> pd.DataFrame:
-        if frame.empty:
-            raise ValueError(f'no event is left after {step}')
-        return frame
-
     if events[time].max() > 1e11:
         raise ValueError(f'{time} has numbers such as {events[time].max()}: they must be seconds, and these look like '
                          'milliseconds')
-    events = protocol.sort_events(events[list(columns)].set_axis(protocol.COLUMNS, axis=1))
+    events = protocol.sort_events(events[list(columns)].set_axis(COLUMNS, axis=1))
     if max_session_length:
-        events = left(events[events.groupby('SessionId').ItemId.transform('size') <= max_session_length],
-                      f'dropping sessions of more than {max_session_length} events')
+        events = require_events(protocol.drop_long_sessions(events, max_session_length),
+                                f'dropping sessions of more than {max_session_length} events')
     short = f'dropping sessions of fewer than {min_session_length} events'
-    events = left(protocol.drop_short_sessions(events, min_session_length), short)
-    events = left(protocol.drop_rare_items(events, min_item_events),
-                  f'dropping items with fewer than {min_item_events} events')
-    events = left(protocol.drop_short_sessions(events, min_session_length), short)
+    events = require_events(protocol.drop_short_sessions(events, min_session_length), short)
+    events = require_events(protocol.drop_rare_items(events, min_item_events),
+                            f'dropping items with fewer than {min_item_events} events')
+    events = require_events(protocol.drop_short_sessions(events, min_session_length), short)
     train, test, what = _split(events, test_days, test_fraction)
-    train = left(train, what)
-    test = left(protocol.keep_trained_items(test, train), 'dropping test items that training does not have')
-    test = left(protocol.drop_short_sessions(test), 'dropping test sessions of one event')
+    train = require_events(train, what)
+    test = require_events(protocol.keep_known_items(test, train['ItemId'].unique()),
+                          'dropping test items that training does not have, then test sessions of one event')
     train, test = (frame.set_axis(list(columns), axis=1) for frame in (train, test))
     return train.reset_index(drop=True), test.reset_index(drop=True)
 
@@ -243,7 +238,7 @@ def _split(events: pd.DataFrame, test_days: float | None,
            test_fraction: float | None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Training and test events, no session divided, and in words what was done."""
     if test_fraction is None:
-        train, test = protocol.split_last_day(events, protocol.DAY * (test_days or 1))
+        train, test = protocol.split_last_seconds(events, protocol.DAY * (test_days or 1))
         return train, test, f'setting the last {test_days or 1:g} day(s) apart as test data'
     ends = events.groupby('SessionId').Time.max().sort_values(kind='stable')
     in_test = events.SessionId.isin(ends.index[len(ends) - max(1, round(test_fraction * len(ends))):])

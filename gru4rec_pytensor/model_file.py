@@ -5,19 +5,17 @@ version and a checksum of the arrays.
 """
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+
+from gru4rec_pytensor.files import atomic_file
 
 FORMAT, VERSION = 'gru4rec-pytensor', 1
 HEADER = 'header.json'
@@ -34,7 +32,7 @@ def write(path: str | os.PathLike, header: dict, arrays: dict[str, np.ndarray]) 
     """
     path = Path(path)
     header = header | {'format': FORMAT, 'version': VERSION, 'sha256': checksum(arrays)}
-    with replacing(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
+    with atomic_file(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
         archive.writestr(HEADER, json.dumps(header, indent=1))
         for name, array in arrays.items():
             with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
@@ -123,44 +121,6 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
         digest.update(f'{name} {array.dtype.str} {array.shape} '.encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def check_writable(path: str | os.PathLike) -> None:
-    """OSError, before any work, if a file cannot be written to `path`."""
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f'{path}: is a folder; give the name of a file')
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'{path}: there is no folder {path.parent}')
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise type(error)(f'{path}: cannot be written: {error.strerror}') from None
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends, and is gone when the block raises."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp's own mode is for the owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def current_umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def ids_as_array(ids: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 """What the commands say while they work: lines on standard error, and a progress bar where that is a terminal."""
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-
-from gru4rec import Progress
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
 
 try:
     from tqdm import tqdm
@@ -32,7 +33,7 @@ class TrainingProgress:
         if tqdm and sys.stderr.isatty() and not quiet:
             self.bar = tqdm(unit=' events', unit_scale=True, desc=label, file=sys.stderr)
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: Any) -> None:
         events = progress.epoch * progress.total_events + progress.events
         now = time.perf_counter()
         self.first = self.first or (now, events)
@@ -64,3 +65,35 @@ class TrainingProgress:
         if self.last[1] == self.first[1]:
             return self.last[1] / seconds
         return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors take one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def positive_number(text: str) -> int:
+    """Argument that is a whole number, from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
+    return int(text)
+
+
+def whole_number(text: str) -> int:
+    """Argument that is a whole number, from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
+    return int(text)
+
+
+def listed(kind: Callable[[str], Any], allowed: Collection | None = None) -> Callable[[str], list]:
+    """Argument that may hold several values with commas between them."""
+    def parse_list(text: str) -> list:
+        values = [kind(part) for part in text.split(',')]
+        for value in values:
+            if allowed and value not in allowed:
+                raise argparse.ArgumentTypeError(f'{value!r} is none of {", ".join(map(str, allowed))}')
+        return values
+    return parse_list

@@ -25,13 +25,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import backends
-import clicklog
-import storage
 from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import LOSSES, UNITS, GRU4Rec, check_arguments
-from preprocess_rsc15 import Parser
-from progress import TrainingProgress, note
+from gru4rec_pytensor import backends, click_log, model_file
+from gru4rec_pytensor.events import COLUMNS, keep_known_items
+from gru4rec_pytensor.files import atomic_file, check_writable
+from gru4rec_pytensor.terminal import Parser, TrainingProgress, note, positive_number
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The commands; each returns what is printed: a dictionary for --json, and the lines for people
@@ -47,7 +46,7 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     check_output(arguments.output, arguments.file)
     if arguments.checkpoint:
         check_output(arguments.checkpoint, arguments.file)
-    data = clicklog.read_events(arguments.file, columns_of(arguments))
+    data = click_log.read_events(arguments.file, columns_of(arguments))
     if arguments.more:
         if arguments.checkpoint:
             raise ValueError('--more and --checkpoint do not go together')
@@ -76,10 +75,9 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     columns = [getattr(arguments, name) or getattr(model, name) for name in ('session_key', 'item_key', 'time_key')]
     session, item, _time = columns
-    data = clicklog.read_events(arguments.file, columns)
-    known = data[as_model_ids(model, data[item]).isin(model.items_)]
+    data = click_log.read_events(arguments.file, columns)
+    known = keep_known_items(data.assign(**{item: as_model_ids(model, data[item])}), model.items_, session, item)
     known = known.assign(**{item: as_model_ids(model, known[item])})
-    known = known[known.groupby(session)[item].transform('size') > 1]
     if known.empty:
         raise ValueError(f'{arguments.file}: no session has two events with items that the model knows')
     if len(known) < len(data) and not arguments.quiet:
@@ -109,7 +107,7 @@ def recommend(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 def info(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec info`: what a model file holds."""
     model = GRU4Rec.load(arguments.model, backend='numba')
-    header, _arrays = storage.read(arguments.model)
+    header, _arrays = model_file.read(arguments.model)
     weights = {name: list(value.shape) for name, value in model.weights().items()}
     found = {'arguments': header['arguments'], 'items': model.n_items, 'item_ids': str(model.items_.dtype),
              'training_events': int(model.item_counts_.sum()), 'epoch_losses': model.epoch_losses_, 'weights': weights,
@@ -134,9 +132,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         raise ValueError(f'{out}: is a file; give the name of a folder')
     for name in ('train.tsv', 'test.tsv') if out.exists() else ():
         check_output(out / name, arguments.file)
-    storage.check_writable(out / 'train.tsv' if out.exists() else out)
-    data = clicklog.read_events(arguments.file, columns)
-    train, test = clicklog.prepare(
+    check_writable(out / 'train.tsv' if out.exists() else out)
+    data = click_log.read_events(arguments.file, columns)
+    train, test = click_log.prepare(
         data, columns, min_session_length=arguments.min_session_length, max_session_length=arguments.max_session_length,
         min_item_events=arguments.min_item_events, test_days=arguments.test_days,
         test_fraction=arguments.test_fraction)
@@ -144,8 +142,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     found = {}
     for name, frame in (('train', train), ('test', test)):
         path = out / f'{name}.tsv'
-        with storage.replacing(path) as file:
-            frame.set_axis(clicklog.COLUMNS, axis=1).to_csv(file, sep='\t', index=False)
+        with atomic_file(path) as file:
+            frame.set_axis(COLUMNS, axis=1).to_csv(file, sep='\t', index=False)
         found[name] = {'file': str(path), 'sessions': int(frame[columns[0]].nunique()), 'events': len(frame),
                        'items': int(frame[columns[1]].nunique())}
     return found, [f'{part["file"]}: {part["sessions"]:,} sessions, {part["events"]:,} events, {part["items"]:,} items'
@@ -165,7 +163,7 @@ def check_output(output: str | Path, source: str | Path) -> None:
     """OSError or ValueError if a file cannot be written to `output`, or is the one that is read."""
     if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
         raise ValueError(f'{output}: is the file that is read; give another name')
-    storage.check_writable(output)
+    check_writable(output)
 
 
 def check_columns(model: GRU4Rec, arguments: argparse.Namespace) -> None:
@@ -208,7 +206,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     common.add_argument('--json', action='store_true', help='print one JSON object')
     common.add_argument('--quiet', action='store_true', help='no progress on standard error')
     keys = Parser(add_help=False)
-    for name, default in zip(('session', 'item', 'time'), clicklog.COLUMNS):
+    for name, default in zip(('session', 'item', 'time'), COLUMNS):
         keys.add_argument(f'--{name}-key', default=default, metavar='COLUMN', help=f'column of the {name} ({default})')
 
     def command(function: Callable[[argparse.Namespace], tuple[dict, list[str]]], help_text: str, example: str,
@@ -229,7 +227,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     sub.add_argument('file', metavar='FILE')
     for name in ('session', 'item', 'time'):
         sub.add_argument(f'--{name}-key', metavar='COLUMN', help=f'column of the {name} (as in training)')
-    sub.add_argument('--cut-off', type=positive, nargs='+', default=[20], metavar='N', help='(20)')
+    sub.add_argument('--cut-off', type=positive_number, nargs='+', default=[20], metavar='N', help='(20)')
     sub.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
                      help='rank of a target whose score other items share (conservative: after them)')
     sub.add_argument('--backend', choices=backends.BACKENDS, help='(as in training)')
@@ -237,7 +235,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                   'gru4rec recommend model 214536502 214536500 -k 5 --exclude-seen')
     sub.add_argument('model', metavar='MODEL')
     sub.add_argument('items', metavar='ITEM', nargs='+', help="ids of the session's events so far, in order")
-    sub.add_argument('-k', type=positive, default=20, help='number of items (20)')
+    sub.add_argument('-k', type=positive_number, default=20, help='number of items (20)')
     sub.add_argument('--exclude-seen', action='store_true', help='leave out items of the session')
     sub.add_argument('--backend', choices=backends.BACKENDS, default='python', help='(python: starts at once)')
     sub = command(info, 'What a model file holds.', 'gru4rec info model')
@@ -246,9 +244,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                   'gru4rec prepare clicks.csv -o DATA --item-key product --test-days 1', keys)
     sub.add_argument('file', metavar='FILE')
     sub.add_argument('-o', '--output', metavar='DIR', required=True, help='folder for train.tsv and test.tsv')
-    sub.add_argument('--min-session-length', type=positive, default=2, metavar='N', help='(2)')
-    sub.add_argument('--max-session-length', type=positive, metavar='N', help='(no limit)')
-    sub.add_argument('--min-item-events', type=positive, default=5, metavar='N', help='(5)')
+    sub.add_argument('--min-session-length', type=positive_number, default=2, metavar='N', help='(2)')
+    sub.add_argument('--max-session-length', type=positive_number, metavar='N', help='(no limit)')
+    sub.add_argument('--min-item-events', type=positive_number, default=5, metavar='N', help='(5)')
     sub.add_argument('--test-days', type=float, metavar='DAYS', help='sessions that end in the last DAYS (1)')
     sub.add_argument('--test-fraction', type=float, metavar='SHARE', help='instead, this share of the sessions')
     return parser.parse_args(argv)
@@ -257,18 +255,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of `GRU4Rec` as options of `fit`."""
     defaults = GRU4Rec([100])
-    parser.add_argument('--layers', type=positive, nargs='+', default=[100], metavar='UNITS', help='(100)')
-    parser.add_argument('--epochs', type=positive, default=defaults.n_epochs, help=f'({defaults.n_epochs})')
+    parser.add_argument('--layers', type=positive_number, nargs='+', default=[100], metavar='UNITS', help='(100)')
+    parser.add_argument('--epochs', type=positive_number, default=defaults.n_epochs, help=f'({defaults.n_epochs})')
     parser.add_argument('--dropout', type=float, default=defaults.dropout_p_hidden,
                         help=f'({defaults.dropout_p_hidden})')
-    parser.add_argument('--batch-size', type=positive, default=defaults.batch_size, help=f'({defaults.batch_size})')
+    parser.add_argument('--batch-size', type=positive_number, default=defaults.batch_size,
+                        help=f'({defaults.batch_size})')
     for name in ('learning_rate', 'momentum', 'lmbd'):
         default = getattr(defaults, name)
         parser.add_argument(f'--{name.replace("_", "-")}', type=float, default=default, help=f'({default})')
     parser.add_argument('--loss', choices=LOSSES, default=defaults.loss, help=f'({defaults.loss})')
     parser.add_argument('--final-act', choices=('tanh', 'linear', 'relu'), help='(tanh; linear with cross-entropy)')
     parser.add_argument('--unit', choices=UNITS, default=defaults.unit, help=f'({defaults.unit})')
-    parser.add_argument('--embedding', type=positive, metavar='WIDTH', help='(none)')
+    parser.add_argument('--embedding', type=positive_number, metavar='WIDTH', help='(none)')
     parser.add_argument('--input-mode', choices=('item', 'session'), default='item', help='(item)')
     parser.add_argument('--seed', type=int, default=42, help='(42)')
     parser.add_argument('--backend', choices=backends.BACKENDS, default='auto', help='(auto)')
@@ -277,13 +276,6 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--more', metavar='MODEL', help='go on training this model on FILE, which may have new '
                         'items; of the other options only --epochs, --backend and --dtype count')
     parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32', help='of the saved weights')
-
-
-def positive(text: str) -> int:
-    """Argument that is a whole number, from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
-    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:

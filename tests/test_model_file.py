@@ -11,9 +11,9 @@ from conftest import assert_same_bits, few_items_log, needs_jax, scores_by_hand,
 from numpy.testing import assert_allclose, assert_array_equal
 
 import gru4rec
-import storage
 from evaluation import next_item_ranks
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import model_file
 
 LOG = few_items_log()
 
@@ -158,7 +158,7 @@ def test_a_model_that_cannot_be_saved_says_why(model, tmp_path):
     with pytest.raises(ValueError, match="dtype='int8': must be 'float32' or 'float16'"):
         model.save(tmp_path / 'model', dtype='int8')
     with pytest.raises(TypeError, match=r'item id \(1, 2\) is a tuple'):
-        storage.ids_as_array(pd.Series([(1, 2), 'a']).to_numpy())
+        model_file.ids_as_array(pd.Series([(1, 2), 'a']).to_numpy())
     with pytest.raises(OSError, match='nowhere'):
         model.save(tmp_path / 'nowhere' / 'model')
     assert not os.listdir(tmp_path)

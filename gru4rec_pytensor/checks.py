@@ -1,0 +1,60 @@
+"""Checks of arguments: a TypeError or ValueError that names the argument, its value and what is allowed."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def first_few(values: ArrayLike, n: int = 5) -> str:
+    """The first few values, for a message.
+
+    >>> first_few([3, 1, 4, 1, 5, 9])
+    '3, 1, 4, 1, 5, ...'
+    """
+    found = np.asarray(values)
+    return ', '.join(map(repr, found[:n].tolist())) + (', ...' if len(found) > n else '')
+
+
+def is_whole_number(value: Any) -> bool:
+    """Whether it is an integer, of Python or NumPy; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_whole_number(name: str, value: Any, low: float = 1, high: float = np.inf) -> None:
+    """Raise unless it is a whole number from `low` to `high`."""
+    allowed = f'a whole number of at least {low}' if high == np.inf else f'a whole number from {low} to {high}'
+    if not is_whole_number(value):
+        raise TypeError(f'{name}={value!r}: must be {allowed}')
+    if not low <= value <= high:
+        raise ValueError(f'{name}={value!r}: must be {allowed}')
+
+
+def check_number(name: str, value: Any, low: float = 0, high: float = np.inf, *, above: bool = False,
+                 below: bool = False) -> None:
+    """Raise unless it is a number from `low` to `high`; these themselves do not count with `above` and `below`.
+
+    An infinite `high` is never reached: infinity and NaN are no numbers here.
+    """
+    allowed = f'a number {"above" if above else "of at least"} {low:g}'
+    if high < np.inf:
+        allowed += f' and {"below" if below else "at most"} {high:g}'
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
+        raise TypeError(f'{name}={value!r}: must be {allowed}')
+    if not (low < value if above else low <= value) or not (value < high if below or high == np.inf else value <= high):
+        raise ValueError(f'{name}={value!r}: must be {allowed}')
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise unless it is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f'{name}={value!r}: must be True or False')
+
+
+def check_choice(name: str, value: Any, allowed: Iterable) -> None:
+    """Raise unless it is one of the values `allowed`."""
+    choices = list(allowed)
+    if not any(value is choice or type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f'{name}={value!r}: must be one of {", ".join(map(repr, choices))}')

@@ -1,0 +1,183 @@
+"""What is known about a frame of events, which has a row for each and columns of sessions, items and times.
+
+Order of sessions, numbers in place of ids, filters and splits.  Functions that take no names of columns expect those of
+the paper's data, `COLUMNS`.
+"""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+COLUMNS = ('SessionId', 'ItemId', 'Time')
+DAY = 86_400  # seconds
+MIN_SESSION_LENGTH = 2  # a session of a single event has no next item
+MIN_ITEM_EVENTS = 5
+MAX_SESSION_LENGTH = 200  # about as long as RSC15's sessions get; longer ones are likely to be of bots
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+# ---------------------------------------------------------------------------------------------------------------------
+
+def check_events(data: pd.DataFrame, *columns: str) -> None:
+    """TypeError or ValueError unless `data` is a frame that has these columns, once each, events, and no gaps."""
+    if not isinstance(data, pd.DataFrame):
+        raise TypeError(f'the data must be a DataFrame with the columns {list(columns)}, not {type(data).__name__}')
+    present = list(data.columns)
+    for name in columns:
+        if present.count(name) != 1:
+            raise ValueError(f'the data has {"more than one" if name in present else "no"} column {name!r}; '
+                             f'its columns are {present}')
+        if data[name].isna().any():
+            row = int(data[name].isna().to_numpy().argmax())
+            raise ValueError(f'column {name!r} has missing values, the first in row {row}')
+    if data.empty:
+        raise ValueError('the data has no events')
+
+
+def check_seconds(times: pd.Series) -> None:
+    """TypeError or ValueError unless these are times as the paper's data has them: seconds since 1970."""
+    name = times.name
+    if not pd.api.types.is_numeric_dtype(times):
+        raise TypeError(f'{name} must be a number of seconds since 1970, not {times.dtype}')
+    valid = np.isfinite(times.to_numpy()) & (times.to_numpy() >= 0)
+    if not valid.all():
+        row = int(valid.argmin())
+        raise ValueError(f'{name} must be finite and not negative, but is {times.iloc[row]} in row {row}')
+
+
+def require_events(data: pd.DataFrame, step: str) -> pd.DataFrame:
+    """`data`; ValueError that says which step left no event."""
+    if data.empty:
+        raise ValueError(f'no event is left after {step}')
+    return data
+
+
+def count(data: pd.DataFrame) -> dict[str, int]:
+    """How many sessions, events and items there are."""
+    return {'sessions': int(data['SessionId'].nunique()), 'events': len(data), 'items': int(data['ItemId'].nunique())}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ids and numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+def as_ids(ids: ArrayLike) -> np.ndarray:
+    """Ids as an array that keeps the type of each: NumPy alone would make strings of numbers beside a string."""
+    return pd.Series(ids).to_numpy()
+
+
+def index_by_appearance(ids: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Number ids in the order of their first appearance: int64 (n_events,), and the ids in that order.
+
+    >>> index, ids = index_by_appearance(pd.Series([30, 10, 30]))
+    >>> index.tolist(), ids.tolist()
+    ([0, 1, 0], [30, 10])
+    """
+    index, distinct = pd.factorize(ids)
+    return index.astype('int64'), np.asarray(distinct)
+
+
+def most_frequent(ids: pd.Series, n: int | None) -> np.ndarray | None:
+    """The n ids with the most events, of equally frequent ones the first; None when there are no more than that."""
+    index, distinct = index_by_appearance(ids)
+    if n is None or n >= len(distinct):
+        return None
+    return distinct[np.argsort(-np.bincount(index), kind='stable')[:n]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Order
+# ---------------------------------------------------------------------------------------------------------------------
+
+def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: str = 'ItemId',
+                  time_key: str = 'Time') -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a frame by session and time, and where each session begins.
+
+    Returns
+    -------
+    rows : int64 (n_events,), positions in `data`; a stable order, so that equal times keep the frame's order
+    offsets : int64 (n_sessions + 1,), and last the number of events
+    """
+    check_events(data, session_key, item_key, time_key)
+    if pd.api.types.is_string_dtype(data[time_key]):
+        raise TypeError(f'column {time_key!r} must hold numbers or timestamps, not text such as '
+                        f'{data[time_key].iloc[0]!r}')
+    session, _ids = pd.factorize(data[session_key], sort=True)
+    rows = np.lexsort((data[time_key].to_numpy(), session))
+    return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
+
+
+def session_of_event(offsets: np.ndarray) -> np.ndarray:
+    """Number of the session that each event belongs to, int64 (n_events,), from where sessions begin.
+
+    >>> session_of_event(np.array([0, 3, 5])).tolist()
+    [0, 0, 0, 1, 1]
+    """
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+
+def sort_events(data: pd.DataFrame) -> pd.DataFrame:
+    """Order events by session, then by time; events of a session with equal times keep their order."""
+    session, time = data['SessionId'].to_numpy(), data['Time'].to_numpy()
+    same = session[1:] == session[:-1]
+    if np.all((session[1:] > session[:-1]) | (same & (time[1:] >= time[:-1]))):
+        return data
+    return data.iloc[np.lexsort((time, session))]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Filters and splits (section 4)
+# ---------------------------------------------------------------------------------------------------------------------
+
+def size_of_group(ids: pd.Series) -> pd.Series:
+    """For each row, in how many rows its id occurs."""
+    return ids.groupby(ids, sort=False).transform('size')
+
+
+def drop_short_sessions(data: pd.DataFrame, min_length: int = MIN_SESSION_LENGTH,
+                        session_key: str = 'SessionId') -> pd.DataFrame:
+    """Keep the sessions that have at least `min_length` events."""
+    return data[size_of_group(data[session_key]) >= min_length]
+
+
+def drop_long_sessions(data: pd.DataFrame, max_length: int | None = MAX_SESSION_LENGTH) -> pd.DataFrame:
+    """Keep the sessions that have at most `max_length` events; all of them when that is None."""
+    return data if max_length is None else data[size_of_group(data['SessionId']) <= max_length]
+
+
+def drop_rare_items(data: pd.DataFrame, min_events: int = MIN_ITEM_EVENTS) -> pd.DataFrame:
+    """Keep the events of items that have at least `min_events` events in the whole frame."""
+    return data[size_of_group(data['ItemId']) >= min_events]
+
+
+def split_last_seconds(data: pd.DataFrame, seconds: float = DAY) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split by the time of each session's last event; no session is divided.
+
+    Returns (train, test): test holds the sessions that end at most `seconds` before the last event of the frame.
+    """
+    session_end = data.groupby('SessionId', sort=False)['Time'].transform('max')
+    in_test = session_end >= data['Time'].max() - seconds
+    return data[~in_test], data[in_test]
+
+
+def keep_known_items(test: pd.DataFrame, known: ArrayLike, session_key: str = 'SessionId',
+                     item_key: str = 'ItemId') -> pd.DataFrame:
+    """Of test events, those that the protocol keeps: of known items, then of sessions that still have two or more.
+
+    A collaborative filter can recommend no item that training does not have.
+    """
+    return drop_short_sessions(test[test[item_key].isin(known)], session_key=session_key)
+
+
+def split(data: pd.DataFrame, held_out: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One train/test split as section 4 describes it, cleaned; `held_out` names the second part in errors.
+
+    Returns (train, test) with new row numbers.  Raises ValueError, naming the step, when one of them is empty.
+    """
+    train, test = split_last_seconds(data)
+    require_events(train, f"setting the last day apart as {held_out}: every session ends in the log's last 24 hours")
+    test = require_events(keep_known_items(test, train['ItemId'].unique()),
+                          f'dropping {held_out} items that are not in training, then one-click {held_out} sessions')
+    return train.reset_index(drop=True), test.reset_index(drop=True)
