@@ -131,7 +131,7 @@ def test_help_has_an_example(command, capsys):
 
 def test_an_interrupted_training_ends_with_130_and_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch, capsys):
     command = f'fit {folder}/data/train.tsv -o {tmp_path}/model {OPTIONS} --checkpoint {tmp_path}/c --every 0'
-    monkeypatch.setattr('gru4rec.stretch_length', lambda model: 5)
+    monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 5)
 
     def interrupted(progress, *arguments):
         raise KeyboardInterrupt
