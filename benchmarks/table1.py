@@ -1,6 +1,6 @@
 """The baselines next to the authors' release on real clicks, with times and the updates a second of BPR-MF.
 
-    python benchmarks/baselines.py DATA
+    python benchmarks/table1.py DATA
 
 DATA holds rsc15_train_full.txt and rsc15_test.txt.  The release's numbers are shown where they are of this data: the
 RSC15 clicks of 23 to 30 September 2014 as the public repository RecSysEvaluation/RecSys_Evaluation cuts them, on which
