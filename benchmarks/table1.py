@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from baselines import BPR, ItemKNN, Pop, SessionPop
 from evaluation import next_item_ranks, recall_mrr
 
-MODELS = {
+MODELS: dict[str, Any] = {
     'POP': Pop(),
     'S-POP': SessionPop(),
     'S-POP, top_n=100000': SessionPop(top_n=100_000),
