@@ -11,8 +11,8 @@ Each class says in one small method how it scores prefixes, `_scores` or `sparse
 `predict_next` follows one session event by event as in the authors' release, `score_block` and `tie_counts` serve whole
 test sets. Items are numbered in the order of their first appearance in the training frame: the item index.
 
-`fit` checks what it is given: a missing column is a KeyError; an argument out of range, a missing id or a frame without
-events is a ValueError; an argument of the wrong type is a TypeError.
+`fit` checks what it is given: an argument out of range, a missing column or id, or a frame without events is a
+ValueError; an argument of the wrong type is a TypeError. A model that is not trained yet gives a RuntimeError.
 """
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ import heapq
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
-from numbers import Integral, Real
 from typing import Any, NamedTuple, Self
 
 import numba
@@ -28,6 +27,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
+
+from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number, first_few
+from gru4rec_pytensor.events import check_events, check_times, index_by_appearance
 
 # Sums may be reordered, so that they vectorise, but NaN and infinity keep their meaning: they show a diverged model.
 FAST_SUMS = {'reassoc', 'contract', 'nsz'}
@@ -182,8 +184,7 @@ class Baseline:
 
     def learn_items(self, data: pd.DataFrame) -> np.ndarray:
         """Number the items of a training frame, forget earlier sessions; returns (n_events,) int64 item indices."""
-        codes, ids = _factorize(data, self.item_key, 'item_key')
-        self.items_ = np.asarray(ids)
+        codes, self.items_ = _numbers(data, self.item_key)
         self._index = pd.Index(self.items_)
         self._session_id, self._session, self._n_predicted = None, codes[:0], 0
         return codes
@@ -191,13 +192,12 @@ class Baseline:
     def _lookup(self, ids: ArrayLike, name: str) -> np.ndarray:
         """Item indices (int64) of an array-like of item ids; `name` is the argument that gave them."""
         if not hasattr(self, 'items_'):
-            raise ValueError(f'{name}: {type(self).__name__} knows no items before fit(data)')
+            raise RuntimeError(f'this {type(self).__name__} is not trained yet: call fit first')
         wanted = pd.Index(ids)
         codes = self._index.get_indexer(wanted)
         if (codes < 0).any():
-            unknown = wanted[codes < 0].unique().tolist()
-            more = f' and {len(unknown) - 10} more' if len(unknown) > 10 else ''
-            raise KeyError(f'{name}: {unknown[:10]}{more} not among the {len(self.items_)} items of the training data')
+            unknown = wanted[codes < 0].unique()
+            raise KeyError(f'{name}: {len(unknown)} item id(s) are not in the training data: {first_few(unknown)}')
         return codes.astype(np.int64)
 
     def _read_test(self, item_ids: ArrayLike, offsets: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
@@ -279,7 +279,7 @@ class RandomPred(Baseline):
 
     def fit(self, data: pd.DataFrame) -> Self:
         """Take note of the items of `data`, a DataFrame with one row for each event; returns the model."""
-        _check_number('seed', self.seed, Integral)
+        check_whole_number('seed', self.seed, 0)
         self.learn_items(data)
         return self
 
@@ -323,12 +323,12 @@ class Pop(SparseBaseline):
 
     def fit(self, data: pd.DataFrame) -> Self:
         """Count the support of the items of `data`, a DataFrame with one row for each event; returns the model."""
-        _check_number('top_n', self.top_n, Integral, low=1)
+        check_whole_number('top_n', self.top_n)
         items = self.learn_items(data)
         if self.support_by_key is None:
             support = np.bincount(items)
         else:
-            values, _ = _factorize(data, self.support_by_key, 'support_by_key')
+            values, _ = _numbers(data, self.support_by_key)
             support = np.diff(_count_pairs(items, values).indptr)
         by_id = np.argsort(pd.factorize(self.items_, sort=True)[0])
         # Of this type NumPy has but one quicksort, which old pandas used; those of float64 depend on the processor.
@@ -403,9 +403,9 @@ class ItemKNN(SparseBaseline):
 
     def fit(self, data: pd.DataFrame) -> Self:
         """Find the neighbours of the items of `data`, a DataFrame with one row for each event; returns the model."""
-        _check_number('n_sims', self.n_sims, Integral, low=1)
-        _check_number('lmbd', self.lmbd, Real)
-        _check_number('alpha', self.alpha, Real, high=1)
+        check_whole_number('n_sims', self.n_sims)
+        check_number('lmbd', self.lmbd)
+        check_number('alpha', self.alpha, 0, 1)
         items = self.learn_items(data)
         support = np.bincount(items)
         left, right = ((support + float(self.lmbd)) ** power if self.normalize else np.ones(len(support))
@@ -435,7 +435,7 @@ class ItemKNN(SparseBaseline):
 
         Here a group is a session, and its clicks count all items of the session.
         """
-        by_session = _count_pairs(_factorize(data, self.session_key, 'session_key')[0], items)
+        by_session = _count_pairs(_numbers(data, self.session_key)[0], items)
         return by_session, by_session
 
 
@@ -509,14 +509,16 @@ class CoOccurence(ItemKNN):
     def _groups(self, data: pd.DataFrame, items: np.ndarray) -> tuple[csr_array, csr_array]:
         """As for Item-KNN, or where the order counts, a group for each event, by session and time."""
         if self.assume_indexed:
-            _factorize(data, 'ItemIdx', 'assume_indexed=True: item index')
-            sessions, _ = _factorize(data, 'SessionIdx', 'assume_indexed=True: session index')
+            _numbers(data, 'ItemIdx')
+            sessions, _ = _numbers(data, 'SessionIdx')
         else:
-            sessions, _ = _factorize(data, self.session_key, 'session_key')
+            sessions, _ = _numbers(data, self.session_key)
         if not (self.seq_only or self.later_only):
             by_session = _count_pairs(sessions, items)
             return by_session, by_session
-        times = _read_times(data, self.time_key)
+        check_events(data, self.time_key)
+        check_times(data[self.time_key])
+        times, _ = pd.factorize(data[self.time_key], sort=True)
         rows = np.lexsort((times, sessions))
         sessions, times, items = sessions[rows], times[rows], items[rows]
         later, ends = _ends_of_runs(sessions, times), _ends_of_runs(sessions)
@@ -604,14 +606,13 @@ class BPR(Baseline):
         Raises ValueError if the loss becomes infinite or NaN.
         """
         for name in ('n_factors', 'n_iterations'):
-            _check_number(name, getattr(self, name), Integral, low=1)
+            check_whole_number(name, getattr(self, name))
         for name in ('learning_rate', 'lambda_session', 'lambda_item', 'sigma'):
-            _check_number(name, getattr(self, name), Real)
-        _check_number('seed', self.seed, Integral, high=2**32 - 1)
-        if self.dtype not in ('float64', 'float32'):
-            raise ValueError(f"dtype={self.dtype!r}: must be 'float64' or 'float32'")
+            check_number(name, getattr(self, name))
+        check_whole_number('seed', self.seed, 0, 2 ** 32 - 1)
+        check_choice('dtype', self.dtype, ('float64', 'float32'))
         items = self.learn_items(data)
-        sessions, session_ids = _factorize(data, self.session_key, 'session_key')
+        sessions, session_ids = _numbers(data, self.session_key)
         rows = _rows_by_item_then_session(items, sessions)
         items, sessions = items[rows].astype(np.int32), sessions[rows].astype(np.int32)
         stream = np.random.RandomState(self.seed)  # the release's, NumPy's legacy generator
@@ -704,30 +705,10 @@ def _in_threads(function: Callable[[int], None], arguments: Iterable[int]) -> li
         return list(pool.map(function, arguments))
 
 
-def _check_number(name: str, value: Any, kind: type[Any], low: float = 0, high: float = np.inf) -> None:
-    """Raise a TypeError or ValueError that names the argument unless it is a number of this kind from low to high."""
-    if not isinstance(value, kind):
-        raise TypeError(f'{name}={value!r}: must be {"an integer" if kind is Integral else "a number"}')
-    if not low <= value <= high:
-        raise ValueError(f'{name}={value!r}: must lie between {low} and {high}')
-
-
-def _factorize(data: pd.DataFrame, column: str, name: str) -> tuple[np.ndarray, pd.Index]:
-    """Number the values of a column by first appearance: (n_events,) int64 codes, and the values in that order."""
-    if column not in data:
-        raise KeyError(f'{name}={column!r} is no column of data, which has {list(data.columns)}')
-    codes, values = pd.factorize(data[column])
-    if not len(codes) or codes.min() < 0:
-        raise ValueError(f'data[{column!r}] has {"missing values" if len(codes) else "no events"}')
-    return codes, values
-
-
-def _read_times(data: pd.DataFrame, column: str) -> np.ndarray:
-    """The times of the events as their ranks, (n_events,) int64; a TypeError for text, whose order is another one."""
-    _factorize(data, column, 'time_key')
-    if pd.api.types.is_string_dtype(data[column]):
-        raise TypeError(f'data[{column!r}] must hold numbers or timestamps, not text such as {data[column].iloc[0]!r}')
-    return pd.factorize(data[column], sort=True)[0]
+def _numbers(data: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Number the values of a column by first appearance: (n_events,) int64, and the values in that order."""
+    check_events(data, column)
+    return index_by_appearance(data[column])
 
 
 def _count_pairs(rows: np.ndarray, columns: np.ndarray) -> csr_array:

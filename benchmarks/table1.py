@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from baselines import BPR, ItemKNN, Pop, SessionPop
 from evaluation import next_item_ranks, recall_mrr
+from gru4rec_pytensor.events import keep_known_items
+from preprocess_rsc15 import FILES
 
 MODELS: dict[str, Any] = {
     'POP': Pop(),
@@ -40,9 +42,8 @@ RELEASE = {
 
 def read_known(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training and test events; of the latter those that can be predicted (section 4)."""
-    train, test = (pd.read_csv(folder / name, sep='\t') for name in ('rsc15_train_full.txt', 'rsc15_test.txt'))
-    known = test[test.ItemId.isin(train.ItemId)]
-    return train, known[known.groupby('SessionId').ItemId.transform('size') > 1]
+    train, test = (pd.read_csv(folder / FILES[name], sep='\t') for name in ('train_full', 'test'))
+    return train, keep_known_items(test, train.ItemId.unique())
 
 
 def best_of_three(function: Callable) -> tuple[float, float, Any]:

@@ -36,6 +36,12 @@ def check_events(data: pd.DataFrame, *columns: str) -> None:
         raise ValueError('the data has no events')
 
 
+def check_times(times: pd.Series) -> None:
+    """TypeError if these are text, whose order is not that of time."""
+    if pd.api.types.is_string_dtype(times):
+        raise TypeError(f'column {times.name!r} must hold numbers or timestamps, not text such as {times.iloc[0]!r}')
+
+
 def check_seconds(times: pd.Series) -> None:
     """TypeError or ValueError unless these are times as the paper's data has them: seconds since 1970."""
     name = times.name
@@ -107,9 +113,7 @@ def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: 
     offsets : int64 (n_sessions + 1,), and last the number of events
     """
     check_events(data, session_key, item_key, time_key)
-    if pd.api.types.is_string_dtype(data[time_key]):
-        raise TypeError(f'column {time_key!r} must hold numbers or timestamps, not text such as '
-                        f'{data[time_key].iloc[0]!r}')
+    check_times(data[time_key])
     session, _ids = pd.factorize(data[session_key], sort=True)
     rows = np.lexsort((data[time_key].to_numpy(), session))
     return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
