@@ -699,7 +699,7 @@ class GRU4Rec:
         callback : called with a `Progress` after each stretch of mini-batches
         checkpoint : path of a file that is written at least `every` so many seconds, and at the end.  Where it is there
             already, the training goes on from it: after an interruption at any moment, the same call ends with the same
-            bits as one without (for what that takes of the compiler see `backends.compile_apart`).  ValueError if it
+            bits as one without (for what that takes of the compiler see `backends.compile_in_child`).  ValueError if it
             belongs to other data or arguments; `n_epochs` alone may differ
 
         Returns
@@ -1040,7 +1040,8 @@ class GRU4Rec:
         if self._rank_program is None:
             x = pt.matrix('scores', dtype=FLOAT)
             with pytensor.config.change_flags(floatX=FLOAT):
-                self._rank_program = backends.JaxRanks(*self._state_graph(), x, ACTIVATIONS[self.final_activation](x))
+                self._rank_program = backends.compile_ranks(
+                    *self._state_graph(), x, ACTIVATIONS[self.final_activation](x))
         output = [self._weights[name].get_value(borrow=True) for name in ('Wy', 'By')]  # as they are, on the device
         ranked = output if candidates is None else [array[candidates] for array in output]
         column = column_of_item(candidates, self.n_items)
