@@ -23,12 +23,15 @@ from conftest import (
 )
 from numpy.testing import assert_allclose, assert_array_equal
 from pytensor.compile.mode import Mode
+from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS
 from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key
 from pytensor.tensor import subtensor
+from pytensor.tensor.elemwise import Elemwise
 
 import gru4rec
 from gru4rec_pytensor import backends
 from gru4rec_pytensor.backends import numba_ops
+from gru4rec_pytensor.backends.common import version_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
 
@@ -354,6 +357,57 @@ def test_the_order_of_floats_is_that_of_whole_numbers_without_gaps():
     neighbours = np.nextafter(floats[[1, 2, 7, 8]], np.float32(np.inf))
     assert_array_equal(numba_ops.float_order(neighbours.view(np.int32)), order[[1, 2, 7, 8]] + 1)
     assert_array_equal(numba_ops.float_order(order).view(np.float32), floats)
+
+
+# --- Code on disk ---------------------------------------------------------------------------------------------------
+
+
+def keys_of_own_operations(nodes):
+    """Class of each operation of ours, or of the body of a loop -> keys under which its code is found again on disk."""
+    keys = {}
+    for node in nodes:
+        if isinstance(node.op, Elemwise):
+            node = node.op.make_scalar_node(*node.inputs)
+        if type(node.op).__module__ == numba_ops.__name__:
+            _compiled, key = numba_funcify_and_cache_key(node.op, node=node)
+            keys.setdefault(type(node.op), set()).add(key)
+    return keys
+
+
+def test_code_of_an_operation_is_not_found_again_once_the_file_that_makes_it_has_changed(monkeypatch, rows_updated):
+    x = pt.matrix('x', dtype='float32', shape=(None, 12))
+    nodes = rewritten_nodes([x], [pt.exp(x[0]), pt.tanh(x[:, 0]), pt.sigmoid(x[:1]), x.sum(axis=0), x.max(axis=1),
+                                  x.T + 1, *pt.split(x, [4, 4, 4], n_splits=3, axis=1)])
+    nodes += rewritten_nodes(*rows_updated)
+    before = keys_of_own_operations(nodes)
+    own = {op for op in vars(numba_ops).values() if isinstance(op, type) and op.__module__ == numba_ops.__name__}
+    assert before.keys() >= own - ({numba_ops.RowUpdate} if not HAS_ROW_UPDATE else set())
+    assert keys_of_own_operations(nodes) == before
+    monkeypatch.setattr(numba_ops, 'VERSION', 0)
+    after = keys_of_own_operations(nodes)
+    assert all(not before[op] & after[op] for op in before)
+
+
+def test_code_of_a_loop_is_not_found_again_once_the_file_that_makes_it_has_changed(monkeypatch, rows_updated):
+    inputs, (_step, total), updates = rows_updated
+
+    def key():
+        return CACHED_SRC_FUNCTIONS[backends.NumbaLoop(inputs, total, updates)._loop.py_func]
+
+    first = key()
+    assert key() == first
+    monkeypatch.setattr(backends, 'VERSION', 0)
+    assert key() != first
+
+
+def test_the_version_of_a_file_is_another_when_a_byte_of_it_is(tmp_path):
+    file = tmp_path / 'code.py'
+    file.write_text('x = 1')
+    first = version_of(file)
+    file.write_text('x = 2')
+    assert version_of(file) != first
+    file.write_text('x = 1')
+    assert version_of(file) == first
 
 
 # --- The step by hand -----------------------------------------------------------------------------------------------

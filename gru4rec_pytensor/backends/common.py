@@ -18,7 +18,7 @@ ROW_UPDATES = [getattr(subtensor, name) for name in ('AdvancedIncSubtensor', 'Ad
                if hasattr(subtensor, name)]
 
 
-def version_of(file: str) -> int:
+def version_of(file: str | Path) -> int:
     """A number that changes when the file does.
 
     Compiled functions are found again on disk by their keys, so the key of a function holds the version of the file
