@@ -155,7 +155,8 @@ def with_inlined_bodies(op: Op) -> Op:
     if not isinstance(op, OpFromGraph) or not hasattr(op, 'clone_with_inner_graph'):
         return op
     # From PyTensor 3.1 on, a loop that also reads or updates rows stands in the inner graph of another operation.
-    inner, n_replaced = op.fgraph.unfreeze(), 0
+    frozen: Any = op.fgraph
+    inner, n_replaced = frozen.unfreeze(), 0
     inner.attach_feature(DestroyHandler())  # for an order in which nothing is read after it was overwritten
     for node in inner.toposort():
         inlined = with_inlined_bodies(node.op)
