@@ -987,7 +987,7 @@ class GRU4Rec:
         callback : called with a `Progress` after each chunk of mini-batches
         checkpoint : path of a file that is written at least `every` so many seconds, and at the end.  Where it is there
             already, the training goes on from it: after an interruption at any moment, the same call ends with the same
-            bits as one without (for what that takes of the compiler see `backends.compile_apart`).  ValueError if it
+            bits as one without (for what that takes of the compiler see `backends.compile_in_child`).  ValueError if it
             belongs to other data or arguments; `n_epochs` alone may differ
 
         Returns
@@ -1320,8 +1320,8 @@ class GRU4Rec:
         if self._rank_program is None:
             settings, x = self.settings(), pt.matrix('scores', dtype=FLOAT)
             with pytensor.config.change_flags(floatX=FLOAT):
-                self._rank_program = backends.JaxRanks(*prediction_step(settings, self.variables_.weights), x,
-                                                       ACTIVATIONS[settings.final_activation](x))
+                self._rank_program = backends.compile_ranks(*prediction_step(settings, self.variables_.weights), x,
+                                                            ACTIVATIONS[settings.final_activation](x))
         ranked = output if candidates is None else [array[candidates] for array in output]
         column = column_of_item(candidates, self.n_items)
         return self._rank_program(items, starts, targets, states, column, output, ranked)
