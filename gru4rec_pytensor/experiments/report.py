@@ -14,6 +14,7 @@ from gru4rec_pytensor.experiments.cells import CUT_OFFS, versions
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, Protocol
 from gru4rec_pytensor.experiments.tables import (
+    TITLES,
     Section,
     mean_metric,
     metric_in_words,
@@ -59,8 +60,8 @@ def comparison_section(results: list[dict], protocol: Protocol) -> str:
     """Tables 1 and 3 with the differences to what was published; empty when there is no result."""
     if not results:
         return ''
-    tables = [comparison_table(results, protocol, caption, models) for caption, models in (
-        ('Table 1: baselines', [*BASELINES]), ('Table 3: GRU4Rec, one layer', [NETWORK]))]
+    tables = [comparison_table(results, protocol, TITLES[1], [*BASELINES]),
+              comparison_table(results, protocol, TITLES[3], [NETWORK])]
     return page.section('Recall@20 and MRR@20, published and ours', *tables, page.paragraph(
         f'Published: {protocol.title}, arXiv 1511.06939 v4. Difference: ours to published, relative; green is above, '
         f'orange below the published number. {networks_note(results)}Ties are ranked by the policy '

@@ -11,6 +11,9 @@ from gru4rec_pytensor.experiments.datasets import Dataset, data_notice, size_in_
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, Protocol
 
 
+TITLES = {1: 'Table 1: baselines', 2: 'Table 2: best parameters', 3: 'Table 3: GRU4Rec, one layer'}
+
+
 class Table(NamedTuple):
     """A table, to be shown as Markdown or as HTML."""
     title: str
@@ -53,8 +56,8 @@ def table_1(results: list[dict], protocol: Protocol) -> Table:
             recall, mrr = (f'{number:.4f}' if number else '-' for number in protocol.published_for(model, None, None))
             rows.append((model, recall, metric_in_words(ours, 'recall@20'), mrr, metric_in_words(ours, 'mrr@20'),
                          *durations(ours)))
-    return Table('Table 1: baselines', ('Baseline', 'Recall@20 published', 'Recall@20 ours', 'MRR@20 published',
-                                        'MRR@20 ours', 'fit', 'evaluation'), rows)
+    return Table(TITLES[1], ('Baseline', 'Recall@20 published', 'Recall@20 ours', 'MRR@20 published', 'MRR@20 ours',
+                             'fit', 'evaluation'), rows)
 
 
 def table_2(outcomes: dict[str, search.Outcome], a_search: search.Search, n_trials: int, data: Dataset) -> Section:
@@ -82,7 +85,7 @@ def table_2(outcomes: dict[str, search.Outcome], a_search: search.Search, n_tria
             f'{size_in_words(a_search.valid)}). {n_trials} random points of this space, each value equally likely: '
             f'{space}. {a_search.units} units, {a_search.epochs} epochs, adagrad, seed {a_search.seed}, '
             f'backend {a_search.backend}. The paper gives neither its space nor these metrics.')
-    return Section([Table('Table 2: best parameters', header, rows)], [note])
+    return Section([Table(TITLES[2], header, rows)], [note])
 
 
 def table_3(results: list[dict], protocol: Protocol) -> Table:
@@ -99,7 +102,7 @@ def table_3(results: list[dict], protocol: Protocol) -> Table:
             gain = f' ({mean / base - 1:+.2%})' if mean is not None and base else ''
             row.append(metric_in_words(ours, metric) + gain)
         rows.append((*row, *durations(ours)))
-    return Table('Table 3: GRU4Rec, one layer', (
+    return Table(TITLES[3], (
         'Loss', 'Units', 'Recall@20 published (gain over Item-KNN)', 'Recall@20 ours (gain)',
         'MRR@20 published (gain)', 'MRR@20 ours (gain)', 'fit', 'evaluation'), rows)
 
