@@ -121,7 +121,7 @@ def run_cell(cell: Cell, data: Dataset) -> dict:
     result = dict.fromkeys(RESULT_KEYS) | cell._asdict() | {
         'dataset': data.name, 'fit_seconds': time.perf_counter() - started,
         'train_events_per_second': events_per_second, 'versions': versions(),
-        'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None,  # BPR-MF's are of another training
+        'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None,  # BPR-MF has some, too
         'published_recall@20': published[0], 'published_mrr@20': published[1]}
     if not getattr(model, 'error_during_train', False):
         result |= evaluate(model, cell, data)

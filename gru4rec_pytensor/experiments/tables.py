@@ -10,7 +10,6 @@ from gru4rec_pytensor.experiments.cells import Options
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice, size_in_words
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, Protocol
 
-
 TITLES = {1: 'Table 1: baselines', 2: 'Table 2: best parameters', 3: 'Table 3: GRU4Rec, one layer'}
 
 
