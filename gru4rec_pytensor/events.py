@@ -71,6 +71,11 @@ def count(data: pd.DataFrame) -> dict[str, int]:
     return {'sessions': int(data['SessionId'].nunique()), 'events': len(data), 'items': int(data['ItemId'].nunique())}
 
 
+def n_trainable_sessions(data: pd.DataFrame) -> int:
+    """How many sessions have an event to predict: those of two or more."""
+    return int((data['SessionId'].value_counts(sort=False) >= MIN_SESSION_LENGTH).sum())
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Ids and numbers
 # ---------------------------------------------------------------------------------------------------------------------
