@@ -48,7 +48,13 @@ from gru4rec_pytensor.checks import (
     check_whole_numbers,
     first_few,
 )
-from gru4rec_pytensor.events import MAX_SESSION_LENGTH, as_ids, index_by_appearance, session_order
+from gru4rec_pytensor.events import (
+    MAX_SESSION_LENGTH,
+    as_ids,
+    index_by_appearance,
+    n_trainable_sessions,
+    session_order,
+)
 from gru4rec_pytensor.recommend import Session, recommendations
 
 Symbol = TensorVariable  # a tensor without a value yet: what an expression is made of
@@ -1060,7 +1066,7 @@ class GRU4Rec:
     def _session_order(self, data: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """`session_order` of training data; ValueError when there are too few sessions for the lanes."""
         rows, offsets = session_order(data, self.session_key, self.item_key, self.time_key)
-        n_sessions = int((np.diff(offsets) > 1).sum())
+        n_sessions = n_trainable_sessions(data, self.session_key)
         if n_sessions < self.batch_size:
             raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions of two or more events, but '
                              f'the training data has {n_sessions}; use a smaller batch_size')

@@ -71,9 +71,9 @@ def count(data: pd.DataFrame) -> dict[str, int]:
     return {'sessions': int(data['SessionId'].nunique()), 'events': len(data), 'items': int(data['ItemId'].nunique())}
 
 
-def n_trainable_sessions(data: pd.DataFrame) -> int:
+def n_trainable_sessions(data: pd.DataFrame, session_key: str = 'SessionId') -> int:
     """How many sessions have an event to predict: those of two or more."""
-    return int((data['SessionId'].value_counts(sort=False) >= MIN_SESSION_LENGTH).sum())
+    return int((data[session_key].value_counts(sort=False) >= MIN_SESSION_LENGTH).sum())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

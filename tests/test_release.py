@@ -349,7 +349,7 @@ def test_the_global_random_state_is_neither_used_nor_changed():
 
 
 def test_sessions_are_visited_in_the_order_of_their_ids_not_of_time():
-    rows, offsets = session_order(click_log('ab', 'cd').assign(SessionId=[9, 9, 4, 4]), 'SessionId', 'Time', 'ItemId')
+    rows, offsets = session_order(click_log('ab', 'cd').assign(SessionId=[9, 9, 4, 4]))
     assert rows.tolist() == [2, 3, 0, 1]
     assert offsets.tolist() == [0, 2, 4]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytensor
 
-from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
+from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset
-from gru4rec_pytensor.experiments.protocols import BASELINES, CUT_OFF, NETWORK, Protocol
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, Protocol
 from gru4rec_pytensor.terminal import TrainingProgress
 
 # What results.json has of each cell; results of the first versions lack the last three.

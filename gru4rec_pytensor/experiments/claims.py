@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from evaluation import CUT_OFF
 from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import Cell, Options, network_cell
 from gru4rec_pytensor.experiments.datasets import Dataset
-from gru4rec_pytensor.experiments.protocols import BASELINES, CUT_OFF, NETWORK, VIDEO_CANDIDATES, VIDEO_ITEMS
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, VIDEO_CANDIDATES, VIDEO_ITEMS
 from gru4rec_pytensor.experiments.results import result_of, run_cells
 from gru4rec_pytensor.experiments.tables import Section, Table, mean_and_deviation
 

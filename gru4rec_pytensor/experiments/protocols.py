@@ -12,7 +12,6 @@ from gru4rec_pytensor import synthetic
 from gru4rec_pytensor.events import MAX_SESSION_LENGTH
 
 VIDEO_ITEMS, VIDEO_CANDIDATES = 330_000, 30_000  # the next item is ranked among so many, the most popular
-CUT_OFF = 20  # of Recall@20 and MRR@20
 NETWORK = 'GRU4Rec'  # the model of Tables 2 and 3, as the baselines are those of Table 1
 LOSS_NAMES = {'top1': 'TOP1', 'bpr': 'BPR', 'cross-entropy': 'Cross-entropy', 'mrr': 'MRR'}
 

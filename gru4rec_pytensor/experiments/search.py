@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import numpy as np
 import pandas as pd
 
-from evaluation import next_item_ranks, recall_mrr
+from evaluation import CUT_OFF, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor.events import n_trainable_sessions
-from gru4rec_pytensor.experiments.protocols import CUT_OFF
 
 try:
     import fcntl
