@@ -893,8 +893,8 @@ class GRU4Rec:
         popularity, or 'uniform' for as many items drawn uniformly, the same for all lanes
     equal_times : order of events of a session that have the same time: 'item', by item index, as the release trains, or
         'frame', as they are in the frame: better where the log is in the order of clicks, and its times are rounded
-    seed : of the initial weights, the session orders, the dropout masks and the uniform negatives; 42 gives those of the
-        release, for other seeds see `mrg.first_state`
+    seed : of the initial weights, the session orders, the dropout masks and the uniform negatives; 42 gives those of
+        the release, for other seeds see `mrg.first_state`
     backend : 'auto', 'numba', 'jax' or 'python', see `backends`
 
     Attributes

@@ -31,8 +31,8 @@ RELEASE_SEED, DEFAULT_SEED = 42, 12_345  # NumPy's seed in the release, and the 
 def first_state(seed: int) -> tuple[int, ...]:
     """The generator's six numbers (x newest to oldest, y newest to oldest) for a seed of `GRU4Rec`.
 
-    42, the release's seed, gives Theano's default, 12345 six times.  Any other seed gives the first six words of NumPy's
-    ``SeedSequence(seed)``, those of x modulo m1 - 1, those of y modulo m2 - 1, plus 1.
+    42, the release's seed, gives Theano's default, 12345 six times.  Any other seed gives the first six words of
+    NumPy's ``SeedSequence(seed)``, those of x modulo m1 - 1, those of y modulo m2 - 1, plus 1.
     """
     if seed == RELEASE_SEED:
         return (DEFAULT_SEED,) * 6
@@ -153,10 +153,10 @@ def _next(state: np.ndarray, s: int) -> np.uint32:
     x2_part = np.uint32(np.uint32(np.uint32(x2 & np.uint32(0x1FF)) << np.uint32(22)) + np.uint32(x2 >> np.uint32(9)))
     x3_part = np.uint32(np.uint32(np.uint32(x3 & np.uint32(0xFFFFFF)) << np.uint32(7)) + np.uint32(x3 >> np.uint32(24)))
     x = _modulo1(np.uint32(_modulo1(np.uint32(x2_part + x3_part)) + x3))
-    y1, y3 = state[3 * MAX_STREAMS + s], state[5 * MAX_STREAMS + s]
+    y1, y2, y3 = state[3 * MAX_STREAMS + s], state[4 * MAX_STREAMS + s], state[5 * MAX_STREAMS + s]
     y = _modulo2(np.uint32(_modulo2(np.uint32(_times_2_15(y1) + _times_2_15(y3))) + y3))
     state[2 * MAX_STREAMS + s], state[MAX_STREAMS + s], state[s] = x2, state[s], x
-    state[5 * MAX_STREAMS + s], state[4 * MAX_STREAMS + s], state[3 * MAX_STREAMS + s] = state[4 * MAX_STREAMS + s], y1, y
+    state[5 * MAX_STREAMS + s], state[4 * MAX_STREAMS + s], state[3 * MAX_STREAMS + s] = y2, y1, y
     d = np.uint32(x - y)
     return d if x > y else np.uint32(d + np.uint32(M1))
 
