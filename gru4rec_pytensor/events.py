@@ -109,18 +109,23 @@ def most_frequent(ids: pd.Series, n: int | None) -> np.ndarray | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: str = 'ItemId',
-                  time_key: str = 'Time') -> tuple[np.ndarray, np.ndarray]:
+                  time_key: str = 'Time', then_by: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a frame by session and time, and where each session begins.
+
+    Parameters
+    ----------
+    then_by : (n_events,), what decides the order of events of a session with equal times; the frame's order when None
 
     Returns
     -------
-    rows : int64 (n_events,), positions in `data`; a stable order, so that equal times keep the frame's order
+    rows : int64 (n_events,), positions in `data`; a stable order
     offsets : int64 (n_sessions + 1,), and last the number of events
     """
     check_events(data, session_key, item_key, time_key)
     check_times(data[time_key])
     session, _ids = pd.factorize(data[session_key], sort=True)
-    rows = np.lexsort((data[time_key].to_numpy(), session))
+    keys = (data[time_key].to_numpy(), session)
+    rows = np.lexsort(keys if then_by is None else (then_by, *keys))
     return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
 
 
