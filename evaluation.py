@@ -45,7 +45,7 @@ def recall_mrr(ranks: np.ndarray, cut_off: int | Sequence[int] = CUT_OFF, hit_ru
     (0.75, 0.325)
     """
     check_choice('hit_rule', hit_rule, HIT_RULES)
-    for n in np.ravel(cut_off):
+    for n in np.ravel(cut_off).tolist():
         check_whole_number('cut_off', n)
     limits = np.reshape(cut_off, (-1, 1))
     hits = ranks < limits if hit_rule == 'rank<cut_off' else ranks <= limits

@@ -225,7 +225,7 @@ def test_every_minibatch_has_dropout_masks_of_its_own():
 @pytest.mark.parametrize('p', [0.2, 0.5, 0.9])
 def test_a_unit_is_dropped_with_the_given_probability(p):
     model = small_model(layers=[50, 30], batch_size=40, dropout_p_hidden=p)
-    for masks, units in zip(gru4rec.RandomInputs(model.settings())(200), model.layers):
+    for masks, units in zip(gru4rec.RandomInputs(model.settings(n_items=5))(200), model.layers):
         assert masks.shape == (200, 40, units)
         sigma = np.sqrt(p * (1 - p) / masks.size)
         assert abs((1 - masks.mean()) - p) < 5 * sigma

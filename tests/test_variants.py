@@ -201,7 +201,7 @@ def slopes(function, x, step=1e-6):
 
 
 def reference_for(model, log, masks=None):
-    names = [name for name in gru4rec.argument_names() if name != 'backend']
+    names = [name for name in gru4rec.argument_names() if name not in ('equal_times', 'backend')]
     negatives = iter(gru4rec.RandomInputs(model.settings(), masks)(1000)[-1]) if model.negatives == 'uniform' else ()
     return NumpyVariant(**{name: getattr(model, name) for name in names}).fit(log, masks, negatives)
 
