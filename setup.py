@@ -23,5 +23,5 @@ setup(
     extras_require={'experiments': ['tqdm', 'optuna', 'sqlalchemy', 'matplotlib'],
                     'jax': ['jax'], 'gpu': ['jax[cuda12]'],
                     'test': ['pytest', 'pytest-xdist', 'pytest-cov', 'tqdm', 'optuna', 'sqlalchemy', 'matplotlib',
-                             'jax', 'nbclient', 'nbformat', 'ipykernel', 'ruff', 'mypy']},
+                             'jax', 'nbformat', 'ruff', 'mypy']},
 )
