@@ -39,6 +39,11 @@ def test_the_constraints_hold_all_that_the_tests_need(python):
     assert needed <= pinned(python).keys()
 
 
+def test_the_check_before_a_commit_is_that_of_the_tests():
+    ruff = re.search(r'ruff==([\d.]+)', (ROOT / '.pre-commit-config.yaml').read_text(encoding='utf-8'))[1]
+    assert {pinned(python)['ruff'] for python in CONSTRAINTS} == {ruff}
+
+
 @pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
 def test_a_document_names_the_constraints_of_the_versions_that_it_was_measured_with(path):
     text = path.read_text(encoding='utf-8')
