@@ -16,9 +16,10 @@ from numpy.typing import ArrayLike
 from threadpoolctl import ThreadpoolController
 
 from gru4rec import column_of_item, session_parallel_minibatches
-from gru4rec_pytensor.checks import first_few
+from gru4rec_pytensor.checks import check_choice, check_whole_number, first_few
 from gru4rec_pytensor.events import as_ids, session_of_event, session_order
 
+CUT_OFF = 20  # the paper's
 TIE_POLICIES = ('standard', 'conservative', 'median', 'tiebreaking')
 HIT_RULES = ('rank<=cut_off', 'rank<cut_off')
 NOISE = 1e-8  # the release's, added to scores by the policy 'tiebreaking'
@@ -28,7 +29,7 @@ NOISE = 1e-8  # the release's, added to scores by the policy 'tiebreaking'
 # Metrics from ranks
 # ---------------------------------------------------------------------------------------------------------------------
 
-def recall_mrr(ranks: np.ndarray, cut_off: int | Sequence[int] = 20, hit_rule: str = 'rank<=cut_off') -> tuple:
+def recall_mrr(ranks: np.ndarray, cut_off: int | Sequence[int] = CUT_OFF, hit_rule: str = 'rank<=cut_off') -> tuple:
     """Recall@N and MRR@N of ranks (section 4): the share of hits, and the mean of 1/rank with 0 for a miss.
 
     Parameters
@@ -42,10 +43,9 @@ def recall_mrr(ranks: np.ndarray, cut_off: int | Sequence[int] = 20, hit_rule: s
     >>> recall_mrr(np.array([1.0, 4.0, 20.0, 21.0]))
     (0.75, 0.325)
     """
-    if hit_rule not in HIT_RULES:
-        raise ValueError(f'hit_rule={hit_rule!r}: must be one of {", ".join(map(repr, HIT_RULES))}')
-    if np.min(cut_off) < 1:
-        raise ValueError(f'cut_off={cut_off!r}: must be at least 1')
+    check_choice('hit_rule', hit_rule, HIT_RULES)
+    for n in np.ravel(cut_off):
+        check_whole_number('cut_off', n)
     limits = np.reshape(cut_off, (-1, 1))
     hits = ranks < limits if hit_rule == 'rank<cut_off' else ranks <= limits
     recall, mrr = hits.mean(axis=1), (hits / ranks).mean(axis=1)
@@ -89,10 +89,8 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     -------
     float64 (n_events - n_sessions,), ordered by session, then time
     """
-    if tie_policy not in TIE_POLICIES:
-        raise ValueError(f'tie_policy={tie_policy!r}: must be one of {", ".join(map(repr, TIE_POLICIES))}')
-    if batch_size < 1:
-        raise ValueError(f'batch_size={batch_size!r}: must be at least 1')
+    check_choice('tie_policy', tie_policy, TIE_POLICIES)
+    check_whole_number('batch_size', batch_size)
     ties = Ties(tie_policy, seed)
     rows, offsets = session_order(test_data, session_key, item_key, time_key)
     if len(rows) == len(offsets) - 1:
@@ -132,7 +130,7 @@ class Block(NamedTuple):
     prediction : int64 (b,), where the ranks belong
     scores : float (b, M or more); the first `n_ranked` columns are the ranked items
     low, high : float (b,), the scores that count as equal to the target's lie between them
-    column : int64 (b,), the target's place among the ranked items, -1 where it is none of them
+    column : int64 (b,), the target's column among the ranked items, -1 where it is none of them
     bias : float (M,), to be added to every row of the scores; None for zero
     """
     prediction: np.ndarray
@@ -150,8 +148,8 @@ def block_ranks(block: Block, ties: Ties) -> np.ndarray:
     if np.isnan(low).any():
         raise ValueError(f'prediction {prediction[np.isnan(low)][0]}: the score of the next item is not a number')
     if ties.policy == 'tiebreaking':
-        return np.array([1 + noisy_count(row[:n_ranked], target, place, np.random.default_rng([ties.seed, k]))
-                         for k, row, target, place in zip(prediction, scores, low, column)])
+        return np.array([1 + noisy_count(row[:n_ranked], target, own_column, np.random.default_rng([ties.seed, k]))
+                         for k, row, target, own_column in zip(prediction, scores, low, column)])
     greater, at_least = count_above(scores, np.zeros(n_ranked, scores.dtype) if bias is None else bias, low, high)
     return ranks_from_ties(greater, at_least - greater - (column >= 0), ties.policy)
 
@@ -237,10 +235,10 @@ def network_blocks(model: Any, steps: list[tuple], candidates: np.ndarray | None
     float32, count as equal.  With `activated` the scores are what `predict_next_batch` gives.
     """
     (all_Wy, all_By), (Wy, By) = model.output_weights(), model.output_weights(candidates)
-    place = column_of_item(candidates, model.n_items)
+    column_of = column_of_item(candidates, model.n_items)
     memory = np.empty((max((len(H) for _prediction, H, _target in steps), default=0), len(By)), dtype=By.dtype)
     for prediction, H, target in steps:
-        scores, column, lane = np.matmul(H, Wy.T, out=memory[:len(H)]), place[target], np.arange(len(target))
+        scores, column, lane = np.matmul(H, Wy.T, out=memory[:len(H)]), column_of[target], np.arange(len(target))
         own = np.where(column >= 0, scores[lane, column] + By[column],
                        (H * all_Wy[target]).sum(axis=1) + all_By[target])
         if activated:
@@ -286,7 +284,7 @@ def baseline_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items
         candidates = index.get_indexer(items)
         if (candidates < 0).any():
             raise KeyError(f'items that are not in the training data: {first_few(items[candidates < 0])}')
-    place = column_of_item(candidates, len(index))
+    column_of = column_of_item(candidates, len(index))
     targets = index.get_indexer(np.delete(item_ids, offsets[:-1]))
     for first in range(0, len(targets), n_rows):
         target = targets[first:first + n_rows]
@@ -295,7 +293,7 @@ def baseline_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items
         low = scores[np.arange(len(target)), target]
         if items is not None:
             scores = scores[:, candidates]
-        yield Block(prediction, scores, scores.shape[1], low, low, place[target])
+        yield Block(prediction, scores, scores.shape[1], low, low, column_of[target])
 
 
 def stepwise_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, session_ids: np.ndarray,
@@ -355,7 +353,7 @@ def float_of(order: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def evaluate_sessions_batch(pr: Any, test_data: pd.DataFrame, items: ArrayLike | None = None,
-                            cut_off: int | Sequence[int] = 20, batch_size: int = 100, break_ties: bool = False,
+                            cut_off: int | Sequence[int] = CUT_OFF, batch_size: int = 100, break_ties: bool = False,
                             session_key: str = 'SessionId', item_key: str = 'ItemId', time_key: str = 'Time', *,
                             tie_policy: str | None = None, hit_rule: str = 'rank<=cut_off', seed: int = 42,
                             carry_states: bool = False) -> tuple:
@@ -378,7 +376,7 @@ def evaluate_sessions_batch(pr: Any, test_data: pd.DataFrame, items: ArrayLike |
 
 
 def evaluate_sessions(pr: Any, test_data: pd.DataFrame, train_data: pd.DataFrame, items: ArrayLike | None = None,
-                      cut_off: int | Sequence[int] = 20, session_key: str = 'SessionId', item_key: str = 'ItemId',
+                      cut_off: int | Sequence[int] = CUT_OFF, session_key: str = 'SessionId', item_key: str = 'ItemId',
                       time_key: str = 'Time', *, tie_policy: str = 'tiebreaking', hit_rule: str = 'rank<=cut_off',
                       seed: int = 42) -> tuple:
     """Recall@N and MRR@N of a baseline on test sessions, as the release's function of this name returns them.

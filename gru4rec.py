@@ -3,13 +3,15 @@
 Hidasi, Karatzoglou, Baltrunas, Tikk, ICLR 2016, arXiv 1511.06939 v4, as a symbolic PyTensor graph.  Read from top to
 bottom in the order of the paper's section 3:
 
+* what the symbolic functions depend on: `Settings`;
 * the gated recurrent unit (3, equations 2-5): `gru_step`, and the units that it is compared with;
+* names and shapes of weights and states: `weight_layout`, `state_shapes`;
 * the input (3.1): `item_input`, `session_input`, and the layers over it (Figure 1): `network`;
 * mini-batches of parallel sessions (3.1.1, Figure 2): `session_parallel_minibatches`;
 * scores of the sampled items (3.1.2): `sampled_scores`;
 * ranking losses (3.1.3): `top1`, `bpr`, `cross_entropy`, `mrr`;
 * update rules (4.2): `adagrad`, `rmsprop`, `sgd`, `momentum_step`;
-* the training step that ties them together, compiled: `training_step`;
+* the training step that ties them together: `training_step`;
 * the estimator with the interface of the authors' 2016 release: `GRU4Rec`.
 
 Constructor arguments and weight names are those of the release, and so is every number that it computes;
@@ -17,13 +19,13 @@ docs/deviations.md lists the few differences.
 """
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,9 +40,16 @@ from pytensor.tensor.variable import TensorVariable
 
 from gru4rec_pytensor import backends, model_file
 from gru4rec_pytensor.backends import FLOAT
-from gru4rec_pytensor.checks import first_few
+from gru4rec_pytensor.checks import (
+    check_choice,
+    check_flag,
+    check_number,
+    check_whole_number,
+    check_whole_numbers,
+    first_few,
+)
 from gru4rec_pytensor.events import MAX_SESSION_LENGTH, as_ids, index_by_appearance, session_order
-from gru4rec_pytensor.recommend import Session
+from gru4rec_pytensor.recommend import Session, recommendations
 
 Symbol = TensorVariable  # a tensor without a value yet: what an expression is made of
 Updates = dict  # shared variable -> symbol of its value after the mini-batch
@@ -49,7 +58,55 @@ logger = logging.getLogger('gru4rec')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The network (sections 3 and 3.1, Figure 1)
+# What the symbolic functions depend on
+# ---------------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Settings:
+    """The number of items, and the arguments of `GRU4Rec`, where they are described, that its network depends on.
+
+    ``GRU4Rec(layers=[100]).settings(n_items=37_483)`` makes one without any data.
+    """
+    n_items: int
+    layers: tuple[int, ...]
+    batch_size: int
+    dropout_p_hidden: float
+    learning_rate: float
+    momentum: float
+    adapt: str | None
+    decay: float
+    grad_cap: float
+    sigma: float
+    init_as_normal: bool
+    reset_after_session: bool
+    loss: str
+    hidden_act: str
+    final_act: str | None
+    lmbd: float
+    input_mode: str
+    session_decay: float
+    embedding: int | None
+    unit: str
+    input_to_all_layers: bool
+    feedforward: tuple[int, ...]
+    negatives: str
+    seed: int
+
+    @property
+    def final_activation(self) -> str:
+        """Name of the scores' activation."""
+        return final_activation(self.loss, self.final_act)
+
+
+def final_activation(loss: str, final_act: str | None) -> str:
+    """Name of the scores' activation: `final_act`, or what the release takes where that is None or out of place."""
+    if loss == 'cross-entropy':
+        return 'tanh' if final_act == 'tanh' else 'linear'
+    return final_act or 'tanh'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recurrent units (section 3, equations 1-5)
 # ---------------------------------------------------------------------------------------------------------------------
 
 def linear(x: Any) -> Any:
@@ -63,6 +120,8 @@ def relu(x: Symbol) -> Symbol:
 
 
 ACTIVATIONS: dict[str, Callable] = {'tanh': pt.tanh, 'linear': linear, 'relu': relu}
+
+
 NUMPY_ACTIVATIONS: dict[str, Callable] = {'tanh': np.tanh, 'linear': linear, 'relu': partial(np.maximum, 0)}
 
 
@@ -126,28 +185,177 @@ class Unit(NamedTuple):
 UNITS = {'gru': Unit('hrz', 'H', gru_step), 'lstm': Unit('hifo', 'CH', lstm_step), 'rnn': Unit('h', 'H', rnn_step)}
 
 
-class Lookup(NamedTuple):
+# ---------------------------------------------------------------------------------------------------------------------
+# Names and shapes of weights and states
+# ---------------------------------------------------------------------------------------------------------------------
+
+def weight_layout(settings: Settings) -> dict[str, tuple[list[str], tuple]]:
+    """The weights, in the order in which initial values are drawn: the parts that stand side by side, and their shape.
+
+    The gates of a layer are one weight here, ``W0`` of [h | r | z]; the names of the parts are the release's.
+    """
+    gates = UNITS[settings.unit].gates
+    n_inputs = settings.embedding or settings.n_items
+    layout: dict = {'E': (['E'], (settings.n_items, settings.embedding))} if settings.embedding else {}
+    for i, (n_below, n) in enumerate(zip([n_inputs, *settings.layers], settings.layers)):
+        layout[f'W{i}'] = [f'W{gate}{i}' for gate in 'x' + gates[1:]], (n_below, n)
+        if i and settings.input_to_all_layers:
+            layout[f'I{i}'] = [f'I{gate}{i}' for gate in 'x' + gates[1:]], (n_inputs, n)
+        layout.update((f'W{name}{i}', ([f'W{name}{i}'], (n, n))) for name in recurrent_names(UNITS[settings.unit]))
+        layout[f'B{i}'] = [f'B{gate}{i}' for gate in gates], (n,)
+    sizes = [settings.layers[-1], *settings.feedforward]
+    for j, shape in enumerate(zip(sizes[:-1], sizes[1:])):
+        layout |= {f'Wd{j}': ([f'Wd{j}'], shape), f'Bd{j}': ([f'Bd{j}'], shape[1:])}
+    return layout | {'Wy': (['Wy'], (settings.n_items, sizes[-1])), 'By': (['By'], (settings.n_items,))}
+
+
+def recurrent_names(unit: Unit) -> list[str]:
+    """Of the recurrent matrices, without W and the number of the layer: 'h', 'hr', 'hz'."""
+    return ['h', *[f'h{gate}' for gate in unit.gates[1:]]]
+
+
+def input_tables(settings: Settings) -> list[str]:
+    """Names of the weights with a row for each item that the input is multiplied with."""
+    deeper = range(1, len(settings.layers)) if settings.input_to_all_layers else []
+    return ['E'] if settings.embedding else ['W0', *[f'I{i}' for i in deeper]]
+
+
+def join_gates(arrays: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
+    """Arrays under the release's names to those of `weight_layout`; none to none."""
+    if not arrays:
+        return {}
+    return OrderedDict((name, np.hstack([arrays[part] for part in parts]))
+                       for name, (parts, _shape) in weight_layout(settings).items())
+
+
+def split_gates(variables: dict[str, Any], settings: Settings) -> dict[str, np.ndarray]:
+    """Copies of the values of shared variables under the release's names: inverse of `join_gates`."""
+    layout, arrays = weight_layout(settings), {}
+    for name, variable in variables.items():
+        value, parts = np.asarray(variable.get_value(borrow=True)), layout[name][0]
+        arrays.update({part: array.copy() for part, array in zip(parts, np.split(value, len(parts), axis=-1))})
+    return arrays
+
+
+def state_shapes(settings: Settings) -> dict[str, tuple[int, str]]:
+    """What a session carries from event to event: name -> width and dtype, in the order in which states are handed on.
+
+    ``H0`` for each layer, with LSTM units ``C0`` before it; with input_mode='session' the last items come first.
+    """
+    shapes = {'history': (history_length(settings.session_decay), 'int32')} if settings.input_mode == 'session' else {}
+    return shapes | {f'{state}{i}': (n, FLOAT) for i, n in enumerate(settings.layers)
+                     for state in UNITS[settings.unit].states}
+
+
+def initial_states(settings: Settings, batch_size: int) -> list[np.ndarray]:
+    """The states of sessions before their first event: zeros, float32 (batch_size, H); a history is int32, of -1."""
+    return [np.full((batch_size, width), -1 if name == 'history' else 0, dtype)
+            for name, (width, dtype) in state_shapes(settings).items()]
+
+
+def history_length(decay: float) -> int:
+    """How many events of a session count for `session_input`."""
+    return int(min(MAX_SESSION_LENGTH, 1 + np.floor(np.log(1e-3) / np.log(decay)))) if decay else 1
+
+
+def mask_shapes(settings: Settings) -> list[tuple]:
+    """Shapes of the dropout masks, (B, units) of each layer; none without dropout."""
+    units = (*settings.layers, *settings.feedforward)
+    return [(settings.batch_size, n) for n in units] if settings.dropout_p_hidden else []
+
+
+def initial_weight(rng: np.random.RandomState, shape: tuple, sigma: float = 0, normal: bool = False,
+                   n_rows: int | None = None) -> np.ndarray:
+    """U(-x, x), or N(0, x), with x = `sigma`, or sqrt(6 / (rows + columns)) for sigma 0; float32 of a float64 draw.
+
+    With `n_rows` so many rows are drawn of the weight that has this shape.  Biases, which are vectors, are zero.
+    """
+    drawn_shape = (shape[0] if n_rows is None else n_rows, *shape[1:])
+    if len(shape) == 1:
+        return np.zeros(drawn_shape, FLOAT)
+    scale = sigma or np.sqrt(6 / sum(shape))
+    return (rng.randn(*drawn_shape) * scale if normal else rng.rand(*drawn_shape) * 2 * scale - scale).astype(FLOAT)
+
+
+def shared(name: str, value: np.ndarray) -> Any:
+    """Shared variable whose static shape is known, so that the compiler need not check it."""
+    return pytensor.shared(value, name=name, shape=value.shape, borrow=True)
+
+
+class Variables(NamedTuple):
+    """The shared variables that a training step changes, by the names of `weight_layout`.
+
+    weights : of all layers
+    acc, vel : accumulators and velocities of the update rule, of the same shapes; empty where it has none
+    """
+    weights: dict[str, Any]
+    acc: dict[str, Any]
+    vel: dict[str, Any]
+
+    @classmethod
+    def of(cls, settings: Settings, weights: dict[str, np.ndarray], acc: dict[str, np.ndarray] | None = None,
+           vel: dict[str, np.ndarray] | None = None) -> Variables:
+        """Variables with these values; accumulators and velocities that are not given are zero.
+
+        Their arrays are freed with the last reference to the variables: Numba keeps what it compiled for ever, and that
+        refers to them.
+        """
+        def state(kind: str, used: Any, values: dict[str, np.ndarray] | None) -> OrderedDict:
+            return OrderedDict((name, shared(f'{kind}_{name}', values[name] if values else np.zeros(w.shape, FLOAT)))
+                               for name, w in weights.items() if used)
+
+        variables = cls(OrderedDict((name, shared(name, value)) for name, value in weights.items()),
+                        state('acc', settings.adapt in ('adagrad', 'rmsprop'), acc),
+                        state('vel', settings.momentum, vel))
+        for group in variables:
+            weakref.finalize(group, free_arrays, [*group.values()])
+        return variables
+
+    def arrays(self) -> list[dict[str, np.ndarray]]:
+        """Copies of the values, (weights, acc, vel), as NumPy arrays wherever they are now."""
+        return [{name: np.array(variable.get_value(borrow=True)) for name, variable in group.items()}
+                for group in self]
+
+
+def initial_weights(settings: Settings, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+    """Initial values of all weights, drawn in the release's order: part after part of `weight_layout`."""
+    return OrderedDict((name, np.hstack([initial_weight(rng, shape, settings.sigma, settings.init_as_normal)
+                                         for _part in parts]))
+                       for name, (parts, shape) in weight_layout(settings).items())
+
+
+def free_arrays(variables: list) -> None:
+    """Free the arrays of shared variables that nobody needs any more."""
+    for variable in variables:
+        variable.container.storage[0] = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The input (section 3.1)
+# ---------------------------------------------------------------------------------------------------------------------
+
+class InputRows(NamedTuple):
     """What a mini-batch reads of a table with a row for each item, such as ``W0``, to multiply its input with it.
 
     The input is never built: a 1-of-N code times a matrix is a row of it, a sum of such codes is a sum of rows.
 
     rows : symbolic (n,), item indices
-    real : symbolic bool (n,), False for entries that only fill up a lane; None where there are none
+    is_event : symbolic bool (n,), False for entries that only fill up a lane; None where there are none
     product : of table[rows] (n, m): the input times the table, (B, m)
     history : list of the symbolic states that the input carries to the next event
     """
     rows: Symbol
-    real: Symbol | None
+    is_event: Symbol | None
     product: Callable[[Symbol], Symbol]
     history: list[Symbol]
 
 
-def item_input(item: Symbol, starts: Symbol, history: list[Symbol], decay: float) -> Lookup:
+def item_input(item: Symbol, starts: Symbol, history: list[Symbol], decay: float) -> InputRows:
     """The input is the event's item, 1-of-N coded (section 3.1); it needs nothing else of the session."""
-    return Lookup(item, None, lambda rows: rows, [])
+    return InputRows(item, None, lambda rows: rows, [])
 
 
-def session_input(item: Symbol, starts: Symbol, history: list[Symbol], decay: float) -> Lookup:
+def session_input(item: Symbol, starts: Symbol, history: list[Symbol], decay: float) -> InputRows:
     """The input is the session so far: the sum of its items' 1-of-N codes, discounted, of length 1 (section 3.1).
 
     An event counts `decay` times as much with each event after it.  Those of less than 1 / 1000 are left out.
@@ -160,8 +368,8 @@ def session_input(item: Symbol, starts: Symbol, history: list[Symbol], decay: fl
     last = pt.switch(starts[:, None], np.int32(-1), history[0])
     last = pt.concatenate([last[:, 1:], pt.cast(item, 'int32')[:, None]], axis=1)
     n_lanes, n_events = last.type.shape
-    real = last >= 0
-    weight = pt.switch(real, np.array(decay ** np.arange(n_events - 1, -1, -1.0), FLOAT), np.float32(0))
+    is_event = last >= 0
+    weight = pt.switch(is_event, np.array(decay ** np.arange(n_events - 1, -1, -1.0), FLOAT), np.float32(0))
     same = pt.eq(last[:, :, None], last[:, None, :])  # an item that occurs twice is one entry of the sum
     squares = pt.switch(same, weight[:, :, None] * weight[:, None, :], np.float32(0))
     weight = weight / pt.sqrt(pt.sum(squares, axis=(1, 2)))[:, None]
@@ -170,24 +378,24 @@ def session_input(item: Symbol, starts: Symbol, history: list[Symbol], decay: fl
         rows = pt.reshape(rows, (n_lanes or -1, n_events, rows.type.shape[1]))
         return pt.sum(rows * weight[:, :, None], axis=1)
     # What fills up a lane is the event's item, with weight 0: it comes before the real one, whose values then count.
-    return Lookup(pt.switch(real, last, last[:, -1:]).flatten(), real.flatten(), product, [last])
-
-
-def history_length(decay: float) -> int:
-    """How many events of a session count for `session_input`."""
-    return int(min(MAX_SESSION_LENGTH, 1 + np.floor(np.log(1e-3) / np.log(decay)))) if decay else 1
+    return InputRows(pt.switch(is_event, last, last[:, -1:]).flatten(), is_event.flatten(), product, [last])
 
 
 INPUTS = {'item': item_input, 'session': session_input}
 
 
-def look_up(model: GRU4Rec, item: Symbol, starts: Symbol, states: list[Symbol]) -> tuple[Lookup, list[Symbol]]:
-    """What the model's input reads, and of all `states` (see `state_names`) those of the layers."""
-    n = len(states) - len(model.layers) * len(UNITS[model.unit].states)
-    return INPUTS[model.input_mode](item, starts, states[:n], model.session_decay), states[n:]
+def read_input(settings: Settings, item: Symbol, starts: Symbol,
+               states: list[Symbol]) -> tuple[InputRows, list[Symbol]]:
+    """What the input reads, and, of all `states` (see `state_shapes`), those of the layers."""
+    n = len(states) - len(settings.layers) * len(UNITS[settings.unit].states)
+    return INPUTS[settings.input_mode](item, starts, states[:n], settings.session_decay), states[n:]
 
 
-def network(model: GRU4Rec, weights: dict[str, Symbol], products: dict[str, Symbol], states: list[Symbol],
+# ---------------------------------------------------------------------------------------------------------------------
+# The layers (section 3.1, Figure 1)
+# ---------------------------------------------------------------------------------------------------------------------
+
+def network(settings: Settings, weights: dict[str, Symbol], products: dict[str, Symbol], states: list[Symbol],
             masks: list[Symbol] | None = None) -> tuple[Symbol, list[Symbol]]:
     """What the scores are computed from, (B, H), and the new states of all layers, bottom to top.
 
@@ -196,47 +404,36 @@ def network(model: GRU4Rec, weights: dict[str, Symbol], products: dict[str, Symb
     weights : ``W{i}`` (inputs, gates x H) and ``B{i}`` (gates x H,) of each layer's gates side by side, ``Wh{i}``, ...
         (H, H) of its recurrent part; ``I{i}`` of the input to the deeper layers; ``Wd{i}, Bd{i}`` of feed-forward ones
     products : the input times ``E``, with an embedding, or times ``W0`` and each ``I{i}``: symbolic (B, ...)
-    states : symbolic (B, H), the states before, in the order of `state_names`
+    states : symbolic (B, H), the states before, in the order of `state_shapes`
     masks : a symbolic (B, H) for each layer, or None for no dropout; a dropped unit is dropped for the layer above,
         for the output and for the next time step
     """
     def input_times(name: str) -> Symbol:
         return products[name] if name in products else products['E'] @ weights[name]
 
-    unit, act = UNITS[model.unit], ACTIVATIONS[model.hidden_act]
+    unit, act = UNITS[settings.unit], ACTIVATIONS[settings.hidden_act]
     new_states: list[Symbol] = []
     n = len(unit.states)
-    for i in range(len(model.layers)):
+    for i in range(len(settings.layers)):
         gates = new_states[-1] @ weights[f'W{i}'] if i else input_times('W0')
-        if i and model.input_to_all_layers:
+        if i and settings.input_to_all_layers:
             gates = gates + input_times(f'I{i}')
         recurrent = [weights[f'W{name}{i}'] for name in recurrent_names(unit)]
         new = unit.step(gates + weights[f'B{i}'], *states[n * i:n * i + n], *recurrent, act)
         *cells, h = new if n > 1 else [new]
         new_states += [*cells, h if masks is None else h * masks[i]]
     top = new_states[-1]
-    for j in range(len(model.feedforward)):
+    for j in range(len(settings.feedforward)):
         top = act(top @ weights[f'Wd{j}'] + weights[f'Bd{j}'])
-        top = top if masks is None else top * masks[len(model.layers) + j]
+        top = top if masks is None else top * masks[len(settings.layers) + j]
     return top, new_states
-
-
-def recurrent_names(unit: Unit) -> list[str]:
-    """Of the recurrent matrices, without W and the number of the layer: 'h', 'hr', 'hz'."""
-    return ['h', *[f'h{gate}' for gate in unit.gates[1:]]]
-
-
-def input_tables(model: GRU4Rec) -> list[str]:
-    """Names of the weights with a row for each item that the input is multiplied with."""
-    deeper = range(1, len(model.layers)) if model.input_to_all_layers else []
-    return ['E'] if model.embedding else ['W0', *[f'I{i}' for i in deeper]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Session-parallel mini-batches (section 3.1.1, Figure 2)
 # ---------------------------------------------------------------------------------------------------------------------
 
-class Stretch(NamedTuple):
+class Chunk(NamedTuple):
     """Some consecutive mini-batches: K rows of B lanes.
 
     position : int64 (K, B), index of the input event; the target is the event after it; -1 where a lane is idle
@@ -247,8 +444,8 @@ class Stretch(NamedTuple):
 
 
 def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np.ndarray | None = None,
-                                 stretch: int = 256, drop_tail: bool = True) -> Iterator[Stretch]:
-    """Session-parallel mini-batches of one pass over the data (section 3.1.1, Figure 2), `stretch` at a time.
+                                 chunk: int = 256, drop_tail: bool = True) -> Iterator[Chunk]:
+    """Session-parallel mini-batches of one pass over the data (section 3.1.1, Figure 2), `chunk` at a time.
 
     Lane k starts at the k-th session.  Every mini-batch moves each lane on by one event.  A lane whose session has no
     next event left takes the next unused session; lanes are served in lane order, and one that drew a session of a
@@ -259,13 +456,13 @@ def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np
     offsets : int64 (n_sessions + 1,), where each session's events begin and, last, their number
     batch_size : number of lanes B
     order : int64 (n_sessions,), the sessions in the order in which they are used; as they are when None
-    stretch : the largest number of mini-batches given out at a time
+    chunk : the largest number of mini-batches given out at a time
     drop_tail : True ends the pass as soon as one lane finds no session, as the release trains: what is left in the
         other lanes is not used.  False goes on, with idle lanes, until every event was an input: for evaluation.
 
     Yields
     ------
-    Stretch with at most `stretch` rows; the arrays are the caller's to keep.
+    Chunk with at most `chunk` rows; the arrays are the caller's to keep.
 
     Examples
     --------
@@ -283,12 +480,12 @@ def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np
     fresh = np.zeros(batch_size, dtype=np.bool_)
     used = 0
     while True:
-        rows = np.empty((stretch, batch_size), dtype=np.int64)
-        starts = np.empty((stretch, batch_size), dtype=np.bool_)
+        rows = np.empty((chunk, batch_size), dtype=np.int64)
+        starts = np.empty((chunk, batch_size), dtype=np.bool_)
         filled, used = _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, rows, starts)
         if filled:
-            yield Stretch(rows[:filled], starts[:filled])
-        if filled < stretch:
+            yield Chunk(rows[:filled], starts[:filled])
+        if filled < chunk:
             return
 
 
@@ -401,6 +598,8 @@ def mean(x: Symbol, axis: int | None = None) -> Symbol:
 
 
 EPSILON = 1e-6  # inside the roots, as in the release
+
+
 LOSSES: dict[str, Callable] = {'top1': top1, 'bpr': bpr, 'cross-entropy': cross_entropy, 'mrr': mrr}
 
 
@@ -417,7 +616,7 @@ class Parameter(NamedTuple):
     weight: Symbol  # shared variable
     value: Symbol  # the symbolic value that the loss depends on: `weight`, or `weight[rows]`
     rows: Symbol | None = None  # (n,) indices, or None for the whole weight
-    real: Symbol | None = None  # bool (n,), False for occurrences that change nothing; None where there are none
+    changes: Symbol | None = None  # bool (n,), False for occurrences that change nothing; None where all do
 
     def read(self, state: Symbol) -> Symbol:
         """`state`, or its entry for each occurrence."""
@@ -427,16 +626,16 @@ class Parameter(NamedTuple):
         """`state` with every occurrence's increment added."""
         if self.rows is None:
             return state + increment
-        return pt.inc_subtensor(state[self.rows], self._of_real(increment, np.float32(0)))
+        return pt.inc_subtensor(state[self.rows], self._where_changed(increment, np.float32(0)))
 
     def store(self, state: Symbol, value: Symbol) -> Symbol:
         """`state` replaced by `value`; of several occurrences of a row, the last one counts."""
         if self.rows is None:
             return value
-        return pt.set_subtensor(state[self.rows], self._of_real(value, self.read(state)))
+        return pt.set_subtensor(state[self.rows], self._where_changed(value, self.read(state)))
 
-    def _of_real(self, value: Symbol, otherwise: Any) -> Symbol:
-        return value if self.real is None else pt.switch(self.real[:, None], value, otherwise)
+    def _where_changed(self, value: Symbol, otherwise: Any) -> Symbol:
+        return value if self.changes is None else pt.switch(self.changes[:, None], value, otherwise)
 
 
 def adagrad(parameter: Parameter, gradient: Symbol, acc: Symbol) -> tuple[Symbol, Updates]:
@@ -476,53 +675,65 @@ def capped(gradients: list[Symbol], grad_cap: float) -> list[Symbol]:
 # The training step
 # ---------------------------------------------------------------------------------------------------------------------
 
-def training_step(model: GRU4Rec, events: Symbol, weights: dict[str, Symbol], acc: dict[str, Symbol],
-                  vel: dict[str, Symbol], states: list[Symbol]) -> tuple[list[Symbol], Symbol, Updates]:
+def training_step(settings: Settings, events: Symbol, variables: Variables,
+                  states: list[Symbol]) -> tuple[list[Symbol], Symbol, Updates]:
     """Symbols, loss, gradients and updates of one mini-batch.
 
-    `events` are the item indices of all events of the training data, (n_events,), session after session.
+    Parameters
+    ----------
+    events : symbolic int64 (n_events,), item indices of all events of the training data, session after session
+    states : shared variables of the lanes' states, in the order of `state_shapes`
 
     Returns
     -------
     inputs : what differs between mini-batches: `position` of the input events among all events (B,), `starts` (B,), and
-        what `Draws` gives: a 0/1 mask (B, H) for each layer, and the negatives (B,), unless they are the other targets
+        what `RandomInputs` draws: a 0/1 mask (B, H) for each layer, and the negatives (B,), unless they are the other
+        targets
     loss : symbolic scalar, of the weights before the update
     updates : ordered dictionary, shared variable -> its value after the mini-batch
     """
-    position = pt.vector('position', dtype='int64', shape=(model.batch_size,))
+    weights = variables.weights
+    position = pt.vector('position', dtype='int64', shape=(settings.batch_size,))
     item, target = events[position], events[position + 1]
-    starts = pt.vector('starts', dtype='bool', shape=(model.batch_size,))
-    masks = [pt.matrix(f'mask{i}', dtype='bool', shape=shape) for i, shape in enumerate(mask_shapes(model))]
-    negatives = [target.type('negatives')] if model.negatives == 'uniform' else []
+    starts = pt.vector('starts', dtype='bool', shape=(settings.batch_size,))
+    masks = [pt.matrix(f'mask{i}', dtype='bool', shape=shape) for i, shape in enumerate(mask_shapes(settings))]
+    negatives = [target.type('negatives')] if settings.negatives == 'uniform' else []
     scored = pt.concatenate([target, *negatives])
+    rates = shared_rates(settings)
 
-    # Variables, not constants, so that the code compiled for one learning rate serves for others too.
-    rates = {name: shared(name, np.array(value, FLOAT)) for name, value in (
-        ('learning_rate', model.learning_rate), ('momentum', model.momentum), ('decay', model.decay),
-        ('lmbd', model.lmbd), ('kept_scale', 1 / (1 - model.dropout_p_hidden)))}
-
-    lookup, layer_states = look_up(model, item, starts, states)
+    read, layer_states = read_input(settings, item, starts, states)
     parameters = OrderedDict((name, Parameter(w, w)) for name, w in weights.items())
-    for name in input_tables(model):
-        parameters[name] = Parameter(weights[name], weights[name][lookup.rows], lookup.rows, lookup.real)
+    for name in input_tables(settings):
+        parameters[name] = Parameter(weights[name], weights[name][read.rows], read.rows, read.is_event)
     for name in ('Wy', 'By'):
         parameters[name] = Parameter(weights[name], weights[name][scored], scored)
 
     top, new_states = network(
-        model, weights, {name: lookup.product(parameters[name].value) for name in input_tables(model)},
-        [reset(H, starts) for H in layer_states] if model.reset_after_session else layer_states,
+        settings, weights, {name: read.product(parameters[name].value) for name in input_tables(settings)},
+        [reset(H, starts) for H in layer_states] if settings.reset_after_session else layer_states,
         [mask * rates['kept_scale'] for mask in masks] or None)
     scores = sampled_scores(top, parameters['Wy'].value, parameters['By'].value,
-                            ACTIVATIONS[model.final_activation])
-    loss = LOSSES[model.loss](with_other_negatives(scores) if negatives else scores)
+                            ACTIVATIONS[settings.final_activation])
+    loss = LOSSES[settings.loss](with_other_negatives(scores) if negatives else scores)
 
     gradients: Any = pytensor.grad(loss, [parameter.value for parameter in parameters.values()])
-    if model.grad_cap:
-        gradients = capped(gradients, model.grad_cap)
-    updates = OrderedDict(zip(states, [*lookup.history, *new_states]))
+    if settings.grad_cap:
+        gradients = capped(gradients, settings.grad_cap)
+    updates = OrderedDict(zip(states, [*read.history, *new_states]))
     for (name, parameter), gradient in zip(parameters.items(), gradients):
-        updates.update(parameter_updates(model, rates, parameter, gradient, acc.get(name), vel.get(name)))
+        updates.update(parameter_updates(settings, rates, parameter, gradient, variables.acc.get(name),
+                                         variables.vel.get(name)))
     return [position, starts, *masks, *negatives], loss, updates
+
+
+def shared_rates(settings: Settings) -> dict[str, Any]:
+    """Learning rate, momentum, decay, L2 and the scale of what dropout keeps.
+
+    Variables, not constants, so that the code compiled for one learning rate serves for others too.
+    """
+    return {name: shared(name, np.array(value, FLOAT)) for name, value in (
+        ('learning_rate', settings.learning_rate), ('momentum', settings.momentum), ('decay', settings.decay),
+        ('lmbd', settings.lmbd), ('kept_scale', 1 / (1 - settings.dropout_p_hidden)))}
 
 
 def reset(H: Symbol, starts: Symbol) -> Symbol:
@@ -530,20 +741,85 @@ def reset(H: Symbol, starts: Symbol) -> Symbol:
     return pt.switch(starts[:, None], np.float32(0), H)
 
 
-def parameter_updates(model: GRU4Rec, rates: dict[str, Symbol], parameter: Parameter, gradient: Symbol,
+def parameter_updates(settings: Settings, rates: dict[str, Symbol], parameter: Parameter, gradient: Symbol,
                       acc: Any, vel: Any) -> Updates:
     """Updates of one parameter and its accumulators by the model's rule: adapt the gradient, then take the step."""
     updates: Updates = {}
-    if model.adapt == 'adagrad':
+    if settings.adapt == 'adagrad':
         gradient, updates = adagrad(parameter, gradient, acc)
-    elif model.adapt == 'rmsprop':
+    elif settings.adapt == 'rmsprop':
         gradient, updates = rmsprop(parameter, gradient, acc, rates['decay'])
-    if model.lmbd:
+    if settings.lmbd:
         gradient = gradient + rates['lmbd'] * parameter.value
     step = rates['learning_rate'] * gradient
-    if model.momentum:
+    if settings.momentum:
         return updates | momentum_step(parameter, step, vel, rates['momentum'])
     return updates | sgd(parameter, step)
+
+
+def prediction_step(settings: Settings, weights: dict[str, Symbol]) -> tuple[list[Symbol], list[Symbol]]:
+    """Symbols (item, starts, states...), and (what is scored, new states...) after one event of any number of sessions.
+
+    The same network as in `training_step`, without dropout.
+    """
+    item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
+    states = [pt.matrix(name, dtype=dtype, shape=(None, width))
+              for name, (width, dtype) in state_shapes(settings).items()]
+    read, layer_states = read_input(settings, item, starts, states)
+    products = {name: read.product(weights[name][read.rows]) for name in input_tables(settings)}
+    top, new_states = network(settings, weights, products, [reset(H, starts) for H in layer_states])
+    return [item, starts, *states], [top, *read.history, *new_states]
+
+
+class RandomInputs:
+    """What is random in mini-batches: called with K, it draws the dropout masks of the next K, bool (K, B, H) for each
+    layer, and with negatives='uniform' also their negatives, int64 (K, B).
+
+    Each has its own stream.  A unit needs 16 random bits: it is kept when their value reaches p * 65536, so that p is
+    met to 1e-5 for a fraction of the cost of drawing floats.
+
+    Parameters
+    ----------
+    fixed_masks : used for every mini-batch, if given
+    n_epochs_before : epochs that the model was trained for before; they give the streams other seeds
+    """
+
+    def __init__(self, settings: Settings, fixed_masks: list | None = None, n_epochs_before: int = 0) -> None:
+        self._shapes = [] if fixed_masks else mask_shapes(settings)
+        self._fixed = [np.asarray(mask, dtype=bool) for mask in fixed_masks or []]
+        self._threshold = round(settings.dropout_p_hidden * 65536)
+        self._n_items = settings.n_items if settings.negatives == 'uniform' else None
+        self._batch_size = settings.batch_size
+        numbers = [*range(len(self._shapes)), *[2 ** 32 - 1] * bool(self._n_items)]
+        before = [n_epochs_before] * bool(n_epochs_before)
+        self._streams = [np.random.SFC64(np.random.SeedSequence([settings.seed, number, *before]))
+                         for number in numbers]
+
+    def __call__(self, n_minibatches: int) -> list[np.ndarray]:
+        drawn = [np.broadcast_to(mask, (n_minibatches, *mask.shape)).copy() for mask in self._fixed]
+        for stream, shape in zip(self._streams, self._shapes):
+            size = n_minibatches * shape[0] * shape[1]
+            bits = stream.random_raw(-(-size // 4)).view(np.uint16)[:size]
+            drawn.append((bits >= self._threshold).reshape(n_minibatches, *shape))
+        if self._n_items:
+            bits = self._streams[-1].random_raw(n_minibatches * self._batch_size) >> np.uint64(24)
+            items = bits * np.uint64(self._n_items) >> np.uint64(40)
+            drawn.append(items.astype(np.int64).reshape(n_minibatches, self._batch_size))
+        return drawn
+
+    def state(self) -> list[list[int]]:
+        """Where the streams are, as numbers that JSON can hold."""
+        return [stream.state['state']['state'].tolist() for stream in self._streams]
+
+    def restore(self, state: list[list[int]]) -> None:
+        """Go on where `state` was taken."""
+        for stream, numbers in zip(self._streams, state):
+            stream.state = stream.state | {'state': {'state': np.array(numbers, dtype=np.uint64)}}
+
+
+def chunk_length(settings: Settings) -> int:
+    """Mini-batches that are handed over at a time: many, but with masks of at most 8 MB."""
+    return int(np.clip(8e6 / (settings.batch_size * sum([*settings.layers, *settings.feedforward])), 16, 256))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -551,7 +827,7 @@ def parameter_updates(model: GRU4Rec, rates: dict[str, Symbol], parameter: Param
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Progress(NamedTuple):
-    """What `fit` tells its callback after each stretch of mini-batches."""
+    """What `fit` tells its callback after each chunk of mini-batches."""
     epoch: int  # from 0
     n_epochs: int
     minibatches: int  # done in this epoch
@@ -561,24 +837,25 @@ class Progress(NamedTuple):
     epoch_ends: bool = False  # whether these were its last
 
 
-class Done(NamedTuple):
-    """How far a training is: whole epochs, and of the one that is under way, stretches, mini-batches, sum of losses."""
+class TrainingPosition(NamedTuple):
+    """How far a training is: whole epochs, and of the one that is under way, chunks, mini-batches, sum of losses."""
     epoch: int = 0
-    stretches: int = 0
+    chunks: int = 0
     minibatches: int = 0
-    total: float = 0.0
+    total_loss: float = 0.0
 
-    def after(self, losses: np.ndarray) -> Done:
-        """The same, after another stretch of mini-batches with these losses."""
-        return Done(self.epoch, self.stretches + 1, self.minibatches + len(losses),
-                    self.total + float(losses.sum(dtype='float64')))
+    def after(self, losses: np.ndarray) -> TrainingPosition:
+        """The same, after another chunk of mini-batches with these losses."""
+        return TrainingPosition(self.epoch, self.chunks + 1, self.minibatches + len(losses),
+                                self.total_loss + float(losses.sum(dtype='float64')))
 
     @property
     def mean_loss(self) -> float:
         """Over the mini-batches of the epoch that is under way."""
-        return self.total / self.minibatches
+        return self.total_loss / self.minibatches
 
 
+@dataclass(eq=False, repr=False)
 class GRU4Rec:
     """Session-based recommender: layers of gated recurrent units, trained with a ranking loss (Hidasi et al., 2016).
 
@@ -621,6 +898,7 @@ class GRU4Rec:
     items_ : item ids by item index, which is the order of first appearance in the training frame
     item_counts_ : int64 (n_items,), how often each occurs there
     epoch_losses_ : mean loss of each finished epoch
+    variables_ : `Variables`, weights and optimiser's state as the symbolic functions take them; `weights()` copies them
     backend_ : name of the backend in use
     error_during_train : True when training met a loss that is not finite; such a model does not predict
 
@@ -632,55 +910,65 @@ class GRU4Rec:
     (['b'], ['c'])
     """
 
-    items_: np.ndarray
-    item_counts_: np.ndarray
-    n_items: int
-    epoch_losses_: list[float]
-    backend_: str
-    error_during_train: bool
-    _index_of: pd.Index
-    _state_function: Any  # of `next_states`, compiled when it is needed first
-    _rank_program: Any  # of `next_item_counts`, likewise
-    _prediction_state: Any  # of `predict_next_batch`: ids and states of the sessions of the last call
+    layers: Sequence[int]
+    n_epochs: int = 10
+    batch_size: int = 50
+    dropout_p_hidden: float = 0.4
+    learning_rate: float = 0.05
+    momentum: float = 0.0
+    adapt: str | None = 'adagrad'
+    decay: float = 0.9
+    grad_cap: float = 0
+    sigma: float = 0
+    init_as_normal: bool = False
+    reset_after_session: bool = True
+    loss: str = 'top1'
+    hidden_act: str = 'tanh'
+    final_act: str | None = None
+    train_random_order: bool = False
+    lmbd: float = 0.0
+    session_key: str = 'SessionId'
+    item_key: str = 'ItemId'
+    time_key: str = 'Time'
+    _: KW_ONLY
+    input_mode: str = 'item'
+    session_decay: float = 0.5
+    embedding: int | None = None
+    unit: str = 'gru'
+    input_to_all_layers: bool = False
+    feedforward: Sequence[int] = ()
+    negatives: str = 'minibatch'
+    seed: int = 42
+    backend: str = 'auto'
 
-    def __init__(self, layers: Sequence[int], n_epochs: int = 10, batch_size: int = 50, dropout_p_hidden: float = 0.4,
-                 learning_rate: float = 0.05, momentum: float = 0.0, adapt: str | None = 'adagrad',
-                 decay: float = 0.9, grad_cap: float = 0, sigma: float = 0, init_as_normal: bool = False,
-                 reset_after_session: bool = True, loss: str = 'top1', hidden_act: str = 'tanh',
-                 final_act: str | None = None, train_random_order: bool = False, lmbd: float = 0.0,
-                 session_key: str = 'SessionId', item_key: str = 'ItemId', time_key: str = 'Time', *,
-                 input_mode: str = 'item', session_decay: float = 0.5, embedding: int | None = None,
-                 unit: str = 'gru', input_to_all_layers: bool = False, feedforward: Sequence[int] = (),
-                 negatives: str = 'minibatch', seed: int = 42, backend: str = 'auto') -> None:
-        self.layers = layers
-        self.n_epochs = n_epochs
-        self.batch_size = batch_size
-        self.dropout_p_hidden = dropout_p_hidden
-        self.learning_rate = learning_rate
-        self.momentum = momentum
-        self.adapt = adapt
-        self.decay = decay
-        self.grad_cap = grad_cap
-        self.sigma = sigma
-        self.init_as_normal = init_as_normal
-        self.reset_after_session = reset_after_session
-        self.loss = loss
-        self.hidden_act = hidden_act
-        self.final_act = final_act
-        self.train_random_order = train_random_order
-        self.lmbd = lmbd
-        self.session_key = session_key
-        self.item_key = item_key
-        self.time_key = time_key
-        self.input_mode = input_mode
-        self.session_decay = session_decay
-        self.embedding = embedding
-        self.unit = unit
-        self.input_to_all_layers = input_to_all_layers
-        self.feedforward = feedforward
-        self.negatives = negatives
-        self.seed = seed
-        self.backend = backend
+    items_: np.ndarray = field(init=False)
+    item_counts_: np.ndarray = field(init=False)
+    n_items: int = field(init=False)
+    epoch_losses_: list[float] = field(init=False)
+    variables_: Variables = field(init=False)
+    backend_: str = field(init=False)
+    error_during_train: bool = field(init=False)
+    _index_of: pd.Index = field(init=False)
+    _state_function: Any = field(init=False)  # of `next_states`, compiled when it is needed first
+    _rank_program: Any = field(init=False)  # of `next_item_counts`, likewise
+    _prediction_state: Any = field(init=False)  # of `predict_next_batch`: ids and states of the last call's sessions
+
+    def __repr__(self) -> str:
+        """The layers, and the arguments that are not the default."""
+        arguments = {'layers': self.layers} | changed_arguments(self)
+        return f'GRU4Rec({", ".join(f"{name}={value!r}" for name, value in arguments.items())})'
+
+    def settings(self, n_items: int | None = None) -> Settings:
+        """What the symbolic functions need: the arguments as they are now, and the number of items.
+
+        `n_items` is that of the training data; an untrained model has none, and needs it given.
+        """
+        if n_items is None:
+            self._check_trained()
+            n_items = self.n_items
+        arguments = {name: getattr(self, name) for name in (f.name for f in fields(Settings)) if name != 'n_items'}
+        arguments |= {name: tuple(map(int, arguments[name])) for name in ('layers', 'feedforward')}
+        return Settings(n_items=int(n_items), **arguments)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -696,7 +984,7 @@ class GRU4Rec:
         retrain : True goes on from the weights as they are, as the release does: see `fit_more`
         dropout_masks : for comparing implementations: a 0/1 array (batch_size, units) for each layer, used in every
             mini-batch instead of random ones
-        callback : called with a `Progress` after each stretch of mini-batches
+        callback : called with a `Progress` after each chunk of mini-batches
         checkpoint : path of a file that is written at least `every` so many seconds, and at the end.  Where it is there
             already, the training goes on from it: after an interruption at any moment, the same call ends with the same
             bits as one without (for what that takes of the compiler see `backends.compile_apart`).  ValueError if it
@@ -713,15 +1001,19 @@ class GRU4Rec:
             return self.fit_more(data, callback=callback)
         check_arguments(self)
         self.backend_ = backends.resolve(self.backend)
-        check_masks(dropout_masks, self)
-        rows, offsets = self._sessions(data)
+        rows, offsets = self._session_order(data)
         item_index, items = index_by_appearance(data[self.item_key])
+        settings = self.settings(len(items))
+        check_masks(dropout_masks, settings)
+        events = item_index[rows]
+        file = None
+        if checkpoint:
+            training = self._what_determines_training((events, offsets, *(dropout_masks or ())))
+            file = model_file.Checkpoint(checkpoint, every, training)
         self._set_items(items, np.bincount(item_index))
-        training_data = (item_index[rows], offsets, *(dropout_masks or ()))
-        file = model_file.Checkpoint(checkpoint, every, self._training(training_data)) if checkpoint else None
         rng = np.random.RandomState(self.seed)
-        self._initialise(rng)
-        self._train(item_index[rows], offsets, rng, Draws(self, dropout_masks), callback, file)
+        self._set_variables(Variables.of(settings, initial_weights(settings, rng)))
+        self._train(events, offsets, rng, RandomInputs(settings, dropout_masks), callback, file)
         return self
 
     def fit_more(self, data: pd.DataFrame, n_epochs: int | None = None, *,
@@ -746,25 +1038,26 @@ class GRU4Rec:
         """
         self._check_usable()
         check_arguments(self)
-        if n_epochs is not None and not (isinstance(n_epochs, (int, np.integer)) and n_epochs >= 1):
-            raise ValueError(f'n_epochs={n_epochs!r}: must be a whole number, at least 1')
-        rows, offsets = self._sessions(data)
+        if n_epochs is not None:
+            check_whole_number('n_epochs', n_epochs)
+        rows, offsets = self._session_order(data)
         ids = data[self.item_key]
         kinds = {'i' if kind == 'u' else kind for kind in (self.items_.dtype.kind, np.asarray(ids).dtype.kind)}
         if len(kinds) > 1:
             raise TypeError(f'column {self.item_key!r} has item ids such as {first_few(ids[:1])}, but those of the '
                             f'model are such as {first_few(self.items_[:1])}')
         unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
-        losses, n_done = self.epoch_losses_, len(self.epoch_losses_)
-        rng = np.random.RandomState([self.seed, n_done, self.n_items])
+        losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
+        rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
         self._add_items(unknown, rng)
         self.epoch_losses_ = losses  # to which those of the new epochs are appended
         item_index = self._index_of.get_indexer(ids)
         self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
-        self._train(item_index[rows], offsets, rng, Draws(self, n_done=n_done), callback, None, n_epochs)
+        random_inputs = RandomInputs(self.settings(), n_epochs_before=n_epochs_before)
+        self._train(item_index[rows], offsets, rng, random_inputs, callback, None, n_epochs)
         return self
 
-    def _sessions(self, data: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    def _session_order(self, data: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """`session_order` of training data; ValueError when there are too few sessions for the lanes."""
         rows, offsets = session_order(data, self.session_key, self.item_key, self.time_key)
         n_sessions = int((np.diff(offsets) > 1).sum())
@@ -776,117 +1069,106 @@ class GRU4Rec:
     def _add_items(self, ids: np.ndarray, rng: np.random.RandomState) -> None:
         """Rows for new items, after those of the old ones, in every weight that has a row for each item."""
         n_old, n = self.n_items, self.n_items + len(ids)
-        values = {kind: {name: np.array(variable.get_value(borrow=True)) for name, variable in variables.items()}
-                  for kind, variables in (('weights', self._weights), ('acc', self._acc), ('vel', self._vel))}
+        weights, acc, vel = self.variables_.arrays()
         self._set_items(np.concatenate([self.items_, np.asarray(ids)]),
                         np.concatenate([self.item_counts_, np.zeros(len(ids), np.int64)]))
-        for name, (parts, shape) in weight_layout(self).items():
-            if shape[0] != n or len(values['weights'][name]) != n_old:
+        settings = self.settings()
+        for name, (parts, shape) in weight_layout(settings).items():
+            if shape[0] != n or len(weights[name]) != n_old:
                 continue
-            scale = self.sigma or np.sqrt(6 / sum(shape))
-            fresh = np.hstack([initial_weight(rng, (len(ids), *shape[1:]), scale, self.init_as_normal)
-                               if len(shape) > 1 else np.zeros(len(ids), FLOAT) for _part in parts])
-            for kind in values:
-                if name in values[kind]:
-                    rows = fresh if kind == 'weights' else np.zeros_like(fresh)
-                    values[kind][name] = np.concatenate([values[kind][name], rows])
-        self._set_weights(values['weights'], values['acc'], values['vel'])
+            fresh = np.hstack([initial_weight(rng, shape, self.sigma, self.init_as_normal, n_rows=len(ids))
+                               for _part in parts])
+            weights[name] = np.concatenate([weights[name], fresh])
+            for state in (acc, vel):
+                if name in state:
+                    state[name] = np.concatenate([state[name], np.zeros_like(fresh)])
+        self._set_variables(Variables.of(settings, weights, acc, vel))
 
     def _set_items(self, items: np.ndarray, counts: np.ndarray) -> None:
         """Item ids in the order of their indices, and how often each occurs in the training data."""
         self.items_, self.item_counts_, self.n_items = items, counts, len(items)
         self._index_of = pd.Index(items)
 
-    def _initialise(self, rng: np.random.RandomState) -> None:
-        """Draw the initial weights, in the release's order, and zero the state of the optimiser and of the layers."""
-        draw = partial(initial_weight, rng, sigma=self.sigma, normal=self.init_as_normal)
-        weights = OrderedDict((name, np.hstack([draw(shape) if len(shape) > 1 else np.zeros(shape, FLOAT)
-                                                for _part in parts]))
-                              for name, (parts, shape) in weight_layout(self).items())
-        self._set_weights(weights)
-
-    def _set_weights(self, weights: dict[str, np.ndarray], acc: dict[str, np.ndarray] | None = None,
-                     vel: dict[str, np.ndarray] | None = None) -> None:
-        """Shared variables of weights and of the optimiser's state, which is zero where it is not given."""
-        def state(kind: str, used: Any, values: dict[str, np.ndarray] | None) -> OrderedDict:
-            return OrderedDict((name, shared(f'{kind}_{name}', values[name] if values else np.zeros(w.shape, FLOAT)))
-                               for name, w in weights.items() if used)
-
-        self._weights = OrderedDict((name, shared(name, value)) for name, value in weights.items())
-        self._acc = state('acc', self.adapt in ('adagrad', 'rmsprop'), acc)
-        self._vel = state('vel', self.momentum, vel)
-        for variables in (self._weights, self._acc, self._vel):
-            weakref.finalize(variables, let_go, [*variables.values()])
-        self._state_function = self._rank_program = self._prediction_state = None
+    def _set_variables(self, variables: Variables) -> None:
+        """Weights and optimiser's state of a model that has not been trained yet, or anew."""
+        self.variables_ = variables
+        self._forget_compiled()
+        self._prediction_state = None
         self.epoch_losses_ = []
         self.error_during_train = False
 
-    def _train(self, items: np.ndarray, offsets: np.ndarray, rng: np.random.RandomState, draws: Draws,
+    def _forget_compiled(self) -> None:
+        """Compiled functions belong to certain variables and to a backend."""
+        self._state_function = self._rank_program = None
+
+    def _train(self, items: np.ndarray, offsets: np.ndarray, rng: np.random.RandomState, random_inputs: RandomInputs,
                callback: Callable[[Progress], None] | None, checkpoint: model_file.Checkpoint | None,
                n_epochs: int | None = None) -> None:
         """All epochs over `items` (n_events,), the item indices in session order."""
-        n_epochs = n_epochs or self.n_epochs
-        states = [shared(name, state) for name, state in zip(state_names(self), self.initial_states(self.batch_size))]
+        settings, n_epochs = self.settings(), n_epochs or self.n_epochs
+        states = [shared(name, state)
+                  for name, state in zip(state_shapes(settings), initial_states(settings, self.batch_size))]
         events = shared('events', items)
-        weakref.finalize(draws, let_go, [events, *states])  # which this call alone refers to
+        weakref.finalize(random_inputs, free_arrays, [events, *states])  # which this call alone refers to
         with pytensor.config.change_flags(floatX=FLOAT):
-            step = training_step(self, events, self._weights, self._acc, self._vel, states)
+            step = training_step(settings, events, self.variables_, states)
         run = backends.compile_loop(*step, backend=self.backend_)
-        done = self._resume(checkpoint, states, draws) if checkpoint else Done()
+        position = self._resume(checkpoint, states, random_inputs) if checkpoint else TrainingPosition()
         for epoch in range(n_epochs):
             order = rng.permutation(len(offsets) - 1) if self.train_random_order else None
-            if epoch < done.epoch:
+            if epoch < position.epoch:
                 continue
-            if not done.stretches:
-                for variable, state in zip(states, self.initial_states(self.batch_size)):
+            if not position.chunks:
+                for variable, state in zip(states, initial_states(settings, self.batch_size)):
                     variable.set_value(state)
-            stretches = session_parallel_minibatches(offsets, self.batch_size, order, stretch_length(self))
-            for batches, is_last in with_last(itertools.islice(stretches, done.stretches, None)):
-                losses = run(*batches, *draws(len(batches.starts)))
-                done = done.after(losses)
+            chunks = session_parallel_minibatches(offsets, self.batch_size, order, chunk_length(settings))
+            for batches, is_last in with_last(itertools.islice(chunks, position.chunks, None)):
+                losses = run(*batches, *random_inputs(len(batches.starts)))
+                position = position.after(losses)
                 if not np.isfinite(losses[-1]):
-                    self._fail(f'the loss of epoch {epoch}, mini-batch {done.minibatches - 1} is {losses[-1]}')
+                    self._fail(f'the loss of epoch {epoch}, mini-batch {position.minibatches - 1} is {losses[-1]}')
                     return
                 if checkpoint and checkpoint.is_due():
-                    self._write(checkpoint, states, draws, done)
+                    self._write(checkpoint, states, random_inputs, position)
                 if callback:
-                    callback(Progress(epoch, n_epochs, done.minibatches, done.minibatches * self.batch_size,
-                                      len(items) - len(offsets) + 1, done.mean_loss, is_last))
-            self.epoch_losses_.append(done.mean_loss)
+                    callback(Progress(epoch, n_epochs, position.minibatches, position.minibatches * self.batch_size,
+                                      len(items) - len(offsets) + 1, position.mean_loss, is_last))
+            self.epoch_losses_.append(position.mean_loss)
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
-            done = Done(epoch + 1)
+            position = TrainingPosition(epoch + 1)
         if checkpoint:
-            self._write(checkpoint, states, draws, done)
-        if not all(np.isfinite(weight.get_value(borrow=True)).all() for weight in self._weights.values()):
+            self._write(checkpoint, states, random_inputs, position)
+        if not all(np.isfinite(weight.get_value(borrow=True)).all() for weight in self.variables_.weights.values()):
             self._fail('the last mini-batch left weights that are not finite')
 
-    def _training(self, data: tuple) -> dict:
+    def _what_determines_training(self, data: tuple) -> dict:
         """What the result of a training depends on: `data`, its arrays, and the arguments; not how many epochs."""
         arguments = {name: value for name, value in plain_arguments(self).items() if name != 'n_epochs'}
         checksum = model_file.checksum({str(k): array for k, array in enumerate(data)})
         return arguments | {'backend': self.backend_, 'data': checksum}
 
-    def _changing(self, states: list) -> dict:
-        """By name, the shared variables that a training step changes."""
-        groups = [self._weights.values(), self._acc.values(), self._vel.values(), states]
+    def _trained_variables(self, states: list) -> dict:
+        """By name, the shared variables that a training step changes: those of the model, and the lanes' states."""
+        groups = [*(group.values() for group in self.variables_), states]
         return {variable.name: variable for variables in groups for variable in variables}
 
-    def _write(self, checkpoint: model_file.Checkpoint, states: list, draws: Draws, done: Done) -> None:
+    def _write(self, checkpoint: model_file.Checkpoint, states: list, random_inputs: RandomInputs,
+               position: TrainingPosition) -> None:
         """All that the rest of the training depends on, into the checkpoint."""
-        state = {'draws': draws.state(), 'epoch_losses': self.epoch_losses_, 'done': done}
+        state = {'draws': random_inputs.state(), 'epoch_losses': self.epoch_losses_, 'done': position}
         checkpoint.write(state, {name: np.asarray(variable.get_value(borrow=True))
-                                 for name, variable in self._changing(states).items()})
+                                 for name, variable in self._trained_variables(states).items()})
 
-    def _resume(self, checkpoint: model_file.Checkpoint, states: list, draws: Draws) -> Done:
+    def _resume(self, checkpoint: model_file.Checkpoint, states: list, random_inputs: RandomInputs) -> TrainingPosition:
         """Put everything back as it was in the checkpoint, if there was one."""
-        state, arrays = checkpoint.take()
+        state, arrays = checkpoint.saved_state()
         if not state:
-            return Done()
-        for name, variable in self._changing(states).items():
+            return TrainingPosition()
+        for name, variable in self._trained_variables(states).items():
             variable.set_value(arrays[name], borrow=True)
-        draws.restore(state['draws'])
+        random_inputs.restore(state['draws'])
         self.epoch_losses_ = state['epoch_losses']
-        return Done(*state['done'])
+        return TrainingPosition(*state['done'])
 
     def _fail(self, reason: str) -> None:
         self.error_during_train = True
@@ -905,25 +1187,39 @@ class GRU4Rec:
         embedding); ``Ix{i}, Ir{i}, Iz{i}`` from the input to layer i; ``Wd{j}`` (inputs, units) and ``Bd{j}`` of
         feed-forward layer j.
         """
-        self._check_trained()
-        return release_names(self._weights, self)
+        return split_gates(self._own_variables().weights, self.settings())
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """Copies of accumulators, ``acc_NAME``, and velocities, ``vel_NAME``, of all weights, if the rule has them."""
-        self._check_trained()
-        acc = {f'acc_{name}': value for name, value in release_names(self._acc, self).items()}
-        return acc | {f'vel_{name}': value for name, value in release_names(self._vel, self).items()}
+        acc, vel = (split_gates(group, self.settings()) for group in self._own_variables()[1:])
+        return {f'acc_{name}': value for name, value in acc.items()} | {
+            f'vel_{name}': value for name, value in vel.items()}
 
     def move_to(self, backend: str) -> GRU4Rec:
         """Predict on another backend from now on, with the same weights, and train there when `fit` is called again."""
         backend_ = backends.resolve(backend)
-        self._check_trained()
-        for variables in (self._weights, self._acc, self._vel):
-            for variable in variables.values():
+        for group in self._own_variables():
+            for variable in group.values():
                 variable.set_value(np.array(variable.get_value(borrow=True)), borrow=True)  # off a device
         self.backend, self.backend_ = backend, backend_
-        self._state_function = self._rank_program = self._prediction_state = None
+        self._forget_compiled()
+        self._prediction_state = None
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied or pickled: everything but compiled functions, which are made again; variables as arrays."""
+        state = vars(self) | {'_state_function': None, '_rank_program': None}
+        if not hasattr(self, 'variables_'):
+            return vars(self)
+        if self._prediction_state is not None:
+            session_ids, states = self._prediction_state
+            state['_prediction_state'] = session_ids, [np.asarray(H) for H in states]
+        return state | {'variables_': self.variables_.arrays()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if 'variables_' in state:
+            self.variables_ = Variables.of(self.settings(), *state['variables_'])
 
     def save(self, path: str | Path, *, dtype: str = 'float32') -> None:
         """Write the trained model to one file, all of it or nothing; see `model_file`.
@@ -938,14 +1234,10 @@ class GRU4Rec:
             is kept as it is
         """
         self._check_usable()
-        if dtype not in ('float32', 'float16'):
-            raise ValueError(f"dtype={dtype!r}: must be 'float32' or 'float16'")
-        items = model_file.ids_as_array(self.items_)
-        header = {'arguments': plain_arguments(self), 'items_as_json': self.items_.dtype == object,
-                  'epoch_losses': self.epoch_losses_}
+        check_choice('dtype', dtype, ('float32', 'float16'))
         weights = {name: value.astype(dtype) for name, value in self.weights().items()}
-        model_file.write(path, header, {'items': items, 'item_counts': self.item_counts_, **weights,
-                                     **self.optimizer_state()})
+        model_file.write_model(path, plain_arguments(self), self.items_, self.item_counts_, self.epoch_losses_,
+                               weights | self.optimizer_state())
 
     @classmethod
     def load(cls, path: str | Path, *, backend: str | None = None) -> GRU4Rec:
@@ -953,22 +1245,17 @@ class GRU4Rec:
 
         ValueError if the file is damaged, of a later version, or no model.
         """
-        header, arrays = model_file.read(path)
-        try:
-            model = cls(**header['arguments'] | ({'backend': backend} if backend else {}))
+        saved = model_file.read_model(path)
+        with model_file.refused_unless_model(path):
+            model = cls(**saved.arguments | ({'backend': backend} if backend else {}))
             check_arguments(model)
             model.backend_ = backends.resolve(model.backend)
-            model._set_items(model_file.ids_of_array(arrays.pop('items'), header['items_as_json']),
-                             arrays.pop('item_counts'))
-            groups: dict[str, dict] = {'acc': {}, 'vel': {}, 'weights': {}}
-            for name, value in arrays.items():
-                kind, _, rest = name.partition('_')
-                groups[kind if rest else 'weights'][rest or name] = value.astype(FLOAT)
-            weights, acc, vel = (joined_names(groups[kind], model) for kind in ('weights', 'acc', 'vel'))
-            model._set_weights(weights, acc, vel)
-            model.epoch_losses_ = header['epoch_losses']
-        except (KeyError, TypeError) as error:
-            raise ValueError(f'{path}: not a model of this package ({type(error).__name__}: {error})') from None
+            model._set_items(saved.items, saved.item_counts)
+            settings = model.settings()
+            groups = [join_gates({name: value.astype(FLOAT) for name, value in group.items()}, settings)
+                      for group in (saved.weights, saved.acc, saved.vel)]
+            model._set_variables(Variables.of(settings, *groups))
+            model.epoch_losses_ = saved.epoch_losses
         return model
 
     savemodel = save  # the release's names
@@ -981,9 +1268,7 @@ class GRU4Rec:
 
         With LSTM units a layer has its cell first; with input_mode='session', int32 (batch_size, L) comes before all.
         """
-        history = [np.full((batch_size, history_length(self.session_decay)), -1, np.int32)]
-        return (history if self.input_mode == 'session' else []) + [
-            np.zeros((batch_size, n), FLOAT) for n in self.layers for _state in UNITS[self.unit].states]
+        return initial_states(self.settings(), batch_size)
 
     def next_states(self, items: np.ndarray, starts: np.ndarray, states: list) -> tuple[np.ndarray, list[np.ndarray]]:
         """B sessions after one more event in each: what they are scored by, float32 (B, H), and their new states.
@@ -997,28 +1282,23 @@ class GRU4Rec:
         self._check_usable()
         if self._state_function is None:
             with pytensor.config.change_flags(floatX=FLOAT):
-                self._state_function = backends.compile_function(*self._state_graph(), backend=self.backend_)
+                inputs, outputs = prediction_step(self.settings(), self.variables_.weights)
+                self._state_function = backends.compile_function(inputs, outputs, backend=self.backend_)
         top, *states = self._state_function(items, starts, *states)
         return top, states
-
-    def _state_graph(self) -> tuple[list[Symbol], list[Symbol]]:
-        """Symbols (item, starts, states...), and (what is scored, new states...) after the event."""
-        item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
-        states = [pt.matrix(name, dtype=state.dtype, shape=(None, state.shape[1]))
-                  for name, state in zip(state_names(self), self.initial_states(1))]
-        lookup, layer_states = look_up(self, item, starts, states)
-        products = {name: lookup.product(self._weights[name][lookup.rows]) for name in input_tables(self)}
-        top, new_states = network(self, self._weights, products, [reset(H, starts) for H in layer_states])
-        return [item, starts, *states], [top, *lookup.history, *new_states]
 
     def output_weights(self, candidates: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """``Wy`` (M, H) and ``By`` (M,) of the items with the indices `candidates`, all when None; not to be modified.
 
         With H as `next_states` gives it, ``H @ Wy.T + By`` are the scores before the final activation.
         """
-        self._check_usable()
-        Wy, By = (np.asarray(self._weights[name].get_value(borrow=True)) for name in ('Wy', 'By'))
+        Wy, By = map(np.asarray, self._device_output())
         return (Wy, By) if candidates is None else (Wy[candidates], By[candidates])
+
+    def _device_output(self) -> list:
+        """``Wy`` and ``By`` as they are, with JAX on the device."""
+        self._check_usable()
+        return [self.variables_.weights[name].get_value(borrow=True) for name in ('Wy', 'By')]
 
     def next_item_counts(self, items: np.ndarray, starts: np.ndarray, targets: np.ndarray, states: list,
                          candidates: np.ndarray | None = None) -> tuple[list, list[np.ndarray]]:
@@ -1036,26 +1316,19 @@ class GRU4Rec:
         list of states; int64 (K, B): how many candidates other than the target have a higher activated score, and how
         many the same; bool (K, B): where the target's score is not a number
         """
-        self._check_usable()
+        output = self._device_output()
         if self._rank_program is None:
-            x = pt.matrix('scores', dtype=FLOAT)
+            settings, x = self.settings(), pt.matrix('scores', dtype=FLOAT)
             with pytensor.config.change_flags(floatX=FLOAT):
-                self._rank_program = backends.JaxRanks(*self._state_graph(), x, ACTIVATIONS[self.final_activation](x))
-        output = [self._weights[name].get_value(borrow=True) for name in ('Wy', 'By')]  # as they are, on the device
+                self._rank_program = backends.JaxRanks(*prediction_step(settings, self.variables_.weights), x,
+                                                       ACTIVATIONS[settings.final_activation](x))
         ranked = output if candidates is None else [array[candidates] for array in output]
         column = column_of_item(candidates, self.n_items)
         return self._rank_program(items, starts, targets, states, column, output, ranked)
 
-    @property
-    def final_activation(self) -> str:
-        """Name of the scores' activation: `final_act`, or what the release takes where that is None or out of place."""
-        if self.loss == 'cross-entropy':
-            return 'tanh' if self.final_act == 'tanh' else 'linear'
-        return self.final_act or 'tanh'
-
     def score_activation(self, scores: np.ndarray) -> np.ndarray:
         """The final activation of raw scores, elementwise and monotone; for cross-entropy the softmax is left out."""
-        return NUMPY_ACTIVATIONS[self.final_activation](scores)
+        return NUMPY_ACTIVATIONS[final_activation(self.loss, self.final_act)](scores)
 
     def activate(self, scores: np.ndarray, included: np.ndarray | bool = True) -> np.ndarray:
         """Final scores of raw ones, (B, M): activated and, with cross-entropy, the softmax over each row.
@@ -1121,17 +1394,8 @@ class GRU4Rec:
         not have are skipped with a warning; a session without any other item gets the most popular ones, scored by
         their share of the training events, with a warning too.
         """
-        several = len(session_items) > 0 and all(isinstance(item, (list, tuple, np.ndarray, pd.Series))
-                                                 for item in session_items)
-        frames = []
-        for number, items in enumerate(session_items if several else [session_items]):
-            session = self.session()
-            known = session.skip_unknown(as_ids(items))
-            for index in known:
-                session.step(index)
-            frame = session.recommend(k, exclude_seen)
-            frames.append(frame.assign(Session=number)[['Session', *frame.columns]] if several else frame)
-        return pd.concat(frames, ignore_index=True)
+        self._check_usable()
+        return recommendations(self, session_items, k, exclude_seen)
 
     def session(self) -> Session:
         """A session that has just begun, to be recommended for click by click."""
@@ -1144,13 +1408,16 @@ class GRU4Rec:
         self._check_trained()
         return pd.Series(np.arange(self.n_items), index=self.items_, name='ItemIdx')
 
+    def known_indices(self, item_ids: ArrayLike) -> np.ndarray:
+        """int64 indices of item ids, -1 for those that the training data did not have."""
+        self._check_usable()
+        return self._index_of.get_indexer(as_ids(item_ids))
+
     def item_indices(self, item_ids: ArrayLike) -> np.ndarray:
         """int64 indices of item ids; KeyError names those that the training data did not have."""
-        self._check_usable()
-        ids = as_ids(item_ids)
-        indices = self._index_of.get_indexer(ids)
+        indices = self.known_indices(item_ids)
         if (indices < 0).any():
-            unknown = pd.unique(ids[indices < 0])
+            unknown = pd.unique(as_ids(item_ids)[indices < 0])
             raise KeyError(f'{len(unknown)} item id(s) are not in the training data: {first_few(unknown)}')
         return indices
 
@@ -1158,54 +1425,23 @@ class GRU4Rec:
         if not hasattr(self, 'items_'):
             raise RuntimeError('this GRU4Rec is not trained yet: call fit first')
 
+    def _own_variables(self) -> Variables:
+        self._check_trained()
+        return self.variables_
+
     def _check_usable(self) -> None:
         self._check_trained()
         if self.error_during_train:
             raise RuntimeError('training of this GRU4Rec stopped at a loss that is not finite: it cannot predict')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Data, initial values, argument checks
-# ---------------------------------------------------------------------------------------------------------------------
-
 def column_of_item(candidates: np.ndarray | None, n_items: int) -> np.ndarray:
     """Column of each item among the candidates, -1 for the others, int64 (n_items,); None for all items in order."""
     if candidates is None:
         return np.arange(n_items)
-    place = np.full(n_items, -1)
-    place[candidates] = np.arange(len(candidates))
-    return place
-
-
-def initial_weight(rng: np.random.RandomState, shape: tuple, sigma: float, normal: bool) -> np.ndarray:
-    """U(-x, x), or N(0, x), with x = `sigma`, or sqrt(6 / (rows + columns)) for sigma 0; float32 of a float64 draw."""
-    scale = sigma or np.sqrt(6 / sum(shape))
-    return (rng.randn(*shape) * scale if normal else rng.rand(*shape) * 2 * scale - scale).astype(FLOAT)
-
-
-def shared(name: str, value: np.ndarray) -> Any:
-    """Shared variable whose static shape is known, so that the compiler need not check it."""
-    return pytensor.shared(value, name=name, shape=value.shape, borrow=True)
-
-
-def weight_layout(model: GRU4Rec) -> dict[str, tuple[list[str], tuple]]:
-    """The weights, in the order in which initial values are drawn: the parts that stand side by side, and their shape.
-
-    The names of the parts are the release's.
-    """
-    gates = UNITS[model.unit].gates
-    n_inputs = model.embedding or model.n_items
-    layout: dict = {'E': (['E'], (model.n_items, model.embedding))} if model.embedding else {}
-    for i, (n_below, n) in enumerate(zip([n_inputs, *model.layers], model.layers)):
-        layout[f'W{i}'] = [f'W{gate}{i}' for gate in 'x' + gates[1:]], (n_below, n)
-        if i and model.input_to_all_layers:
-            layout[f'I{i}'] = [f'I{gate}{i}' for gate in 'x' + gates[1:]], (n_inputs, n)
-        layout.update((f'W{name}{i}', ([f'W{name}{i}'], (n, n))) for name in recurrent_names(UNITS[model.unit]))
-        layout[f'B{i}'] = [f'B{gate}{i}' for gate in gates], (n,)
-    sizes = [model.layers[-1], *model.feedforward]
-    for j, shape in enumerate(zip(sizes[:-1], sizes[1:])):
-        layout |= {f'Wd{j}': ([f'Wd{j}'], shape), f'Bd{j}': ([f'Bd{j}'], shape[1:])}
-    return layout | {'Wy': (['Wy'], (model.n_items, sizes[-1])), 'By': (['By'], (model.n_items,))}
+    column = np.full(n_items, -1)
+    column[candidates] = np.arange(len(candidates))
+    return column
 
 
 def with_last(values: Iterator) -> Iterator[tuple]:
@@ -1217,43 +1453,13 @@ def with_last(values: Iterator) -> Iterator[tuple]:
         yield value, True
 
 
-def let_go(variables: list) -> None:
-    """Free the arrays of shared variables: Numba keeps what it compiled for ever, and with it the variables."""
-    for variable in variables:
-        variable.container.storage[0] = None
-
-
-def joined_names(values: dict[str, np.ndarray], model: GRU4Rec) -> dict[str, np.ndarray]:
-    """Inverse of `release_names`, for arrays; none for none."""
-    if not values:
-        return {}
-    return OrderedDict((name, np.hstack([values[part] for part in parts]))
-                       for name, (parts, _shape) in weight_layout(model).items())
-
-
-def release_names(variables: dict, model: GRU4Rec) -> dict[str, np.ndarray]:
-    """Values of shared variables under the release's names: the gates that stand side by side here are taken apart."""
-    layout, values = weight_layout(model), {}
-    for name, variable in variables.items():
-        value, parts = np.asarray(variable.get_value(borrow=True)), layout[name][0]
-        values.update({part: array.copy() for part, array in zip(parts, np.split(value, len(parts), axis=-1))})
-    return values
-
-
-def state_names(model: GRU4Rec) -> list[str]:
-    """Names of the states that sessions carry, in the order of `GRU4Rec.initial_states`."""
-    history = ['history'] if model.input_mode == 'session' else []
-    return history + [f'{state}{i}' for i in range(len(model.layers)) for state in UNITS[model.unit].states]
-
-
-def mask_shapes(model: GRU4Rec) -> list[tuple]:
-    """Shapes of the dropout masks, (B, units) of each layer; none without dropout."""
-    return [(model.batch_size, n) for n in (*model.layers, *model.feedforward)] if model.dropout_p_hidden else []
-
+# ---------------------------------------------------------------------------------------------------------------------
+# The constructor's arguments
+# ---------------------------------------------------------------------------------------------------------------------
 
 def argument_names() -> list[str]:
     """Names of the constructor's arguments."""
-    return list(inspect.signature(GRU4Rec).parameters)
+    return [argument.name for argument in fields(GRU4Rec) if argument.init]
 
 
 def plain_arguments(model: GRU4Rec) -> dict[str, Any]:
@@ -1263,91 +1469,36 @@ def plain_arguments(model: GRU4Rec) -> dict[str, Any]:
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 
-class Draws:
-    """What is random in mini-batches: called with K, it gives the dropout masks of the next K, bool (K, B, H) for each
-    layer, and with negatives='uniform' also their negatives, int64 (K, B).
-
-    Each has its own stream.  A unit needs 16 random bits: it is kept when their value reaches p * 65536, so that p is
-    met to 1e-5 for a fraction of the cost of drawing floats.  `fixed_masks` are used for every mini-batch, if given.
-    `n_done`, the number of epochs that the model was trained for before, gives the streams other seeds.
-    """
-
-    def __init__(self, model: GRU4Rec, fixed_masks: list | None = None, n_done: int = 0) -> None:
-        self._shapes = [] if fixed_masks else mask_shapes(model)
-        self._fixed = [np.asarray(mask, dtype=bool) for mask in fixed_masks or []]
-        self._threshold = round(model.dropout_p_hidden * 65536)
-        self._n_items = model.n_items if model.negatives == 'uniform' else None
-        self._batch_size = model.batch_size
-        numbers = [*range(len(self._shapes)), *[2 ** 32 - 1] * bool(self._n_items)]
-        self._streams = [np.random.SFC64(np.random.SeedSequence([model.seed, number] + [n_done] * bool(n_done)))
-                         for number in numbers]
-
-    def __call__(self, n_minibatches: int) -> list[np.ndarray]:
-        drawn = [np.broadcast_to(mask, (n_minibatches, *mask.shape)).copy() for mask in self._fixed]
-        for stream, shape in zip(self._streams, self._shapes):
-            size = n_minibatches * shape[0] * shape[1]
-            bits = stream.random_raw(-(-size // 4)).view(np.uint16)[:size]
-            drawn.append((bits >= self._threshold).reshape(n_minibatches, *shape))
-        if self._n_items:
-            bits = self._streams[-1].random_raw(n_minibatches * self._batch_size) >> np.uint64(24)
-            items = bits * np.uint64(self._n_items) >> np.uint64(40)
-            drawn.append(items.astype(np.int64).reshape(n_minibatches, self._batch_size))
-        return drawn
-
-    def state(self) -> list[list[int]]:
-        """Where the streams are, as numbers that JSON can hold."""
-        return [stream.state['state']['state'].tolist() for stream in self._streams]
-
-    def restore(self, state: list[list[int]]) -> None:
-        """Go on where `state` was taken."""
-        for stream, numbers in zip(self._streams, state):
-            stream.state = stream.state | {'state': {'state': np.array(numbers, dtype=np.uint64)}}
+def changed_arguments(model: GRU4Rec) -> dict[str, Any]:
+    """The constructor's arguments that are not the default."""
+    return {argument.name: getattr(model, argument.name) for argument in fields(GRU4Rec)
+            if argument.init and getattr(model, argument.name) != argument.default}
 
 
-def stretch_length(model: GRU4Rec) -> int:
-    """Mini-batches that are handed over at a time: many, but with masks of at most 8 MB."""
-    return int(np.clip(8e6 / (model.batch_size * sum([*model.layers, *model.feedforward])), 16, 256))
-
-
-def check_masks(dropout_masks: list | None, model: GRU4Rec) -> None:
-    """ValueError unless fixed masks, if there are any, have the shapes that the model needs."""
-    shapes = mask_shapes(model)
+def check_masks(dropout_masks: list | None, settings: Settings) -> None:
+    """ValueError unless fixed masks, if there are any, have the shapes that the network needs."""
+    shapes = mask_shapes(settings)
     if dropout_masks is not None and ([np.shape(mask) for mask in dropout_masks] != shapes or not shapes):
         raise ValueError('dropout_masks needs dropout_p_hidden > 0 and an array for each layer, of the shapes '
                          f'{shapes}; got {[np.shape(mask) for mask in dropout_masks]}')
 
 
 def check_arguments(model: GRU4Rec) -> None:
-    """ValueError or TypeError that names the first argument out of range, and what is allowed."""
-    def check(name: str, ok: Callable[[Any], Any], allowed: str) -> None:
-        if not ok(getattr(model, name)):
-            raise ValueError(f'{name}={getattr(model, name)!r}: must be {allowed}')
-
-    def whole(x: Any) -> Any:
-        return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 1
-
-    def number(low: float, high: float = np.inf, open_end: bool = False) -> Callable[[Any], Any]:
-        return lambda x: isinstance(x, (int, float, np.number)) and (low <= x < high if open_end else low <= x <= high)
-
-    def units(x: Any) -> Any:
-        return isinstance(x, (list, tuple)) and all(map(whole, x))
-
-    check('layers', lambda x: units(x) and len(x), 'a list of numbers of units, at least one layer, such as [100]')
-    check('feedforward', units, 'a list of numbers of units; an empty one for no such layers')
-    check('input_to_all_layers', lambda x: isinstance(x, (bool, np.bool_)), 'True or False')
-    check('embedding', lambda x: x is None or whole(x), 'None, or a whole number of at least 1')
-    for name in ('n_epochs', 'batch_size'):
-        check(name, whole, 'a whole number, at least 1')
-    check('seed', lambda x: isinstance(x, (int, np.integer)) and 0 <= x < 2 ** 32,
-          'a whole number from 0 to 2 ** 32 - 1')
-    check('dropout_p_hidden', number(0, 1, open_end=True), 'at least 0 and below 1')
-    check('learning_rate', lambda x: number(0)(x) and 0 < x < np.inf, 'a positive number')
-    for name in ('momentum', 'decay', 'session_decay'):
-        check(name, number(0, 1, open_end=True), 'at least 0 and below 1')
+    """TypeError or ValueError that names the first argument that is no such value, or out of range."""
+    value = vars(model)
+    check_whole_numbers('layers', value['layers'], 'numbers of units, at least one layer, such as [100]', at_least=1)
+    check_whole_numbers('feedforward', value['feedforward'], 'numbers of units; an empty one for no such layers')
+    check_flag('input_to_all_layers', value['input_to_all_layers'])
+    for name in ('n_epochs', 'batch_size', *(['embedding'] if value['embedding'] is not None else [])):
+        check_whole_number(name, value[name])
+    check_whole_number('seed', value['seed'], 0, 2 ** 32 - 1)
+    check_number('learning_rate', value['learning_rate'], above=True)
+    for name in ('dropout_p_hidden', 'momentum', 'decay', 'session_decay'):
+        check_number(name, value[name], 0, 1, below=True)
     for name in ('grad_cap', 'sigma', 'lmbd'):
-        check(name, number(0, np.inf, open_end=True), 'a number, at least 0')
-    for name, allowed in (('adapt', ('adagrad', 'rmsprop', None, 'none')), ('loss', tuple(LOSSES)),
+        check_number(name, value[name])
+    for name, allowed in (('adapt', ('adagrad', 'rmsprop', None, 'none')), ('loss', LOSSES),
                           ('hidden_act', ('tanh', 'relu')), ('final_act', ('tanh', 'linear', 'relu', None)),
-                          ('input_mode', tuple(INPUTS)), ('unit', tuple(UNITS)),
+                          ('input_mode', INPUTS), ('unit', UNITS),
                           ('negatives', ('minibatch', 'uniform')), ('backend', backends.BACKENDS)):
-        check(name, allowed.__contains__, f'one of {", ".join(map(repr, allowed))}')
+        check_choice(name, value[name], allowed)

@@ -31,6 +31,7 @@ from gru4rec_pytensor.events import (
     COLUMNS,
     MIN_ITEM_EVENTS,
     check_events,
+    check_one_type,
     check_seconds,
     count,
     drop_rare_items,
@@ -78,6 +79,8 @@ def preprocess(clicks: pd.DataFrame) -> dict[str, pd.DataFrame]:
     TypeError or ValueError for a frame that is not a click log, and ValueError when a step leaves nothing.
     """
     check_events(clicks, *COLUMNS)
+    for name in ('SessionId', 'ItemId'):
+        check_one_type(clicks[name])
     check_seconds(clicks['Time'])
     events = drop_short_sessions(sort_events(clicks[list(COLUMNS)]))
     require_events(events, 'dropping one-click sessions')

@@ -788,14 +788,12 @@ def write_figures(folder: Path, results: list[dict], data: Dataset, arguments: a
     """Figures 1 and 2 of the paper, of the networks and the data of this run, and training curves; as SVG and PNG."""
     from gru4rec_pytensor.experiments import figures
 
-    networks = {}
+    networks, n_items = {}, data.train.ItemId.nunique()
     for loss, n in itertools.product(arguments.loss, arguments.units):
-        network = GRU4Rec([n], loss=loss)
+        network = GRU4Rec([n], loss=loss).settings(n_items)
         networks[n, network.final_activation] = network
     n = arguments.units[0]  # on the right, a network with all that section 3.1 mentions
-    everything = GRU4Rec([n, n], embedding=n, feedforward=[n], input_to_all_layers=True)
-    for network in (*networks.values(), everything):
-        network.n_items = data.train.ItemId.nunique()
+    everything = GRU4Rec([n, n], embedding=n, feedforward=[n], input_to_all_layers=True).settings(n_items)
     _rows, offsets = session_order(data.train)
     pictures = {'architecture': figures.architecture(*networks.values(), everything),
                 'minibatches': figures.minibatches(offsets, batch_size=3)}

@@ -45,16 +45,13 @@ def floor(units: int, kernels: int) -> tuple[float, float]:
 
 def compiled_step(units: int) -> tuple[int, str]:
     """Operations in the body of the compiled loop that are kernels of their own, and the program's memory in words."""
-    model = gru4rec.GRU4Rec([units], n_epochs=1, backend='python', **TOP1)
-    gru4rec.check_arguments(model)
-    model.n_items, model.backend_ = N_ITEMS, 'python'
-    model._initialise(np.random.RandomState(0))
+    settings = gru4rec.GRU4Rec([units], **TOP1).settings(N_ITEMS)
+    variables = gru4rec.Variables.of(settings, gru4rec.initial_weights(settings, np.random.RandomState(0)))
     states = [gru4rec.shared('H0', np.zeros((B, units), 'float32'))]
     with pytensor.config.change_flags(floatX='float32'):
-        step = gru4rec.training_step(model, gru4rec.shared('events', np.zeros(1000, 'int64')), model._weights,
-                                     model._acc, model._vel, states)
+        step = gru4rec.training_step(settings, gru4rec.shared('events', np.zeros(1000, 'int64')), variables, states)
     loop = backends.JaxLoop(*step)
-    n = gru4rec.stretch_length(model)
+    n = gru4rec.chunk_length(settings)
     sequences = [np.zeros((n, B), 'int64'), np.zeros((n, B), bool), np.zeros((n, B, units), bool)]
     compiled: Any = loop.program.lower(n, sequences, loop._step.values()).compile()
     program, used = compiled.as_text(), compiled.memory_analysis()

@@ -60,7 +60,7 @@ def best(function, repeats: int = 5) -> float:
 
 
 def fit_rate(frame: pd.DataFrame, units: int, **parameters) -> float:
-    """Seconds per mini-batch of `GRU4Rec.fit`, from the end of the first stretch of mini-batches to that of the last.
+    """Seconds per mini-batch of `GRU4Rec.fit`, from the end of the first chunk of mini-batches to that of the last.
 
     Drawing dropout masks and making mini-batches are part of it, compilation is not.
     """

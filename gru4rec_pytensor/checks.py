@@ -32,6 +32,15 @@ def check_whole_number(name: str, value: Any, low: float = 1, high: float = np.i
         raise ValueError(f'{name}={value!r}: must be {allowed}')
 
 
+def check_whole_numbers(name: str, values: Any, what: str, at_least: int = 0) -> None:
+    """Raise unless it is a list of whole numbers of at least 1; `what` says, for the message, what they are."""
+    message = f'{name}={values!r}: must be a list of {what}'
+    if not isinstance(values, (list, tuple)) or not all(map(is_whole_number, values)):
+        raise TypeError(message)
+    if len(values) < at_least or any(value < 1 for value in values):
+        raise ValueError(message)
+
+
 def check_number(name: str, value: Any, low: float = 0, high: float = np.inf, *, above: bool = False,
                  below: bool = False) -> None:
     """Raise unless it is a number from `low` to `high`; these themselves do not count with `above` and `below`.

@@ -106,21 +106,19 @@ def recommend(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 def info(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec info`: what a model file holds."""
-    model = GRU4Rec.load(arguments.model, backend='numba')
-    header, _arrays = model_file.read(arguments.model)
-    weights = {name: list(value.shape) for name, value in model.weights().items()}
-    found = {'arguments': header['arguments'], 'items': model.n_items, 'item_ids': str(model.items_.dtype),
-             'training_events': int(model.item_counts_.sum()), 'epoch_losses': model.epoch_losses_, 'weights': weights,
+    saved = model_file.read_model(arguments.model)
+    weights = {name: list(array.shape) for name, array in saved.weights.items()}
+    found = {'arguments': saved.arguments, 'items': len(saved.items), 'item_ids': str(saved.items.dtype),
+             'training_events': int(saved.item_counts.sum()), 'epoch_losses': saved.epoch_losses, 'weights': weights,
              'parameters': int(sum(np.prod(shape) for shape in weights.values())),
              'bytes': Path(arguments.model).stat().st_size}
-    keyword_only = GRU4Rec.__init__.__kwdefaults__ or {}
-    changed = {name: value for name, value in header['arguments'].items()
-               if name in keyword_only or value != default_of(name)}
+    with model_file.refused_unless_model(arguments.model):
+        model = GRU4Rec(**saved.arguments)
     return found, [
         f'{arguments.model}: {found["items"]:,} items, {found["parameters"]:,} parameters, {found["bytes"]:,} bytes',
-        f'trained on {found["training_events"]:,} events for {len(model.epoch_losses_)} epochs, losses '
-        + ' '.join(f'{loss:.4f}' for loss in model.epoch_losses_),
-        'arguments: ' + ', '.join(f'{name}={value!r}' for name, value in changed.items()),
+        f'trained on {found["training_events"]:,} events for {len(saved.epoch_losses)} epochs, losses '
+        + ' '.join(f'{loss:.4f}' for loss in saved.epoch_losses),
+        repr(model),
         'weights: ' + ', '.join(f'{name} {"x".join(map(str, shape))}' for name, shape in weights.items())]
 
 
@@ -185,12 +183,6 @@ def as_model_ids(model: GRU4Rec, ids: pd.Series) -> pd.Series:
     if whole.all():
         return texts.astype('int64')
     return pd.Series([int(text) if good else text for text, good in zip(texts, whole)], ids.index, dtype=object)
-
-
-def default_of(name: str) -> Any:
-    """Default value of an argument of `GRU4Rec`, as JSON has it."""
-    value = getattr(GRU4Rec([]), name)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def plain(value: Any) -> Any:

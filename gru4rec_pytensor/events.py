@@ -47,6 +47,12 @@ def check_seconds(times: pd.Series) -> None:
         raise ValueError(f'{name} must be finite and not negative, but is {times.iloc[row]} in row {row}')
 
 
+def check_one_type(ids: pd.Series) -> None:
+    """TypeError if some ids are of another type than others, such as text beside numbers: they have no order."""
+    if ids.dtype == object and ids.map(type).nunique() > 1:
+        raise TypeError(f'{ids.name} must have values of one type, not {ids.map(type).unique().tolist()}')
+
+
 def require_events(data: pd.DataFrame, step: str) -> pd.DataFrame:
     """`data`; ValueError that says which step left no event."""
     if data.empty:

@@ -5,13 +5,16 @@ version and a checksum of the arrays.
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,6 +69,46 @@ def read(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
     return header, arrays
 
 
+class SavedModel(NamedTuple):
+    """What a model file holds: the constructor's arguments, the item ids, and arrays under the release's names."""
+    arguments: dict
+    items: np.ndarray
+    item_counts: np.ndarray
+    epoch_losses: list[float]
+    weights: dict[str, np.ndarray]
+    acc: dict[str, np.ndarray]
+    vel: dict[str, np.ndarray]
+
+
+def write_model(path: str | os.PathLike, arguments: dict, items: np.ndarray, item_counts: np.ndarray,
+                epoch_losses: list[float], arrays: dict[str, np.ndarray]) -> None:
+    """Write a trained model; `arrays` are its weights, accumulators ``acc_NAME`` and velocities ``vel_NAME``."""
+    header = {'arguments': arguments, 'items_as_json': items.dtype == object, 'epoch_losses': epoch_losses}
+    write(path, header, {'items': array_of_ids(items), 'item_counts': item_counts, **arrays})
+
+
+def read_model(path: str | os.PathLike) -> SavedModel:
+    """What `write_model` wrote; ValueError, which names the file, if it is no model."""
+    header, arrays = read(path)
+    with refused_unless_model(path):
+        items = ids_from_array(arrays.pop('items'), header['items_as_json'])
+        counts = arrays.pop('item_counts')
+        groups: dict[str, dict] = {'weights': {}, 'acc': {}, 'vel': {}}
+        for name, array in arrays.items():
+            kind, _, rest = name.partition('_')
+            groups[kind if rest else 'weights'][rest or name] = array
+        return SavedModel(header['arguments'], items, counts, header['epoch_losses'], **groups)
+
+
+@contextlib.contextmanager
+def refused_unless_model(path: str | os.PathLike) -> Iterator[None]:
+    """ValueError that names the file, where something is missing in it, or is not what it should be."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'{path}: not a model of this package ({type(error).__name__}: {error})') from None
+
+
 class Checkpoint:
     """The file from which an interrupted training goes on.
 
@@ -95,8 +138,8 @@ class Checkpoint:
                 raise ValueError(f'{self._path}: the checkpoint of another training: {difference}; remove it to start '
                                  'anew, or give another path')
 
-    def take(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """State and arrays that were found, both empty if there was no file; they are not kept here."""
+    def saved_state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """State and arrays of the file that was found, both empty if there was none; to be asked for once."""
         found, self._state, self._arrays = (self._state, self._arrays), {}, {}
         return found
 
@@ -123,7 +166,7 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def ids_as_array(ids: np.ndarray) -> np.ndarray:
+def array_of_ids(ids: np.ndarray) -> np.ndarray:
     """Ids as an array that needs no pickling; those of type object, such as strings, become bytes of JSON."""
     if ids.dtype != object:
         return ids
@@ -135,8 +178,8 @@ def ids_as_array(ids: np.ndarray) -> np.ndarray:
     return np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)
 
 
-def ids_of_array(array: np.ndarray, as_json: bool) -> np.ndarray:
-    """Inverse of `ids_as_array`."""
+def ids_from_array(array: np.ndarray, as_json: bool) -> np.ndarray:
+    """Inverse of `array_of_ids`."""
     if not as_json:
         return array
     values = json.loads(array.tobytes())

@@ -32,7 +32,7 @@ import yardstick
 both_backends = pytest.mark.parametrize('backend', ['numba', 'python'])
 
 
-# --- The loop over a stretch of mini-batches ------------------------------------------------------------------------
+# --- The loop over a chunk of mini-batches --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module', params=['numba', 'python', pytest.param('jax', marks=needs_jax)])
@@ -260,13 +260,13 @@ def test_the_step_that_the_benchmark_writes_by_hand_is_that_of_the_graph():
     model = small_model(layers=[5], n_epochs=1, batch_size=7, dropout_p_hidden=0.4, learning_rate=0.1)
     model.fit(few_items_log())  # for weights and accumulators that are not those of the start
     weights, acc = ({name: variable.get_value() for name, variable in variables.items()}
-                    for variables in (model._weights, model._acc))
+                    for variables in model.variables_[:2])
     rng = np.random.RandomState(0)
     events, position = rng.randint(model.n_items, size=50), rng.randint(49, size=(12, 7))
     starts, masks = rng.rand(12, 7) < 0.3, rng.rand(12, 7, 5) < 0.6
     states = [gru4rec.shared('H0', np.zeros((7, 5), 'float32'))]
     with pytensor.config.change_flags(floatX='float32'):
-        step = gru4rec.training_step(model, gru4rec.shared('events', events), model._weights, model._acc, {}, states)
+        step = gru4rec.training_step(model.settings(), gru4rec.shared('events', events), model.variables_, states)
     losses = backends.compile_loop(*step, backend='python')(position, starts, masks)
 
     names = ('W0', 'B0', 'Wh0', 'Whr0', 'Whz0', 'Wy', 'By')
@@ -275,8 +275,8 @@ def test_the_step_that_the_benchmark_writes_by_hand_is_that_of_the_graph():
                   *[weights[name] for name in names], *[acc[name] for name in names], H, by_hand)
     assert_allclose(by_hand, losses, rtol=0, atol=1e-5)
     assert_allclose(H, states[0].get_value(), rtol=0, atol=1e-5)
-    assert_close(weights, {name: variable.get_value() for name, variable in model._weights.items()}, 1e-5)
-    assert_close(acc, {name: variable.get_value() for name, variable in model._acc.items()}, 1e-5)
+    assert_close(weights, {name: variable.get_value() for name, variable in model.variables_.weights.items()}, 1e-5)
+    assert_close(acc, {name: variable.get_value() for name, variable in model.variables_.acc.items()}, 1e-5)
 
 
 # --- One backend against the other ----------------------------------------------------------------------------------

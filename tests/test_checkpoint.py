@@ -40,8 +40,8 @@ def stopping_after(n_calls):
 
 
 @pytest.fixture
-def short_stretches(monkeypatch):
-    monkeypatch.setattr('gru4rec.stretch_length', lambda model: 5)
+def short_chunks(monkeypatch):
+    monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 5)
 
 
 @pytest.mark.parametrize('arguments', [
@@ -49,7 +49,7 @@ def short_stretches(monkeypatch):
     pytest.param(EVERYTHING | dict(backend='jax'), marks=[needs_jax, pytest.mark.slow]),
     pytest.param(EVERYTHING | dict(reset_after_session=False), marks=pytest.mark.slow),
     pytest.param(EVERYTHING | dict(adapt=None, momentum=0), marks=pytest.mark.slow)], ids=str)
-def test_a_training_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_path, short_stretches, arguments):
+def test_a_training_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_path, short_chunks, arguments):
     whole = small_model(**arguments).fit(LOG)
     interruptions = 0
     while True:
@@ -73,7 +73,7 @@ def test_a_finished_training_is_not_done_again_and_can_be_prolonged(tmp_path):
     assert_same_bits(state_of(longer), state_of(small_model(**arguments | dict(n_epochs=4)).fit(LOG)))
 
 
-def test_a_checkpoint_changes_nothing_and_is_written_no_more_often_than_asked(tmp_path, short_stretches, monkeypatch):
+def test_a_checkpoint_changes_nothing_and_is_written_no_more_often_than_asked(tmp_path, short_chunks, monkeypatch):
     written = []
     monkeypatch.setattr('model_file.Checkpoint.write', lambda self, state, arrays: written.append(state['done']))
     model = small_model(**EVERYTHING).fit(LOG, checkpoint=tmp_path / 'checkpoint', every=1e9)
@@ -114,7 +114,7 @@ PROGRAM = textwrap.dedent("""
     import sys
     import numpy as np, pandas as pd
     import gru4rec
-    gru4rec.stretch_length = lambda model: 16
+    gru4rec.chunk_length = lambda settings: 16
     rng = np.random.RandomState(0)
     log = pd.DataFrame({'SessionId': np.arange(8000) // 4, 'ItemId': rng.randint(50, size=8000), 'Time': 0})
     model = gru4rec.GRU4Rec([8], n_epochs=2, batch_size=10, dropout_p_hidden=0.5, backend='python')

@@ -131,12 +131,12 @@ def test_help_has_an_example(command, capsys):
 
 def test_an_interrupted_training_ends_with_130_and_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch, capsys):
     command = f'fit {folder}/data/train.tsv -o {tmp_path}/model {OPTIONS} --checkpoint {tmp_path}/c --every 0'
-    monkeypatch.setattr('gru4rec.stretch_length', lambda model: 5)
+    monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 5)
 
     def interrupted(progress, *arguments):
         raise KeyboardInterrupt
     with monkeypatch.context() as patched:
-        patched.setattr('progress.TrainingProgress.__call__', interrupted)
+        patched.setattr('gru4rec_pytensor.terminal.TrainingProgress.__call__', interrupted)
         assert cli.main(command.split()) == 130
     assert f'the same command goes on from {tmp_path}/c' in capsys.readouterr().err
     assert not (tmp_path / 'model').exists()
@@ -145,6 +145,6 @@ def test_an_interrupted_training_ends_with_130_and_goes_on_from_its_checkpoint(f
 
 
 def test_the_module_is_the_command(folder):
-    result = subprocess.run([sys.executable, cli.__file__, 'info', str(folder / 'model')], capture_output=True,
-                            text=True, cwd=Path(cli.__file__).parent)
+    result = subprocess.run([sys.executable, '-m', 'gru4rec_pytensor.cli', 'info', str(folder / 'model')],
+                            capture_output=True, text=True, cwd=Path(cli.__file__).parents[1])
     assert result.returncode == 0 and result.stdout.startswith(f'{folder}/model: ')

@@ -38,7 +38,7 @@ def sigmoid(x):
 def test_1_more_lanes_lose_more_of_the_tail(lanes, trained):
     _rows, offsets = session_order(CLICKS)
     batches = gru4rec.session_parallel_minibatches(offsets, lanes)
-    assert sum(stretch.position.size for stretch in batches) == trained
+    assert sum(chunk.position.size for chunk in batches) == trained
 
 
 def test_2_it_matters_whether_the_reset_gate_acts_before_the_product_unless_the_matrix_is_diagonal(float64):
@@ -82,14 +82,14 @@ def test_5_no_gradient_reaches_what_was_clicked_before():
     state = gru4rec.shared('H0', np.ones((2, 4), 'float32'))  # what is left of 'tent' and 'tea': numbers, and no graph
     with pytensor.config.change_flags(floatX='float32'):
         inputs, loss, updates = gru4rec.training_step(
-            model, gru4rec.shared('events', np.arange(6)), model._weights, model._acc, model._vel, [state])
+            model.settings(), gru4rec.shared('events', np.arange(6)), model.variables_, [state])
     second = backends.compile_function(inputs, loss, updates, backend='python')
 
-    variables = [*model._weights.values(), *model._acc.values()]
+    variables = [*model.variables_.weights.values(), *model.variables_.acc.values()]
     before = [variable.get_value() for variable in variables]
-    weights = model._weights['W0'].get_value()
+    weights = model.variables_.weights['W0'].get_value()
     loss_after_ones = second(np.array([1, 4]), np.zeros(2, bool))  # the inputs are 'mat' and 'mug'
-    moved = np.flatnonzero((model._weights['W0'].get_value() != weights).any(axis=1))
+    moved = np.flatnonzero((model.variables_.weights['W0'].get_value() != weights).any(axis=1))
     assert model.items_[moved].tolist() == ['mat', 'mug']
 
     def loss_after(ones):

@@ -22,9 +22,7 @@ def texts(picture):
 
 
 def untrained(n_items=30, **arguments):
-    model = GRU4Rec(**arguments)
-    model.n_items = n_items
-    return model
+    return GRU4Rec(**arguments).settings(n_items)
 
 
 # --- Figure 1 -------------------------------------------------------------------------------------------------------
@@ -45,7 +43,7 @@ def test_figure_1_has_the_layers_of_the_model_bottom_to_top():
 def test_figure_1_names_every_weight_of_the_trained_model_with_its_shape(arguments):
     model = small_model(**arguments).fit(click_log(*[[1, 2, 3]] * 8))
     drawn = {}
-    for _title, weights, _recurrent in figures.layers_of(model):
+    for _title, weights, _recurrent in figures.layers_of(model.settings()):
         for line in weights.splitlines():
             if ':' in line:
                 names, shape = line.split(': ')

@@ -93,26 +93,26 @@ def test_one_loss_is_kept_for_each_epoch(two_layers):
     assert all(isinstance(loss, float) for loss in two_layers.epoch_losses_)
 
 
-def test_progress_is_told_after_every_stretch(monkeypatch):
-    monkeypatch.setattr(gru4rec, 'stretch_length', lambda model: 5)
+def test_progress_is_told_after_every_chunk(monkeypatch):
+    monkeypatch.setattr(gru4rec, 'chunk_length', lambda settings: 5)
     told = []
     model = small_model().fit(LOG, callback=told.append)
     n = len(minibatches(LOG.groupby('SessionId').size().tolist(), 6))
-    stretches = [*range(5, n, 5), n]
-    assert len(stretches) > 1
+    chunks = [*range(5, n, 5), n]
+    assert len(chunks) > 1
     assert [(p.epoch, p.n_epochs, p.minibatches, p.events) for p in told] == [
-        (epoch, 2, done, 6 * done) for epoch in (0, 1) for done in stretches]
+        (epoch, 2, done, 6 * done) for epoch in (0, 1) for done in chunks]
     assert {p.total_events for p in told} == {len(LOG) - LOG.SessionId.nunique()}
     assert told[-1].loss == pytest.approx(model.epoch_losses_[1], rel=1e-6)
-    assert told[len(stretches) - 1].loss == pytest.approx(model.epoch_losses_[0], rel=1e-6)
+    assert told[len(chunks) - 1].loss == pytest.approx(model.epoch_losses_[0], rel=1e-6)
 
 
 @pytest.mark.parametrize('option', ['reset_after_session', 'train_random_order', 'dropout_p_hidden'])
-def test_the_length_of_a_stretch_does_not_change_the_training(option, monkeypatch):
+def test_the_length_of_a_chunk_does_not_change_the_training(option, monkeypatch):
     arguments = {option: {'reset_after_session': False, 'train_random_order': True, 'dropout_p_hidden': 0.25}[option]}
     masks = fixed_masks([4], 6, 0.25) if option == 'dropout_p_hidden' else None
     expected = state_of(small_model(**arguments).fit(LOG, dropout_masks=masks))
-    monkeypatch.setattr(gru4rec, 'stretch_length', lambda model: 3)
+    monkeypatch.setattr(gru4rec, 'chunk_length', lambda settings: 3)
     assert_same_bits(state_of(small_model(**arguments).fit(LOG, dropout_masks=masks)), expected)
 
 
@@ -122,12 +122,12 @@ def test_the_length_of_a_stretch_does_not_change_the_training(option, monkeypatc
 @pytest.mark.parametrize('name, value, allowed', [
     ('layers', [], 'at least one layer'), ('layers', 100, 'a list of numbers of units'), ('layers', [4.5], 'a list'),
     ('layers', [0], 'a list'),
-    ('n_epochs', 0, 'a whole number, at least 1'), ('n_epochs', 2.5, 'a whole number'),
-    ('batch_size', -1, 'a whole number, at least 1'),
+    ('n_epochs', 0, 'a whole number of at least 1'), ('n_epochs', 2.5, 'a whole number'),
+    ('batch_size', -1, 'a whole number of at least 1'),
     ('dropout_p_hidden', 1, 'at least 0 and below 1'), ('dropout_p_hidden', -0.1, 'at least 0 and below 1'),
     ('dropout_p_hidden', None, 'at least 0 and below 1'),
-    ('learning_rate', 0, 'a positive number'), ('learning_rate', 'fast', 'a positive number'),
-    ('learning_rate', float('nan'), 'a positive number'), ('learning_rate', float('inf'), 'a positive number'),
+    ('learning_rate', 0, 'a number above 0'), ('learning_rate', 'fast', 'a number above 0'),
+    ('learning_rate', float('nan'), 'a number above 0'), ('learning_rate', float('inf'), 'a number above 0'),
     ('momentum', 1, 'at least 0 and below 1'), ('decay', 1.5, 'at least 0 and below 1'),
     ('grad_cap', -1, 'at least 0'), ('sigma', -1, 'at least 0'), ('lmbd', -0.1, 'at least 0'),
     ('adapt', 'adam', "'adagrad', 'rmsprop', None"), ('loss', 'hinge', "'top1', 'bpr', 'cross-entropy'"),
@@ -250,7 +250,7 @@ def test_initial_weights_near_the_largest_float_stop_both_backends_at_once(backe
 
 
 def test_the_callback_is_told_which_report_is_the_last_of_an_epoch(monkeypatch):
-    monkeypatch.setattr('gru4rec.stretch_length', lambda model: 4)
+    monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 4)
     reports = []
     small_model(n_epochs=3).fit(LOG, callback=reports.append)
     epochs = [[report for report in reports if report.epoch == epoch] for epoch in range(3)]
@@ -264,7 +264,7 @@ def test_the_callback_is_told_which_report_is_the_last_of_an_epoch(monkeypatch):
 
 def test_the_arrays_of_a_model_that_is_gone_are_freed_though_its_compiled_code_stays():
     model = small_model(momentum=0.2).fit(LOG)
-    shallow, variables = copy.copy(model), [*model._weights.values(), *model._acc.values(), *model._vel.values()]
+    shallow, variables = copy.copy(model), [variable for group in model.variables_ for variable in group.values()]
     before = state_of(model)
     model.fit(LOG[:-20])  # has new variables
     assert_same_bits(state_of(shallow), before)

@@ -74,8 +74,8 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
         ItemId=lambda log: np.arange(len(log)) % n_items))
     states = [gru4rec.shared('H0', np.zeros((6, units), 'float32'))]
     with pytensor.config.change_flags(floatX='float32'):
-        step = gru4rec.training_step(model, gru4rec.shared('events', np.arange(n_items)), model._weights, model._acc,
-                                     model._vel, states)
+        step = gru4rec.training_step(model.settings(), gru4rec.shared('events', np.arange(n_items)), model.variables_,
+                                     states)
     loop = backends.compile_loop(*step, backend='jax')
     sequences = [np.zeros((K, 6), 'int64'), np.zeros((K, 6), bool), np.zeros((K, 6, units), bool)]
     program = loop.program.lower(K, sequences, loop._step.values()).compile().as_text()
@@ -123,7 +123,7 @@ def test_blocks_of_items_that_do_not_divide_their_number_count_each_item_once(n_
 
 def test_a_score_that_is_not_a_number_is_an_error_on_the_device_too():
     model = small_model(backend='jax', n_epochs=1).fit(LOG)
-    model._weights['By'].set_value(np.full(model.n_items, np.nan, 'float32'))
+    model.variables_.weights['By'].set_value(np.full(model.n_items, np.nan, 'float32'))
     with pytest.raises(ValueError, match='the score of the next item is not a number'):
         next_item_ranks(model, LOG)
 

@@ -94,8 +94,8 @@ def two_layers(masks):
 
     def expression(rows, state0, state1, *weights):
         constants = masks and [pt.constant(mask) for mask in masks]
-        model = gru4rec.GRU4Rec([3, 2])
-        top, states = gru4rec.network(model, dict(zip(values, weights)), {'W0': rows}, [state0, state1], constants)
+        settings = gru4rec.GRU4Rec([3, 2]).settings(n_items=5)
+        top, states = gru4rec.network(settings, dict(zip(values, weights)), {'W0': rows}, [state0, state1], constants)
         assert top is states[-1]
         return states
 

@@ -13,10 +13,10 @@ def offsets_of(lengths):
 
 def drawn(lengths, batch_size, **options):
     """Positions and starts of all mini-batches, (n, B) each."""
-    stretches = list(session_parallel_minibatches(offsets_of(lengths), batch_size, **options))
+    chunks = list(session_parallel_minibatches(offsets_of(lengths), batch_size, **options))
     empty = np.zeros((0, batch_size), dtype=int)
-    return (np.concatenate([empty, *(s.position for s in stretches)]),
-            np.concatenate([empty.astype(bool), *(s.starts for s in stretches)]))
+    return (np.concatenate([empty, *(s.position for s in chunks)]),
+            np.concatenate([empty.astype(bool), *(s.starts for s in chunks)]))
 
 
 def named(lengths, position):
@@ -110,27 +110,27 @@ def test_sessions_are_used_in_the_given_order():
 
 
 @pytest.mark.parametrize('drop_tail', [True, False])
-@pytest.mark.parametrize('stretch', [1, 2, 3, 5, 8, 1000])
-def test_the_length_of_a_stretch_does_not_change_the_minibatches(stretch, drop_tail):
+@pytest.mark.parametrize('chunk', [1, 2, 3, 5, 8, 1000])
+def test_the_length_of_a_chunk_does_not_change_the_minibatches(chunk, drop_tail):
     lengths = np.random.RandomState(1).randint(1, 7, 25)
-    stretches = list(session_parallel_minibatches(offsets_of(lengths), 4, stretch=stretch, drop_tail=drop_tail))
+    chunks = list(session_parallel_minibatches(offsets_of(lengths), 4, chunk=chunk, drop_tail=drop_tail))
     position, starts = drawn(lengths, 4, drop_tail=drop_tail)
-    assert_array_equal(np.concatenate([s.position for s in stretches]), position)
-    assert_array_equal(np.concatenate([s.starts for s in stretches]), starts)
-    assert [len(s.position) for s in stretches[:-1]] == [stretch] * (len(stretches) - 1)
-    assert 1 <= len(stretches[-1].position) <= stretch
+    assert_array_equal(np.concatenate([s.position for s in chunks]), position)
+    assert_array_equal(np.concatenate([s.starts for s in chunks]), starts)
+    assert [len(s.position) for s in chunks[:-1]] == [chunk] * (len(chunks) - 1)
+    assert 1 <= len(chunks[-1].position) <= chunk
 
 
-def test_a_stretch_is_not_overwritten_by_the_next_one():
+def test_a_chunk_is_not_overwritten_by_the_next_one():
     lengths = np.random.RandomState(1).randint(2, 7, 25)
     kept, copies = [], []
-    for stretch in session_parallel_minibatches(offsets_of(lengths), 4, stretch=3):
-        kept.append(stretch)
-        copies.append((stretch.position.copy(), stretch.starts.copy()))
+    for chunk in session_parallel_minibatches(offsets_of(lengths), 4, chunk=3):
+        kept.append(chunk)
+        copies.append((chunk.position.copy(), chunk.starts.copy()))
     assert len(kept) > 2
-    for stretch, (position, starts) in zip(kept, copies):
-        assert_array_equal(stretch.position, position)
-        assert_array_equal(stretch.starts, starts)
+    for chunk, (position, starts) in zip(kept, copies):
+        assert_array_equal(chunk.position, position)
+        assert_array_equal(chunk.starts, starts)
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -140,7 +140,7 @@ def test_minibatches_are_those_of_a_plain_loop_over_lanes(seed):
     batch_size = rng.randint(1, 8)
     order = rng.permutation(len(lengths)) if seed % 2 else None
     expected = minibatches(lengths.tolist(), batch_size, order)
-    position, starts = drawn(lengths, batch_size, order=order, stretch=7)
+    position, starts = drawn(lengths, batch_size, order=order, chunk=7)
     assert_array_equal(position, [inputs for inputs, _, _ in expected] or np.zeros((0, batch_size)))
     assert_array_equal(position + 1, [targets for _, targets, _ in expected] or np.zeros((0, batch_size)))
     assert_array_equal(starts, [fresh for _, _, fresh in expected] or np.zeros((0, batch_size)))

@@ -1,4 +1,5 @@
 """A model saved to one file and loaded again, and what happens to files that are none."""
+import copy
 import json
 import os
 import pickle
@@ -27,6 +28,56 @@ def model():
 def path(model, tmp_path):
     model.save(tmp_path / 'model')
     return tmp_path / 'model'
+
+
+# --- Copies in memory ------------------------------------------------------------------------------------------------
+
+
+COPIES = {'deepcopy': copy.deepcopy, 'copy': copy.copy, 'pickle': lambda model: pickle.loads(pickle.dumps(model))}
+
+
+@pytest.mark.parametrize('copied', COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize('predicted_before', [False, True])
+def test_a_copy_of_a_trained_model_predicts_the_same_and_is_its_own(copied, predicted_before):
+    model = small_model(momentum=0.1, loss='cross-entropy').fit(LOG)
+    if predicted_before:
+        model.predict_next_batch(['a'], [10], None, 1)
+    other = copied(model)
+    assert repr(other) == repr(model) and other.epoch_losses_ == model.epoch_losses_
+    assert_same_bits(state_of(other), state_of(model))
+    # in the middle of a session too, if it has begun
+    frames = [each.predict_next_batch(['a'], [20], None, 1) for each in (model, other)]
+    pd.testing.assert_frame_equal(*frames)
+    assert_array_equal(next_item_ranks(other, LOG), next_item_ranks(model, LOG))
+    before = state_of(model)
+    other.fit_more(LOG)
+    assert_same_bits(state_of(model), before)
+    assert (other.weights()['Wy'] != before['Wy']).any()
+
+
+def test_an_untrained_model_can_be_copied():
+    for copied in COPIES.values():
+        assert repr(copied(small_model())) == repr(small_model())
+
+
+@pytest.mark.parametrize('backend', ['numba', pytest.param('jax', marks=needs_jax)])
+def test_a_copy_of_a_model_on_another_backend_predicts_the_same(model, path, backend):
+    loaded = GRU4Rec.load(path, backend=backend)
+    ranks = next_item_ranks(loaded, LOG)
+    other = pickle.loads(pickle.dumps(loaded))
+    assert other.backend_ == backend
+    assert_array_equal(next_item_ranks(other, LOG), ranks)
+
+
+@pytest.mark.parametrize('arguments, text', [
+    (dict(layers=[100]), 'GRU4Rec(layers=[100])'),
+    (dict(layers=[100], loss='top1', n_epochs=10), 'GRU4Rec(layers=[100])'),
+    (dict(layers=[100, 50], loss='bpr', adapt=None, feedforward=[3], seed=1, item_key='product'),
+     "GRU4Rec(layers=[100, 50], adapt=None, loss='bpr', item_key='product', feedforward=[3], seed=1)")])
+def test_a_model_shows_its_layers_and_what_is_not_the_default(arguments, text):
+    model = GRU4Rec(**arguments)
+    assert repr(model) == text
+    assert vars(eval(text)) == vars(model)
 
 
 # --- What comes back ------------------------------------------------------------------------------------------------
@@ -155,10 +206,10 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written_and_the_old_one_sta
 def test_a_model_that_cannot_be_saved_says_why(model, tmp_path):
     with pytest.raises(RuntimeError, match='call fit first'):
         small_model().save(tmp_path / 'model')
-    with pytest.raises(ValueError, match="dtype='int8': must be 'float32' or 'float16'"):
+    with pytest.raises(ValueError, match="dtype='int8': must be one of 'float32', 'float16'"):
         model.save(tmp_path / 'model', dtype='int8')
     with pytest.raises(TypeError, match=r'item id \(1, 2\) is a tuple'):
-        model_file.ids_as_array(pd.Series([(1, 2), 'a']).to_numpy())
+        model_file.array_of_ids(pd.Series([(1, 2), 'a']).to_numpy())
     with pytest.raises(OSError, match='nowhere'):
         model.save(tmp_path / 'nowhere' / 'model')
     assert not os.listdir(tmp_path)

@@ -99,14 +99,13 @@ def test_a_session_across_the_border_is_not_divided():
 
 
 @pytest.mark.parametrize('events, step', [
-    ([], 'dropping one-click sessions'),
     ([(1, 0., 1), (2, 0., 1)], 'dropping one-click sessions'),
     ([(1, 0., 1), (1, 1., 1), (1, 2., 2)], 'fewer than 5 clicks'),
     ([(s, 0., i) for s in range(5) for i in (1, 10 + s)], 'rare items left with one click'),
     ([(1, float(k), 1) for k in range(5)], 'setting the last day apart as test'),
     ([(s, END * s, s) for s in (0, 1) for _ in range(5)], 'dropping test items that are not in training'),
     ([(s, END * (s > 4), 1) for s in range(5) for _ in '12'] + [(7, END, 2)] * 5 + [(7, END, 1)],
-     'dropping one-click test sessions'),
+     'then one-click test sessions'),
     ([(s, END * s, 1) for s in (0, 1) for _ in range(5)], 'setting the last day apart as validation'),
 ])
 def test_a_step_that_leaves_nothing_is_named(events, step):
@@ -116,12 +115,13 @@ def test_a_step_that_leaves_nothing_is_named(events, step):
 
 @pytest.mark.parametrize('clicks, error, message', [
     ([1, 2], TypeError, 'must be a DataFrame'),
-    (WHOLE_LOG.rename(columns={'Time': 'Timestamp'}), KeyError, "one column 'Time'; its columns are .*Timestamp"),
-    (WHOLE_LOG[['SessionId', 'ItemId', 'Time', 'ItemId']], KeyError, "one column 'ItemId'"),
+    (WHOLE_LOG.rename(columns={'Time': 'Timestamp'}), ValueError, "no column 'Time'; its columns are .*Timestamp"),
+    (WHOLE_LOG[['SessionId', 'ItemId', 'Time', 'ItemId']], ValueError, "more than one column 'ItemId'"),
     (WHOLE_LOG.assign(Time='2014-04-07'), TypeError, 'Time must be a number'),
-    (WHOLE_LOG.assign(Time=WHOLE_LOG['Time'].where(WHOLE_LOG.index != 3)), ValueError, 'no Time in row 3'),
-    (WHOLE_LOG.assign(ItemId=WHOLE_LOG['ItemId'].where(WHOLE_LOG.index != 2)), ValueError, 'no ItemId in row 2'),
+    (WHOLE_LOG.assign(Time=WHOLE_LOG['Time'].where(WHOLE_LOG.index != 3)), ValueError, 'Time. has missing values, the first in row 3'),
+    (WHOLE_LOG.assign(ItemId=WHOLE_LOG['ItemId'].where(WHOLE_LOG.index != 2)), ValueError, 'ItemId. has missing values, the first in row 2'),
     (WHOLE_LOG.assign(Time=WHOLE_LOG['Time'] - 3 * DAY), ValueError, r'is -\d+\.0 in row'),
+    (WHOLE_LOG[:0], ValueError, 'has no events'),
     (WHOLE_LOG.assign(Time=np.inf), ValueError, 'is inf in row 0'),
     (WHOLE_LOG.assign(ItemId=pd.Series([1, 'a'] * 30, dtype=object)), TypeError, 'ItemId must have values of one type'),
 ])
@@ -313,11 +313,11 @@ def test_the_synthetic_files_are_those_of_the_protocol_on_the_synthetic_raw_log(
 
 
 @pytest.mark.parametrize('arguments, error, message', [
-    (dict(n_sessions=0), ValueError, 'n_sessions must be at least 1, not 0'),
-    (dict(n_items=199), ValueError, 'n_items must be at least 200, not 199'),
-    (dict(seed=-1), ValueError, 'seed must be at least 0, not -1'),
-    (dict(n_sessions=1e5), TypeError, 'n_sessions must be a whole number, not 100000.0'),
-    (dict(seed=None), TypeError, 'seed must be a whole number, not None'),
+    (dict(n_sessions=0), ValueError, 'n_sessions=0: must be a whole number of at least 1'),
+    (dict(n_items=199), ValueError, 'n_items=199: must be a whole number of at least 200'),
+    (dict(seed=-1), ValueError, 'seed=-1: must be a whole number of at least 0'),
+    (dict(n_sessions=1e5), TypeError, 'n_sessions=100000.0: must be a whole number'),
+    (dict(seed=None), TypeError, 'seed=None: must be a whole number'),
 ])
 def test_arguments_of_the_synthetic_log_are_checked(arguments, error, message):
     with pytest.raises(error, match=message):
@@ -422,10 +422,10 @@ def test_a_bad_log_ends_with_one_line_and_nothing_in_the_folder(content, message
     ('CLICKS MADE', 'holds a synthetic log'),
     ('--synthetic', 'required: PATH'),
     ('--synthetic CLICKS OUT', '--synthetic takes one path'),
-    ('--synthetic OUT --sessions 0', 'n_sessions must be at least 1, not 0'),
+    ('--synthetic OUT --sessions 0', 'n_sessions=0: must be a whole number of at least 1'),
     ('--synthetic OUT --sessions 20', 'no event is left after'),
-    ('--synthetic OUT --items 5', 'n_items must be at least 200, not 5'),
-    ('--synthetic OUT --seed -3', 'seed must be at least 0, not -3'),
+    ('--synthetic OUT --items 5', 'n_items=5: must be a whole number of at least 200'),
+    ('--synthetic OUT --seed -3', 'seed=-3: must be a whole number of at least 0'),
     ('--synthetic OUT --seed x', "invalid int value: 'x'"),
     ('--synthetic OUT --colour', 'unrecognized arguments: --colour'),
 ])

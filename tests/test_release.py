@@ -39,7 +39,7 @@ every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case
 def test_items_are_numbered_and_minibatches_formed_as_recorded():
     rows, offsets = session_order(TRAIN)
     index, ids = index_by_appearance(TRAIN.ItemId)
-    position = np.concatenate([stretch.position for stretch in session_parallel_minibatches(offsets, 8)])
+    position = np.concatenate([chunk.position for chunk in session_parallel_minibatches(offsets, 8)])
     n_epochs = 3
     assert_array_equal(ids, ARRAYS['item_ids'])
     assert_array_equal(np.tile(index[rows][position], (n_epochs, 1)), ARRAYS['X'])

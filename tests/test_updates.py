@@ -209,7 +209,7 @@ def test_training_is_that_of_the_reference_with_fixed_dropout_masks(arguments):
 def test_every_minibatch_has_dropout_masks_of_its_own():
     # One epoch of the reference, step by step, with the masks that the model draws.
     model = small_model(n_epochs=1, dropout_p_hidden=0.5, layers=[4, 3], train_random_order=True).fit(LOG)
-    drawn = gru4rec.Draws(model)(100)
+    drawn = gru4rec.RandomInputs(model.settings())(100)
     expected = NumpyGRU4Rec(model.layers, n_epochs=1, batch_size=6, dropout_p_hidden=0, train_random_order=True)
     step = itertools.count()
     train_minibatch = expected.train_minibatch
@@ -225,7 +225,7 @@ def test_every_minibatch_has_dropout_masks_of_its_own():
 @pytest.mark.parametrize('p', [0.2, 0.5, 0.9])
 def test_a_unit_is_dropped_with_the_given_probability(p):
     model = small_model(layers=[50, 30], batch_size=40, dropout_p_hidden=p)
-    for masks, units in zip(gru4rec.Draws(model)(200), model.layers):
+    for masks, units in zip(gru4rec.RandomInputs(model.settings())(200), model.layers):
         assert masks.shape == (200, 40, units)
         sigma = np.sqrt(p * (1 - p) / masks.size)
         assert abs((1 - masks.mean()) - p) < 5 * sigma

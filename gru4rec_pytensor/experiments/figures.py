@@ -21,7 +21,8 @@ from pytensor.scalar.basic import Composite
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 
-from gru4rec import UNITS, GRU4Rec, recurrent_names, session_parallel_minibatches, weight_layout
+from gru4rec import UNITS, Settings, recurrent_names, session_parallel_minibatches, weight_layout
+from gru4rec_pytensor.events import session_of_event
 from gru4rec_pytensor.experiments.report import LOOK, draw_losses, look, svg_of
 from gru4rec_pytensor.files import atomic_file
 
@@ -57,15 +58,15 @@ class Picture(Figure):
 # Figure 1: the layers
 # ---------------------------------------------------------------------------------------------------------------------
 
-def architecture(*models: GRU4Rec) -> Picture:
-    """Figure 1 of the paper: the layers of each model, bottom to top, with the shapes of their weights.
+def architecture(*networks: Settings) -> Picture:
+    """Figure 1 of the paper: the layers of each network, bottom to top, with the shapes of their weights.
 
-    A model that is not trained needs its attribute `n_items` set.
+    ``GRU4Rec(layers=[100]).settings(n_items=37_483)`` is a network, and so is ``settings()`` of a trained settings.
     """
-    columns = [layers_of(model) for model in models]
+    columns = [layers_of(settings) for settings in networks]
     height = max(map(len, columns))
-    picture = Picture(4.6 * len(models), 0.5 + 1.02 * height)
-    for ax, model, boxes in zip(np.atleast_1d(picture.subplots(1, len(models))), models, columns):
+    picture = Picture(4.6 * len(networks), 0.5 + 1.02 * height)
+    for ax, settings, boxes in zip(np.atleast_1d(picture.subplots(1, len(networks))), networks, columns):
         ax.set(xlim=(0, 10), ylim=(-0.2, height - 0.1))
         ax.axis('off')
         for y, (title, details, recurrent) in enumerate(boxes):
@@ -77,17 +78,17 @@ def architecture(*models: GRU4Rec) -> Picture:
                 arrow(ax, (5, y - 0.28), (5, y))
             if recurrent:  # the state goes to the next event
                 arrow(ax, (8.8, y + 0.52), (8.8, y + 0.2), curve=-2)
-        if model.input_to_all_layers:
-            first = len(boxes) - 1 - len(model.feedforward) - len(model.layers)  # the box of the lowest layer
-            for i in range(1, len(model.layers)):
+        if settings.input_to_all_layers:
+            first = len(boxes) - 1 - len(settings.feedforward) - len(settings.layers)  # the box of the lowest layer
+            for i in range(1, len(settings.layers)):
                 ax.plot([1.2, 0.5, 0.5], [first - 0.64] * 2 + [first + i + 0.36], color=INK, linewidth=1)
                 arrow(ax, (0.5, first + i + 0.36), (1.2, first + i + 0.36))
     return picture
 
 
-def layers_of(model: GRU4Rec) -> list[tuple[str, str, bool]]:
+def layers_of(settings: Settings) -> list[tuple[str, str, bool]]:
     """Title, weights without biases, and whether it is recurrent, of each box of Figure 1, bottom to top."""
-    layout = weight_layout(model)
+    layout = weight_layout(settings)
 
     def described(names: list[str]) -> str:
         by_shape: dict[tuple, list[str]] = {}
@@ -96,16 +97,16 @@ def layers_of(model: GRU4Rec) -> list[tuple[str, str, bool]]:
         return '\n'.join(f"{', '.join(parts)}: {' × '.join(f'{n:,}' for n in shape)}"
                          for shape, parts in by_shape.items())
 
-    coded = 'session so far, discounted' if model.input_mode == 'session' else 'item, 1-of-N coded'
-    boxes = [(f'input: {coded}', f'N = {model.n_items:,} items', False)]
-    if model.embedding:
+    coded = 'session so far, discounted' if settings.input_mode == 'session' else 'item, 1-of-N coded'
+    boxes = [(f'input: {coded}', f'N = {settings.n_items:,} items', False)]
+    if settings.embedding:
         boxes.append(('embedding', described(['E']), False))
-    for i, n in enumerate(model.layers):
-        names = [f'W{i}', *[f'W{name}{i}' for name in recurrent_names(UNITS[model.unit])], f'I{i}']
-        boxes.append((f'{model.unit.upper()} layer, {n:,} units', described(names), True))
-    for j, n in enumerate(model.feedforward):
-        boxes.append((f'feed-forward layer, {n:,} units, {model.hidden_act}', described([f'Wd{j}']), False))
-    return [*boxes, (f'output: scores of items, {model.final_activation}', described(['Wy']), False)]
+    for i, n in enumerate(settings.layers):
+        names = [f'W{i}', *[f'W{name}{i}' for name in recurrent_names(UNITS[settings.unit])], f'I{i}']
+        boxes.append((f'{settings.unit.upper()} layer, {n:,} units', described(names), True))
+    for j, n in enumerate(settings.feedforward):
+        boxes.append((f'feed-forward layer, {n:,} units, {settings.hidden_act}', described([f'Wd{j}']), False))
+    return [*boxes, (f'output: scores of items, {settings.final_activation}', described(['Wy']), False)]
 
 
 def arrow(ax: Axes, start: tuple, end: tuple, curve: float = 0.0) -> None:
@@ -132,8 +133,8 @@ def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | No
     labels : a short name for each event; session and event number, counted from 1, when None
     steps : mini-batches that are drawn, at most
     """
-    position, starts = next(iter(session_parallel_minibatches(offsets, batch_size, order, stretch=steps)))
-    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    position, starts = next(iter(session_parallel_minibatches(offsets, batch_size, order, chunk=steps)))
+    session = session_of_event(offsets)
     number = np.arange(offsets[-1]) - offsets[session]
     used = np.union1d(position, position + 1)
     shown = np.unique(session[used]) if order is None else order[np.isin(order, session[used])]
