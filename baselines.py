@@ -11,8 +11,8 @@ Each class says in one small method how it scores prefixes, `_scores` or `sparse
 `predict_next` follows one session event by event as in the authors' release, `score_block` and `tie_counts` serve whole
 test sets. Items are numbered in the order of their first appearance in the training frame: the item index.
 
-`fit` checks what it is given: a missing column is a KeyError; an argument out of range, a missing id or a frame without
-events is a ValueError; an argument of the wrong type is a TypeError.
+`fit` checks what it is given: an argument out of range, a missing column or id, or a frame without events is a
+ValueError; an argument of the wrong type is a TypeError. A model that is not trained yet gives a RuntimeError.
 """
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ import heapq
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
-from numbers import Integral, Real
 from typing import Any, NamedTuple, Self
 
 import numba
@@ -28,6 +27,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
+
+from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number, first_few
+from gru4rec_pytensor.events import check_events, check_times, index_by_appearance
 
 # Sums may be reordered, so that they vectorise, but NaN and infinity keep their meaning: they show a diverged model.
 FAST_SUMS = {'reassoc', 'contract', 'nsz'}
@@ -42,20 +44,25 @@ class Prefixes(NamedTuple):
 
 def _cut_prefixes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, number: int, n_items: int) -> Prefixes:
     """The prefixes `codes[start:end]` for every pair of `starts` and `ends`, int64 arrays of shape (n,)."""
+    return Prefixes(_count_items(codes, starts, ends, n_items), codes[ends - 1], number)
+
+
+def _count_items(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, n_items: int) -> csr_array:
+    """How often each item is in `codes[start:end]`, for n pairs of `starts` and `ends`: (n, n_items) float32."""
     lengths = ends - starts
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     events = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
     clicks = np.ones(len(events), dtype=np.float32)
     counts = csr_array((clicks, codes[events], indptr), shape=(len(lengths), n_items))
     counts.sum_duplicates()
-    return Prefixes(counts, codes[ends - 1], number)
+    return counts
 
 
 class Baseline:
     """What all baselines share. `items_`, an array of shape (n_items,), holds the item ids in item index order."""
     item_key: str  # an argument of each of them
     _session_id: Any  # that `predict_next` was called with last
-    _block = 256  # predictions whose dense scores are held at once: 38 MB of float32 for RSC15's 37,483 items
+    _block = 256  # predictions whose dense scores are held at once: 77 MB of float64 for RSC15's 37,483 items
 
     def predict_next(self, session_id: Any, input_item_id: Any, predict_for_item_ids: ArrayLike) -> pd.Series:
         """Feed one event of a session, then score candidates for the next one.
@@ -83,7 +90,7 @@ class Baseline:
         start, end = np.array([0]), np.array([len(self._session)])
         prefix = _cut_prefixes(self._session, start, end, self._n_predicted, len(self.items_))
         self._n_predicted += 1
-        return pd.Series(self._scores(prefix)[0, wanted], index=predict_for_item_ids)
+        return pd.Series(self._scores(prefix, wanted)[0], index=predict_for_item_ids)
 
     def score_block(self, item_ids: ArrayLike, offsets: ArrayLike, first: int, last: int) -> np.ndarray:
         """Scores of all items for the predictions `first` to `last - 1` of a test set, the numbers of `predict_next`.
@@ -149,14 +156,21 @@ class Baseline:
         _in_threads(count_block, range(0, n_predictions, self._block))
         return counts[0], counts[1]
 
-    def _scores(self, prefixes: Prefixes) -> np.ndarray:
-        """Scores (n, n_items) of n prefixes. No row may depend on which others are asked for, not in its last bit."""
+    def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Scores (n, len(items)) of n prefixes and the given item indices, all by default.
+
+        No score may depend on which others are asked for, not in its last bit.
+        """
         raise NotImplementedError
 
     def _count_ties(self, prefixes: Prefixes, targets: np.ndarray,
                     ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pair (greater, equal) for n prefixes and their `targets`; `ranked` (n_items,) bool marks candidates."""
-        greater, equal = _count_dense_ties(self._scores(prefixes), targets, ranked)
+        needed = ranked.copy()
+        needed[targets] = True
+        items = np.flatnonzero(needed)
+        scores = self._scores(prefixes, items if len(items) < len(needed) else slice(None))
+        greater, equal = _count_dense_ties(scores, np.searchsorted(items, targets), ranked[items])
         return greater, equal
 
     def _prefixes(self, codes: np.ndarray, offsets: np.ndarray, first: int, last: int) -> tuple[Prefixes, np.ndarray]:
@@ -170,8 +184,7 @@ class Baseline:
 
     def learn_items(self, data: pd.DataFrame) -> np.ndarray:
         """Number the items of a training frame, forget earlier sessions; returns (n_events,) int64 item indices."""
-        codes, ids = _factorize(data, self.item_key, 'item_key')
-        self.items_ = np.asarray(ids)
+        codes, self.items_ = _numbers(data, self.item_key)
         self._index = pd.Index(self.items_)
         self._session_id, self._session, self._n_predicted = None, codes[:0], 0
         return codes
@@ -179,13 +192,12 @@ class Baseline:
     def _lookup(self, ids: ArrayLike, name: str) -> np.ndarray:
         """Item indices (int64) of an array-like of item ids; `name` is the argument that gave them."""
         if not hasattr(self, 'items_'):
-            raise ValueError(f'{name}: {type(self).__name__} knows no items before fit(data)')
+            raise RuntimeError(f'this {type(self).__name__} is not trained yet: call fit first')
         wanted = pd.Index(ids)
         codes = self._index.get_indexer(wanted)
         if (codes < 0).any():
-            unknown = wanted[codes < 0].unique().tolist()
-            more = f' and {len(unknown) - 10} more' if len(unknown) > 10 else ''
-            raise KeyError(f'{name}: {unknown[:10]}{more} not among the {len(self.items_)} items of the training data')
+            unknown = wanted[codes < 0].unique()
+            raise KeyError(f'{name}: {len(unknown)} item id(s) are not in the training data: {first_few(unknown)}')
         return codes.astype(np.int64)
 
     def _read_test(self, item_ids: ArrayLike, offsets: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
@@ -225,9 +237,9 @@ class SparseBaseline(Baseline):
         """Common scores (n_items,) float64, and what each of n prefixes adds to them: csr_array (n, n_items)."""
         raise NotImplementedError
 
-    def _scores(self, prefixes: Prefixes) -> np.ndarray:
+    def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:
         common, added = self.sparse_scores(prefixes)
-        return added.toarray() + common
+        return (added.toarray() + common)[:, items]
 
     def _count_ties(self, prefixes: Prefixes, targets: np.ndarray,
                     ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -267,15 +279,15 @@ class RandomPred(Baseline):
 
     def fit(self, data: pd.DataFrame) -> Self:
         """Take note of the items of `data`, a DataFrame with one row for each event; returns the model."""
-        _check_number('seed', self.seed, Integral)
+        check_whole_number('seed', self.seed, 0)
         self.learn_items(data)
         return self
 
-    def _scores(self, prefixes: Prefixes) -> np.ndarray:
+    def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:
         # Philox counts its states, each good for four numbers, so any row can be drawn without those before it.
         n_states = -(-len(self.items_) // 4)
         stream = np.random.Generator(np.random.Philox(self.seed).advance(prefixes.number * n_states))
-        return stream.random((len(prefixes.last), 4 * n_states))[:, :len(self.items_)]
+        return stream.random((len(prefixes.last), 4 * n_states))[:, :len(self.items_)][:, items]
 
 
 @dataclass(eq=False)
@@ -283,7 +295,8 @@ class Pop(SparseBaseline):
     """POP (section 4.1): the most popular items of the training set, whatever the session.
 
     score(i) = supp_i / (supp_i + 1) for the `top_n` items with the largest support, 0 for the others. Of items with
-    equal support at the cut, those that appeared first are kept.
+    equal support at the cut, those are kept that the authors' release keeps, which depends on all supports: it sorts
+    the items by id, then by support with a sort that is not stable.
 
     Parameters
     ----------
@@ -310,14 +323,17 @@ class Pop(SparseBaseline):
 
     def fit(self, data: pd.DataFrame) -> Self:
         """Count the support of the items of `data`, a DataFrame with one row for each event; returns the model."""
-        _check_number('top_n', self.top_n, Integral, low=1)
+        check_whole_number('top_n', self.top_n)
         items = self.learn_items(data)
         if self.support_by_key is None:
             support = np.bincount(items)
         else:
-            values, _ = _factorize(data, self.support_by_key, 'support_by_key')
+            values, _ = _numbers(data, self.support_by_key)
             support = np.diff(_count_pairs(items, values).indptr)
-        top = np.argsort(-support, kind='stable')[:self.top_n]
+        by_id = np.argsort(pd.factorize(self.items_, sort=True)[0])
+        # Of this type NumPy has but one quicksort, which old pandas used; those of float64 depend on the processor.
+        by_support = np.argsort(support[by_id].astype(np.longdouble), kind='quicksort')
+        top = by_id[by_support[::-1][:self.top_n]]
         self.popularity_ = np.zeros(len(support))
         self.popularity_[top] = support[top] / (support[top] + 1)
         return self
@@ -369,7 +385,8 @@ class ItemKNN(SparseBaseline):
     alpha : float from 0 to 1, default 0.5
     session_key, item_key : str
     time_key : str
-        Accepted for the release's interface. Co-occurrence does not depend on the order of events.
+        Accepted for the release's interface. Co-occurrence does not depend on the order of events; `CoOccurence` has
+        variants that do.
 
     Attributes
     ----------
@@ -382,24 +399,26 @@ class ItemKNN(SparseBaseline):
     session_key: str = 'SessionId'
     item_key: str = 'ItemId'
     time_key: str = 'Time'
+    normalize = True  # no argument here, but of CoOccurence
 
     def fit(self, data: pd.DataFrame) -> Self:
         """Find the neighbours of the items of `data`, a DataFrame with one row for each event; returns the model."""
-        _check_number('n_sims', self.n_sims, Integral, low=1)
-        _check_number('lmbd', self.lmbd, Real)
-        _check_number('alpha', self.alpha, Real, high=1)
+        check_whole_number('n_sims', self.n_sims)
+        check_number('lmbd', self.lmbd)
+        check_number('alpha', self.alpha, 0, 1)
         items = self.learn_items(data)
-        regularised = np.bincount(items) + float(self.lmbd)
-        by_session = _count_pairs(_factorize(data, self.session_key, 'session_key')[0], items)
-        by_item = by_session.tocsc()
-        left, right = regularised ** self.alpha, regularised ** (1 - self.alpha)
-        n_items, n_workers = len(regularised), numba.get_num_threads()
+        support = np.bincount(items)
+        left, right = ((support + float(self.lmbd)) ** power if self.normalize else np.ones(len(support))
+                       for power in (self.alpha, 1 - self.alpha))
+        clicks, others = self._groups(data, items)
+        by_item = clicks.tocsc()
+        n_items, n_workers = len(support), numba.get_num_threads()
         neighbours = np.zeros((n_items, min(self.n_sims, n_items)), dtype=np.int32)
         similarities = np.zeros(neighbours.shape)
 
         def work(worker: int) -> None:
             # Every n_workers-th item, since the popular ones, which take longest, often come first.
-            _nearest_items(by_item.indptr, by_item.indices, by_item.data, by_session.indptr, by_session.indices,
+            _nearest_items(by_item.indptr, by_item.indices, by_item.data, others.indptr, others.indices,
                            left, right, worker, n_workers, neighbours, similarities)
 
         _in_threads(work, range(n_workers))
@@ -411,16 +430,24 @@ class ItemKNN(SparseBaseline):
     def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
         return np.zeros(len(self.items_)), self.similarities_[prefixes.last]
 
+    def _groups(self, data: pd.DataFrame, items: np.ndarray) -> tuple[csr_array, csr_array]:
+        """Two csr_arrays, a row for each group of events: clicks on each item, and which items those clicks count.
+
+        Here a group is a session, and its clicks count all items of the session.
+        """
+        by_session = _count_pairs(_numbers(data, self.session_key)[0], items)
+        return by_session, by_session
+
 
 @numba.njit(cache=True, nogil=True)
-def _nearest_items(item_ptr: np.ndarray, item_sessions: np.ndarray, item_clicks: np.ndarray, session_ptr: np.ndarray,
-                   session_items: np.ndarray, left: np.ndarray, right: np.ndarray, first: int, step: int,
+def _nearest_items(item_ptr: np.ndarray, item_groups: np.ndarray, item_clicks: np.ndarray, group_ptr: np.ndarray,
+                   group_items: np.ndarray, left: np.ndarray, right: np.ndarray, first: int, step: int,
                    neighbours: np.ndarray, similarities: np.ndarray) -> None:
     """The largest sim(i, j) = cooc(i, j) / (left_i right_j) of the items i = first, first + step, ...
 
-    Item i has item_clicks[k] clicks in session item_sessions[k] for item_ptr[i] <= k < item_ptr[i + 1]; the distinct
-    items of session s are session_items[session_ptr[s]:session_ptr[s + 1]]. The results are written to row i of
-    `neighbours` and `similarities`, which stays 0 where there are not enough neighbours.
+    Item i has item_clicks[k] clicks in group item_groups[k] for item_ptr[i] <= k < item_ptr[i + 1]; each counts the
+    distinct items group_items[group_ptr[g]:group_ptr[g + 1]] of its group g, see `ItemKNN._groups`. The results are
+    written to row i of `neighbours` and `similarities`, which stays 0 where there are not enough neighbours.
     """
     n_items, n_sims = neighbours.shape
     cooc = np.zeros(n_items, dtype=np.int32)
@@ -428,8 +455,8 @@ def _nearest_items(item_ptr: np.ndarray, item_sessions: np.ndarray, item_clicks:
     for i in range(first, n_items, step):
         n_met = 0
         for k in range(item_ptr[i], item_ptr[i + 1]):
-            session = item_sessions[k]
-            for j in session_items[session_ptr[session]:session_ptr[session + 1]]:
+            group = item_groups[k]
+            for j in group_items[group_ptr[group]:group_ptr[group + 1]]:
                 if cooc[j] == 0:
                     met[n_met] = j
                     n_met += 1
@@ -446,17 +473,95 @@ def _nearest_items(item_ptr: np.ndarray, item_sessions: np.ndarray, item_clicks:
             similarities[i, k], neighbours[i, k] = similarity, -negative_index
 
 
+@dataclass(eq=False, init=False)
+class CoOccurence(ItemKNN):
+    """Item-KNN under the name that it had in the authors' first release, with variants in the order of clicks.
+
+    With the defaults it is `ItemKNN`. In general cooc(i, j) adds 1 for each event of i that counts j: for each distinct
+    item j in the session of that event, or in a part of it.
+
+    Parameters
+    ----------
+    n_sims, lmbd, alpha, session_key, item_key, time_key
+        See `ItemKNN`.
+    normalize : bool, default True
+        False: sim(i, j) = cooc(i, j).
+    seq_only : bool, default False
+        An event counts only the item of the next event of its session, the first one with a later time.
+    later_only : bool, default False
+        An event counts only items of events of its session with a later time.
+    assume_indexed : bool, default False
+        The frame has the columns SessionIdx and ItemIdx, numbers of sessions and items: sessions are told apart by
+        SessionIdx instead of `session_key`. Item ids are still those of `item_key`.
+    """
+    normalize: bool = True
+    seq_only: bool = False
+    later_only: bool = False
+    assume_indexed: bool = False
+
+    def __init__(self, n_sims: int = 100, lmbd: float = 20, alpha: float = 0.5, normalize: bool = True,
+                 seq_only: bool = False, later_only: bool = False, session_key: str = 'SessionId',
+                 item_key: str = 'ItemId', time_key: str = 'Time', assume_indexed: bool = False) -> None:
+        super().__init__(n_sims, lmbd, alpha, session_key, item_key, time_key)
+        self.normalize, self.seq_only, self.later_only = normalize, seq_only, later_only
+        self.assume_indexed = assume_indexed
+
+    def _groups(self, data: pd.DataFrame, items: np.ndarray) -> tuple[csr_array, csr_array]:
+        """As for Item-KNN, or where the order counts, a group for each event, by session and time."""
+        if self.assume_indexed:
+            _numbers(data, 'ItemIdx')
+            sessions, _ = _numbers(data, 'SessionIdx')
+        else:
+            sessions, _ = _numbers(data, self.session_key)
+        if not (self.seq_only or self.later_only):
+            by_session = _count_pairs(sessions, items)
+            return by_session, by_session
+        check_events(data, self.time_key)
+        check_times(data[self.time_key])
+        times, _ = pd.factorize(data[self.time_key], sort=True)
+        rows = np.lexsort((times, sessions))
+        sessions, times, items = sessions[rows], times[rows], items[rows]
+        later, ends = _ends_of_runs(sessions, times), _ends_of_runs(sessions)
+        if self.seq_only:
+            ends = np.minimum(later + 1, ends)
+        return _count_pairs(np.arange(len(items)), items), _count_items(items, later, ends, len(self.items_))
+
+
+class Cosine(CoOccurence):
+    """`CoOccurence` with alpha = 0.5, the cosine similarity, under the name that it had in the authors' first release.
+
+    Parameters
+    ----------
+    n_sims, lmbd, assume_indexed
+        See `CoOccurence`. The columns of the frame are SessionId and ItemId.
+    """
+
+    def __init__(self, n_sims: int = 100, lmbd: float = 20, assume_indexed: bool = False) -> None:
+        super().__init__(n_sims, lmbd, assume_indexed=assume_indexed)
+
+
+def _ends_of_runs(*columns: np.ndarray) -> np.ndarray:
+    """For each row the row after the last of those around it that equal it in all columns, int64 (n,)."""
+    changes = np.any([np.diff(column) != 0 for column in columns], axis=0)
+    bounds = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(columns[0])]])
+    return np.repeat(bounds[1:], np.diff(bounds))
+
+
 @dataclass(eq=False)
 class BPR(Baseline):
     """BPR-MF (section 4.1): matrix factorisation for the pairwise ranking loss of Rendle et al. (UAI 2009).
 
-    Learns a vector u_s for every session, a vector v_i and a bias b_i for every item. An epoch visits all events in
-    random order; for item p in session s it draws an item n != p uniformly and takes one gradient step on
+    Learns a vector u_s for every session and a vector v_i for every item. An iteration visits all events in random
+    order; for item p in session s it draws an item n and takes one gradient step on
 
-        -log sigmoid(x),    x = u_s . (v_p - v_n) + b_p - b_n,
+        -log sigmoid(x),    x = u_s . v_p - u_s . v_n,
 
     with L2 regularisation. New sessions have no vector, the mean vector of their items so far stands for it:
-    score(i) = mean(v) . v_i + b_i.
+    score(i) = mean(v) . v_i.
+
+    As in the authors' release, n is not uniform. The events are ordered by item, items by first appearance; then by
+    session, sessions by first appearance in that order. n is the item of one of the first n_items of these events,
+    which may be p itself. The release reads a bias of each item and never learns it: there is none here.
 
     Parameters
     ----------
@@ -465,16 +570,20 @@ class BPR(Baseline):
         Number of epochs.
     learning_rate : float, default 0.01
     lambda_session, lambda_item : float, default 0.0
-        Regularisation of the vectors of sessions, and of the vectors and biases of items.
+        Regularisation of the vectors of sessions and of items.
     sigma, init_normal : float, default 0.05, and bool, default False
-        Vectors start uniform in (-sigma, sigma), or normal with standard deviation sigma; biases start at 0.
+        Vectors start uniform in (-sigma, sigma), or normal with standard deviation sigma.
     session_key, item_key : str
-    seed : int, default 42
-        Decides initial vectors, order of events and negative items.
+    seed : int from 0 to 2**32 - 1, default 42
+        Decides initial vectors, order of events and negative items, as `numpy.random.seed(seed)` before `fit` does in
+        the release.
+    dtype : 'float64' or 'float32', default 'float64'
+        Type of vectors and scores. 'float32' takes half the memory and draws the same numbers.
 
     Attributes
     ----------
-    item_factors_, item_bias_ : float32 arrays of shape (n_items, n_factors) and (n_items,)
+    session_factors_, item_factors_ : arrays of shape (n_sessions, n_factors) and (n_items, n_factors)
+        Sessions and items in the order of their first appearance; U and I of the release.
     epoch_losses_ : list of float
         Mean loss of the steps of each epoch, each before its update and without regularisation.
     """
@@ -489,100 +598,104 @@ class BPR(Baseline):
     item_key: str = 'ItemId'
     _: KW_ONLY
     seed: int = 42
+    dtype: str = 'float64'
 
     def fit(self, data: pd.DataFrame) -> Self:
-        """Learn item vectors from `data`, a DataFrame with one row for each event; returns the model.
+        """Learn vectors from `data`, a DataFrame with one row for each event; returns the model.
 
-        Raises ValueError if `data` has a single item, or if the loss becomes infinite or NaN.
+        Raises ValueError if the loss becomes infinite or NaN.
         """
         for name in ('n_factors', 'n_iterations'):
-            _check_number(name, getattr(self, name), Integral, low=1)
+            check_whole_number(name, getattr(self, name))
         for name in ('learning_rate', 'lambda_session', 'lambda_item', 'sigma'):
-            _check_number(name, getattr(self, name), Real)
-        _check_number('seed', self.seed, Integral)
+            check_number(name, getattr(self, name))
+        check_whole_number('seed', self.seed, 0, 2 ** 32 - 1)
+        check_choice('dtype', self.dtype, ('float64', 'float32'))
         items = self.learn_items(data)
-        sessions, session_ids = _factorize(data, self.session_key, 'session_key')
-        n_items = len(self.items_)
-        if n_items < 2:
-            raise ValueError(f'data[{self.item_key!r}]: BPR needs two or more items, not {n_items}')
-        rng = np.random.default_rng(self.seed)
-        session_factors = self._initial_factors(rng, len(session_ids))
-        item_factors = self._initial_factors(rng, n_items)
-        item_bias = np.zeros(n_items, dtype=np.float32)
+        sessions, session_ids = _numbers(data, self.session_key)
+        rows = _rows_by_item_then_session(items, sessions)
+        items, sessions = items[rows].astype(np.int32), sessions[rows].astype(np.int32)
+        stream = np.random.RandomState(self.seed)  # the release's, NumPy's legacy generator
+        session_factors = self._initial_factors(stream, len(session_ids))
+        item_factors = self._initial_factors(stream, len(self.items_))
         self.epoch_losses_ = []
-        rates = np.array([self.learning_rate, self.lambda_session, self.lambda_item], dtype=np.float32)
+        rates = np.array([self.learning_rate, self.lambda_session, self.lambda_item], dtype=self.dtype)
         for epoch in range(1, self.n_iterations + 1):
-            order = rng.permutation(len(items))
-            negatives = rng.integers(n_items - 1, size=len(items), dtype=np.int32)
+            order = stream.permutation(len(items))
+            negatives = items[stream.randint(len(self.items_), size=len(items))]
             # Events are put in order here: looking them up in each step would stall it on one more cache miss.
-            loss = _bpr_epoch(sessions[order], items[order], negatives,
-                              session_factors, item_factors, item_bias, *rates)
+            loss = _bpr_epoch(sessions[order], items[order], negatives, session_factors, item_factors, *rates)
             if not np.isfinite(loss):
                 raise ValueError(f'learning_rate={self.learning_rate!r}: too large, loss {loss} in epoch {epoch}')
             self.epoch_losses_.append(loss)
-        self.item_factors_, self.item_bias_ = item_factors, item_bias
+        self.session_factors_, self.item_factors_ = session_factors, item_factors
         return self
 
-    def _initial_factors(self, rng: np.random.Generator, n_rows: int) -> np.ndarray:
-        draw = rng.standard_normal if self.init_normal else rng.random
-        factors = draw((n_rows, self.n_factors), dtype=np.float32)
-        if not self.init_normal:  # in place: RSC15 has 3.2 GB of session vectors
-            factors *= 2
-            factors -= 1
-        factors *= np.float32(self.sigma)
+    def _initial_factors(self, stream: np.random.RandomState, n_rows: int) -> np.ndarray:
+        """Initial vectors, drawn in float64 and block by block: all at once, RSC15's sessions would take 6 GB more."""
+        factors = np.empty((n_rows, self.n_factors), dtype=self.dtype)
+        for start in range(0, n_rows, 2**16):
+            block = factors[start:start + 2**16]
+            if self.init_normal:
+                block[:] = stream.randn(*block.shape) * self.sigma
+            else:
+                block[:] = stream.rand(*block.shape) * 2 * self.sigma - self.sigma
         return factors
 
-    def _scores(self, prefixes: Prefixes) -> np.ndarray:
-        lengths = prefixes.counts.sum(axis=1, dtype=np.float32)
-        session_vectors = prefixes.counts @ self.item_factors_ / lengths[:, None]
-        return _dot_scores(session_vectors, self.item_factors_, self.item_bias_)
+    def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:
+        counts = prefixes.counts.astype(self.item_factors_.dtype)
+        session_vectors = counts @ self.item_factors_ / counts.sum(axis=1)[:, None]
+        return _dot_scores(session_vectors, self.item_factors_[items])
+
+
+def _rows_by_item_then_session(items: np.ndarray, sessions: np.ndarray) -> np.ndarray:
+    """The order in which the release has the events, (n,) int64, from codes by first appearance.
+
+    By item; then by session, sessions in order of their first event in the order by item, both stable.
+    """
+    by_item = np.argsort(items, kind='stable')
+    first_seen, _ = pd.factorize(sessions[by_item])
+    return by_item[np.argsort(first_seen, kind='stable')]
 
 
 @numba.njit(cache=True, fastmath=FAST_SUMS)
-def _bpr_epoch(sessions: np.ndarray, items: np.ndarray, negatives: np.ndarray, session_factors: np.ndarray,
-               item_factors: np.ndarray, item_bias: np.ndarray, learning_rate: np.float32, lambda_session: np.float32,
-               lambda_item: np.float32) -> float:
-    """One gradient step for each event, in the order given and in place; returns the mean loss.
-
-    `negatives` numbers the items without the positive one: those from it on are one further.
-    """
-    one = np.float32(1)  # a plain 1 would make the arithmetic double
+def _bpr_epoch(sessions: np.ndarray, positives: np.ndarray, negatives: np.ndarray, session_factors: np.ndarray,
+               item_factors: np.ndarray, learning_rate: np.floating, lambda_session: np.floating,
+               lambda_item: np.floating) -> float:
+    """One gradient step for each event, in the order given and in place; returns the mean loss."""
+    number = item_factors.dtype.type  # a plain number would make the arithmetic double
     total_loss = 0.0
-    for k in range(len(items)):
-        p = items[k]
-        n = negatives[k] + (negatives[k] >= p)
-        u, v_p, v_n = session_factors[sessions[k]], item_factors[p], item_factors[n]
-        x = item_bias[p] - item_bias[n]
+    for k in range(len(positives)):
+        u, v_p, v_n = session_factors[sessions[k]], item_factors[positives[k]], item_factors[negatives[k]]
+        x = number(0)
         for f in range(len(u)):
             x += u[f] * (v_p[f] - v_n[f])
         total_loss += max(-x, 0) + np.log1p(np.exp(-abs(x)))
-        slope = one / (one + np.exp(x))  # sigmoid(-x), the derivative of log sigmoid(x)
+        slope = number(1 / (1 + np.exp(x)))  # sigmoid(-x), the derivative of log sigmoid(x)
         for f in range(len(u)):
-            u_f, p_f, n_f = u[f], v_p[f], v_n[f]
+            u_f, p_f, n_f = u[f], v_p[f], v_n[f]  # v_p and v_n may be the same vector, and both steps are from these
             u[f] += learning_rate * (slope * (p_f - n_f) - lambda_session * u_f)
             v_p[f] += learning_rate * (slope * u_f - lambda_item * p_f)
             v_n[f] += learning_rate * (-slope * u_f - lambda_item * n_f)
-        item_bias[p] += learning_rate * (slope - lambda_item * item_bias[p])
-        item_bias[n] += learning_rate * (-slope - lambda_item * item_bias[n])
-    return total_loss / len(items)
+    return total_loss / len(positives)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST_SUMS)
-def _dot_scores(vectors: np.ndarray, item_factors: np.ndarray, item_bias: np.ndarray) -> np.ndarray:
-    """vectors . item_factors^T + item_bias, float32 of shape (n, n_items).
+def _dot_scores(vectors: np.ndarray, item_factors: np.ndarray) -> np.ndarray:
+    """vectors . item_factors^T, of shape (n, n_items) and the type of the vectors.
 
     Not a BLAS product: the order of its sums, and so the last bits of a score, would change with the number of rows.
     """
-    tile = 64  # items whose vectors stay in the L1 cache while all rows pass
+    tile = 64  # items whose vectors stay in the L2 cache while all rows pass
     n, n_items = len(vectors), len(item_factors)
-    scores = np.empty((n, n_items), dtype=np.float32)
+    scores = np.empty((n, n_items), dtype=vectors.dtype)
     for start in range(0, n_items, tile):
         for k in range(n):
             for j in range(start, min(start + tile, n_items)):
-                score = np.float32(0)
+                score = vectors.dtype.type(0)
                 for f in range(item_factors.shape[1]):
                     score += vectors[k, f] * item_factors[j, f]
-                scores[k, j] = score + item_bias[j]
+                scores[k, j] = score
     return scores
 
 
@@ -592,22 +705,10 @@ def _in_threads(function: Callable[[int], None], arguments: Iterable[int]) -> li
         return list(pool.map(function, arguments))
 
 
-def _check_number(name: str, value: Any, kind: type[Any], low: float = 0, high: float = np.inf) -> None:
-    """Raise a TypeError or ValueError that names the argument unless it is a number of this kind from low to high."""
-    if not isinstance(value, kind):
-        raise TypeError(f'{name}={value!r}: must be {"an integer" if kind is Integral else "a number"}')
-    if not low <= value <= high:
-        raise ValueError(f'{name}={value!r}: must lie between {low} and {high}')
-
-
-def _factorize(data: pd.DataFrame, column: str, name: str) -> tuple[np.ndarray, pd.Index]:
-    """Number the values of a column by first appearance: (n_events,) int64 codes, and the values in that order."""
-    if column not in data:
-        raise KeyError(f'{name}={column!r} is no column of data, which has {list(data.columns)}')
-    codes, values = pd.factorize(data[column])
-    if not len(codes) or codes.min() < 0:
-        raise ValueError(f'data[{column!r}] has {"missing values" if len(codes) else "no events"}')
-    return codes, values
+def _numbers(data: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Number the values of a column by first appearance: (n_events,) int64, and the values in that order."""
+    check_events(data, column)
+    return index_by_appearance(data[column])
 
 
 def _count_pairs(rows: np.ndarray, columns: np.ndarray) -> csr_array:

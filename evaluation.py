@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from threadpoolctl import ThreadpoolController
 
 from gru4rec import column_of_item, session_parallel_minibatches
+from gru4rec_pytensor.backends.numba_ops import float_order
 from gru4rec_pytensor.checks import check_choice, check_whole_number, first_few
 from gru4rec_pytensor.events import as_ids, session_of_event, session_order
 
@@ -338,14 +339,12 @@ def equally_activated(activation: Callable[[np.ndarray], np.ndarray],
 
 def order_of(x: ArrayLike) -> np.ndarray:
     """int64 numbers in the same order as the float32 numbers x, without gaps."""
-    bits = np.asarray(x, dtype=np.float32).view(np.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
+    return float_order(np.asarray(x, dtype=np.float32).view(np.int32)).astype(np.int64)
 
 
 def float_of(order: np.ndarray) -> np.ndarray:
     """Inverse of `order_of`."""
-    bits = order.astype(np.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
+    return float_order(order.astype(np.int32)).view(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ import pytensor.tensor as pt
 from numpy.typing import ArrayLike
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor import backends, model_file
+from gru4rec_pytensor import backends, model_file, mrg
 from gru4rec_pytensor.backends import FLOAT
 from gru4rec_pytensor.checks import (
     check_choice,
@@ -48,7 +48,14 @@ from gru4rec_pytensor.checks import (
     check_whole_numbers,
     first_few,
 )
-from gru4rec_pytensor.events import MAX_SESSION_LENGTH, as_ids, index_by_appearance, session_order
+from gru4rec_pytensor.events import (
+    MAX_SESSION_LENGTH,
+    as_ids,
+    check_events,
+    index_by_appearance,
+    n_trainable_sessions,
+    session_order,
+)
 from gru4rec_pytensor.recommend import Session, recommendations
 
 Symbol = TensorVariable  # a tensor without a value yet: what an expression is made of
@@ -733,7 +740,7 @@ def shared_rates(settings: Settings) -> dict[str, Any]:
     """
     return {name: shared(name, np.array(value, FLOAT)) for name, value in (
         ('learning_rate', settings.learning_rate), ('momentum', settings.momentum), ('decay', settings.decay),
-        ('lmbd', settings.lmbd), ('kept_scale', 1 / (1 - settings.dropout_p_hidden)))}
+        ('lmbd', settings.lmbd), ('kept_scale', np.array(1, FLOAT) / np.array(1 - settings.dropout_p_hidden, FLOAT)))}
 
 
 def reset(H: Symbol, starts: Symbol) -> Symbol:
@@ -775,46 +782,47 @@ class RandomInputs:
     """What is random in mini-batches: called with K, it draws the dropout masks of the next K, bool (K, B, H) for each
     layer, and with negatives='uniform' also their negatives, int64 (K, B).
 
-    Each has its own stream.  A unit needs 16 random bits: it is kept when their value reaches p * 65536, so that p is
-    met to 1e-5 for a fraction of the cost of drawing floats.
+    The masks are the release's, number for number: each layer has the streams that Theano gave it in a new process, see
+    `mrg`.  The release has no uniform negatives: they come from a stream of NumPy's.
 
     Parameters
     ----------
     fixed_masks : used for every mini-batch, if given
-    n_epochs_before : epochs that the model was trained for before; they give the streams other seeds
+    n_epochs_before : epochs that the model was trained for before.  Layer i of L draws from request number
+        L * n_epochs_before + i, so that further trainings have streams of their own
     """
 
     def __init__(self, settings: Settings, fixed_masks: list | None = None, n_epochs_before: int = 0) -> None:
         self._shapes = [] if fixed_masks else mask_shapes(settings)
         self._fixed = [np.asarray(mask, dtype=bool) for mask in fixed_masks or []]
-        self._threshold = round(settings.dropout_p_hidden * 65536)
+        self._kept = 1 - settings.dropout_p_hidden
+        first = len(self._shapes) * n_epochs_before
+        self._mask_streams = [mrg.Streams(settings.seed, first + i) for i in range(len(self._shapes))]
         self._n_items = settings.n_items if settings.negatives == 'uniform' else None
         self._batch_size = settings.batch_size
-        numbers = [*range(len(self._shapes)), *[2 ** 32 - 1] * bool(self._n_items)]
         before = [n_epochs_before] * bool(n_epochs_before)
-        self._streams = [np.random.SFC64(np.random.SeedSequence([settings.seed, number, *before]))
-                         for number in numbers]
+        self._item_stream = np.random.SFC64(np.random.SeedSequence([settings.seed, 2 ** 32 - 1, *before]))
 
     def __call__(self, n_minibatches: int) -> list[np.ndarray]:
         drawn = [np.broadcast_to(mask, (n_minibatches, *mask.shape)).copy() for mask in self._fixed]
-        for stream, shape in zip(self._streams, self._shapes):
-            size = n_minibatches * shape[0] * shape[1]
-            bits = stream.random_raw(-(-size // 4)).view(np.uint16)[:size]
-            drawn.append((bits >= self._threshold).reshape(n_minibatches, *shape))
+        for streams, (n_lanes, n) in zip(self._mask_streams, self._shapes):
+            drawn.append(streams.below(n_minibatches, n_lanes * n, self._kept).reshape(n_minibatches, n_lanes, n))
         if self._n_items:
-            bits = self._streams[-1].random_raw(n_minibatches * self._batch_size) >> np.uint64(24)
+            bits = self._item_stream.random_raw(n_minibatches * self._batch_size) >> np.uint64(24)
             items = bits * np.uint64(self._n_items) >> np.uint64(40)
             drawn.append(items.astype(np.int64).reshape(n_minibatches, self._batch_size))
         return drawn
 
-    def state(self) -> list[list[int]]:
-        """Where the streams are, as numbers that JSON can hold."""
-        return [stream.state['state']['state'].tolist() for stream in self._streams]
+    def state(self) -> dict[str, np.ndarray]:
+        """Where the streams are."""
+        of_masks = {f'streams{i}': streams.state for i, streams in enumerate(self._mask_streams)}
+        return of_masks | {'item_stream': self._item_stream.state['state']['state']}
 
-    def restore(self, state: list[list[int]]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         """Go on where `state` was taken."""
-        for stream, numbers in zip(self._streams, state):
-            stream.state = stream.state | {'state': {'state': np.array(numbers, dtype=np.uint64)}}
+        for i, streams in enumerate(self._mask_streams):
+            streams.state = state[f'streams{i}']
+        self._item_stream.state = self._item_stream.state | {'state': {'state': state['item_stream']}}
 
 
 def chunk_length(settings: Settings) -> int:
@@ -890,7 +898,10 @@ class GRU4Rec:
     feedforward : units of feed-forward layers between the last recurrent layer and the output
     negatives : 'minibatch' for the targets of the other lanes, so that items are drawn in proportion to their
         popularity, or 'uniform' for as many items drawn uniformly, the same for all lanes
-    seed : of the initial weights, the session orders, the dropout masks and the uniform negatives
+    equal_times : order of events of a session that have the same time: 'item', by item index, as the release trains, or
+        'frame', as they are in the frame: better where the log is in the order of clicks, and its times are rounded
+    seed : of the initial weights, the session orders, the dropout masks and the uniform negatives; 42 gives those of
+        the release, for other seeds see `mrg.first_state`
     backend : 'auto', 'numba', 'jax' or 'python', see `backends`
 
     Attributes
@@ -938,6 +949,7 @@ class GRU4Rec:
     input_to_all_layers: bool = False
     feedforward: Sequence[int] = ()
     negatives: str = 'minibatch'
+    equal_times: str = 'item'
     seed: int = 42
     backend: str = 'auto'
 
@@ -980,14 +992,14 @@ class GRU4Rec:
         Parameters
         ----------
         data : frame with the columns `session_key`, `item_key`, `time_key`; one row an event, in any order.  Rows are
-            sorted by session and time; events of a session with equal times stay in the frame's order
+            sorted by session and time; for events of a session with equal times see `equal_times`
         retrain : True goes on from the weights as they are, as the release does: see `fit_more`
         dropout_masks : for comparing implementations: a 0/1 array (batch_size, units) for each layer, used in every
             mini-batch instead of random ones
         callback : called with a `Progress` after each chunk of mini-batches
         checkpoint : path of a file that is written at least `every` so many seconds, and at the end.  Where it is there
             already, the training goes on from it: after an interruption at any moment, the same call ends with the same
-            bits as one without (for what that takes of the compiler see `backends.compile_apart`).  ValueError if it
+            bits as one without (for what that takes of the compiler see `backends.compile_in_child`).  ValueError if it
             belongs to other data or arguments; `n_epochs` alone may differ
 
         Returns
@@ -1001,8 +1013,9 @@ class GRU4Rec:
             return self.fit_more(data, callback=callback)
         check_arguments(self)
         self.backend_ = backends.resolve(self.backend)
-        rows, offsets = self._session_order(data)
+        check_events(data, *self._columns)
         item_index, items = index_by_appearance(data[self.item_key])
+        rows, offsets = self._session_order(data, item_index)
         settings = self.settings(len(items))
         check_masks(dropout_masks, settings)
         events = item_index[rows]
@@ -1040,27 +1053,32 @@ class GRU4Rec:
         check_arguments(self)
         if n_epochs is not None:
             check_whole_number('n_epochs', n_epochs)
-        rows, offsets = self._session_order(data)
+        check_events(data, *self._columns)
         ids = data[self.item_key]
         kinds = {'i' if kind == 'u' else kind for kind in (self.items_.dtype.kind, np.asarray(ids).dtype.kind)}
         if len(kinds) > 1:
             raise TypeError(f'column {self.item_key!r} has item ids such as {first_few(ids[:1])}, but those of the '
                             f'model are such as {first_few(self.items_[:1])}')
         unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
+        item_index = pd.Index(np.concatenate([self.items_, np.asarray(unknown)])).get_indexer(ids)
+        rows, offsets = self._session_order(data, item_index)
         losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
         rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
         self._add_items(unknown, rng)
         self.epoch_losses_ = losses  # to which those of the new epochs are appended
-        item_index = self._index_of.get_indexer(ids)
         self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
         random_inputs = RandomInputs(self.settings(), n_epochs_before=n_epochs_before)
         self._train(item_index[rows], offsets, rng, random_inputs, callback, None, n_epochs)
         return self
 
-    def _session_order(self, data: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def _columns(self) -> tuple[str, str, str]:
+        return self.session_key, self.item_key, self.time_key
+
+    def _session_order(self, data: pd.DataFrame, item_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`session_order` of training data; ValueError when there are too few sessions for the lanes."""
-        rows, offsets = session_order(data, self.session_key, self.item_key, self.time_key)
-        n_sessions = int((np.diff(offsets) > 1).sum())
+        rows, offsets = session_order(data, *self._columns, item_index if self.equal_times == 'item' else None)
+        n_sessions = n_trainable_sessions(data, self.session_key)
         if n_sessions < self.batch_size:
             raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions of two or more events, but '
                              f'the training data has {n_sessions}; use a smaller batch_size')
@@ -1155,9 +1173,10 @@ class GRU4Rec:
     def _write(self, checkpoint: model_file.Checkpoint, states: list, random_inputs: RandomInputs,
                position: TrainingPosition) -> None:
         """All that the rest of the training depends on, into the checkpoint."""
-        state = {'draws': random_inputs.state(), 'epoch_losses': self.epoch_losses_, 'done': position}
-        checkpoint.write(state, {name: np.asarray(variable.get_value(borrow=True))
-                                 for name, variable in self._trained_variables(states).items()})
+        state = {'epoch_losses': self.epoch_losses_, 'position': position}
+        arrays = {name: np.asarray(variable.get_value(borrow=True))
+                  for name, variable in self._trained_variables(states).items()}
+        checkpoint.write(state, arrays | random_inputs.state())
 
     def _resume(self, checkpoint: model_file.Checkpoint, states: list, random_inputs: RandomInputs) -> TrainingPosition:
         """Put everything back as it was in the checkpoint, if there was one."""
@@ -1166,9 +1185,9 @@ class GRU4Rec:
             return TrainingPosition()
         for name, variable in self._trained_variables(states).items():
             variable.set_value(arrays[name], borrow=True)
-        random_inputs.restore(state['draws'])
+        random_inputs.restore(arrays)
         self.epoch_losses_ = state['epoch_losses']
-        return TrainingPosition(*state['done'])
+        return TrainingPosition(*state['position'])
 
     def _fail(self, reason: str) -> None:
         self.error_during_train = True
@@ -1320,8 +1339,8 @@ class GRU4Rec:
         if self._rank_program is None:
             settings, x = self.settings(), pt.matrix('scores', dtype=FLOAT)
             with pytensor.config.change_flags(floatX=FLOAT):
-                self._rank_program = backends.JaxRanks(*prediction_step(settings, self.variables_.weights), x,
-                                                       ACTIVATIONS[settings.final_activation](x))
+                self._rank_program = backends.compile_ranks(*prediction_step(settings, self.variables_.weights), x,
+                                                            ACTIVATIONS[settings.final_activation](x))
         ranked = output if candidates is None else [array[candidates] for array in output]
         column = column_of_item(candidates, self.n_items)
         return self._rank_program(items, starts, targets, states, column, output, ranked)
@@ -1500,5 +1519,6 @@ def check_arguments(model: GRU4Rec) -> None:
     for name, allowed in (('adapt', ('adagrad', 'rmsprop', None, 'none')), ('loss', LOSSES),
                           ('hidden_act', ('tanh', 'relu')), ('final_act', ('tanh', 'linear', 'relu', None)),
                           ('input_mode', INPUTS), ('unit', UNITS),
-                          ('negatives', ('minibatch', 'uniform')), ('backend', backends.BACKENDS)):
+                          ('negatives', ('minibatch', 'uniform')), ('equal_times', ('item', 'frame')),
+                          ('backend', backends.BACKENDS)):
         check_choice(name, value[name], allowed)

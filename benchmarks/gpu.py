@@ -25,7 +25,7 @@ from speed import N_ITEMS, TOP1, best, events, fit_rate
 
 import gru4rec
 from evaluation import next_item_ranks
-from gru4rec_pytensor import backends
+from gru4rec_pytensor.backends.jax_loops import JaxLoop
 
 try:
     import torch
@@ -50,12 +50,12 @@ def compiled_step(units: int) -> tuple[int, str]:
     states = [gru4rec.shared('H0', np.zeros((B, units), 'float32'))]
     with pytensor.config.change_flags(floatX='float32'):
         step = gru4rec.training_step(settings, gru4rec.shared('events', np.zeros(1000, 'int64')), variables, states)
-    loop = backends.JaxLoop(*step)
+    loop = JaxLoop(*step)
     n = gru4rec.chunk_length(settings)
     sequences = [np.zeros((n, B), 'int64'), np.zeros((n, B), bool), np.zeros((n, B, units), bool)]
-    compiled: Any = loop.program.lower(n, sequences, loop._step.values()).compile()
+    compiled: Any = loop.program.lower(n, sequences, loop.step.values()).compile()
     program, used = compiled.as_text(), compiled.memory_analysis()
-    matrices = sum(value.nbytes for value in loop._step.values())
+    matrices = sum(value.nbytes for value in loop.step.values())
     in_place, workspace = used.alias_size_in_bytes, used.temp_size_in_bytes
     memory = (f'weights, accumulators and events {matrices / 1e6:,.0f} MB, of which {in_place / 1e6:,.0f} MB are '
               f'overwritten in place; {n} mini-batches with their masks '

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py            # the main table: a few minutes on an idle machine
     python benchmarks/speed.py --sizes    # the same work over events, items, units and batch sizes
-    python benchmarks/speed.py --tricks   # training without each trick of backends.py, which compiles anew: 10 minutes
+    python benchmarks/speed.py --tricks   # training without each trick of `backends`, which compiles anew: 10 minutes
 
 Every ratio comes from one run: both of its times are measured here, in turns, and the best of several is taken.  One
 BLAS thread unless a row says otherwise.  The data is synthetic: Zipf items, sessions of four events on average.

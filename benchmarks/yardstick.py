@@ -8,8 +8,7 @@ compiled graph, whose loops are made of vectors more often, is faster by now (RE
 import numpy as np
 from numba import njit
 
-from gru4rec_pytensor.backends import _sigmoid as sigmoid
-from gru4rec_pytensor.backends import _tanh as tanh
+from gru4rec_pytensor.backends.numba_ops import sigmoid, tanh
 
 EPSILON = np.float32(1e-6)
 ONE = np.float32(1)

@@ -36,6 +36,12 @@ def check_events(data: pd.DataFrame, *columns: str) -> None:
         raise ValueError('the data has no events')
 
 
+def check_times(times: pd.Series) -> None:
+    """TypeError if these are text, whose order is not that of time."""
+    if pd.api.types.is_string_dtype(times):
+        raise TypeError(f'column {times.name!r} must hold numbers or timestamps, not text such as {times.iloc[0]!r}')
+
+
 def check_seconds(times: pd.Series) -> None:
     """TypeError or ValueError unless these are times as the paper's data has them: seconds since 1970."""
     name = times.name
@@ -63,6 +69,11 @@ def require_events(data: pd.DataFrame, step: str) -> pd.DataFrame:
 def count(data: pd.DataFrame) -> dict[str, int]:
     """How many sessions, events and items there are."""
     return {'sessions': int(data['SessionId'].nunique()), 'events': len(data), 'items': int(data['ItemId'].nunique())}
+
+
+def n_trainable_sessions(data: pd.DataFrame, session_key: str = 'SessionId') -> int:
+    """How many sessions have an event to predict: those of two or more."""
+    return int((data[session_key].value_counts(sort=False) >= MIN_SESSION_LENGTH).sum())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,20 +109,23 @@ def most_frequent(ids: pd.Series, n: int | None) -> np.ndarray | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: str = 'ItemId',
-                  time_key: str = 'Time') -> tuple[np.ndarray, np.ndarray]:
+                  time_key: str = 'Time', then_by: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a frame by session and time, and where each session begins.
+
+    Parameters
+    ----------
+    then_by : (n_events,), what decides the order of events of a session with equal times; the frame's order when None
 
     Returns
     -------
-    rows : int64 (n_events,), positions in `data`; a stable order, so that equal times keep the frame's order
+    rows : int64 (n_events,), positions in `data`; a stable order
     offsets : int64 (n_sessions + 1,), and last the number of events
     """
     check_events(data, session_key, item_key, time_key)
-    if pd.api.types.is_string_dtype(data[time_key]):
-        raise TypeError(f'column {time_key!r} must hold numbers or timestamps, not text such as '
-                        f'{data[time_key].iloc[0]!r}')
+    check_times(data[time_key])
     session, _ids = pd.factorize(data[session_key], sort=True)
-    rows = np.lexsort((data[time_key].to_numpy(), session))
+    keys = (data[time_key].to_numpy(), session)
+    rows = np.lexsort(keys if then_by is None else (then_by, *keys))
     return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
 
 

@@ -131,6 +131,9 @@ class Checkpoint:
         """ValueError unless the file is the checkpoint of this training."""
         if training is None:
             raise ValueError(f'{self._path}: not a checkpoint')
+        if training.keys() != self._training.keys():
+            raise ValueError(f'{self._path}: a checkpoint of another version of this code, which cannot be continued; '
+                             'remove it to start anew, or give another path')
         for name, value in training.items():
             if value != self._training[name]:
                 difference = ('its data were others' if name == 'data' else

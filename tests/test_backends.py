@@ -1,5 +1,6 @@
 """The compiled loop, the approximations of the fast backend, and the backends against one another."""
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,10 +21,17 @@ from conftest import (
     state_of,
     trained_as_recorded,
 )
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
+from pytensor.compile.mode import Mode
+from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS
+from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key
+from pytensor.tensor import subtensor
+from pytensor.tensor.elemwise import Elemwise
 
 import gru4rec
 from gru4rec_pytensor import backends
+from gru4rec_pytensor.backends import numba_ops
+from gru4rec_pytensor.backends.common import version_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
 
@@ -141,7 +149,7 @@ def test_float64_is_left_exact():
     assert_allclose(sigmoid, 1 / (1 + np.exp(-values)), rtol=1e-14)
 
 
-@pytest.mark.parametrize('function', [backends._tanh, backends._sigmoid, backends._exp])
+@pytest.mark.parametrize('function', [numba_ops.tanh, numba_ops.sigmoid, numba_ops.exp])
 def test_a_loop_of_an_approximation_is_made_of_vectors(function):
     @numba.njit
     def loop(x, y):
@@ -228,34 +236,184 @@ def test_row_maxima_know_signs_and_infinities(rewritten, row, largest):
     assert maximum == np.float32(largest)
 
 
-def test_each_trick_can_be_switched_off(monkeypatch):
+def rewritten_nodes(inputs, outputs, updates=None):
+    """Nodes of a graph as Numba would get it, with those of inner graphs; nothing is compiled."""
+    mode = Mode('py', numba_ops.numba_mode().provided_optimizer)
+    nodes = []
+
+    def add_nodes(fgraph):
+        for node in fgraph.toposort():
+            nodes.append(node)
+            if hasattr(node.op, 'fgraph'):
+                add_nodes(node.op.fgraph)
+
+    add_nodes(pytensor.function(inputs, outputs, updates=updates, mode=mode).maker.fgraph)
+    return nodes
+
+
+def names_of_operations(nodes):
+    """Names of the classes of operations, and of what stands in their loops."""
+    return {type(op).__name__ for node in nodes for op in (node.op, getattr(node.op, 'scalar_op', None))}
+
+
+@pytest.fixture
+def rows_updated():
+    """Inputs, outputs and updates of a graph that changes rows by what it also returns, and by what it only stores."""
+    table, squares = (pytensor.shared(random_matrix(5, 9), name=name, shape=(5, 9)) for name in ('table', 'squares'))
+    block, rows = pt.matrix('block', dtype='float32', shape=(4, 9)), pt.vector('rows', dtype='int64', shape=(4,))
+    step = block * 2 - pt.exp(table[rows])
+    updates = {table: pt.inc_subtensor(table[rows], step), squares: pt.set_subtensor(squares[rows], step ** 2)}
+    return [block, rows], [step, step.sum()], updates
+
+
+HAS_ROW_UPDATE = hasattr(subtensor, 'AdvancedIncSubtensor1')  # later versions of PyTensor have good loops for it
+
+
+def test_each_trick_can_be_switched_off(monkeypatch, rows_updated):
+    x = pt.matrix('x', dtype='float32', shape=(None, 12))
+    outputs = [pt.tanh(x).sum(axis=0), x.max(axis=1), x.T + 1, *pt.split(x, [4, 4, 4], n_splits=3, axis=1)]
+    operation = {'fast_activations': 'FastTanh', 'unfused_column_sums': 'ColumnSums', 'integer_maxima': 'RowMaxima',
+                 'transposes_without_copy': 'Transpose', 'contiguous_splits': 'SplitColumns',
+                 'inlined_bodies': 'InlinedComposite', 'row_updates': 'RowUpdate'}
+    assert {*operation, 'sums_in_own_precision'} == backends.TRICKS.keys()
+    if not HAS_ROW_UPDATE:
+        del operation['row_updates']
+
+    def names():
+        return names_of_operations(rewritten_nodes([x], outputs) + rewritten_nodes(*rows_updated))
+
+    assert names() >= set(operation.values())
+    for trick, name in operation.items():
+        monkeypatch.setenv('GRU4REC_WITHOUT', trick)
+        assert set(operation.values()) - names() == {name}
+
+
+def test_sums_in_their_own_precision_can_be_switched_off(monkeypatch):
     x = pt.fmatrix('x')
-    outputs = [pt.tanh(x).sum(axis=0), x.max(axis=1), x.T + 1]
-    names = {'fast_activations': 'FastTanh', 'unfused_column_sums': 'ColumnSums', 'integer_maxima': 'RowMaxima',
-             'transposes_without_copy': 'Transpose'}
-    monkeypatch.setattr(backends.pytensor, 'function', lambda *arguments, mode, **options: mode)
 
-    def graph():
-        fgraph = pytensor.graph.fg.FunctionGraph([x], outputs, clone=True)
-        pytensor.compile.aliasing.add_supervisor_to_fgraph(fgraph, [pytensor.In(fgraph.inputs[0])])
-        backends.compile_function([x], outputs, backend='numba').optimizer.rewrite(fgraph)
-        return pytensor.printing.debugprint(fgraph, file='str')
+    def precision():
+        (total,) = (node.op for node in rewritten_nodes([x], [x.sum()]) if hasattr(node.op, 'acc_dtype'))
+        return total.acc_dtype
 
-    assert all(re.search(rf'\b{operation}\b', graph(), re.I) for operation in names.values())
-    for name, operation in names.items():
-        monkeypatch.setenv('GRU4REC_WITHOUT', name)
-        assert not re.search(rf'\b{operation}\b', graph(), re.I)
+    assert precision() == 'float32'
+    monkeypatch.setenv('GRU4REC_WITHOUT', 'sums_in_own_precision')
+    assert precision() == 'float64'
+
+
+def test_all_bodies_of_loops_are_inlined_those_that_update_rows_too(rows_updated):
+    names = names_of_operations(rewritten_nodes(*rows_updated))
+    assert 'InlinedComposite' in names and 'Composite' not in names
+
+
+@pytest.mark.skipif(not HAS_ROW_UPDATE, reason='this PyTensor has another operation, and good loops for it')
+def test_a_row_update_overwrites_the_shared_matrix_itself(rows_updated):
+    updates = [node for node in rewritten_nodes(*rows_updated) if isinstance(node.op, numba_ops.RowUpdate)]
+    assert {node.inputs[0].name for node in updates} == {'table', 'squares'}
+    assert all(node.op.destroy_map == {0: [0]} for node in updates)
+
+
+@pytest.mark.parametrize('set_instead_of_inc', [False, True])
+def test_a_row_update_does_in_python_what_it_does_in_numba(set_instead_of_inc):
+    x, y, rows = random_matrix(5, 9), random_matrix(4, 9), np.array([3, 0, 3, -1])
+    expected = x.copy()
+    if set_instead_of_inc:
+        expected[rows] = y
+    else:
+        np.add.at(expected, rows, y)
+    op = numba_ops.RowUpdate(set_instead_of_inc)
+    node = op.make_node(pt.fmatrix('x'), pt.fmatrix('y'), pt.lvector('rows'))
+    in_numba, _key = numba_funcify_and_cache_key(op, node=node)
+    for update in (lambda *arguments: op.perform(node, arguments, [[None]]), in_numba.py_func):
+        actual = x.copy()
+        update(actual, y, rows)
+        assert_array_equal(actual, expected)
 
 
 def test_a_trick_that_is_not_there_cannot_be_switched_off(monkeypatch):
     monkeypatch.setenv('GRU4REC_WITHOUT', 'fast_activations,magic')
-    with pytest.raises(ValueError, match='magic.*must be some of fast_activations, '):
-        backends.switched_off()
+    with pytest.raises(ValueError, match='magic.*must be one of fast_activations, '):
+        numba_ops.switched_off()
+
+
+# --- Other users of PyTensor in the same process --------------------------------------------------------------------
+
+
+def test_importing_the_project_changes_nothing_for_other_users_of_pytensor():
+    """Neither how a graph of others is compiled, nor what it computes, nor any setting of the process."""
+    script = Path(__file__).with_name('other_users.py')
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ''
+
+
+# --- The order of floats --------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_floats_is_that_of_whole_numbers_without_gaps():
+    floats = np.float32([-np.inf, -3e38, -1, -1e-45, -0.0, 0, 1e-45, 1, 3e38, np.inf])
+    order = numba_ops.float_order(floats.view(np.int32))
+    assert order.dtype == np.int32 and (np.diff(order.astype('int64')) > 0).all()
+    assert order[3:7].tolist() == [-2, -1, 0, 1]
+    neighbours = np.nextafter(floats[[1, 2, 7, 8]], np.float32(np.inf))
+    assert_array_equal(numba_ops.float_order(neighbours.view(np.int32)), order[[1, 2, 7, 8]] + 1)
+    assert_array_equal(numba_ops.float_order(order).view(np.float32), floats)
+
+
+# --- Code on disk ---------------------------------------------------------------------------------------------------
+
+
+def keys_of_own_operations(nodes):
+    """Class of each operation of ours, or of the body of a loop -> keys under which its code is found again on disk."""
+    keys = {}
+    for node in nodes:
+        if isinstance(node.op, Elemwise):
+            node = node.op.make_scalar_node(*node.inputs)
+        if type(node.op).__module__ == numba_ops.__name__:
+            _compiled, key = numba_funcify_and_cache_key(node.op, node=node)
+            keys.setdefault(type(node.op), set()).add(key)
+    return keys
+
+
+def test_code_of_an_operation_is_not_found_again_once_the_file_that_makes_it_has_changed(monkeypatch, rows_updated):
+    x = pt.matrix('x', dtype='float32', shape=(None, 12))
+    nodes = rewritten_nodes([x], [pt.exp(x[0]), pt.tanh(x[:, 0]), pt.sigmoid(x[:1]), x.sum(axis=0), x.max(axis=1),
+                                  x.T + 1, *pt.split(x, [4, 4, 4], n_splits=3, axis=1)])
+    nodes += rewritten_nodes(*rows_updated)
+    before = keys_of_own_operations(nodes)
+    own = {op for op in vars(numba_ops).values() if isinstance(op, type) and op.__module__ == numba_ops.__name__}
+    assert before.keys() >= own - ({numba_ops.RowUpdate} if not HAS_ROW_UPDATE else set())
+    assert keys_of_own_operations(nodes) == before
+    monkeypatch.setattr(numba_ops, 'VERSION', 0)
+    after = keys_of_own_operations(nodes)
+    assert all(not before[op] & after[op] for op in before)
+
+
+def test_code_of_a_loop_is_not_found_again_once_the_file_that_makes_it_has_changed(monkeypatch, rows_updated):
+    inputs, (_step, total), updates = rows_updated
+
+    def key():
+        return CACHED_SRC_FUNCTIONS[backends.NumbaLoop(inputs, total, updates)._loop.py_func]
+
+    first = key()
+    assert key() == first
+    monkeypatch.setattr(backends, 'VERSION', 0)
+    assert key() != first
+
+
+def test_the_version_of_a_file_is_another_when_a_byte_of_it_is(tmp_path):
+    file = tmp_path / 'code.py'
+    file.write_text('x = 1')
+    first = version_of(file)
+    file.write_text('x = 2')
+    assert version_of(file) != first
+    file.write_text('x = 1')
+    assert version_of(file) == first
 
 
 # --- The step by hand -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # compiles a training step for the benchmark's sake
 def test_the_step_that_the_benchmark_writes_by_hand_is_that_of_the_graph():
     model = small_model(layers=[5], n_epochs=1, batch_size=7, dropout_p_hidden=0.4, learning_rate=0.1)
     model.fit(few_items_log())  # for weights and accumulators that are not those of the start

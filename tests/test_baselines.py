@@ -1,11 +1,18 @@
-"""The baselines against counts made by hand, direct loops, and dense scores."""
+"""The baselines against recorded runs of the release, counts made by hand, direct loops, and dense scores."""
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import baselines
-from baselines import BPR, ItemKNN, PersonalPop, Pop, RandomPred, SessionPop
+from baselines import BPR, CoOccurence, Cosine, ItemKNN, PersonalPop, Pop, RandomPred, SessionPop
+
+GOLDEN = Path(__file__).parent / 'golden'
+TRAIN, TEST = (pd.read_csv(GOLDEN / name, sep='\t') for name in ('train.tsv', 'test.tsv'))
+with np.load(GOLDEN / 'baselines.npz') as archive:
+    RECORDED = dict(archive)
 
 A, B, C, D = 10, 20, 30, 40
 
@@ -66,9 +73,102 @@ MODELS = {
     'Pop by sessions': lambda: Pop(top_n=5, support_by_key='SessionId'),
     'SessionPop': lambda: SessionPop(top_n=4),
     'ItemKNN': lambda: ItemKNN(n_sims=4, lmbd=2, alpha=0.3),
+    'CoOccurence': lambda: CoOccurence(n_sims=5, later_only=True),
     'BPR': lambda: BPR(n_factors=7, n_iterations=3, learning_rate=0.1),
+    'BPR in float32': lambda: BPR(n_factors=7, n_iterations=3, learning_rate=0.1, dtype='float32'),
 }
 every_baseline = pytest.mark.parametrize('make', MODELS.values(), ids=MODELS.keys())
+
+
+# Against the release, on its training and test log
+
+def test_bpr_learns_the_vectors_of_the_release():
+    model = recorded_bpr()
+    assert_array_equal(model.items_, RECORDED['bpr_mf/item_ids'])
+    assert_array_equal(TRAIN.SessionId.unique(), RECORDED['bpr_mf/session_ids'])
+    assert not RECORDED['bpr_mf/bI'].any()  # biases that the release never learns: ours has none
+    assert_allclose(model.session_factors_, RECORDED['bpr_mf/U'], rtol=0, atol=1e-12)
+    assert_allclose(model.item_factors_, RECORDED['bpr_mf/I'], rtol=0, atol=1e-12)
+    assert_allclose(model.epoch_losses_, RECORDED['bpr_mf/losses'], rtol=1e-12)
+
+
+def test_bpr_in_float32_learns_the_same_vectors_up_to_rounding():
+    model = recorded_bpr(dtype='float32')
+    assert model.session_factors_.dtype == model.item_factors_.dtype == np.float32
+    assert_allclose(model.session_factors_, RECORDED['bpr_mf/U'], rtol=0, atol=1e-7)
+    assert_allclose(model.item_factors_, RECORDED['bpr_mf/I'], rtol=0, atol=1e-7)
+
+
+def test_bpr_has_the_events_in_the_order_of_the_release():
+    items, sessions = (pd.factorize(TRAIN[column])[0] for column in ['ItemId', 'SessionId'])
+    rows = baselines._rows_by_item_then_session(items, sessions)
+    assert_array_equal(items[rows], RECORDED['bpr_mf/merged_item_idx'])
+    assert_array_equal(sessions[rows], RECORDED['bpr_mf/merged_session_idx'])
+
+
+@pytest.mark.parametrize('top_n', [1, 7, 20, 59, 100])
+def test_pop_keeps_the_items_that_old_pandas_leaves_among_equals(top_n):
+    model = Pop(top_n=top_n).fit(TRAIN)
+    assert set(model.items_[model.popularity_ > 0]) == set(RECORDED['pop/train_order'][:top_n])
+
+
+@pytest.mark.parametrize('top_n', [1, 100, 1000, 1500, 1999])
+def test_pop_keeps_the_items_that_old_pandas_leaves_among_two_thousand(top_n):
+    clicks = 1 + np.arange(2000) * 7919 % 13
+    log = pd.DataFrame({'ItemId': np.repeat(np.arange(2000), clicks)}).sample(frac=1, random_state=1)
+    model = Pop(top_n=top_n).fit(log)
+    assert set(model.items_[model.popularity_ > 0]) == set(RECORDED['pop/order'][:top_n])
+
+
+def recorded_bpr(**options):
+    return BPR(n_factors=10, n_iterations=3, learning_rate=0.05, **options).fit(TRAIN)
+
+
+def popularity(top_n):
+    """supp / (supp + 1) of the items that old pandas puts first."""
+    kept = RECORDED['pop/train_order'][:top_n]
+    return {item: n / (n + 1) for item, n in TRAIN.ItemId.value_counts().items() if item in kept}
+
+
+def release_pop(prefix, candidate):
+    return popularity(10).get(candidate, 0)
+
+
+def release_session_pop(prefix, candidate):
+    return popularity(10).get(candidate, 0) + prefix.count(candidate)
+
+
+def release_item_knn(prefix, candidate, lmbd=20, alpha=0.5):
+    """Events of the last item in sessions with the candidate, over the regularised supports."""
+    item = prefix[-1]
+    with_candidate = TRAIN.SessionId[TRAIN.ItemId == candidate].unique()
+    together = ((TRAIN.ItemId == item) & TRAIN.SessionId.isin(with_candidate)).sum()
+    n, m = ((TRAIN.ItemId == one).sum() for one in (item, candidate))
+    return (item != candidate) * together / ((n + lmbd) ** alpha * (m + lmbd) ** (1 - alpha))
+
+
+@pytest.mark.parametrize('make, formula', [
+    (lambda: Pop(top_n=10).fit(TRAIN), release_pop),
+    (lambda: SessionPop(top_n=10).fit(TRAIN), release_session_pop),
+    (lambda: ItemKNN().fit(TRAIN), release_item_knn),
+    (lambda: CoOccurence(alpha=0.3).fit(TRAIN), lambda *pair: release_item_knn(*pair, alpha=0.3)),
+    (lambda: Cosine(lmbd=3).fit(TRAIN), lambda *pair: release_item_knn(*pair, lmbd=3)),
+    (recorded_bpr, None)], ids=['POP', 'S-POP', 'Item-KNN', 'CoOccurence', 'Cosine', 'BPR-MF'])
+def test_every_baseline_scores_every_item_as_the_release_does(make, formula):
+    """After each prefix of the test log; BPR-MF against recorded scores, the others against the release's formulas."""
+    model = make()
+    events = TEST.sort_values(['SessionId', 'Time'], kind='stable')
+    offsets = np.append(0, events.groupby('SessionId').size().cumsum())
+    scores = model.score_block(events.ItemId, offsets, 0, 112)
+    if formula is None:
+        expected = RECORDED['bpr_mf/scores']
+        rows = np.arange(112)
+    else:
+        prefixes = [events.ItemId[start:k].tolist() for start, end in zip(offsets[:-1], offsets[1:], strict=True)
+                    for k in range(start + 1, end)]
+        rows = np.arange(0, 112, 16)
+        expected = np.array([[formula(prefixes[row], item) for item in model.items_] for row in rows])
+    assert_allclose(scores[rows], expected, rtol=1e-12, atol=1e-12)
 
 
 # POP and S-POP
@@ -79,14 +179,16 @@ def test_pop_scores_support_over_support_plus_one():
     assert_allclose(model.predict_next(1, A, [A, B, C, D]), [3 / 4, 3 / 4, 2 / 3, 1 / 2])
 
 
-def test_pop_scores_zero_below_the_top_n_and_keeps_the_item_that_appeared_first_at_the_cut():
-    assert_allclose(Pop(top_n=1).fit(TINY).popularity_, [3 / 4, 0, 0, 0])
-    assert_allclose(Pop(top_n=1).fit(TINY[::-1]).popularity_, [0, 3 / 4, 0, 0])  # items D, B, C, A
+def test_pop_scores_zero_below_the_top_n_and_of_equals_keeps_the_same_whatever_the_order_of_rows():
+    assert_allclose(Pop(top_n=2).fit(TINY).popularity_, [3 / 4, 3 / 4, 0, 0])
+    for log in (TINY, TINY[::-1]):  # A and B have three events each
+        model = Pop(top_n=1).fit(log)
+        assert_allclose(model.predict_next(1, A, [A, B, C, D]), [0, 3 / 4, 0, 0])
 
 
 def test_pop_can_count_distinct_sessions_instead_of_events():
-    model = Pop(top_n=2, support_by_key='SessionId').fit(TINY)
-    assert_allclose(model.predict_next(1, D, [A, B, C, D]), [2 / 3, 3 / 4, 0, 0])
+    model = Pop(top_n=3, support_by_key='SessionId').fit(TINY)
+    assert_allclose(model.predict_next(1, D, [A, B, C, D]), [2 / 3, 3 / 4, 2 / 3, 0])
 
 
 def test_session_pop_adds_the_clicks_of_the_session_to_global_popularity():
@@ -168,63 +270,174 @@ def test_item_knn_equals_a_direct_loop_over_events(n_sims, lmbd, alpha):
         assert_array_equal(model.predict_next(1, item, items), similarities)
 
 
+@pytest.mark.parametrize('options', [
+    {}, dict(later_only=True), dict(seq_only=True), dict(later_only=True, seq_only=True), dict(normalize=False),
+    dict(later_only=True, normalize=False, n_sims=3), dict(seq_only=True, lmbd=2, alpha=0.8)])
+def test_cooccurence_equals_a_direct_loop_over_pairs_of_events(options):
+    log = random_log(13).assign(Time=lambda log: log.Time // 2)  # some events of a session have equal times
+    assert log.duplicated(['SessionId', 'Time']).any()
+    model = CoOccurence(**options).fit(log)
+    items, n_sims = list(log.ItemId.unique()), options.get('n_sims', 100)
+    lmbd, alpha = options.get('lmbd', 20), options.get('alpha', 0.5)
+    support = np.array([(log.ItemId == item).sum() for item in items])
+    for i, item in enumerate(items):
+        expected = counted_with(log, item, items, **options).astype(float)
+        expected[i] = 0
+        if options.get('normalize', True):
+            expected /= (support[i] + lmbd) ** alpha * (support + lmbd) ** (1 - alpha)
+        order = sorted(range(len(items)), key=lambda j: (-expected[j], j))
+        expected[order[n_sims:]] = 0
+        assert_allclose(model.predict_next(1, item, items), expected, rtol=1e-15)
+
+
+def counted_with(log, item, items, seq_only=False, later_only=False, **_options):
+    """How many events of `item` count each of the `items`."""
+    cooc = np.zeros(len(items), dtype=int)
+    for event in log[log.ItemId == item].itertuples():
+        session = log[log.SessionId == event.SessionId].sort_values('Time', kind='stable')
+        if seq_only or later_only:
+            session = session[session.Time > event.Time]
+        if seq_only:
+            session = session[:1]
+        cooc += np.isin(items, session.ItemId)
+    return cooc
+
+
+def test_cooccurence_by_hand():
+    model = CoOccurence(lmbd=0, normalize=False, later_only=True).fit(TINY)  # [A, B, A], [B, C], [A, C, B], [D]
+    assert_array_equal(model.predict_next(1, A, [A, B, C, D]), [0, 2, 1, 0])
+    assert_array_equal(model.predict_next(1, B, [A, B, C, D]), [1, 0, 1, 0])
+    model = CoOccurence(lmbd=0, normalize=False, seq_only=True).fit(TINY)
+    assert_array_equal(model.predict_next(1, A, [A, B, C, D]), [0, 1, 1, 0])
+    assert_array_equal(model.predict_next(1, C, [A, B, C, D]), [0, 1, 0, 0])
+
+
+def test_cooccurence_and_cosine_are_item_knn_by_default():
+    log = random_log(14)
+    expected = ItemKNN().fit(log).similarities_.toarray()
+    in_order = CoOccurence(100, 20, 0.5, True, False, False, 'SessionId', 'ItemId', 'Time', False)
+    for model in (CoOccurence(), Cosine(), in_order):
+        assert_array_equal(model.fit(log).similarities_.toarray(), expected)
+    assert_array_equal(Cosine(3, 2).fit(log).similarities_.toarray(), ItemKNN(3, 2).fit(log).similarities_.toarray())
+
+
+@pytest.mark.parametrize('options', [{}, dict(later_only=True)])
+def test_cooccurence_takes_sessions_that_the_frame_has_numbered(options):
+    log = random_log(15)
+    indexed = log.assign(SessionIdx=pd.factorize(log.SessionId)[0], ItemIdx=pd.factorize(log.ItemId)[0])
+    model = CoOccurence(assume_indexed=True, **options).fit(indexed.drop(columns='SessionId'))
+    assert_array_equal(model.similarities_.toarray(), CoOccurence(**options).fit(log).similarities_.toarray())
+    for column in ('SessionIdx', 'ItemIdx'):
+        with pytest.raises(ValueError, match=f"no column '{column}'"):
+            Cosine(assume_indexed=True).fit(indexed.drop(columns=column))
+
+
+def test_the_order_of_events_needs_times_that_can_be_ordered():
+    with pytest.raises(ValueError, match="no column 'Time'"):
+        CoOccurence(seq_only=True).fit(TINY.drop(columns='Time'))
+    with pytest.raises(TypeError, match='not text such as'):
+        CoOccurence(later_only=True).fit(TINY.assign(Time=TINY.Time.astype(str)))
+    with pytest.raises(ValueError, match='missing values'):
+        CoOccurence(later_only=True).fit(TINY.assign(Time=TINY.Time.where(TINY.Time != 3)))
+
+
 # BPR-MF
 
-def one_bpr_step(rates, n_factors=5):
-    """Parameters before, after one step for session 1 and item 2 with negative 0, and the loss."""
+def one_bpr_step(rates, positive=2, negative=0, n_factors=5):
+    """Vectors before and after one step for session 1, and its loss."""
     rng = np.random.default_rng(0)
-    before = [rng.normal(size=shape).astype(np.float32) for shape in [(2, n_factors), (3, n_factors), 3]]
-    after = [parameter.copy() for parameter in before]
-    loss = baselines._bpr_epoch(np.array([1]), np.array([2]), np.array([0], dtype=np.int32), *after, *np.float32(rates))
+    before = [rng.normal(size=shape) for shape in [(2, n_factors), (3, n_factors)]]
+    after = [vectors.copy() for vectors in before]
+    loss = baselines._bpr_epoch(*np.array([[1], [positive], [negative]], dtype=np.int32), *after, *np.array(rates))
     return before, after, loss
 
 
-def test_bpr_takes_one_gradient_step_as_computed_by_hand():
+@pytest.mark.parametrize('negative', [0, 2], ids=['another item', 'the positive item itself'])
+def test_bpr_takes_one_gradient_step_as_computed_by_hand(negative):
     rate, lambda_session, lambda_item = 0.1, 0.3, 0.2
-    (factors, items, bias), after, loss = one_bpr_step([rate, lambda_session, lambda_item])
-    u, p, n = factors[1].copy(), items[2].copy(), items[0].copy()
-    x = u @ (p - n) + bias[2] - bias[0]
+    (sessions, items), after, loss = one_bpr_step([rate, lambda_session, lambda_item], negative=negative)
+    u, p, n = sessions[1].copy(), items[2].copy(), items[negative].copy()
+    x = u @ (p - n)
     slope = 1 / (1 + np.exp(x))
-    factors[1] += rate * (slope * (p - n) - lambda_session * u)
+    sessions[1] += rate * (slope * (p - n) - lambda_session * u)
     items[2] += rate * (slope * u - lambda_item * p)
-    items[0] += rate * (-slope * u - lambda_item * n)
-    bias[2] += rate * (slope - lambda_item * bias[2])
-    bias[0] += rate * (-slope - lambda_item * bias[0])
-    assert_allclose(loss, np.log(1 + np.exp(-x)), rtol=1e-5)
-    for ours, expected in zip(after, [factors, items, bias], strict=True):
-        assert_allclose(ours, expected, atol=1e-6)
+    items[negative] += rate * (-slope * u - lambda_item * n)
+    assert_allclose(loss, np.log(1 + np.exp(-x)), rtol=1e-14)
+    for ours, expected in zip(after, [sessions, items], strict=True):
+        assert_allclose(ours, expected, rtol=0, atol=1e-15)
 
 
 def test_bpr_step_follows_the_numerical_gradient_of_its_loss():
-    rate, step = 1e-3, 1e-3
+    rate, step = 1e-3, 1e-5
     before, after, _ = one_bpr_step([rate, 0, 0])
 
-    def loss_of(factors, items, bias):
-        return np.log1p(np.exp(-(factors[1] @ (items[2] - items[0]) + bias[2] - bias[0])))
+    def loss_of(sessions, items):
+        return np.log1p(np.exp(-sessions[1] @ (items[2] - items[0])))
 
-    for number, parameter in enumerate(before):
-        for place in np.ndindex(parameter.shape):
-            up, down = ([p.astype(np.float64) for p in before] for _ in range(2))
+    for number, vectors in enumerate(before):
+        for place in np.ndindex(vectors.shape):
+            up, down = ([v.copy() for v in before] for _ in range(2))
             up[number][place] += step
             down[number][place] -= step
             slope = (loss_of(*up) - loss_of(*down)) / (2 * step)
-            assert_allclose((before[number][place] - after[number][place]) / rate, slope, atol=1e-3)
+            assert_allclose((before[number][place] - after[number][place]) / rate, slope, atol=1e-9)
 
 
-def test_bpr_never_draws_the_positive_item_as_the_negative():
-    model = BPR(n_factors=2, n_iterations=10, learning_rate=0.1, sigma=0).fit(log_of([A], [A], [A, B]))
-    a, b = model.item_bias_  # with vectors of 0 only biases learn; three steps of four push A up and B down
-    assert a > 0.3 and b == pytest.approx(-a)
+@pytest.mark.parametrize('options', [
+    {}, dict(init_normal=True, sigma=0.2, lambda_session=0.3, lambda_item=0.2, seed=7)])
+def test_bpr_equals_a_direct_loop_over_the_events(options):
+    """With the stream drawn number by number, and events ordered by pandas."""
+    log = random_log(16)
+    model = BPR(n_factors=4, n_iterations=2, learning_rate=0.1, **options).fit(log)
+    arguments = dict(sigma=0.05, init_normal=False, lambda_session=0, lambda_item=0, seed=42) | options
+    expected = bpr_loop(log, n_factors=4, n_iterations=2, rate=0.1, **arguments)
+    for ours, theirs in zip([model.session_factors_, model.item_factors_], expected, strict=True):
+        assert_allclose(ours, theirs, rtol=0, atol=1e-14)
+
+
+def bpr_loop(log, n_factors, n_iterations, rate, sigma, init_normal, lambda_session, lambda_item, seed):
+    """Vectors of sessions and items, written without a look at baselines.py's."""
+    item_ids, session_ids = list(log.ItemId.unique()), list(log.SessionId.unique())
+    ordered = log.assign(i=log.ItemId.map(item_ids.index), s=log.SessionId.map(session_ids.index))
+    ordered = ordered.sort_values('i', kind='stable')
+    seen = list(ordered.s.unique())
+    ordered = ordered.assign(seen=ordered.s.map(seen.index)).sort_values('seen', kind='stable')
+    events = list(zip(ordered.s, ordered.i, strict=True))
+    stream = np.random.RandomState(seed)
+    U, V = ([[stream.randn() * sigma if init_normal else stream.rand() * 2 * sigma - sigma for _ in range(n_factors)]
+             for _ in rows] for rows in (session_ids, item_ids))
+    U, V = np.array(U), np.array(V)
+    for _ in range(n_iterations):
+        for row in stream.permutation(len(events)):
+            s, p = events[row]
+            n = events[stream.randint(len(item_ids))][1]
+            u, v_p, v_n = U[s].copy(), V[p].copy(), V[n].copy()
+            slope = 1 - 1 / (1 + np.exp(v_n @ u - v_p @ u))
+            U[s] += rate * (slope * (v_p - v_n) - lambda_session * u)
+            V[p] += rate * (slope * u - lambda_item * v_p)
+            V[n] += rate * (-slope * u - lambda_item * v_n)
+    return U, V
+
+
+def test_bpr_draws_the_same_initial_vectors_block_by_block():
+    log = log_of(*[[A, B]] * 2**16)  # more sessions than are drawn at once
+    factors = BPR(n_factors=2, n_iterations=1, learning_rate=0).fit(log).session_factors_
+    assert_array_equal(factors, np.random.RandomState(42).rand(2**16, 2) * 2 * 0.05 - 0.05)
+
+
+def test_bpr_learns_from_a_single_item_too():
+    model = BPR(n_factors=3, n_iterations=1).fit(log_of([A, A]))
+    assert_allclose(model.epoch_losses_, np.log(2))  # the negative is always the item itself
 
 
 def test_bpr_scores_with_the_mean_vector_of_the_session_so_far():
     model = BPR(n_factors=6, n_iterations=2).fit(TINY)
-    vectors, bias = model.item_factors_, model.item_bias_
-    assert_allclose(model.predict_next(1, A, [A, B, C, D]), vectors @ vectors[0] + bias, atol=1e-6)
+    vectors = model.item_factors_
+    assert_allclose(model.predict_next(1, A, [A, B, C, D]), vectors @ vectors[0], rtol=0, atol=1e-15)
     model.predict_next(1, B, [A])
     mean = (2 * vectors[0] + vectors[1]) / 3
-    assert_allclose(model.predict_next(1, A, [A, B, C, D]), vectors @ mean + bias, atol=1e-6)
-    assert_allclose(model.predict_next(2, D, [A, B, C, D]), vectors @ vectors[3] + bias, atol=1e-6)
+    assert_allclose(model.predict_next(1, A, [A, B, C, D]), vectors @ mean, rtol=0, atol=1e-15)
+    assert_allclose(model.predict_next(2, D, [A, B, C, D]), vectors @ vectors[3], rtol=0, atol=1e-15)
 
 
 def test_bpr_loss_falls_and_items_of_one_session_attract_each_other():
@@ -255,11 +468,6 @@ def test_bpr_starts_uniform_within_sigma_or_normal_with_deviation_sigma():
 def test_bpr_stops_when_the_loss_is_no_longer_finite():
     with pytest.raises(ValueError, match='learning_rate=1e.20'):
         BPR(learning_rate=1e20).fit(random_log(4))
-
-
-def test_bpr_needs_two_items():
-    with pytest.raises(ValueError, match='two or more items'):
-        BPR().fit(log_of([A, A]))
 
 
 # All of them
@@ -400,9 +608,10 @@ def test_columns_may_have_other_names(make):
     (ItemKNN(alpha=1.5), ValueError, 'alpha=1.5'), (ItemKNN(alpha='x'), TypeError, "alpha='x'"),
     (BPR(n_factors=0), ValueError, 'n_factors=0'), (BPR(n_iterations=1.5), TypeError, 'n_iterations=1.5'),
     (BPR(learning_rate=-0.1), ValueError, 'learning_rate=-0.1'), (BPR(sigma=np.nan), ValueError, 'sigma=nan'),
-    (BPR(seed=-1), ValueError, 'seed=-1'), (RandomPred(seed=None), TypeError, 'seed=None'),
-    (Pop(item_key='x'), KeyError, "item_key='x'"), (ItemKNN(session_key='x'), KeyError, "session_key='x'"),
-    (Pop(support_by_key='x'), KeyError, "support_by_key='x'")])
+    (BPR(seed=-1), ValueError, 'seed=-1'), (BPR(seed=2**32), ValueError, 'seed=4294967296'),
+    (BPR(dtype='float16'), ValueError, "dtype='float16'.*'float64', 'float32'"),
+    (RandomPred(seed=None), TypeError, 'seed=None'), (Pop(item_key='x'), ValueError, "no column 'x'"),
+    (ItemKNN(session_key='x'), ValueError, "no column 'x'"), (Pop(support_by_key='x'), ValueError, "no column 'x'")])
 def test_fit_names_the_argument_that_is_wrong(model, error, message):
     with pytest.raises(error, match=message):
         model.fit(TINY)
@@ -430,5 +639,5 @@ def test_score_block_refuses_predictions_that_do_not_exist(first, last):
 
 
 def test_predicting_before_fit_says_so():
-    with pytest.raises(ValueError, match='before fit'):
+    with pytest.raises(RuntimeError, match='not trained yet: call fit first'):
         Pop().predict_next(1, A, [A])

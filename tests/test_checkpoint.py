@@ -21,6 +21,7 @@ from conftest import (
 
 import preprocess_rsc15
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import model_file
 
 LOG = few_items_log(n_sessions=200, n_items=40)
 EVERYTHING = dict(n_epochs=3, layers=[4, 3], dropout_p_hidden=0.3, momentum=0.2, train_random_order=True)
@@ -75,10 +76,11 @@ def test_a_finished_training_is_not_done_again_and_can_be_prolonged(tmp_path):
 
 def test_a_checkpoint_changes_nothing_and_is_written_no_more_often_than_asked(tmp_path, short_chunks, monkeypatch):
     written = []
-    monkeypatch.setattr('model_file.Checkpoint.write', lambda self, state, arrays: written.append(state['done']))
+    monkeypatch.setattr('gru4rec_pytensor.model_file.Checkpoint.write',
+                        lambda self, state, arrays: written.append(state['position']))
     model = small_model(**EVERYTHING).fit(LOG, checkpoint=tmp_path / 'checkpoint', every=1e9)
     assert_same_bits(state_of(model), state_of(small_model(**EVERYTHING).fit(LOG)))
-    assert [done.epoch for done in written] == [3]
+    assert [position.epoch for position in written] == [3]
 
 
 @pytest.mark.parametrize('change, complaint', [
@@ -96,6 +98,16 @@ def test_a_checkpoint_of_other_data_or_masks_is_not_used(tmp_path):
     for data, mask in ((LOG[:-1], masks[0]), (LOG, masks[1]), (LOG, None)):
         with pytest.raises(ValueError, match='its data were others'):
             small_model(dropout_p_hidden=0.5).fit(data, checkpoint=path, dropout_masks=mask)
+
+
+def test_a_checkpoint_of_another_version_is_not_used(tmp_path):
+    path = tmp_path / 'checkpoint'
+    small_model().fit(LOG, checkpoint=path)
+    header, arrays = model_file.read(path)
+    del header['training']['equal_times']  # as if that version did not have the argument
+    model_file.write(path, header, arrays)
+    with pytest.raises(ValueError, match='checkpoint: a checkpoint of another version of this code'):
+        small_model().fit(LOG, checkpoint=path)
 
 
 def test_a_file_that_is_no_checkpoint_is_named_and_left_alone(tmp_path):

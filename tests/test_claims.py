@@ -6,7 +6,7 @@ import pytest
 
 import preprocess_rsc15
 import run_experiments
-from gru4rec_pytensor.experiments import claims, search
+from gru4rec_pytensor.experiments import claims, results, search
 
 pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
 
@@ -23,8 +23,8 @@ def test_the_interval_is_students_t_of_the_differences_between_seeds():
 @pytest.mark.parametrize('relation, first, verdict', [
     ('better', [0.60, 0.61, 0.62], 'holds'), ('better', [0.40, 0.41, 0.42], 'does not hold'),
     ('better', [0.40, 0.51, 0.62], 'too close to tell'),
-    ('nothing', [0.50, 0.51, 0.52], 'holds'), ('nothing', [0.40, 0.41, 0.42], 'holds'),
-    ('nothing', [0.60, 0.61, 0.62], 'does not hold'), ('nothing', [0.40, 0.51, 0.62], 'too close to tell'),
+    ('no better', [0.50, 0.51, 0.52], 'holds'), ('no better', [0.40, 0.41, 0.42], 'holds'),
+    ('no better', [0.60, 0.61, 0.62], 'does not hold'), ('no better', [0.40, 0.51, 0.62], 'too close to tell'),
     ('like', [0.501, 0.511, 0.521], 'holds'), ('like', [0.40, 0.41, 0.42], 'does not hold'),
     ('like', [0.60, 0.61, 0.62], 'does not hold'), ('like', [0.40, 0.51, 0.62], 'too close to tell')])
 def test_a_metric_is_judged_by_where_its_interval_lies(relation, first, verdict):
@@ -36,7 +36,13 @@ def test_a_lower_loss_is_better():
     assert judged('better', [0.2, 0.21, 0.22], [0.1, 0.11, 0.12], lower_is_better=True)[0] == 'does not hold'
 
 
-def results(recalls, mrrs=None, losses=None):
+@pytest.mark.parametrize('n_items, n_candidates', [
+    (330_000, 30_000), (1_000_000, 30_000), (33_000, 3_000), (1_000, 91), (100, 40)])
+def test_popular_candidates_are_as_large_a_share_as_the_papers_and_more_than_are_shown(n_items, n_candidates):
+    assert claims.popular_candidates(n_items) == n_candidates
+
+
+def of_seeds(recalls, mrrs=None, losses=None):
     return [{'recall@20': recall, 'mrr@20': mrr, 'epoch_losses': [9, loss]}
             for recall, mrr, loss in zip(recalls, mrrs or recalls, losses or recalls)]
 
@@ -46,25 +52,25 @@ HIGH, LOW = [0.60, 0.61, 0.62], [0.50, 0.51, 0.52]
 
 
 def test_a_claim_holds_if_it_does_for_every_metric_and_falls_with_one():
-    assert claims.judge(CLAIM, results(HIGH), results(LOW))[0] == 'holds'
-    assert claims.judge(CLAIM, results(HIGH, LOW), results(LOW, HIGH))[0] == 'does not hold'
-    assert claims.judge(CLAIM, results(HIGH, [0.4, 0.51, 0.6]), results(LOW))[0] == 'too close to tell'
+    assert claims.judge(CLAIM, of_seeds(HIGH), of_seeds(LOW))[0] == 'holds'
+    assert claims.judge(CLAIM, of_seeds(HIGH, LOW), of_seeds(LOW, HIGH))[0] == 'does not hold'
+    assert claims.judge(CLAIM, of_seeds(HIGH, [0.4, 0.51, 0.6]), of_seeds(LOW))[0] == 'too close to tell'
     with_loss = CLAIM._replace(metrics=tuple(claims.METRICS))
-    assert claims.judge(with_loss, results(HIGH, losses=LOW), results(LOW, losses=HIGH))[0] == 'holds'
-    assert claims.judge(with_loss, results(HIGH, losses=HIGH), results(LOW, losses=LOW))[0] == 'does not hold'
+    assert claims.judge(with_loss, of_seeds(HIGH, losses=LOW), of_seeds(LOW, losses=HIGH))[0] == 'holds'
+    assert claims.judge(with_loss, of_seeds(HIGH, losses=HIGH), of_seeds(LOW, losses=LOW))[0] == 'does not hold'
 
 
-def test_seeds_with_an_unstable_network_are_left_out_and_said():
-    unstable = results([0.60, None, 0.62])
-    verdict, details = claims.judge(CLAIM, unstable, results(LOW))
+def test_seeds_with_an_unstable_network_are_left_out_and_counted():
+    unstable = of_seeds([0.60, None, 0.62])
+    verdict, details = claims.judge(CLAIM, unstable, of_seeds(LOW))
     assert verdict == 'holds' and details[0].startswith('0.6100 ± 0.0141 (1 unstable) / 0.5100 ± 0.0100')
-    verdict, details = claims.judge(CLAIM, results([None, None, None]), results(LOW))
+    verdict, details = claims.judge(CLAIM, of_seeds([None, None, None]), of_seeds(LOW))
     assert verdict == 'too close to tell' and details[0] == 'unstable / 0.5100 ± 0.0100'
 
 
 def test_a_baseline_is_compared_with_every_seed():
-    assert claims.by_seed(results([0.5]), 3) == results([0.5, 0.5, 0.5])
-    verdict, details = claims.judge(CLAIM, results(HIGH), claims.by_seed(results([0.5]), 3))
+    assert claims.for_each_seed(of_seeds([0.5]), 3) == of_seeds([0.5, 0.5, 0.5])
+    verdict, details = claims.judge(CLAIM, of_seeds(HIGH), claims.for_each_seed(of_seeds([0.5]), 3))
     assert verdict == 'holds' and details[0] == '0.6100 ± 0.0100 / 0.5000 (+0.1100 ± 0.0248)'
 
 
@@ -79,7 +85,7 @@ def test_every_claim_compares_settings_that_differ_in_one_thing():
     every = claims.paper_claims(100, 1000)
     assert len({claim.text for claim in every}) == len(every) == 21
     for claim in every:
-        assert claim.relation in ('better', 'nothing', 'like')
+        assert claim.relation in ('better', 'no better', 'like')
         first, second = (setting._replace(label='') for setting in (claim.first, claim.second))
         differing = [name for name in first._fields if getattr(first, name) != getattr(second, name)]
         assert differing in (['options'], ['candidates'], ['units'], ['loss'], ['model', 'loss', 'units'])
@@ -116,6 +122,6 @@ def test_the_command_compares_judges_and_goes_on(data, tmp_path, monkeypatch, ca
     # TOP1, the embedding and popular candidates for two seeds, Item-KNN, and a random point for each loss
     assert len(saved) == 2 + 2 + 2 + 1 + 4
     assert {result['candidates'] for result in saved} == {None, 40}
-    monkeypatch.setattr(run_experiments, 'run_cell', lambda *arguments: pytest.fail('a cell was run again'))
+    monkeypatch.setattr(results, 'run_cell', lambda *arguments: pytest.fail('a cell was run again'))
     assert run_experiments.main(command) == 0
     assert capsys.readouterr().out == text

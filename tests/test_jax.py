@@ -56,7 +56,7 @@ def test_jax_draws_the_dropout_masks_and_session_orders_of_the_other_backends():
     assert_close(state_of(jax), state_of(python), 1e-5)
 
 
-@pytest.mark.parametrize('momentum', [0, 0.5])
+@pytest.mark.parametrize('momentum', [pytest.param(0, marks=pytest.mark.slow), 0.5])
 def test_two_trainings_give_the_same_bits_though_items_repeat(momentum):
     arguments = dict(layers=[20], batch_size=25, dropout_p_hidden=0.5, momentum=momentum, backend='jax')
     first, again = (state_of(small_model(**arguments).fit(few_items_log(n_sessions=200))) for _run in range(2))
@@ -78,9 +78,9 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
                                      states)
     loop = backends.compile_loop(*step, backend='jax')
     sequences = [np.zeros((K, 6), 'int64'), np.zeros((K, 6), bool), np.zeros((K, 6, units), bool)]
-    program = loop.program.lower(K, sequences, loop._step.values()).compile().as_text()
+    program = loop.program.lower(K, sequences, loop.step.values()).compile().as_text()
 
-    n_states = len(loop._step.cells)
+    n_states = len(loop.step.storage)
     assert len(re.findall(r'may-alias|must-alias', program.splitlines()[0])) == n_states
     large = rf'f32\[{n_items},\d+\]'
     assert re.search(large, program)
@@ -107,7 +107,7 @@ def test_blocks_of_items_that_do_not_divide_their_number_count_each_item_once(n_
     rng = np.random.RandomState(0)
     item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
     state, x = pt.fmatrix('H'), pt.fmatrix('x')
-    program = backends.JaxRanks([item, starts, state], [state + 1, state + 1], x, pt.maximum(x, 0), block=7)
+    program = backends.compile_ranks([item, starts, state], [state + 1, state + 1], x, pt.maximum(x, 0), block=7)
     H, Wy, By = rng.randn(4, 3).astype('f4'), rng.randn(n_items, 3).astype('f4'), rng.randn(n_items).astype('f4')
     target = rng.randint(n_items, size=(2, 4))
     states, (greater, equal, bad) = program(target, np.zeros((2, 4), bool), target, [H], np.arange(n_items), (Wy, By),

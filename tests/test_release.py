@@ -1,10 +1,13 @@
 """Against recorded runs of the authors' 2016 release, and as a drop-in for it in scripts that were written for it."""
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import (
     ARRAYS,
     CASES,
+    GOLDEN,
     NUMBA_CASE,
     NUMBA_DROPOUT_CASE,
     TEST,
@@ -28,6 +31,10 @@ import evaluation
 import gru4rec
 from gru4rec import GRU4Rec, session_parallel_minibatches
 from gru4rec_pytensor.events import index_by_appearance, session_order
+
+DROPOUT = json.loads((GOLDEN / 'dropout.json').read_text())
+with np.load(GOLDEN / 'dropout.npz') as archive:
+    DROPOUT_ARRAYS = dict(archive)
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
@@ -90,6 +97,29 @@ def test_recall_and_mrr_are_those_recorded_for_every_rule_policy_and_cut_off(cas
             model, TEST, cut_off=entry['cut_off'], tie_policy=entry['ties'], hit_rule=rules[entry['rule']])
         assert recall == entry['recall']
         assert mrr == pytest.approx(entry['mrr'], rel=0, abs=1e-15)  # the order of the sum decides the last bit
+
+
+# --- A recorded run with the release's own random masks --------------------------------------------------------------
+
+
+@pytest.fixture(scope='module', params=['python', pytest.param('numba', marks=pytest.mark.slow),
+                                        pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
+def with_masks_of_the_release(request):
+    """A model trained as the recorded run was: nothing but the seed decides its masks."""
+    return GRU4Rec(**DROPOUT['arguments'], backend=request.param).fit(TRAIN)
+
+
+def test_random_masks_are_those_of_the_release(with_masks_of_the_release):
+    model = with_masks_of_the_release
+    assert_allclose(model.epoch_losses_, DROPOUT['epoch_losses'], rtol=0, atol=2e-6)  # printed with six digits
+    recorded_weights = {name.removeprefix('weight_'): array for name, array in DROPOUT_ARRAYS.items()
+                        if name.startswith('weight_')}
+    assert_close(model.weights(), recorded_weights, 1e-5)
+    scores, _targets = scores_by_hand(model, TEST)
+    assert_allclose(scores[DROPOUT_ARRAYS['score_rows']], DROPOUT_ARRAYS['scores'], rtol=0, atol=1e-5)
+    for cut_off, (recall, mrr) in DROPOUT['evaluation'].items():
+        assert evaluation.evaluate_sessions_batch(model, TEST, cut_off=int(cut_off)) == pytest.approx(
+            (recall, mrr), rel=0, abs=1e-15)
 
 
 # --- A script that was written for the release ----------------------------------------------------------------------
@@ -351,7 +381,7 @@ def test_the_global_random_state_is_neither_used_nor_changed():
 
 
 def test_sessions_are_visited_in_the_order_of_their_ids_not_of_time():
-    rows, offsets = session_order(click_log('ab', 'cd').assign(SessionId=[9, 9, 4, 4]), 'SessionId', 'Time', 'ItemId')
+    rows, offsets = session_order(click_log('ab', 'cd').assign(SessionId=[9, 9, 4, 4]))
     assert rows.tolist() == [2, 3, 0, 1]
     assert offsets.tolist() == [0, 2, 4]
 
@@ -363,13 +393,33 @@ def test_events_of_a_session_are_ordered_by_time_and_equal_times_keep_the_order_
     assert offsets.tolist() == [0, 5]
 
 
-def test_equal_times_keep_the_order_of_the_frame_in_training_and_evaluation():
-    log = few_items_log()
-    tied = log.sort_values(['SessionId', 'Time']).assign(Time=0)
-    model, same = small_model(n_epochs=1).fit(log), small_model(n_epochs=1)
-    # The order of first appearance decides the item index, so the untied frame is given in the same order.
-    model.fit(log.sort_values(['SessionId', 'Time']))
-    assert_same_bits(state_of(same.fit(tied)), state_of(model))
+def test_equal_times_are_ordered_by_something_else_where_that_is_given():
+    log = click_log('edcba').assign(Time=[5, 3, 5, 1, 3])
+    rows, _offsets = session_order(log, then_by=np.array([4, 3, 2, 1, 0]))  # the letter's place in the alphabet
+    assert ''.join(log.ItemId.iloc[rows]) == 'badce'  # 1: b; 3: a before d; 5: c before e
+
+
+def tied_log():
+    """Events of a session at one time, and the same at times in the frame's order."""
+    log = few_items_log().sort_values(['SessionId', 'Time'])
+    return log.assign(Time=0), log
+
+
+def test_training_orders_equal_times_by_item_index_as_the_release_does():
+    tied, _log = tied_log()
+    index = pd.factorize(tied.ItemId)[0]  # by first appearance in the frame
+    # The frame of the same order of first appearance, whose times say what is expected.
+    model = small_model(n_epochs=1).fit(tied.assign(Time=index))
+    assert_same_bits(state_of(small_model(n_epochs=1).fit(tied)), state_of(model))
+    assert_same_bits(state_of(small_model(n_epochs=1).fit(tied).fit_more(tied)),
+                     state_of(small_model(n_epochs=1).fit(tied).fit_more(tied.assign(Time=index))))
+
+
+def test_training_keeps_the_order_of_the_frame_where_that_is_asked_for_and_evaluation_always_does():
+    tied, log = tied_log()
+    model, same = (small_model(n_epochs=1, equal_times='frame').fit(frame) for frame in (log, tied))
+    assert_same_bits(state_of(same), state_of(model))
+    assert (state_of(small_model(n_epochs=1).fit(tied))['Wy'] != state_of(same)['Wy']).any()
     assert_array_equal(evaluation.next_item_ranks(same, tied), evaluation.next_item_ranks(model, log))
 
 

@@ -3,12 +3,16 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
-import pandas as pd
 import pytest
+from conftest import click_log
 
 import preprocess_rsc15
 import run_experiments
-from gru4rec_pytensor.experiments import report
+from gru4rec_pytensor.experiments import page, report
+from gru4rec_pytensor.experiments.datasets import Dataset
+from gru4rec_pytensor.experiments.protocols import RSC15
+from gru4rec_pytensor.experiments.results import load_results
+from gru4rec_pytensor.experiments.tables import Section, Table
 
 pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed')
 
@@ -21,7 +25,7 @@ def made(tmp_path_factory):
     command = ['--data', str(folder), '--out', str(out), '--backend', 'python', '--epochs', '2', '--units', '4',
                '--models', 'POP', 'Item-KNN', 'GRU4Rec', '--loss', 'top1', '--seeds', '1,2']
     assert run_experiments.main(command) == 0
-    return (out / 'report.html').read_text(), run_experiments.load_results(out / 'results.json'), command
+    return (out / 'report.html').read_text(), load_results(out / 'results.json'), command
 
 
 class Checker(HTMLParser):
@@ -79,29 +83,24 @@ def test_it_says_what_data_it_is_how_it_was_made_and_what_was_published(made):
 
 
 def test_text_of_the_data_does_not_become_markup():
-    assert '<b>' not in report.paragraph('a <b>bold</b> name') and '&lt;b&gt;' in report.paragraph('a <b>x</b>')
-    assert '&lt;i&gt;' in report.table(['<i>'], [['1']]) and '&lt;i&gt;' in report.table(['x'], [['<i>']])
-    assert report.paragraph('**so** `it` is') == '<p><strong>so</strong> <code>it</code> is</p>'
+    assert '<b>' not in page.paragraph('a <b>bold</b> name') and '&lt;b&gt;' in page.paragraph('a <b>x</b>')
+    assert '&lt;i&gt;' in page.table(['<i>'], [['1']]) and '&lt;i&gt;' in page.table(['x'], [['<i>']])
+    assert page.paragraph('**so** `it` is') == '<p><strong>so</strong> <code>it</code> is</p>'
 
 
-def test_markdown_tables_and_paragraphs_are_taken_over():
-    parts = report.of_markdown('### Title\n\n| a | b |\n|---|---|\n| x | 1 |\n\nTwo\nlines.\n')
-    assert len(parts) == 2 and '<td>x</td><td class="number">1</td>' in parts[0] and parts[1] == '<p>Two lines.</p>'
+def test_table_2_and_the_claims_stand_in_it_as_they_do_in_markdown():
+    log = click_log([1, 2])
+    claims = Table('Claims', ('Claim', 'Recall'), [('a < b', 0.5), ('b', '-')])
+    section = Section([claims], ['**Quick**\nrun.', 'Last.'])
+    text = report.format_report([], Dataset('mine', RSC15, True, log, log), [section], 'command')
+    assert ('<h2>Claims</h2>\n<div class="scroll"><table><thead><tr><th scope="col">Claim</th>'
+            '<th scope="col" class="number">Recall</th></tr></thead><tbody><tr><td>a &lt; b</td>'
+            '<td class="number">0.5</td></tr>\n<tr><td>b</td><td class="number">-</td></tr></tbody></table></div>\n'
+            '<p><strong>Quick</strong>\nrun.</p>\n<p>Last.</p>\n</section>') in text
+    assert 'Recall@20 and MRR@20, published and ours' not in text  # there are no results of Tables 1 and 3
 
 
 def test_without_matplotlib_the_page_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'matplotlib', None)
-    page = report.figure('A picture.', {'x': lambda ax: None}, [])
-    assert 'A picture. The picture needs Matplotlib: pip install' in page
-
-
-def test_the_details_are_counted_by_position_and_popularity():
-    train = pd.DataFrame({'SessionId': 1, 'ItemId': ['a'] * 5 + ['b'] * 3 + ['c'] * 2 + ['d'], 'Time': range(11)})
-    test = pd.DataFrame({'SessionId': [2, 1, 1, 1, 2], 'ItemId': ['a', 'a', 'b', 'd', 'c'], 'Time': [4, 1, 2, 3, 5]})
-    data = run_experiments.Dataset('x', False, train, test)
-    details = run_experiments.rank_details(np.array([1, 30, 2]), data)  # of b and d in session 1, and c in session 2
-    assert details['by_position'] == [['2', 2, 1.0], ['3', 1, 0.0]]
-    # of four items a is the first, from 0; b from 1/4, c from 1/2, d from 3/4
-    assert details['by_popularity'] == [['to 50%', 1, 1.0], ['the rest', 2, 0.5]]
-    assert details['recall'][:3] == pytest.approx([1 / 3, 2 / 3, 2 / 3]) and details['recall'][-1] == 1
-    assert details['mrr'][0] == pytest.approx(1 / 3) and details['mrr'][-1] == pytest.approx((1 + 1 / 2 + 1 / 30) / 3)
+    text = page.figure('A picture.', {'x': lambda ax: None}, [])
+    assert 'A picture. The picture needs Matplotlib: pip install' in text

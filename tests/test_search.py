@@ -1,6 +1,7 @@
 """The parameter search of Table 2: its points, what it finds, and how it goes on."""
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,11 @@ def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_sea
     model = GRU4Rec([4], n_epochs=2, loss='top1', seed=42, backend='python', **{key: found[key] for key in SMALL_SPACE})
     ranks = next_item_ranks(model.fit(the_search.train), the_search.valid, tie_policy='conservative')
     assert (found['recall'], found['mrr']) == recall_mrr(ranks, 20)
+
+
+def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common(the_search):
+    assert the_search.name == 'data, top1, 4 units, 2 epochs, seed 42, python, conservative'
+    assert the_search._replace(prune=True).name.endswith(', conservative, pruned')
 
 
 def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
@@ -218,7 +224,7 @@ print(found)
 
 
 def test_processes_that_start_at_once_share_the_points_of_a_search(tmp_path):
-    program = PROGRAM.format(root=str(Path(search.__file__).parent), space=SMALL_SPACE)
+    program = PROGRAM.format(root=str(Path(search.__file__).parents[2]), space=SMALL_SPACE)
     processes = [subprocess.Popen([sys.executable, '-c', program, f'sqlite:///{tmp_path}/shared.db'],
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _process in range(3)]
     lines = []
@@ -229,6 +235,17 @@ def test_processes_that_start_at_once_share_the_points_of_a_search(tmp_path):
     assert len({text[-1] for text in lines}) == 1 and lines[0][-1].startswith('Outcome(n_random=12, n_stable=12')
     trained = [line for text in lines for line in text[:-1]]
     assert len(trained) == len(set(trained)) == 12 + 2  # and one other value of two parameters
+
+
+def test_afterwards_optuna_and_warnings_are_as_they_were(the_search, untrained, tmp_path):
+    before = optuna.logging.get_verbosity(), warnings.filters[:]
+    with warnings.catch_warnings(record=True) as shown:
+        filters = warnings.filters[:]
+        run(the_search, tmp_path / 'db', n_trials=1)
+        search.random_points(SMALL_SPACE, 1, 1)
+        assert warnings.filters == filters
+    assert (optuna.logging.get_verbosity(), warnings.filters[:]) == before
+    assert not [warning for warning in shown if issubclass(warning.category, optuna.exceptions.ExperimentalWarning)]
 
 
 def test_passwords_are_not_shown():

@@ -44,7 +44,11 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
 }.items()}
 
 
-@pytest.mark.parametrize('tool, arguments', [('ruff', ['check', '.']), ('mypy', [])])
+# Mypy takes as long as fifty tests, so that it is quick with one Python only; a check before each commit runs it, too.
+mypy = pytest.param('mypy', [], marks=() if sys.version_info[:2] == (3, 12) else pytest.mark.slow)
+
+
+@pytest.mark.parametrize('tool, arguments', [('ruff', ['check', '.']), mypy])
 def test_the_code_passes(tool, arguments):
     """With the rules of pyproject.toml."""
     if not importlib.util.find_spec(tool):

@@ -1,1 +1,13 @@
-"""What `run_experiments` runs: the tables of the paper, its parameter search, its claims; and how they are shown."""
+"""The paper's experiments, a room each; every one imports only those before it, and none is imported from outside but
+by `run_experiments`, the command line.
+
+protocols : what the paper does with its two data sets, and the numbers it reports
+datasets : training and test events from files or from the synthetic log
+cells : what is trained and evaluated for one number of a table
+results : finished cells on disk
+search : the parameter search of Table 2
+tables : Tables 1 to 3 as data, and as Markdown
+claims : what the paper says about variants of the network, compared and judged
+page, report : pieces of an HTML page, and the page of all results
+figures : Figures 1 and 2, symbolic graphs and training curves
+"""

@@ -5,30 +5,44 @@ fixed beforehand: see `VERDICTS`.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from evaluation import CUT_OFF
+from gru4rec_pytensor.experiments import search
+from gru4rec_pytensor.experiments.cells import Cell, Options, network_cell
+from gru4rec_pytensor.experiments.datasets import Dataset
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, VIDEO_CANDIDATES, VIDEO_ITEMS
+from gru4rec_pytensor.experiments.results import result_of, run_cells
+from gru4rec_pytensor.experiments.tables import Section, Table, mean_and_deviation
+
 VERDICTS = """\
 How a claim is judged: the differences between the two settings, seed by seed, have a mean and a 95% confidence interval
 (Student's t). That one is better than the other holds if the interval is above 0 for each metric, and does not hold if
-it is below 0 for one. That one brings nothing over the other holds if each interval ends below a gain of 1%, and
+it is below 0 for one. That one does not improve on the other holds if each interval ends below a gain of 1%, and
 otherwise does not hold if one is above 0. That one is like the other holds if each interval is within 1%, and does not
 hold if one is outside. Stability: Fisher's exact test, 2.5% on each side. Everything else is too close to tell, and so
 is a comparison with fewer than two seeds for which both networks were numerically stable. For the training loss, better
-is lower.
-"""
+is lower."""
 MARGIN = 0.01  # relative: a difference that does not matter
 METRICS = {'recall@20': 'Recall@20', 'mrr@20': 'MRR@20', 'loss': 'training loss'}
 POINTWISE, PAIRWISE = ('cross-entropy', 'mrr'), ('top1', 'bpr')
+RMSPROP_RATE = 0.001  # rmsprop's steps do not shrink, as Adagrad's do
+STABILITY_EPOCHS = 2  # at most: a network that is unstable is so soon
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The claims
+# ---------------------------------------------------------------------------------------------------------------------
 
 class Setting(NamedTuple):
     """What is trained and ranked; `options` are arguments of `GRU4Rec` next to the preset of its loss."""
     label: str
-    model: str = 'GRU4Rec'
+    model: str = NETWORK
     loss: str | None = 'top1'
     units: int | None = None
     options: dict = {}
@@ -39,7 +53,7 @@ class Claim(NamedTuple):
     """What the paper says about two settings."""
     section: str
     text: str
-    relation: str  # 'better', 'nothing' or 'like': what `first` is in comparison with `second`
+    relation: str  # 'better', 'no better' or 'like': what `first` is in comparison with `second`
     first: Setting
     second: Setting
     metrics: tuple = ('recall@20', 'mrr@20')
@@ -71,9 +85,9 @@ def paper_claims(small: int, large: int) -> list[Claim]:
         Claim('4.2', 'GRU units are better than LSTM units', 'better', base, gru('LSTM', unit='lstm')),
         Claim('4.2', 'one layer is better than two', 'better', base, two, every),
         Claim('4.2', 'one layer is better than three', 'better', base, three, every),
-        Claim('4.2', 'the whole session as input brings nothing', 'nothing',
+        Claim('4.2', 'the whole session as input does not improve the result', 'no better',
               gru('session input', input_mode='session'), base),
-        Claim('4.2', 'a feed-forward layer after the recurrent one brings nothing', 'nothing',
+        Claim('4.2', 'a feed-forward layer after the recurrent one does not improve the result', 'no better',
               gru('feed-forward layer', feedforward=[n]), base),
         Claim('4.2', 'tanh is better than a linear output', 'better', base, gru('linear output', final_act='linear')),
         Claim('4.3', 'more units are better with TOP1', 'better', *reversed(sizes['top1'])),
@@ -88,18 +102,19 @@ def paper_claims(small: int, large: int) -> list[Claim]:
     ]
 
 
-RMSPROP_RATE = 0.001  # rmsprop's steps do not shrink, as Adagrad's do
-
+# ---------------------------------------------------------------------------------------------------------------------
+# The verdicts
+# ---------------------------------------------------------------------------------------------------------------------
 
 def judge(claim: Claim, first: list[dict], second: list[dict]) -> tuple[str, list[str]]:
     """Verdict, and for each metric the two means and the interval, in words; results are ordered by seed."""
     verdicts, details = [], []
     for metric in claim.metrics:
-        pairs = [(a, b) for a, b in zip(values(first, metric), values(second, metric))
-                 if a is not None and b is not None]
+        of_first, of_second = metric_by_seed(first, metric), metric_by_seed(second, metric)
+        pairs = [pair for pair in zip(of_first, of_second) if None not in pair]
         verdict, interval = judge_metric(claim.relation, np.array(pairs).reshape(-1, 2), metric == 'loss')
         verdicts.append(verdict)
-        details.append(f'{spread(values(first, metric))} / {spread(values(second, metric))}{interval}')
+        details.append(f'{in_words(of_first)} / {in_words(of_second)}{interval}')
     if 'does not hold' in verdicts:
         return 'does not hold', details
     return ('holds' if set(verdicts) == {'holds'} else 'too close to tell'), details
@@ -116,40 +131,37 @@ def judge_metric(relation: str, pairs: np.ndarray, lower_is_better: bool) -> tup
     margin = MARGIN * abs(pairs[:, 1].mean())
     if lower_is_better:
         low, high = -high, -low
-    holds, fails = {'better': (low > 0, high < 0), 'nothing': (high < margin, low > 0),
+    holds, fails = {'better': (low > 0, high < 0), 'no better': (high < margin, low > 0),
                     'like': (-margin < low and high < margin, low > margin or high < -margin)}[relation]
     return ('holds' if holds else 'does not hold' if fails else 'too close to tell'), text
 
 
-def values(results: list[dict], metric: str) -> list:
+def metric_by_seed(results: list[dict], metric: str) -> list[float | None]:
     """A metric of each result, None where the network was numerically unstable."""
     if metric == 'loss':
         return [result['epoch_losses'][-1] if result['recall@20'] is not None else None for result in results]
     return [result[metric] for result in results]
 
 
-def spread(numbers: list) -> str:
+def in_words(values: list[float | None]) -> str:
     """Mean ± standard deviation of those that are not None, and how many are."""
-    stable = [number for number in numbers if number is not None]
-    text = f'{np.mean(stable):.4f}' if stable else 'unstable'
-    if len(stable) > 1 and np.std(stable):
-        text += f' ± {np.std(stable, ddof=1):.4f}'
-    return text + (f' ({len(numbers) - len(stable)} unstable)' if stable and len(stable) < len(numbers) else '')
+    stable = [value for value in values if value is not None]
+    if not stable:
+        return 'unstable'
+    text = mean_and_deviation(stable if np.std(stable) else stable[:1])  # a baseline's single result has no deviation
+    return text + (f' ({len(values) - len(stable)} unstable)' if len(stable) < len(values) else '')
 
 
-def by_seed(results: list[dict], n_seeds: int) -> list[dict]:
-    """Results of one setting, one for each seed; a baseline's single result counts for all."""
+def for_each_seed(results: list[dict], n_seeds: int) -> list[dict]:
+    """Results of a setting, one for each seed; a baseline's single result counts for all."""
     return results * n_seeds if len(results) == 1 else results
 
 
-def claims_table(claims: list[Claim], results_of: Callable[[Setting], list[dict]]) -> list[tuple]:
-    """A row for each claim: section, claim, comparison, the metrics, verdict."""
-    rows = []
-    for claim in claims:
-        verdict, details = judge(claim, results_of(claim.first), results_of(claim.second))
-        rows.append((claim.section, claim.text, f'{claim.first.label} / {claim.second.label}',
-                     *details, *['-'] * (len(METRICS) - len(details)), verdict))
-    return rows
+def claim_row(claim: Claim, first: list[dict], second: list[dict]) -> tuple:
+    """Section, claim, comparison, the metrics, verdict."""
+    verdict, details = judge(claim, first, second)
+    return (claim.section, claim.text, f'{claim.first.label} / {claim.second.label}', *details,
+            *['-'] * (len(METRICS) - len(details)), verdict)
 
 
 def stability_row(stable: dict[str, tuple[int, int]]) -> tuple:
@@ -161,3 +173,86 @@ def stability_row(stable: dict[str, tuple[int, int]]) -> tuple:
     shares = ', '.join(f'{loss} {good} of {n}' for loss, (good, n) in stable.items())
     return ('4.2', 'cross-entropy and MRR are less often numerically stable than TOP1 and BPR',
             f'stable networks at random points of the search space: {shares}', *['-'] * len(METRICS), verdict)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is trained
+# ---------------------------------------------------------------------------------------------------------------------
+
+def run_claims(data: Dataset, options: Options, is_quick: bool, path: Path) -> Iterator[Section]:
+    """The table of claims: now and then with those that can be judged already, at last with all of them.
+
+    Parameters
+    ----------
+    is_quick : fewer random points for the claim on stability, and a note that the run is reduced
+    path : of the results
+    """
+    claims, n_seeds = paper_claims(*options.units), len(options.seeds)
+    cells_of = [[setting_cells(setting, data, options) for setting in (claim.first, claim.second)] for claim in claims]
+    random_cells = stability_cells(data, options, 10 if is_quick else 100)
+    cells = [cell for both in cells_of for of_setting in both for cell in of_setting]
+    cells += [cell for of_loss in random_cells.values() for cell in of_loss]
+    cells = [cell for k, cell in enumerate(cells) if cell not in cells[:k]]
+    for finished in run_cells(cells, data, path):
+        if len(finished) < len(cells) and len(finished) % n_seeds:
+            continue
+
+        def results_of(part: list[Cell], finished: list[dict] = finished) -> list[dict]:
+            return [result for cell in part if (result := result_of(cell, finished, data.name))]
+
+        rows = []
+        for claim, both in zip(claims, cells_of):
+            first, second = map(results_of, both)
+            if [len(first), len(second)] == [len(part) for part in both]:
+                rows.append(claim_row(claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds)))
+        if len(finished) == len(cells):
+            rows.append(stability_row({loss: count_stable(results_of(part)) for loss, part in random_cells.items()}))
+        yield claims_section(rows, data, options, is_quick)
+
+
+def setting_cells(setting: Setting, data: Dataset, options: Options) -> list[Cell]:
+    """The cells of one side of a comparison, one for each seed; a baseline has a single one."""
+    candidates = data.protocol.candidates
+    if setting.loss is None:  # a baseline
+        parameters = BASELINES[setting.model][1]
+        return [Cell(1, setting.model, None, None, None, None, parameters, options.tie_policy, candidates)]
+    if setting.candidates == 'popular':
+        candidates = popular_candidates(data.n_items)
+    elif setting.candidates == 'all':
+        candidates = None
+    parameters = data.protocol.parameters[setting.loss] | setting.options
+    return [network_cell(0, setting.loss, setting.units, options.epochs, seed, parameters, options, candidates)
+            for seed in options.seeds]
+
+
+def popular_candidates(n_items: int) -> int:
+    """How many of the items are as large a share of them as the paper's candidates are of VIDEO's items."""
+    share = round(n_items * VIDEO_CANDIDATES / VIDEO_ITEMS)
+    return min(VIDEO_CANDIDATES, max(2 * CUT_OFF, share))
+
+
+def stability_cells(data: Dataset, options: Options, n_points: int) -> dict[str, list[Cell]]:
+    """For each loss, networks at random points of the search space, of which some may be numerically unstable."""
+    seed, epochs = options.seeds[0], min(STABILITY_EPOCHS, options.epochs)
+    points = search.random_points(search.SPACE, n_points, seed)
+    return {loss: [network_cell(0, loss, options.units[0], epochs, seed, point, options, data.protocol.candidates)
+                   for point in points] for loss in (*POINTWISE, *PAIRWISE)}
+
+
+def count_stable(results: list[dict]) -> tuple[int, int]:
+    """How many networks were numerically stable, and of how many."""
+    return sum(result['recall@20'] is not None for result in results), len(results)
+
+
+def claims_section(rows: list[tuple], data: Dataset, options: Options, is_quick: bool) -> Section:
+    """The table of claims, and what it is of."""
+    small, large = options.units
+    reduced = ('**Quick run: fewer epochs and units than the paper\'s 100 and 1000, and fewer random points.** '
+               if is_quick else '')
+    note = (f'{reduced}{small} units, {large} where many units are meant; {options.epochs} epochs, seeds '
+            f"{', '.join(map(str, options.seeds))}, backend {options.backend}; parameters of Table 2 for "
+            f'{data.protocol.title}; rmsprop with learning rate {RMSPROP_RATE}. Cells show first / second, mean ± '
+            'standard deviation over seeds, and in brackets their difference ± the half-width of its 95% interval. '
+            f'Stability: networks of {small} units with {min(STABILITY_EPOCHS, options.epochs)} epochs and one seed.')
+    header = ('Section', 'Claim', 'First / second', *METRICS.values(), 'Verdict')
+    return Section([Table('Claims', header, rows)], [note, VERDICTS])

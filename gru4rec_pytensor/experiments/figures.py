@@ -6,6 +6,7 @@ notebook show them.  Needs Matplotlib, an extra of the package.
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from pytensor.scalar.basic import Composite
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 
-from gru4rec import UNITS, Settings, recurrent_names, session_parallel_minibatches, weight_layout
-from gru4rec_pytensor.events import session_of_event
-from gru4rec_pytensor.experiments.report import LOOK, draw_losses, look, svg_of
+from gru4rec import UNITS, GRU4Rec, Settings, recurrent_names, session_parallel_minibatches, weight_layout
+from gru4rec_pytensor.events import session_of_event, session_order
+from gru4rec_pytensor.experiments.datasets import Dataset
+from gru4rec_pytensor.experiments.page import PLOT_SETTINGS, draw_losses, line_style, svg_of
+from gru4rec_pytensor.experiments.report import mean_losses
 from gru4rec_pytensor.files import atomic_file
+from gru4rec_pytensor.terminal import note
 
 INK, MUTED, UNUSED = '#1a1a1a', '#5a5a5a', '#e8e8e8'
 TINTS = ('#cfe3f2', '#f9d9c4', '#c9ebdf', '#f3dbe8', '#fbe6bd', '#d9eefa', '#f6cfd0', '#e9e4b4', '#dcd3ee', '#d5e8c3')
@@ -37,11 +41,11 @@ class Picture(Figure):
         super().__init__(figsize=(width, height), layout='constrained')
 
     def subplots(self, *args: Any, **kwargs: Any) -> Any:
-        with matplotlib.rc_context(LOOK):
+        with matplotlib.rc_context(PLOT_SETTINGS):
             return super().subplots(*args, **kwargs)
 
     def _repr_svg_(self) -> str:
-        with matplotlib.rc_context(LOOK):
+        with matplotlib.rc_context(PLOT_SETTINGS):
             return svg_of(self)
 
     def save(self, path: Path) -> list[Path]:
@@ -49,9 +53,34 @@ class Picture(Figure):
         paths = [path.with_suffix(ending) for ending in ('.svg', '.png')]
         with atomic_file(paths[0]) as file:
             file.write(self._repr_svg_().encode())
-        with atomic_file(paths[1]) as file, matplotlib.rc_context(LOOK):
+        with atomic_file(paths[1]) as file, matplotlib.rc_context(PLOT_SETTINGS):
             self.savefig(file, format='png', dpi=150)
         return paths
+
+
+def write_figures(folder: Path, results: list[dict], data: Dataset, losses: Sequence[str],
+                  units: Sequence[int]) -> None:
+    """Figures 1 and 2 of the paper, of the networks and the data of a run, and training curves; as SVG and PNG.
+
+    Parameters
+    ----------
+    results : of the networks whose training curves are drawn
+    losses, units : of the networks in Figure 1
+    """
+    networks = {}
+    for loss, n in itertools.product(losses, units):
+        network = GRU4Rec([n], loss=loss).settings(data.n_items)
+        networks[n, network.final_activation] = network
+    n = units[0]  # on the right, a network with all that section 3.1 mentions
+    everything = GRU4Rec([n, n], embedding=n, feedforward=[n], input_to_all_layers=True).settings(data.n_items)
+    _rows, offsets = session_order(data.train)
+    pictures = {'architecture': architecture(*networks.values(), everything),
+                'minibatches': minibatches(offsets, batch_size=3)}
+    if of_networks := mean_losses(results):
+        pictures['training'] = training_curves(of_networks)
+    folder.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        note('drew ' + ', '.join(map(str, picture.save(folder / name))))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -61,7 +90,7 @@ class Picture(Figure):
 def architecture(*networks: Settings) -> Picture:
     """Figure 1 of the paper: the layers of each network, bottom to top, with the shapes of their weights.
 
-    ``GRU4Rec(layers=[100]).settings(n_items=37_483)`` is a network, and so is ``settings()`` of a trained settings.
+    ``GRU4Rec(layers=[100]).settings(n_items=37_483)`` is a network, and so is ``settings()`` of a trained model.
     """
     columns = [layers_of(settings) for settings in networks]
     height = max(map(len, columns))
@@ -197,7 +226,7 @@ def graph(outputs: list[Variable]) -> Picture:
     paths = [[source, *[(source, target, k) for k in range(level[source] + 1, level[target])], target]
              for source, target in edges]  # a long edge has a place of its own in each row that it passes
     level.update({place: place[-1] for path in paths for place in path[1:-1]})
-    x = layered(level, [pair for path in paths for pair in zip(path, path[1:])],
+    x = places_in_rows(level, [pair for path in paths for pair in zip(path, path[1:])],
                 {node: 0.35 + 0.085 * len(text) for node, text in texts.items()})
 
     n_rows = max(level.values()) + 1
@@ -217,7 +246,7 @@ def graph(outputs: list[Variable]) -> Picture:
     return picture
 
 
-def layered(level: dict, edges: list[tuple], widths: dict) -> dict:
+def places_in_rows(level: dict, edges: list[tuple], widths: dict) -> dict:
     """Where to draw nodes in their rows, so that few edges cross: node -> x in inches.
 
     Each row in turn is sorted by the mean place of the neighbours in the rows around it, and moved there, as far as the
@@ -299,7 +328,7 @@ def training_curves(losses: dict[str, list[float]]) -> Picture:
     picture = Picture(3.4 * n_columns, 2.8 * n_rows)
     panels = picture.subplots(n_rows, n_columns, squeeze=False).flat
     for k, (ax, (title, values)) in enumerate(zip(panels, losses.items())):
-        draw_losses(ax, title, values, *look(k))
+        draw_losses(ax, title, values, *line_style(k))
     for ax in [*panels][len(losses):]:
         ax.axis('off')
     return picture

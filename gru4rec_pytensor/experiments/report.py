@@ -1,223 +1,170 @@
-"""The results of `run_experiments` as one HTML file that needs nothing else: tables, pictures, and what they are of.
-
-Pictures are drawn by Matplotlib, an extra; without it the report has the tables alone, and says so.
-"""
+"""The report: one HTML page with the tables, pictures of the results, and what data and runs they are of."""
 from __future__ import annotations
 
 import html
-import io
-import re
+import platform
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gru4rec_pytensor.events import count
+from gru4rec_pytensor.experiments import page
+from gru4rec_pytensor.experiments.cells import CUT_OFFS, versions
+from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, Protocol
+from gru4rec_pytensor.experiments.tables import (
+    TITLES,
+    Section,
+    mean_metric,
+    metric_in_words,
+    networks_note,
+    title_of,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Colours that people with colour-blindness can tell apart (Okabe and Ito); each line also has a marker of its own.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#555555')
-MARKERS = {'o': '●', 's': '■', 'D': '◆', '^': '▲', 'v': '▼', 'P': '✚', 'X': '✖'}  # Matplotlib's, and as text
-
-STYLE = """
-:root { color-scheme: light; --ink: #1a1a1a; --muted: #5a5a5a; --line: #d5d5d5; --better: #d9efe3; --worse: #f9dfd3; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0 auto; max-width: 62rem; padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
-.notice { border-left: .4rem solid #E69F00; background: #fdf4df; padding: .6rem 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-caption { text-align: left; color: var(--muted); padding-bottom: .4rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align: left; vertical-align: top; }
-thead th { border-bottom: 2px solid var(--ink); }
-td.number, th.number { text-align: right; white-space: nowrap; }
-td.better { background: var(--better); } td.worse { background: var(--worse); }
-th.number { white-space: normal; } td:first-child { white-space: nowrap; } .scroll + .scroll { margin-top: 1.4rem; }
-figure { margin: 1rem 0; } figcaption { color: var(--muted); }
-.panels { display: flex; flex-wrap: wrap; gap: .5rem; } .panels svg { flex: 1 1 19rem; min-width: 0; height: auto; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; padding: 0; margin: .3rem 0; }
-pre { background: #f4f4f4; padding: .7rem 1rem; overflow-x: auto; } .muted { color: var(--muted); }
-@media print { body { max-width: none; font-size: 10.5pt; padding: 0; } .scroll { overflow: visible; }
-  table { font-size: 8.5pt; } th, td { padding: .2rem .35rem; } .panels svg { flex-basis: 8cm; }
-  td.number, th.number, td:first-child { white-space: normal; }
-  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } }
-"""
 
 
-def page(title: str, sections: list[str]) -> str:
-    """The whole file."""
-    return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n'
-            + '\n'.join(sections) + '\n</body>\n</html>\n')
+def format_report(results: list[dict], data: Dataset, sections: list[Section], command: str) -> str:
+    """The whole page.
+
+    Parameters
+    ----------
+    results : of the cells of Tables 1 and 3
+    sections : Table 2 and the claims, as far as they were run
+    command : that makes the page again
+    """
+    parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>',
+             comparison_section(results, data.protocol)]
+    parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, section.notes))
+              for section in sections for table in section.tables]
+    parts += picture_sections(results)
+    parts.append(page.section('Data', page.table(['data', '', 'here', f'{data.protocol.title}, published'],
+                                                 data_rows(data))))
+    if results:
+        parts.append(page.section('Speed', page.table(
+            ['run', 'fit, s', 'training events/s', 'evaluation, s', 'predictions/s'], speed_rows(results),
+            'Compilation is part of the seconds of the run that needs it first, not of the events per second.')))
+    found = ', '.join(f'{name} {version}' for name, version in versions().items())
+    parts.append(page.section('How to make this report', f'<pre>{html.escape(command)}</pre>',
+                              page.paragraph(f'{found}, on {platform.system()} {platform.machine()}.')))
+    return page.page(f'GRU4Rec: the experiments of the paper on {data.name}', [*filter(None, parts)])
 
 
-def section(title: str, *parts: str) -> str:
-    """A part of the page with its heading; parts that are empty are left out."""
-    return f'<section>\n<h2>{html.escape(title)}</h2>\n' + '\n'.join(filter(None, parts)) + '\n</section>'
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+def comparison_section(results: list[dict], protocol: Protocol) -> str:
+    """Tables 1 and 3 with the differences to what was published; empty when there is no result."""
+    if not results:
+        return ''
+    tables = [comparison_table(results, protocol, TITLES[1], [*BASELINES]),
+              comparison_table(results, protocol, TITLES[3], [NETWORK])]
+    return page.section('Recall@20 and MRR@20, published and ours', *tables, page.paragraph(
+        f'Published: {protocol.title}, arXiv 1511.06939 v4. Difference: ours to published, relative; green is above, '
+        f'orange below the published number. {networks_note(results)}Ties are ranked by the policy '
+        f'{results[0]["tie_policy"]!r}.'))
 
 
-def paragraph(text: str, kind: str = '') -> str:
-    """Plain text as a paragraph; **bold** and `code` as in Markdown."""
-    text = re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', html.escape(text))
-    text = re.sub(r'`(.+?)`', r'<code>\1</code>', text)
-    return f'<p{f" class={kind!r}" if kind else ""}>{text}</p>'.replace("'", '"')
+def comparison_table(results: list[dict], protocol: Protocol, caption: str, models: list[str]) -> str:
+    """Published and our numbers of some models with their differences; empty when there is no result."""
+    rows = []
+    for row, ours in by_row([result for result in results if result['model'] in models]).items():
+        cells: list = [title_of(ours[0], with_seed=False)]
+        for metric, published in zip(('recall@20', 'mrr@20'), protocol.published_for(*row)):
+            cells += [f'{published:.4f}' if published else '-', metric_in_words(ours, metric),
+                      page.difference(mean_metric(ours, metric), published)]
+        rows.append(cells)
+    header = ['', *[f'{metric} {which}' for metric in ('Recall@20', 'MRR@20') for which in (
+        'published', 'ours', 'difference')]]
+    return page.table(header, rows, caption) if rows else ''
 
 
-def table(header: list, rows: list[list], caption: str = '') -> str:
-    """A table; a cell is text, or (text, class).  Columns whose cells look like numbers are aligned to the right."""
-    def texts(row: list) -> list[str]:
-        return [cell[0] if isinstance(cell, tuple) else str(cell) for cell in row]
-
-    numeric = [all(re.match(r'[-+−]?[\d.]|^[-–]?$', text) for text in column)
-               for column in zip(*map(texts, rows))] or [False] * len(header)
-
-    def cells(row: list, tag: str) -> str:
-        out = []
-        for cell, text, is_number in zip(row, texts(row), numeric):
-            kind = ' '.join(filter(None, ['number' * is_number, cell[1] if isinstance(cell, tuple) else '']))
-            scope = ' scope="col"' if tag == 'th' else ''
-            out.append(f'<{tag}{scope}{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}>{html.escape(text)}</{tag}>')
-        return '<tr>' + ''.join(out) + '</tr>'
-
-    return ('<div class="scroll"><table>' + (f'<caption>{html.escape(caption)}</caption>' if caption else '')
-            + f'<thead>{cells(header, "th")}</thead><tbody>' + '\n'.join(cells(row, 'td') for row in rows)
-            + '</tbody></table></div>')
+def by_row(results: list[dict]) -> dict[tuple, list[dict]]:
+    """The results of each row of Tables 1 and 3, which has a model, a loss and hidden units: one for each seed."""
+    rows: dict[tuple, list[dict]] = {}
+    for result in results:
+        rows.setdefault((result['model'], result['loss'], result['units']), []).append(result)
+    return rows
 
 
-def difference(ours: float | None, published: float | None) -> tuple[str, str]:
-    """Cell with the relative difference of ours to the published number, coloured by its sign."""
-    if ours is None or not published:
-        return '-', ''
-    change = ours / published - 1
-    return f'{change:+.1%}', 'better' if change > 0 else 'worse' if change < 0 else ''
+def data_rows(data: Dataset) -> list[list[str]]:
+    """Sessions, events and items of the data, next to the published counts."""
+    rows = []
+    for name, frame in (('train', data.train), ('test', data.test)):
+        for kind, found in count(frame).items():
+            published = data.protocol.counts[name].get(kind)
+            rows.append([name, kind, f'{found:,}', f'{published:,}' if published else '-'])
+    return rows
 
 
-def of_markdown(text: str) -> list[str]:
-    """Paragraphs and tables of the Markdown that `run_experiments` writes; headings are left out."""
-    parts, lines = [], text.splitlines()
-    while lines:
-        if lines[0].startswith('|'):
-            rows = []
-            while lines and lines[0].startswith('|'):
-                rows.append([cell.strip() for cell in lines.pop(0).strip('|').split('|')])
-            parts.append(table(rows[0], rows[2:]))
-        elif not lines[0].strip() or lines[0].startswith('#'):
-            lines.pop(0)
-        else:
-            words = []
-            while lines and lines[0].strip() and lines[0][0] not in '|#':
-                words.append(lines.pop(0).strip())
-            parts.append(paragraph(' '.join(words)))
-    return parts
+def speed_rows(results: list[dict]) -> list[list[str]]:
+    """Seconds and rates of each run."""
+    digits_of = {'fit_seconds': 1, 'train_events_per_second': 0, 'eval_seconds': 1, 'eval_events_per_second': 0}
+    return [[title_of(result), *[f'{result[key]:,.{digits}f}' if result[key] is not None else '-'
+                                 for key, digits in digits_of.items()]] for result in results]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
 # ---------------------------------------------------------------------------------------------------------------------
 
-def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list[str]) -> str:
-    """A picture as SVG within the page.
-
-    Parameters
-    ----------
-    panels : what a panel shows, in words -> a function that draws it on its axes
-    labels : of the lines, for the legend; empty for none
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        return paragraph(f"{caption} The picture needs Matplotlib: pip install '.[experiments]'", 'muted')
-    from matplotlib.figure import Figure
-
-    drawn = []
-    with matplotlib.rc_context(LOOK):
-        for alternative, draw in panels.items():
-            picture = Figure(figsize=(4.6, 3.2), layout='constrained')
-            draw(picture.subplots())
-            label = html.escape(alternative, quote=True)
-            drawn.append(svg_of(picture).replace('<svg', f'<svg role="img" aria-label="{label}"', 1))
-    legend = ''.join(f'<li><span style="color: {colour}" aria-hidden="true">{MARKERS[marker]}</span> '
-                     f'{html.escape(label)}</li>' for label, (colour, marker) in zip(labels, map(look, range(99))))
-    return (f'<figure>\n<ul class="legend">{legend}</ul>\n<div class="panels">{"".join(drawn)}</div>\n'
-            f'<figcaption>{html.escape(caption)}</figcaption>\n</figure>')
+def picture_sections(results: list[dict]) -> list[str]:
+    """Sections with the pictures, of the results that have what they need; means over seeds."""
+    rows = by_row([result for result in results if result.get('details')])
+    if not rows:
+        return []
+    details = {title_of(ours[0], with_seed=False): [result['details'] for result in ours] for ours in rows.values()}
+    recall, mrr = ({title: (CUT_OFFS, np.mean([of_seed[metric] for of_seed in of_row], axis=0).tolist())
+                    for title, of_row in details.items()} for metric in ('recall', 'mrr'))
+    by_position, by_popularity = ({title: mean_of_bins([of_seed[bins] for of_seed in of_row])
+                                   for title, of_row in details.items()} for bins in ('by_position', 'by_popularity'))
+    sections = [page.section('Cut-offs', cut_off_figure(recall, mrr)),
+                page.section('Where in the session, and which items', bins_figure(by_position, by_popularity))]
+    if losses := mean_losses(results):
+        sections.append(page.section('Training loss', loss_figure(losses, list(details))))
+    return sections
 
 
-# Settings of Matplotlib: text stays text, no frame, and ids in the SVG that are the same whenever it is drawn again.
-LOOK: dict = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'font.family': 'sans-serif',
-              'axes.spines.top': False, 'axes.spines.right': False}
+def mean_of_bins(of_seeds: list[list]) -> tuple[list[str], list[float]]:
+    """Names of the bins, which are the same for every seed, and the mean of their recall."""
+    names = [name for name, _n, _recall in of_seeds[0]]
+    return names, np.mean([[recall for _name, _n, recall in bins] for bins in of_seeds], axis=0).tolist()
 
 
-def svg_of(picture: Figure) -> str:
-    """The picture as an element that can stand in a page; to be called under `LOOK`."""
-    file = io.StringIO()
-    picture.savefig(file, format='svg', metadata={'Date': None})
-    return file.getvalue()[file.getvalue().index('<svg'):]
-
-
-def look(k: int) -> tuple[str, str]:
-    """Colour and marker of the k-th line."""
-    return COLOURS[k % len(COLOURS)], [*MARKERS][k % len(MARKERS)]
-
-
-def draw_lines(series: dict[str, tuple], xlabel: str, ylabel: str) -> Callable[[Axes], None]:
-    """A panel with a line for each of `series`, label -> (x, y)."""
-    def draw(ax: Axes) -> None:
-        for k, (label, (x, y)) in enumerate(series.items()):
-            colour, marker = look(k)
-            ax.plot(x, y, label=label, color=colour, marker=marker, markersize=4.5, linewidth=1.6)
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
-        ax.set_ylim(bottom=0)
-        ax.grid(axis='y', color='#e5e5e5')
-        ax.tick_params(axis='x', labelsize=8.5)
-        if not isinstance(x[0], str):
-            ax.set_xscale('log')
-            ax.set_xticks([1, 2, 5, 10, 20, 50, 100], ['1', '2', '5', '10', '20', '50', '100'])
-            ax.minorticks_off()
-    return draw
-
-
-def spoken(series: dict[str, tuple], what: str) -> str:
-    """The lines of a picture in words, for who cannot see it."""
-    return '; '.join(f'{label}: ' + ', '.join(f'{value:.3f} {what} {place}' for place, value in zip(*xy))
-                     for label, xy in series.items())
-
-
-def draw_losses(ax: Axes, title: str, values: list[float], colour: str, marker: str) -> None:
-    """Mean loss of each epoch of one network."""
-    ax.plot(np.arange(1, len(values) + 1), values, color=colour, marker=marker, markersize=4.5)
-    ax.set_title(title, fontsize=10)
-    ax.set_xlabel('epoch')
-    ax.set_ylabel('mean loss of the mini-batches')
-    ax.locator_params(axis='x', integer=True)
-
-
-def loss_figure(losses: dict[str, list[float]], labels: list[str]) -> str:
-    """Mean loss of each epoch, a panel for each network, since their scales differ."""
-    def draw(label: str, values: list[float]) -> Callable[[Axes], None]:
-        return lambda ax: draw_losses(ax, label, values, *look(labels.index(label)))
-    panels = {'Training loss. ' + spoken({label: (range(1, len(values) + 1), values)}, 'in epoch'): draw(label, values)
-              for label, values in losses.items()}
-    return figure('Training loss of each epoch, mean over seeds. The losses are different functions: only the shapes '
-                  'can be compared.', panels, [])
+def mean_losses(results: list[dict]) -> dict[str, list[float]]:
+    """Loss of each epoch, mean over seeds, of each network that was stable, by title."""
+    rows = by_row([result for result in results if result.get('details') and result.get('epoch_losses')])
+    return {title_of(ours[0], with_seed=False): np.mean([result['epoch_losses'] for result in ours], axis=0).tolist()
+            for ours in rows.values()}
 
 
 def cut_off_figure(recall: dict[str, tuple], mrr: dict[str, tuple]) -> str:
     """Metrics over the cut-off; label -> (cut-offs, values)."""
-    panels = {f'{name} by cut-off N. {spoken(series, "at")}': draw_lines(series, 'cut-off N', f'{name}@N')
+    panels = {f'{name} by cut-off N. {page.in_words(series, "at")}': page.draw_lines(series, 'cut-off N', f'{name}@N')
               for name, series in (('Recall', recall), ('MRR', mrr))}
-    return figure('Recall@N and MRR@N over the cut-off N, on a logarithmic axis. The paper reports N = 20.', panels,
-                  list(recall))
+    return page.figure('Recall@N and MRR@N over the cut-off N, on a logarithmic axis. The paper reports N = 20.',
+                       panels, list(recall))
 
 
 def bins_figure(by_position: dict[str, tuple], by_popularity: dict[str, tuple]) -> str:
     """Recall@20 in parts of the predictions; label -> (names of the parts, values)."""
     panels = {
-        f'Recall@20 by position in the session. {spoken(by_position, "at position")}': draw_lines(
+        f'Recall@20 by position in the session. {page.in_words(by_position, "at position")}': page.draw_lines(
             by_position, 'position of the predicted event in its session', 'Recall@20'),
-        f'Recall@20 by popularity of the next item. {spoken(by_popularity, "for")}': draw_lines(
+        f'Recall@20 by popularity of the next item. {page.in_words(by_popularity, "for")}': page.draw_lines(
             by_popularity, 'items by number of training events', 'Recall@20')}
-    return figure('Recall@20 by position in the session, and by popularity of the next item: from the most popular 1% '
-                  'of the items to the less popular half.', panels, list(by_position))
+    return page.figure('Recall@20 by position in the session, and by popularity of the next item: from the most '
+                       'popular 1% of the items to the less popular half.', panels, list(by_position))
+
+
+def loss_figure(losses: dict[str, list[float]], labels: list[str]) -> str:
+    """Mean loss of each epoch, a panel for each network, since their scales differ."""
+    def draw(label: str, values: list[float]) -> Callable[[Axes], None]:
+        return lambda ax: page.draw_losses(ax, label, values, *page.line_style(labels.index(label)))
+    panels = {'Training loss. ' + page.in_words({label: (range(1, len(values) + 1), values)}, 'in epoch'):
+              draw(label, values) for label, values in losses.items()}
+    return page.figure('Training loss of each epoch, mean over seeds. The losses are different functions: only the '
+                       'shapes can be compared.', panels, [])

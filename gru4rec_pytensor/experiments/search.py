@@ -11,14 +11,16 @@ import contextlib
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+import numpy as np
 import pandas as pd
 
-from evaluation import next_item_ranks, recall_mrr
+from evaluation import CUT_OFF, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
+from gru4rec_pytensor.events import n_trainable_sessions
 
 try:
     import fcntl
@@ -38,7 +40,6 @@ SPACE: dict[str, tuple] = {
     'learning_rate': (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     'momentum': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 }
-CUT_OFF = 20
 HEARTBEAT = 30  # seconds; a process that gives no sign of life for two of these has lost its trial
 
 
@@ -49,7 +50,8 @@ class Unstable(Exception):
 class Search(NamedTuple):
     """One search: what its trials have in common.
 
-    items : ids among which the next item is ranked; None for all
+    data_name : of the training and validation data, and different for others
+    candidates : ids among which the next item is ranked; None for all
     prune : stop a trial when its Recall@20 after some epoch is below the median of the earlier trials at that epoch.
         It is likely to lose, not certain to; without this every trial is trained to its end
     """
@@ -62,7 +64,7 @@ class Search(NamedTuple):
     seed: int
     backend: str
     tie_policy: str
-    items: Any = None
+    candidates: np.ndarray | None = None
     prune: bool = False
 
     @property
@@ -81,6 +83,22 @@ class Outcome(NamedTuple):
     tuned: dict | None  # and of the best of all, after each parameter was tuned
 
 
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Optuna without its lines, since ours say what happens, and without its warning that heartbeats, which it has had
+    since 2021, are experimental.  Afterwards it is as talkative as it was."""
+    import optuna
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+@quiet_optuna()
 def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) -> Outcome:
     """All trials that the storage does not have yet, and the outcome.
 
@@ -96,7 +114,7 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
     with Lock(url):
         study = optuna.create_study(storage=open_storage(url), study_name=search.name, direction='maximize',
                                     pruner=pruner, sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
-    n_sessions = int((search.train.groupby('SessionId').size() > 1).sum())
+    n_sessions = n_trainable_sessions(search.train)
     space = SPACE | {'batch_size': tuple(b for b in SPACE['batch_size'] if b <= n_sessions)}
     if not space['batch_size']:
         raise ValueError(f'the training data has {n_sessions} sessions of two or more events: too few for a search, '
@@ -110,7 +128,7 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
         points = [best.params | {name: value} for value in values if value != best.params[name]]
         phases.append(f'{name}, from {" ".join(str(best.params[key]) for key in space)}')
         run_phase(study, phases[-1], points, search, space, Lock(url), note)
-    return outcome(trials_of(study, phases, n_trials), phases)
+    return outcome_of(trials_of(study, phases, n_trials), phases)
 
 
 class Lock:
@@ -131,6 +149,10 @@ class Lock:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others in, before the block ends."""
         if self._file:
             self._file.close()
             self._file = None
@@ -140,7 +162,6 @@ def open_storage(url: str) -> RDBStorage:
     """The database of the trials, which is made if it is not there; ValueError if it cannot be opened."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
-    warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)  # heartbeats, since 2021
     try:
         return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
     except (SQLAlchemyError, ImportError, ValueError) as error:
@@ -155,10 +176,10 @@ def without_password(text: str) -> str:
     return re.sub(r'(://[^:/@\s]+:)[^@\s]+@', r'\1***@', text)
 
 
+@quiet_optuna()
 def random_points(space: dict[str, tuple], n: int, seed: int) -> list[dict]:
     """The first n points of the search with this seed, by Optuna's random sampler."""
     import optuna
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own lines say what happens
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     distributions: dict[str, BaseDistribution] = {
         name: optuna.distributions.CategoricalDistribution(values) for name, values in space.items()}
@@ -173,8 +194,8 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
     an error that says nothing about the network, is put there again.
     """
     def one_trial(trial: Trial) -> float:
-        lock.__exit__()  # the trial is taken
-        if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points) or is_double(
+        lock.release()  # the trial is taken
+        if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points) or is_duplicate(
                 trial, trials_of(study, [phase], len(points))):
             raise optuna.TrialPruned
         return objective(trial, search, space, note, len(points))
@@ -200,7 +221,7 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
         time.sleep(0.5)
 
 
-def is_double(trial: Trial, trials: list[FrozenTrial]) -> bool:
+def is_duplicate(trial: Trial, trials: list[FrozenTrial]) -> bool:
     """Whether another process has, or had, the same point: both may have put it into the storage."""
     return any(other.user_attrs['number'] == trial.user_attrs['number'] and other.number != trial.number and (
         is_finished(other) or other.state.name == 'RUNNING' and other.number < trial.number) for other in trials)
@@ -260,7 +281,7 @@ def stop_early(trial: Trial, model: GRU4Rec, search: Search) -> Callable[[Progre
 
 def validate(model: GRU4Rec, search: Search) -> tuple[float, float]:
     """Recall@20 and MRR@20 of a model on the validation data."""
-    return recall_mrr(next_item_ranks(model, search.valid, search.items, tie_policy=search.tie_policy), CUT_OFF)
+    return recall_mrr(next_item_ranks(model, search.valid, search.candidates, tie_policy=search.tie_policy), CUT_OFF)
 
 
 def is_finished(trial: FrozenTrial) -> bool:
@@ -283,7 +304,7 @@ def best_trial(trials: list[FrozenTrial], phases: list[str]) -> FrozenTrial | No
         -trial.value, order[trial.user_attrs['phase']], trial.user_attrs['number']))
 
 
-def outcome(trials: list[FrozenTrial], phases: list[str]) -> Outcome:
+def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> Outcome:
     """What the trials of the phases, of which the first is the random one, have found."""
     def described(trial: FrozenTrial | None) -> dict | None:
         return trial.params | {'recall': trial.value, 'mrr': trial.user_attrs['mrr']} if trial else None

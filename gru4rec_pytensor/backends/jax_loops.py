@@ -1,0 +1,204 @@
+"""JAX: the loop over mini-batches, and ranks, each as one program of XLA.  Needs JAX, an extra of the package."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from jax import Array
+from pytensor.compile.mode import Mode, get_mode
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.link.jax.linker import JAXLinker
+
+from gru4rec_pytensor.backends.common import BEFORE_FUSION, FLOAT, ROW_UPDATES, sums_in_own_precision
+
+
+@node_rewriter(ROW_UPDATES)
+def row_updates_without_race(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: rows increased or set to rows set, where all occurrences of a row write the same value.
+
+    A GPU adds in any order, which changes the last bits from run to run, and of several values that are set any one
+    may win.  Here each occurrence of a row writes the row's final value: the old one plus the sum over all occurrences,
+    or the value of the last one.  Since it is made of rows that the step reads anyway, XLA also sees that the matrix
+    may be overwritten; an increment would make it copy the matrix first.
+    """
+    inputs: list[Any] = node.inputs
+    x, y, *index = inputs
+    if len(index) != 1 or index[0].ndim != 1 or index[0].type.shape[0] is None or y.ndim != x.ndim:
+        return None
+    rows = index[0]
+    same = pt.eq(rows[:, None], rows)
+    if node.op.set_instead_of_inc:
+        value = y[pt.argmax(pt.switch(same, np.arange(rows.type.shape[0]), -1), axis=1)]
+    else:
+        value = x[rows] + pt.cast(same, x.dtype) @ y
+    return [pt.set_subtensor(x[rows], value)]
+
+
+class PureLinker(JAXLinker):
+    """PyTensor's linker for JAX without the last step: functions are converted, but not compiled."""
+
+    def jit_compile(self, fn: Callable) -> Callable:
+        return fn
+
+
+def jax_mode(linker: type[JAXLinker] = JAXLinker) -> Mode:
+    """PyTensor's mode for JAX, with our rewrites."""
+    mode = Mode(linker(), get_mode('JAX').provided_optimizer)
+    return mode.register(*((in2out(rewrite, name=rewrite.__name__, ignore_newtrees=True), BEFORE_FUSION)
+                           for rewrite in (sums_in_own_precision, row_updates_without_race)))
+
+
+class JaxFunction:
+    """A graph as a pure function for JAX: ``function(*inputs, *values of the shared variables)`` -> outputs.
+
+    storage : one-element lists that hold the values of the shared variables
+    new_value : number of a shared variable -> number of the output that is its value after the step
+    """
+
+    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable],
+                 updates: dict | None = None) -> None:
+        mode = jax_mode(PureLinker)
+        function = pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
+        fgraph = function.maker.fgraph
+        self.function = function.vm.jit_fn
+        self.storage = [function.vm.storage_map[variable] for variable in fgraph.inputs[len(inputs):]]
+        self.new_value = {i - len(inputs): o for o, i in fgraph.update_mapping.items()}
+
+    def values(self) -> list:
+        """Values of the shared variables, on the device."""
+        for cell in self.storage:
+            cell[0] = jnp.asarray(cell[0])
+        return [cell[0] for cell in self.storage]
+
+
+def padded(rows: np.ndarray, length: int) -> np.ndarray:
+    """Rows with zeros after them up to `length`, since XLA compiles a program for each shape."""
+    return np.concatenate([rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)])
+
+
+class JaxLoop:
+    """The step and the loop around it as one program of XLA, which owns the weights and overwrites them.
+
+    The arrays that the step updates are donated to each call and come back from it, so that no matrix is copied.  They
+    stay on the device between calls; `SharedVariable.get_value` gives JAX arrays then.
+    """
+
+    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict) -> None:
+        self.step = JaxFunction(sequences, [output], updates)
+        self._length = 0  # of the longest chunk so far
+        step, new_value = self.step.function, self.step.new_value
+
+        def loop(n_rows: Array, sequences: list[Array], states: list[Array]) -> tuple:
+            def unfinished(carry: tuple) -> Array:
+                n_done, outputs, _states = carry
+                return (n_done < n_rows) & jnp.isfinite(outputs[n_done - 1])
+
+            def one_step(carry: tuple) -> tuple:
+                n_done, outputs, states = carry
+                results = step(*[rows[n_done] for rows in sequences], *states)
+                states = [results[new_value[k]] if k in new_value else state for k, state in enumerate(states)]
+                return n_done + 1, outputs.at[n_done].set(results[0]), states
+
+            outputs = jnp.zeros(len(sequences[0]), FLOAT)
+            return jax.lax.while_loop(unfinished, one_step, (0, outputs, states))
+
+        self.program = jax.jit(loop, donate_argnums=2)
+
+    def __call__(self, *sequences: np.ndarray) -> np.ndarray:
+        n_rows = len(sequences[0])
+        self._length = max(self._length, n_rows)
+        rows = [padded(sequence, self._length) for sequence in sequences]
+        with jax.default_matmul_precision('float32'):  # a GPU would round factors to 10 bits otherwise
+            n_done, outputs, states = self.program(n_rows, rows, self.step.values())
+        for cell, state in zip(self.step.storage, states):
+            cell[0] = state
+        return np.asarray(outputs)[:int(n_done)]
+
+
+class JaxRanks:
+    """Ranks of next items, counted on the device: states, scores and comparisons of K mini-batches in one call.
+
+    Scores are made and compared in blocks of items, so that no array of all items' scores is needed.
+
+    Parameters
+    ----------
+    inputs, outputs : symbols (item, starts, states...), and (the last layer's output H, new states...)
+    scores, activated : a symbolic matrix of raw scores, and the same activated
+    block : items at a time
+    """
+
+    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable], scores: Variable, activated: Variable,
+                 block: int) -> None:
+        self._step, self._activation = JaxFunction(inputs, outputs), JaxFunction([scores], [activated])
+        self._block = block
+        self._length = 0  # of the longest chunk so far
+
+        def loop(items: Array, starts: Array, targets: Array, states: list[Array], values: list[Array],
+                 *arrays: Array) -> tuple:
+            def one_step(states: list[Array], row: tuple) -> tuple:
+                item, start, target = row
+                H, *states = self._step.function(item, start, *states, *values)
+                return states, self._counts(H, target, *arrays)
+            return jax.lax.scan(one_step, states, (items, starts, targets))
+
+        self.program = jax.jit(loop)
+
+    def _counts(self, H: Array, target: Array, column: Array, all_Wy: Array, all_By: Array, Wy: Array,
+                By: Array) -> tuple[Array, Array, Array]:
+        """Of one mini-batch: other items that score higher than the target, those that score the same, and NaN."""
+        size = min(self._block, len(By))
+
+        def activation(scores: Array) -> Array:
+            return self._activation.function(scores)[0]
+
+        def scores_of_block(k: Array) -> tuple[Array, Array, Array]:
+            # The last block reaches back into the one before it, and repeats some of its items.
+            first = jnp.minimum(k * size, len(By) - size)
+            W, b = (jax.lax.dynamic_slice_in_dim(array, first, size) for array in (Wy, By))
+            columns = first + jnp.arange(size)
+            return activation(H @ W.T + b), columns == column[target][:, None], columns >= k * size
+
+        def find_target(k: Array, target_score: Array) -> Array:
+            scores, is_target, _is_new = scores_of_block(k)
+            return jnp.where(is_target.any(axis=1), jnp.where(is_target, scores, 0).sum(axis=1), target_score)
+
+        def count(k: Array, totals: tuple) -> tuple[Array, Array]:
+            scores, is_target, is_new = scores_of_block(k)
+            counted, (greater, equal) = is_new & ~is_target, totals
+            return (greater + (counted & (scores > target_score[:, None])).sum(axis=1),
+                    equal + (counted & (scores == target_score[:, None])).sum(axis=1))
+
+        n_blocks, zeros = -(-len(By) // size), jnp.zeros(len(H), int)
+        # A target that is none of the ranked items has this score; others have that of their column, to the last bit.
+        target_score = activation(((H * all_Wy[target]).sum(axis=1) + all_By[target])[:, None])[:, 0]
+        target_score = jax.lax.fori_loop(0, n_blocks, find_target, target_score)
+        return *jax.lax.fori_loop(0, n_blocks, count, (zeros, zeros)), jnp.isnan(target_score)
+
+    def __call__(self, items: np.ndarray, starts: np.ndarray, targets: np.ndarray, states: list, column: np.ndarray,
+                 all_output: tuple, output: tuple) -> tuple[list, list[np.ndarray]]:
+        """Count for K mini-batches.
+
+        Parameters
+        ----------
+        items, targets : int64 (K, B), indices; starts : bool (K, B), True where a session starts
+        states : list of arrays, before the first mini-batch
+        column : int64 (n_items,), position of each item among the ranked ones, -1 where it is none of them
+        all_output, output : Wy and By of all items, and of the ranked ones
+
+        Returns
+        -------
+        list of the states after the last; (K, B) counts of higher and of equal scores, and where one is NaN
+        """
+        n_rows = len(items)
+        self._length = max(self._length, n_rows)
+        sequences = [padded(rows, self._length) for rows in (items, starts, targets)]
+        with jax.default_matmul_precision('float32'):
+            states, counts = self.program(*sequences, states, self._step.values(), column, *all_output, *output)
+        return states, [np.asarray(count)[:n_rows] for count in counts]

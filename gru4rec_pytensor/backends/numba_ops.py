@@ -1,0 +1,431 @@
+"""Numba: operations, and rewrites that put them into a graph.
+
+PyTensor's own operations stay as they are, since other graphs of the same process may hold them.  What is compiled in
+another way is an operation of ours, which a rewrite puts in its place in the graphs that `numba_mode` compiles.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numba.extending import register_jitable
+from pytensor.compile.builders import OpFromGraph
+from pytensor.compile.mode import Mode, get_mode
+from pytensor.graph.basic import Apply
+from pytensor.graph.destroyhandler import DestroyHandler
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.op import Op
+from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.link.numba.cache import compile_numba_function_src
+from pytensor.link.numba.dispatch.basic import (
+    numba_funcify_and_cache_key,
+    numba_njit,
+    register_funcify_and_cache_key,
+    register_funcify_default_op_cache_key,
+)
+from pytensor.scalar.basic import Composite, Exp, Tanh, same_out
+from pytensor.scalar.math import Sigmoid
+from pytensor.tensor import subtensor
+from pytensor.tensor.basic import Split
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.math import Max, Sum
+from pytensor.tensor.variable import TensorVariable
+
+from gru4rec_pytensor.backends.common import BEFORE_FUSION, FLOAT, ROW_UPDATES, sums_in_own_precision, version_of
+
+AFTER_ALL = 1000  # position among PyTensor's rewrites: when loops are fused and it is known what is overwritten
+VERSION = version_of(__file__)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tanh, sigmoid and exp that vectorise
+# ---------------------------------------------------------------------------------------------------------------------
+
+class FastTanh(Tanh):
+    """tanh of a float32 as a quotient of two polynomials, to 3e-7; LLVM can vectorise it, libm's tanhf it cannot."""
+
+
+class FastSigmoid(Sigmoid):
+    """sigmoid(x) = tanh(x / 2) / 2 + 1 / 2 of a float32, by the same quotient."""
+
+
+class FastExp(Exp):
+    """exp of a float32 to a relative 2e-7, as a polynomial and a shift of the exponent; within 1e-38 and 3e38."""
+
+
+@numba_njit(error_model='numpy')
+def tanh(x: np.float32) -> np.float32:
+    """tanh of a float32, see `FastTanh`; for use in compiled functions."""
+    # Coefficients as in Eigen's float tanh.  The comparisons are written so that NaN goes through.  Under Numba's other
+    # error model the division is checked for a zero divisor, and a loop with a branch is no longer made of vectors.
+    x = np.float32(-7.90531110763549805) if x < np.float32(-7.90531110763549805) else x
+    x = np.float32(7.90531110763549805) if x > np.float32(7.90531110763549805) else x
+    x2 = x * x
+    p = np.float32(-2.76076847742355e-16)
+    p = p * x2 + np.float32(2.00018790482477e-13)
+    p = p * x2 + np.float32(-8.60467152213735e-11)
+    p = p * x2 + np.float32(5.12229709037114e-08)
+    p = p * x2 + np.float32(1.48572235717979e-05)
+    p = p * x2 + np.float32(6.37261928875436e-04)
+    p = p * x2 + np.float32(4.89352455891786e-03)
+    q = np.float32(1.19825839466702e-06)
+    q = q * x2 + np.float32(1.18534705686654e-04)
+    q = q * x2 + np.float32(2.26843463243900e-03)
+    q = q * x2 + np.float32(4.89352518554385e-03)
+    return x * p / q
+
+
+@numba_njit
+def sigmoid(x: np.float32) -> np.float32:
+    """Sigmoid of a float32, see `FastSigmoid`; for use in compiled functions."""
+    return tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
+
+
+@numba_njit
+def exp(x: np.float32) -> np.float32:
+    """exp of a float32, see `FastExp`; for use in compiled functions."""
+    # exp(x) = 2^n exp(rest) with |rest| <= log(2) / 2; log(2) is taken off in two parts, the first of which is exact.
+    x = np.float32(-87.33) if x < np.float32(-87.33) else x
+    x = np.float32(88.37) if x > np.float32(88.37) else x
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    rest = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)  # coefficients as in Cephes' expf
+    p = p * rest + np.float32(1.3981999507e-3)
+    p = p * rest + np.float32(8.3334519073e-3)
+    p = p * rest + np.float32(4.1665795894e-2)
+    p = p * rest + np.float32(1.6666665459e-1)
+    p = p * rest + np.float32(5.0000001201e-1)
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return (p * rest * rest + rest + np.float32(1)) * power
+
+
+@register_funcify_and_cache_key(FastTanh)
+def _funcify_fast_tanh(op: FastTanh, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
+    return tanh, f'gru4rec_tanh_{VERSION}'
+
+
+@register_funcify_and_cache_key(FastSigmoid)
+def _funcify_fast_sigmoid(op: FastSigmoid, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
+    return sigmoid, f'gru4rec_sigmoid_{VERSION}'
+
+
+@register_funcify_and_cache_key(FastExp)
+def _funcify_fast_exp(op: FastExp, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
+    return exp, f'gru4rec_exp_{VERSION}'
+
+
+APPROXIMATIONS: dict[type, type] = {Tanh: FastTanh, Sigmoid: FastSigmoid, Exp: FastExp}
+
+
+@node_rewriter([Elemwise])
+def fast_activations(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: float32 tanh, sigmoid and exp by their approximations, before loops are fused."""
+    fast = APPROXIMATIONS.get(type(node.op.scalar_op))
+    if fast is None or node.outputs[0].type.dtype != FLOAT:
+        return None
+    return [Elemwise(fast(same_out, name=fast.__name__))(*node.inputs)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bodies of loops that are inlined
+# ---------------------------------------------------------------------------------------------------------------------
+
+class InlinedComposite(Composite):
+    """The body of a fused loop, as PyTensor compiles it, but always inlined: a loop with a call stays scalar."""
+
+
+_compile_composite: Callable[..., tuple[Any, str | None]] = numba_funcify_and_cache_key.dispatch(Composite)
+
+
+@register_funcify_and_cache_key(InlinedComposite)
+def _funcify_inlined_composite(op: InlinedComposite, node: Apply, **kwargs: Any) -> tuple[Callable, str | None]:
+    body, key = _compile_composite(op, node=node, **kwargs)
+    return numba_njit(body.py_func, forceinline=True), key and f'{key}_{VERSION}'
+
+
+def with_inlined_bodies(op: Op) -> Op:
+    """An operation that does the same, with each `Composite` replaced by `InlinedComposite`; `op` if it has none."""
+    if type(op) is Composite:
+        return InlinedComposite(op.inputs, op.outputs)
+    if isinstance(op, Elemwise):
+        body = with_inlined_bodies(op.scalar_op)
+        return op if body is op.scalar_op else Elemwise(body, op.inplace_pattern)
+    if not isinstance(op, OpFromGraph) or not hasattr(op, 'clone_with_inner_graph'):
+        return op
+    # From PyTensor 3.1 on, a loop that also reads or updates rows stands in the inner graph of another operation.
+    frozen: Any = op.fgraph
+    inner, n_replaced = frozen.unfreeze(), 0
+    inner.attach_feature(DestroyHandler())  # for an order in which nothing is read after it was overwritten
+    for node in inner.toposort():
+        inlined = with_inlined_bodies(node.op)
+        if inlined is not node.op:
+            inner.replace_all(zip(node.outputs, inlined.make_node(*node.inputs).outputs), reason='inlined_bodies')
+            n_replaced += 1
+    return op.clone_with_inner_graph(inner) if n_replaced else op
+
+
+@node_rewriter([Composite, Elemwise, OpFromGraph])
+def inlined_bodies(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: Composite, wherever an operation holds one, to `InlinedComposite`."""
+    op = with_inlined_bodies(node.op)
+    return None if op is node.op else op.make_node(*node.inputs).outputs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transposes that are not copied
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Transpose(Op):
+    """Transpose of a matrix whose memory layout Numba knows: BLAS then reads it as it is, without a copy.
+
+    PyTensor 3.0 transposes by strides that the compiler cannot see through, and Numba's product copies such a matrix.
+    """
+    __props__ = ()
+    view_map = {0: [0]}
+
+    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
+        return Apply(self, [x], [x.type.clone(shape=x.type.shape[::-1])()])
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        output_storage[0][0] = inputs[0].T
+
+
+@register_funcify_default_op_cache_key(Transpose)
+def _funcify_transpose(op: Transpose, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
+    @numba_njit
+    def transpose(x: np.ndarray) -> np.ndarray:
+        return x.T
+    return transpose, VERSION
+
+
+@node_rewriter([DimShuffle])
+def transposes_without_copy(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: DimShuffle to `Transpose` where it is one."""
+    return [Transpose()(node.inputs[0])] if tuple(node.op.new_order) == (1, 0) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Splits that are contiguous
+# ---------------------------------------------------------------------------------------------------------------------
+
+class SplitColumns(Op):
+    """A matrix taken apart into matrices of as many columns each, as contiguous copies.
+
+    PyTensor's Split gives views.  Numba does not know that neighbours in a row of a view are neighbours in memory, and
+    a loop that reads one stays scalar: that costs more than the copy.
+    """
+    __props__ = ('n_splits',)
+
+    def __init__(self, n_splits: int) -> None:
+        self.n_splits = n_splits
+
+    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
+        n_rows, n_columns = x.type.shape
+        part = x.type.clone(shape=(n_rows, n_columns and n_columns // self.n_splits))
+        return Apply(self, [x], [part() for _ in range(self.n_splits)])
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        for storage, part in zip(output_storage, np.split(inputs[0], self.n_splits, axis=1)):
+            storage[0] = part.copy()
+
+
+@register_funcify_default_op_cache_key(SplitColumns)
+def _funcify_split_columns(op: SplitColumns, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
+    n = op.n_splits
+    source = '\n'.join([
+        'def split_columns(x):',
+        f'    width = x.shape[1] // {n}',
+        f'    parts = np.empty(({n}, len(x), width), x.dtype)',
+        '    for i in range(len(x)):',
+        f'        for k in range({n}):',
+        '            for j in range(width):',
+        '                parts[k, i, j] = x[i, k * width + j]',
+        f"    return ({''.join(f'parts[{k}], ' for k in range(n))})",
+    ])
+    return numba_njit(compile_numba_function_src(source, 'split_columns', {'np': np})), VERSION
+
+
+@node_rewriter([Split])
+def contiguous_splits(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: Split of a matrix into equally many columns to `SplitColumns`."""
+    n_columns = node.inputs[0].type.shape[-1]
+    n = len(node.outputs)
+    if n_columns is None or any(part.type.shape[1:] != (n_columns // n,) for part in node.outputs):
+        return None
+    parts: Any = SplitColumns(n)(node.inputs[0], return_list=True)
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reductions that vectorise
+# ---------------------------------------------------------------------------------------------------------------------
+
+class ColumnSums(Op):
+    """Sum over the rows of a float32 matrix.  PyTensor 3.3 would fuse it into the loop before, which then is scalar."""
+    __props__ = ()
+
+    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
+        return Apply(self, [x], [x.type.clone(shape=x.type.shape[1:])()])
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        output_storage[0][0] = inputs[0].sum(axis=0)
+
+
+class RowMaxima(Op):
+    """Largest number of each row of a float32 matrix; of a row with NaN, NaN or any number.
+
+    Found among integers in the same order: floats have no maximum that LLVM would make vectors of.
+    """
+    __props__ = ()
+
+    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
+        return Apply(self, [x], [x.type.clone(shape=x.type.shape[:1])()])
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        output_storage[0][0] = inputs[0].max(axis=1)
+
+
+@register_funcify_default_op_cache_key(ColumnSums)
+def _funcify_column_sums(op: ColumnSums, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
+    @numba_njit
+    def column_sums(x: np.ndarray) -> np.ndarray:
+        sums = np.zeros(x.shape[1], x.dtype)
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                sums[j] += x[i, j]
+        return sums
+    return column_sums, VERSION
+
+
+@register_jitable
+def float_order(bits: Any) -> Any:
+    """Whole numbers in the order of the float32 numbers whose bits are given as int32, without gaps; its own inverse.
+
+    For arrays, and for numbers in compiled functions.  The order is that of the floats, with -0 just below 0.
+    """
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@register_funcify_default_op_cache_key(RowMaxima)
+def _funcify_row_maxima(op: RowMaxima, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
+    @numba_njit
+    def row_maxima(x: np.ndarray) -> np.ndarray:
+        maxima = np.empty(x.shape[0], np.int32)
+        bits = x.view(np.int32)
+        for i in range(x.shape[0]):
+            largest = np.int32(float_order(bits[i, 0]))
+            for j in range(1, x.shape[1]):
+                largest = max(largest, np.int32(float_order(bits[i, j])))
+            maxima[i] = float_order(largest)
+        return maxima.view(np.float32)
+    return row_maxima, VERSION
+
+
+@node_rewriter([Sum])
+def unfused_column_sums(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: Sum over the rows of a float32 matrix to `ColumnSums`."""
+    x = node.inputs[0]
+    return [ColumnSums()(x)] if x.type.dtype == FLOAT and x.type.ndim == 2 and node.op.axis == (0,) else None
+
+
+@node_rewriter([Max])
+def integer_maxima(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: Max over the columns of a float32 matrix to `RowMaxima`."""
+    x = node.inputs[0]
+    return [RowMaxima()(x)] if x.type.dtype == FLOAT and x.type.ndim == 2 and node.op.axis == (1,) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Row updates that vectorise
+# ---------------------------------------------------------------------------------------------------------------------
+
+class RowUpdate(Op):
+    """Rows of a matrix increased, or set, in place, in loops over plain indices; of several that are set, the last.
+
+    PyTensor 3.0 makes loops over views of rows, which stay scalar.
+    """
+    __props__ = ('set_instead_of_inc',)
+    destroy_map = {0: [0]}
+
+    def __init__(self, set_instead_of_inc: bool) -> None:
+        self.set_instead_of_inc = set_instead_of_inc
+
+    def make_node(self, x: TensorVariable, y: TensorVariable, rows: TensorVariable) -> Apply:  # type: ignore[override]
+        return Apply(self, [x, y, rows], [x.type()])
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        x, y, rows = inputs
+        if self.set_instead_of_inc:
+            x[rows] = y
+        else:
+            np.add.at(x, rows, y)
+        output_storage[0][0] = x
+
+
+@numba_njit
+def _set_rows(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    for i in range(len(rows)):
+        row = rows[i]
+        for j in range(x.shape[1]):
+            x[row, j] = y[i, j]
+    return x
+
+
+@numba_njit
+def _add_to_rows(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    for i in range(len(rows)):
+        row = rows[i]
+        for j in range(x.shape[1]):
+            x[row, j] += y[i, j]
+    return x
+
+
+@register_funcify_default_op_cache_key(RowUpdate)
+def _funcify_row_update(op: RowUpdate, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
+    return (_set_rows if op.set_instead_of_inc else _add_to_rows), VERSION
+
+
+# PyTensor 3.0 and 3.1 have it; later ones have another operation, and good loops.
+AdvancedIncSubtensor1: Any = getattr(subtensor, 'AdvancedIncSubtensor1', ())
+
+
+@node_rewriter(ROW_UPDATES)
+def row_updates(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: AdvancedIncSubtensor1 to `RowUpdate` where it overwrites whole rows of a matrix in place."""
+    if not isinstance(node.op, AdvancedIncSubtensor1) or not node.op.inplace:
+        return None
+    x, y, rows = node.inputs
+    if x.type.ndim != 2 or None in y.type.shape or y.type.shape[0] == 1 or x.type.shape[1] != y.type.shape[1]:
+        return None
+    return [RowUpdate(node.op.set_instead_of_inc)(x, y, rows)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tricks
+# ---------------------------------------------------------------------------------------------------------------------
+
+# name -> rewrite, and its position among PyTensor's
+TRICKS = {rewrite.__name__: (rewrite, BEFORE_FUSION) for rewrite in (
+    fast_activations, sums_in_own_precision, unfused_column_sums, transposes_without_copy, contiguous_splits,
+    integer_maxima)}
+TRICKS |= {rewrite.__name__: (rewrite, AFTER_ALL) for rewrite in (inlined_bodies, row_updates)}
+
+
+def switched_off() -> set[str]:
+    """Names of the tricks, of those in `TRICKS`, that the environment variable GRU4REC_WITHOUT switches off.
+
+    For measuring what each brings: ``GRU4REC_WITHOUT=fast_activations,row_updates python ...``.
+    """
+    names = set(os.environ.get('GRU4REC_WITHOUT', '').split(',')) - {''}
+    if not names <= TRICKS.keys():
+        raise ValueError(f'GRU4REC_WITHOUT={",".join(sorted(names))}: each must be one of {", ".join(TRICKS)}')
+    return names
+
+
+def numba_mode() -> Mode:
+    """PyTensor's mode for Numba, with the tricks that are not switched off."""
+    off = switched_off()
+    return get_mode('NUMBA').excluding('local_log_sum_exp').register(  # cross_entropy takes off the largest itself
+        *((in2out(rewrite, name=name), position) for name, (rewrite, position) in TRICKS.items() if name not in off))

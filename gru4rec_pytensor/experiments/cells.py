@@ -1,0 +1,189 @@
+"""Cells: the numbers of a table, each of one model that is trained and evaluated, apart from the data."""
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import pandas as pd
+import pytensor
+
+from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
+from gru4rec import GRU4Rec
+from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
+from gru4rec_pytensor.experiments.datasets import Dataset
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, Protocol
+from gru4rec_pytensor.terminal import TrainingProgress
+
+# What results.json has of each cell; results of the first versions lack the last three.
+LATER_KEYS = ('candidates', 'epoch_losses', 'details')
+RESULT_KEYS = ('dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19',
+               'mrr@20', 'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds',
+               'train_events_per_second', 'eval_events_per_second', 'tie_policy', 'backend', 'versions', *LATER_KEYS)
+
+# The details of a result.  The bins are named, with their last position, or their share of the items at their end.
+CUT_OFFS = (1, 2, 3, 5, 10, 15, 20, 30, 50, 100)
+POSITIONS = {'2': 2, '3': 3, '4': 4, '5': 5, '6-10': 10, '11-20': 20, 'later': np.inf}
+POPULARITY = {'top 1%': 0.01, 'to 5%': 0.05, 'to 20%': 0.2, 'to 50%': 0.5, 'the rest': 1.0}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to train, and how to rank.
+
+    tables : of 1, 2 and 3
+    models : rows of Tables 1 and 3, of `BASELINES` and `NETWORK`
+    losses : rows of Tables 2 and 3, of `protocols.LOSS_NAMES`
+    units : hidden units of the networks; for the claims two numbers, of small and of large ones
+    epochs : training epochs of the networks
+    seeds : one training for each
+    tie_policy : of `evaluation.TIE_POLICIES`
+    backend : as `backends.resolve` returns it
+    """
+    tables: tuple[int, ...]
+    models: tuple[str, ...]
+    losses: tuple[str, ...]
+    units: tuple[int, ...]
+    epochs: int
+    seeds: tuple[int, ...]
+    tie_policy: str
+    backend: str
+
+
+class Cell(NamedTuple):
+    """One number of a table: what is trained and evaluated, apart from the data."""
+    table: int  # 0 where it is in none
+    model: str
+    loss: str | None
+    units: int | None
+    epochs: int | None
+    seed: int | None
+    parameters: dict
+    tie_policy: str
+    candidates: int | None = None  # see `Protocol`
+    backend: str | None = None  # of a network
+
+    @property
+    def title(self) -> str:
+        """Model, loss, units and seed, as far as it has them."""
+        return ' '.join(str(part) for part in (self.model, self.loss, self.units, self.seed) if part is not None)
+
+
+def network_cell(table: int, loss: str, units: int | None, epochs: int, seed: int, parameters: dict, options: Options,
+                 candidates: int | None) -> Cell:
+    """The cell of a network, ranked by the policy and trained on the backend of the options."""
+    return Cell(table, NETWORK, loss, units, epochs, seed, parameters, options.tie_policy, candidates, options.backend)
+
+
+def plan(protocol: Protocol, options: Options) -> list[Cell]:
+    """The cells of Tables 1 and 3, in the paper's order.  Table 3 needs Item-KNN, for the gain over it."""
+    tables, models, candidates = options.tables, options.models, protocol.candidates
+    if not {1, 3} & set(tables):
+        return []
+    cells = []
+    for model, (_class, parameters) in BASELINES.items():
+        if model in models and (1 in tables or model == 'Item-KNN'):
+            n_epochs = parameters.get('n_iterations')
+            for seed in options.seeds if model == 'BPR-MF' else [None]:
+                cells.append(Cell(1, model, None, None, n_epochs, seed, parameters, options.tie_policy, candidates))
+    if 3 in tables and NETWORK in models:
+        cells += [network_cell(3, loss, n, options.epochs, seed, protocol.parameters[loss], options, candidates)
+                  for n in options.units for loss in options.losses for seed in options.seeds]
+    if not cells:
+        raise ValueError(f'--table {" ".join(map(str, tables))} has no row for --models {" ".join(models)}')
+    return cells
+
+
+def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
+    """ValueError, before any training, when a cell needs more parallel sessions than there are."""
+    n_sessions = n_trainable_sessions(train)
+    for cell in cells:
+        batch_size = cell.parameters.get('batch_size', 0)
+        if batch_size > n_sessions:
+            raise ValueError(f'{cell.model} with {cell.loss} trains {batch_size} sessions in parallel, but the '
+                             f'training data has {n_sessions} of two or more events; more data is needed, or other '
+                             'rows (--loss)')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training and evaluation
+# ---------------------------------------------------------------------------------------------------------------------
+
+def run_cell(cell: Cell, data: Dataset) -> dict:
+    """Train and evaluate; the result as it is written to results.json, with `RESULT_KEYS`."""
+    started = time.perf_counter()
+    model, events_per_second = (fit_network if cell.model == NETWORK else fit_baseline)(cell, data.train)
+    published = data.protocol.published_for(cell.model, cell.loss, cell.units) if cell.table else (None, None)
+    result = dict.fromkeys(RESULT_KEYS) | cell._asdict() | {
+        'dataset': data.name, 'fit_seconds': time.perf_counter() - started,
+        'train_events_per_second': events_per_second, 'versions': versions(),
+        'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None,  # BPR-MF has some, too
+        'published_recall@20': published[0], 'published_mrr@20': published[1]}
+    if not getattr(model, 'error_during_train', False):
+        result |= evaluate(model, cell, data)
+    return result
+
+
+def fit_network(cell: Cell, train: pd.DataFrame) -> tuple[GRU4Rec, float | None]:
+    """The trained network of a cell, and how many events a second it was trained on, compilation left out."""
+    started = time.perf_counter()
+    progress = TrainingProgress(f'{cell.loss}, {cell.units} units')
+    arguments: dict[str, Any] = {'layers': [cell.units], **cell.parameters}
+    model = GRU4Rec(**arguments | dict(n_epochs=cell.epochs, loss=cell.loss, seed=cell.seed, backend=cell.backend))
+    model.fit(train, callback=progress)
+    return model, progress.close(time.perf_counter() - started)
+
+
+def fit_baseline(cell: Cell, train: pd.DataFrame) -> tuple[Any, float]:
+    """The trained baseline of a cell, and how many events a second it was trained on."""
+    started = time.perf_counter()
+    seed = {} if cell.seed is None else {'seed': cell.seed}
+    model = BASELINES[cell.model][0](**cell.parameters, **seed)
+    model.fit(train)
+    return model, len(train) * (cell.epochs or 1) / (time.perf_counter() - started)
+
+
+def evaluate(model: Any, cell: Cell, data: Dataset) -> dict:
+    """Metrics of a trained model, and what evaluation took."""
+    started = time.perf_counter()
+    candidates = most_frequent(data.train.ItemId, cell.candidates)
+    ranks = next_item_ranks(model, data.test, candidates, tie_policy=cell.tie_policy)
+    seconds = time.perf_counter() - started
+    recall, mrr = recall_mrr(ranks, CUT_OFF)
+    result = {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
+              'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds,
+              'details': rank_details(ranks, data)}
+    if cell.model == 'Item-KNN':
+        result['other_tie_policies'] = {
+            policy: recall_mrr(next_item_ranks(model, data.test, candidates, tie_policy=policy), CUT_OFF)
+            for policy in TIE_POLICIES if policy != cell.tie_policy}
+    return result
+
+
+def rank_details(ranks: np.ndarray, data: Dataset) -> dict:
+    """Recall and MRR over cut-offs; Recall@20 by position in the session, and by popularity of the next item."""
+    rows, offsets = session_order(data.test)
+    position = np.delete(np.arange(len(rows)) - offsets[session_of_event(offsets)] + 1, offsets[:-1])
+    target = np.delete(data.test.ItemId.to_numpy()[rows], offsets[:-1])
+    by_popularity = data.train.ItemId.value_counts().index
+    popularity = by_popularity.get_indexer(target) / len(by_popularity)
+
+    def recall_by_bin(values: np.ndarray, bins: dict[str, float], right: bool) -> list[list]:
+        bin_of = np.searchsorted(list(bins.values()), values, side='left' if right else 'right')
+        return [[name, int((bin_of == k).sum()), float((ranks[bin_of == k] <= CUT_OFF).mean())]
+                for k, name in enumerate(bins) if (bin_of == k).any()]
+
+    recall, mrr = zip(*[recall_mrr(ranks, n) for n in CUT_OFFS])
+    return {'recall': list(recall), 'mrr': list(mrr), 'by_position': recall_by_bin(position, POSITIONS, True),
+            'by_popularity': recall_by_bin(popularity, POPULARITY, False)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {'python': platform.python_version(), 'pytensor': pytensor.__version__, 'numpy': np.__version__,
+             'numba': numba.__version__, 'pandas': pd.__version__}
+    return found | ({'jax': sys.modules['jax'].__version__} if sys.modules.get('jax') else {})

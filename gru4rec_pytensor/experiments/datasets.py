@@ -1,0 +1,135 @@
+"""Data sets: training and test events from files or from the synthetic log, and what they can be compared with."""
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+import preprocess_rsc15
+from gru4rec_pytensor import click_log, synthetic
+from gru4rec_pytensor.events import COLUMNS, count, drop_long_sessions, keep_known_items, split
+from gru4rec_pytensor.experiments.protocols import Protocol
+from gru4rec_pytensor.terminal import note
+
+
+class Source(NamedTuple):
+    """Where the events are: in two files, in a folder, or, without either, in a synthetic log.
+
+    train, test : files of events, of any format that `click_log.read_events` reads
+    folder : with the files of `preprocess_rsc15`
+    cache : folder of synthetic logs; one is made there when it is not there yet
+    sessions, items : size of the synthetic log; that of the protocol when None
+    """
+    train: Path | None = None
+    test: Path | None = None
+    folder: Path | None = None
+    cache: Path = Path('cache')
+    sessions: int | None = None
+    items: int | None = None
+
+
+class Dataset(NamedTuple):
+    """Training and test events, cleaned by the rules of a protocol."""
+    name: str  # says where the data is from, and a fingerprint of it
+    protocol: Protocol
+    is_synthetic: bool
+    train: pd.DataFrame
+    test: pd.DataFrame
+
+    @property
+    def n_items(self) -> int:
+        """Number of items of the training data."""
+        return int(self.train.ItemId.nunique())
+
+
+def load_dataset(source: Source, protocol: Protocol) -> Dataset:
+    """The training and test events of a source; ValueError when no test session is left."""
+    if source.train and source.test:
+        train_path, test_path, name = source.train, source.test, source.train.stem
+    else:
+        folder = source.folder or synthetic_folder(source, protocol)
+        train_path, test_path = (folder / preprocess_rsc15.FILES[part] for part in ('train_full', 'test'))
+        name = folder.resolve().name
+    train, test = read_pair(train_path, test_path, protocol)
+    is_synthetic = (train_path.parent / preprocess_rsc15.SYNTHETIC_LOG).exists() or not (source.train or source.folder)
+    return Dataset(f"{'synthetic' if is_synthetic else name}-{fingerprint(train, test)}", protocol, is_synthetic, train,
+                   with_known_items(train, test))
+
+
+def validation_split(source: Source, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training and validation data of the search: those of the folder, or else the training data without its last day,
+    and that day."""
+    if source.folder:
+        train_path, valid_path = (source.folder / preprocess_rsc15.FILES[part] for part in ('train_tr', 'valid'))
+        if train_path.is_file() and valid_path.is_file():
+            train, valid = read_pair(train_path, valid_path, data.protocol)
+            return train, with_known_items(train, valid)
+    return split(data.train, 'validation')
+
+
+def synthetic_folder(source: Source, protocol: Protocol) -> Path:
+    """Folder with a synthetic log of the wanted size, made if need be; its name changes when the generator does."""
+    version = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()[:8]
+    n_sessions, n_items = source.sessions or protocol.sessions, source.items or protocol.items
+    folder = source.cache / f'synthetic-{version}-{n_sessions}_sessions-{n_items}_items'
+    if not all((folder / preprocess_rsc15.FILES[part]).exists() for part in ('train_full', 'test')):
+        note(f'making the synthetic click log in {folder}')
+        preprocess_rsc15.make_synthetic(folder, n_sessions=n_sessions, n_items=n_items)
+    return folder
+
+
+def read_pair(train_path: Path, test_path: Path, protocol: Protocol) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Events of a training and a test file, without the sessions that the protocol finds too long."""
+    train, test = (without_long_sessions(click_log.read_events(path), protocol.max_session_length)
+                   for path in (train_path, test_path))
+    for key in COLUMNS[:2]:
+        if train[key].dtype != test[key].dtype:  # ids that look like numbers in one file only
+            train, test = train.astype({key: str}), test.astype({key: str})
+    return train, test
+
+
+def without_long_sessions(events: pd.DataFrame, max_length: int | None) -> pd.DataFrame:
+    """The sessions of at most `max_length` events: longer ones are likely to be of bots (section 4, VIDEO)."""
+    kept = drop_long_sessions(events, max_length)
+    if kept.empty:
+        raise ValueError(f'no session has {max_length} events or fewer')
+    if len(kept) < len(events):
+        note(f'dropped {len(events) - len(kept)} events of sessions of more than {max_length} events')
+    return kept
+
+
+def with_known_items(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """The test events that the protocol of section 4 keeps: items that training has, sessions of two events or more."""
+    kept = keep_known_items(test, train.ItemId.unique())
+    if kept.empty:
+        raise ValueError('no test session has two events with items of the training data')
+    if len(kept) < len(test):
+        note(f'dropped {len(test) - len(kept)} test events: items that training does not have, then one-event sessions')
+    return kept
+
+
+def fingerprint(*frames: pd.DataFrame) -> str:
+    """Eight digits that change when the data does."""
+    hashes = [pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes() for frame in frames]
+    return hashlib.sha256(b''.join(hashes)).hexdigest()[:8]
+
+
+def size_in_words(events: pd.DataFrame) -> str:
+    """Sessions, events and items of a frame of events."""
+    return ', '.join(f'{number:,} {kind}' for kind, number in count(events).items())
+
+
+def data_notice(data: Dataset) -> str:
+    """What data our numbers are of, and what they can be compared with."""
+    if data.is_synthetic:
+        comparison = ('**This is a synthetic click log**: our numbers on it are not comparable with the published '
+                      'ones, only their order is.')
+    elif data.protocol.is_private:
+        comparison = ('**This is not the data of the published numbers**, which is private: ours are not comparable '
+                      'with them, only their order is.')
+    else:
+        comparison = (f'Our numbers are comparable with the published ones only if this is the {data.protocol.title} '
+                      'data of the paper.')
+    return f'Data set `{data.name}`: train {size_in_words(data.train)}; test {size_in_words(data.test)}. {comparison}'

@@ -1,0 +1,127 @@
+"""The paper's two data sets: what it does with each, the parameters it found, and the numbers it reports.
+
+Other rooms take names of models and losses from here; so does who adds a baseline or a loss (see CONTRIBUTING.md).
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import baselines
+import preprocess_rsc15
+from gru4rec_pytensor import synthetic
+from gru4rec_pytensor.events import MAX_SESSION_LENGTH
+
+VIDEO_ITEMS, VIDEO_CANDIDATES = 330_000, 30_000  # the next item is ranked among so many, the most popular
+NETWORK = 'GRU4Rec'  # the model of Tables 2 and 3, as the baselines are those of Table 1
+LOSS_NAMES = {'top1': 'TOP1', 'bpr': 'BPR', 'cross-entropy': 'Cross-entropy', 'mrr': 'MRR'}
+
+BASELINES: dict[str, tuple[type, dict]] = {
+    'POP': (baselines.Pop, dict(top_n=100)),
+    'S-POP': (baselines.SessionPop, dict(top_n=1000)),
+    'Item-KNN': (baselines.ItemKNN, dict(n_sims=100, lmbd=20, alpha=0.5)),
+    'BPR-MF': (baselines.BPR, dict(n_factors=100, n_iterations=10, learning_rate=0.01)),
+}
+
+
+class Protocol(NamedTuple):
+    """What the paper does with one of its two data sets, and what it reports.
+
+    counts : sessions, events and items of the training and test data, as the paper has them
+    published : (Recall@20, MRR@20) by baseline, or by (loss, units): Tables 1 and 3
+    gains : gains over Item-KNN as Table 3 prints them, which are of numbers with more digits than it shows
+    parameters : Table 2, the best parameters of each loss
+    stable : how many of 100 random points gave a numerically stable network, by loss, where section 4.2 says so
+    is_private : nobody outside has the data, so that no numbers of ours are comparable with the published ones
+    candidates : how many of the most popular items, next to the target, it is ranked among; None for all items
+    max_session_length : longer sessions are left out; None for no limit
+    sessions, items : size of the synthetic log that stands in for the data
+    """
+    title: str
+    counts: dict
+    published: dict
+    gains: dict
+    parameters: dict[str, dict]
+    stable: dict[str, int]
+    is_private: bool
+    candidates: int | None
+    max_session_length: int | None
+    sessions: int
+    items: int
+
+    def published_for(self, model: str, loss: str | None, units: int | None) -> tuple[float | None, float | None]:
+        """Published Recall@20 and MRR@20 of a row of Tables 1 and 3; (None, None) where there is no such row."""
+        return self.published.get((loss, units) if model == NETWORK else model, (None, None))
+
+
+RSC15 = Protocol(
+    'RSC15',
+    counts={'train': preprocess_rsc15.PUBLISHED['train_full'], 'test': preprocess_rsc15.PUBLISHED['test']},
+    published={
+        'POP': (0.0050, 0.0012),
+        'S-POP': (0.2672, 0.1775),
+        'Item-KNN': (0.5065, 0.2048),
+        'BPR-MF': (0.2574, 0.0618),
+        ('top1', 100): (0.5853, 0.2305),
+        ('bpr', 100): (0.6069, 0.2407),
+        ('cross-entropy', 100): (0.6074, 0.2430),
+        ('top1', 1000): (0.6206, 0.2693),
+        ('bpr', 1000): (0.6322, 0.2467),
+        ('cross-entropy', 1000): (0.5777, 0.2153),
+    },
+    gains={
+        ('top1', 100): (0.1555, 0.1258),
+        ('bpr', 100): (0.1982, 0.1754),
+        ('cross-entropy', 100): (0.1991, 0.1865),
+        ('top1', 1000): (0.2253, 0.3149),
+        ('bpr', 1000): (0.2482, 0.2047),
+        ('cross-entropy', 1000): (0.1406, 0.0516),
+    },
+    parameters={
+        'top1': dict(batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01, momentum=0.0),
+        'bpr': dict(batch_size=50, dropout_p_hidden=0.2, learning_rate=0.05, momentum=0.2),
+        'cross-entropy': dict(batch_size=500, dropout_p_hidden=0.0, learning_rate=0.01, momentum=0.0),
+    },
+    stable={'cross-entropy': 10},
+    is_private=False,
+    candidates=None,
+    max_session_length=None,
+    sessions=synthetic.SYNTHETIC_SESSIONS,
+    items=synthetic.SYNTHETIC_ITEMS,
+)
+
+VIDEO = Protocol(
+    'VIDEO',
+    counts={'train': dict(sessions=3_000_000, events=13_000_000, items=VIDEO_ITEMS),  # rounded by the paper
+            'test': dict(sessions=37_000, events=180_000)},
+    published={
+        'POP': (0.0499, 0.0117),
+        'S-POP': (0.1301, 0.0863),
+        'Item-KNN': (0.5508, 0.3381),
+        'BPR-MF': (0.0692, 0.0374),
+        ('top1', 100): (0.6141, 0.3511),
+        ('bpr', 100): (0.5999, 0.3260),
+        ('cross-entropy', 100): (0.6372, 0.3720),
+        ('top1', 1000): (0.6624, 0.3891),
+        ('bpr', 1000): (0.6311, 0.3136),
+    },
+    gains={
+        ('top1', 100): (0.1150, 0.0384),
+        ('bpr', 100): (0.0892, -0.0356),
+        ('cross-entropy', 100): (0.1569, 0.1004),
+        ('top1', 1000): (0.2027, 0.1508),
+        ('bpr', 1000): (0.1458, -0.0723),
+    },
+    parameters={
+        'top1': dict(batch_size=50, dropout_p_hidden=0.4, learning_rate=0.05, momentum=0.0),
+        'bpr': dict(batch_size=50, dropout_p_hidden=0.3, learning_rate=0.1, momentum=0.0),
+        'cross-entropy': dict(batch_size=200, dropout_p_hidden=0.1, learning_rate=0.05, momentum=0.3),
+    },
+    stable={'cross-entropy': 6},
+    is_private=True,
+    candidates=VIDEO_CANDIDATES,
+    max_session_length=MAX_SESSION_LENGTH,  # the paper gives no number
+    sessions=60_000,
+    items=8_000,
+)
+
+PROTOCOLS = {'rsc15': RSC15, 'video': VIDEO}

@@ -1,0 +1,125 @@
+"""Cells: which of them make up the tables, what one of them gives, and where its result is found again."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import few_items_log
+
+from gru4rec_pytensor.experiments import results
+from gru4rec_pytensor.experiments.cells import (
+    LATER_KEYS,
+    RESULT_KEYS,
+    Options,
+    check_batch_sizes,
+    plan,
+    rank_details,
+    run_cell,
+)
+from gru4rec_pytensor.experiments.datasets import Dataset
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, RSC15, VIDEO
+from gru4rec_pytensor.experiments.results import load_results, result_of
+
+OPTIONS = Options((1, 3), (*BASELINES, NETWORK), ('top1', 'bpr'), (4, 8), 1, (42, 43), 'conservative', 'python')
+
+
+@pytest.fixture(scope='module')
+def data():
+    log = few_items_log(60, 8)
+    return Dataset('few-items', RSC15, False, log, log)
+
+
+def a_cell(model, **changes):
+    """A cell of Table 1 or 3 that runs on 60 sessions."""
+    options = Options((1, 3), (model,), ('top1',), (4,), 1, (42,), 'conservative', 'python')
+    cell, = plan(RSC15, options)
+    return cell._replace(**{**({'parameters': {'batch_size': 10}} if model == NETWORK else {}), **changes})
+
+
+def rows_of(cells):
+    return [(cell.table, cell.model, cell.loss, cell.units, cell.seed) for cell in cells]
+
+
+def test_the_plan_has_the_rows_of_both_tables_in_the_papers_order_with_each_seed_where_it_matters():
+    assert rows_of(plan(RSC15, OPTIONS)) == [
+        (1, 'POP', None, None, None), (1, 'S-POP', None, None, None), (1, 'Item-KNN', None, None, None),
+        (1, 'BPR-MF', None, None, 42), (1, 'BPR-MF', None, None, 43),
+        *[(3, NETWORK, loss, units, seed) for units in (4, 8) for loss in ('top1', 'bpr') for seed in (42, 43)]]
+
+
+def test_table_3_alone_needs_item_knn_and_table_2_no_cell():
+    assert [cell.model for cell in plan(RSC15, replace(OPTIONS, tables=(3,), seeds=(1,), units=(4,)))] == [
+        'Item-KNN', NETWORK, NETWORK]
+    assert plan(RSC15, replace(OPTIONS, tables=(2,))) == []
+    with pytest.raises(ValueError, match='--table 3 has no row for --models POP'):
+        plan(RSC15, replace(OPTIONS, tables=(3,), models=('POP',)))
+
+
+def test_a_cell_has_the_parameters_and_the_candidates_of_its_protocol():
+    for protocol, candidates in ((RSC15, None), (VIDEO, 30_000)):
+        for cell in plan(protocol, OPTIONS):
+            assert cell.candidates == candidates
+            assert cell.parameters == (protocol.parameters[cell.loss] if cell.loss else BASELINES[cell.model][1])
+            assert cell.backend == ('python' if cell.loss else None)
+
+
+def test_a_cell_that_needs_more_parallel_sessions_than_there_are_is_refused():
+    train = pd.DataFrame({'SessionId': [1, 1, 2, 2, 3], 'ItemId': 1, 'Time': range(5)})
+    check_batch_sizes([a_cell(NETWORK, parameters={'batch_size': 2})], train)
+    with pytest.raises(ValueError, match='GRU4Rec with top1 trains 3 sessions in parallel, but .* has 2 of two or'):
+        check_batch_sizes([a_cell(NETWORK, parameters={'batch_size': 3})], train)
+
+
+def test_a_training_that_meets_nan_is_reported_as_unstable(data):
+    cell = a_cell(NETWORK, parameters=dict(batch_size=10, dropout_p_hidden=0.0, learning_rate=1e38, adapt=None))
+    with pytest.warns(RuntimeWarning, match='loss of epoch 0, mini-batch'):
+        result = run_cell(cell._replace(loss='cross-entropy'), data)
+    assert set(result) == set(RESULT_KEYS)
+    assert result['recall@20'] is None and result['eval_seconds'] is None
+
+
+def test_other_parameters_make_another_cell(data):
+    network = a_cell(NETWORK)
+    found = [json.loads(json.dumps(run_cell(cell, data))) for cell in (a_cell('POP'), network)]
+    assert result_of(network, found, data.name) == found[1]
+    assert result_of(network._replace(table=0), found, data.name) == found[1]  # as the claims look for it
+    for change in ({'seed': 43}, {'epochs': 2}, {'units': 5}, {'tie_policy': 'median'}, {'candidates': 5},
+                   {'parameters': {'batch_size': 11}}, {'backend': 'numba'}):
+        assert result_of(network._replace(**change), found, data.name) is None
+    assert result_of(network, found, 'other-data') is None
+
+
+def test_results_of_the_first_versions_are_read_but_those_of_networks_lack_what_the_report_needs(data, tmp_path):
+    cells = [a_cell('POP'), a_cell(NETWORK)]
+    old = [{key: value for key, value in run_cell(cell, data).items() if key not in LATER_KEYS} for cell in cells]
+    (tmp_path / 'results.json').write_text(json.dumps(old))
+    found = load_results(tmp_path / 'results.json')
+    assert found == json.loads(json.dumps(old))
+    assert [result_of(cell, found, data.name) for cell in cells] == [found[0], None]
+
+
+def test_results_that_another_run_has_written_meanwhile_are_kept(data, tmp_path, monkeypatch):
+    path, cells = tmp_path / 'results.json', [a_cell('POP'), a_cell('S-POP')]
+    of_another_run = run_cell(a_cell('Item-KNN'), data)
+
+    def run_beside_another(cell, *arguments):
+        if cell.model == 'S-POP':
+            path.write_text(json.dumps([*load_results(path), of_another_run]))
+        return run_cell(cell, *arguments)
+    monkeypatch.setattr(results, 'run_cell', run_beside_another)
+    *_first, last = results.run_cells(cells, data, path)
+    assert [result['model'] for result in last] == ['POP', 'S-POP']
+    assert [result['model'] for result in load_results(path)] == ['POP', 'Item-KNN', 'S-POP']
+
+
+def test_the_details_are_counted_by_position_and_popularity():
+    train = pd.DataFrame({'SessionId': 1, 'ItemId': ['a'] * 5 + ['b'] * 3 + ['c'] * 2 + ['d'], 'Time': range(11)})
+    test = pd.DataFrame({'SessionId': [2, 1, 1, 1, 2], 'ItemId': ['a', 'a', 'b', 'd', 'c'], 'Time': [4, 1, 2, 3, 5]})
+    data = Dataset('x', RSC15, False, train, test)
+    details = rank_details(np.array([1, 30, 2]), data)  # of b and d in session 1, and c in session 2
+    assert details['by_position'] == [['2', 2, 1.0], ['3', 1, 0.0]]
+    # of four items a is the first, from 0; b from 1/4, c from 1/2, d from 3/4
+    assert details['by_popularity'] == [['to 50%', 1, 1.0], ['the rest', 2, 0.5]]
+    assert details['recall'][:3] == pytest.approx([1 / 3, 2 / 3, 2 / 3]) and details['recall'][-1] == 1
+    assert details['mrr'][0] == pytest.approx(1 / 3) and details['mrr'][-1] == pytest.approx((1 + 1 / 2 + 1 / 30) / 3)

@@ -1,0 +1,79 @@
+"""Data sets of the experiments: what is read, what of it is kept, and what is said about it."""
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import click_log
+
+import preprocess_rsc15
+from gru4rec_pytensor.experiments import datasets
+from gru4rec_pytensor.experiments.datasets import Dataset, Source
+from gru4rec_pytensor.experiments.protocols import RSC15, VIDEO
+
+
+def write(path, log):
+    log.to_csv(path, sep='\t', index=False)
+    return path
+
+
+def test_test_events_that_the_protocol_would_have_dropped_are_dropped(capsys):
+    train = pd.DataFrame({'SessionId': [1, 1, 2, 2], 'ItemId': ['a', 'b', 'b', 'c'], 'Time': [1, 2, 3, 4]})
+    test = pd.DataFrame({'SessionId': [3, 3, 3, 4, 4], 'ItemId': ['a', 'new', 'b', 'a', 'new'], 'Time': range(5, 10)})
+    kept = datasets.with_known_items(train, test)
+    assert kept.ItemId.tolist() == ['a', 'b'] and kept.SessionId.tolist() == [3, 3]
+    assert 'dropped 3 test events' in capsys.readouterr().err
+
+
+def test_ids_that_look_like_numbers_in_one_file_only_are_the_same_ids(tmp_path):
+    (tmp_path / 'train.tsv').write_text('SessionId\tItemId\tTime\n1\t5\t1\n1\t7\t2\n2\ta\t3\n2\tNA\t4\n')
+    (tmp_path / 'test.tsv').write_text('SessionId\tItemId\tTime\n3\t5\t5\n3\t7\t6\n')
+    data = datasets.load_dataset(Source(tmp_path / 'train.tsv', tmp_path / 'test.tsv'), RSC15)
+    assert data.train.ItemId.tolist() == ['5', '7', 'a', 'NA'] and data.test.ItemId.tolist() == ['5', '7']
+
+
+def test_long_sessions_are_left_out_where_the_protocol_says_so(tmp_path, capsys):
+    path = write(tmp_path / 'log.tsv', click_log([1, 2], [1, 2, 3], [2, 1]))
+    data = datasets.load_dataset(Source(path, path), VIDEO._replace(max_session_length=2))
+    assert data.train.SessionId.tolist() == data.test.SessionId.tolist() == [1, 1, 3, 3]
+    assert 'dropped 3 events of sessions of more than 2 events' in capsys.readouterr().err
+    with pytest.raises(ValueError, match='no session has 1 events or fewer'):
+        datasets.load_dataset(Source(path, path), VIDEO._replace(max_session_length=1))
+
+
+def test_the_synthetic_log_is_made_once(tmp_path, monkeypatch):
+    made = []
+    make = preprocess_rsc15.make_synthetic
+    monkeypatch.setattr(preprocess_rsc15, 'make_synthetic', lambda *size, **sizes: made.append(make(*size, **sizes)))
+    source = Source(cache=tmp_path, sessions=3000, items=300)
+    names = {datasets.load_dataset(source, RSC15).name for _ in range(2)}
+    assert len(made) == 1 and len(names) == 1 and names.pop().startswith('synthetic-')
+
+
+def test_the_name_of_a_data_set_changes_with_its_events_and_not_with_its_file(tmp_path):
+    log = click_log([1, 2], [2, 1])
+    names = [datasets.load_dataset(Source(write(tmp_path / f'{name}.tsv', frame), tmp_path / f'{name}.tsv'), RSC15).name
+             for name, frame in (('a', log), ('b', log), ('c', log.assign(Time=log.Time + 1)))]
+    assert [name[0] for name in names] == ['a', 'b', 'c']
+    assert names[0][1:] == names[1][1:] != names[2][1:]
+
+
+def test_the_search_takes_the_validation_data_of_the_folder_or_the_last_day_of_the_training_data(tmp_path):
+    day = 86_400
+    train = click_log([1, 2], [2, 1], [1, 2], [2, 1]).assign(Time=np.repeat([0, 1, 2 * day, 2 * day], 2))
+    files = {'train_full': train, 'test': train, 'train_tr': train[:6], 'valid': train[6:]}
+    paths = {part: write(tmp_path / preprocess_rsc15.FILES[part], frame) for part, frame in files.items()}
+    source = Source(folder=tmp_path)
+    data = datasets.load_dataset(source, RSC15)
+    assert [part.SessionId.unique().tolist() for part in datasets.validation_split(source, data)] == [[1, 2, 3], [4]]
+    paths['valid'].unlink()
+    assert [part.SessionId.unique().tolist() for part in datasets.validation_split(source, data)] == [[1, 2], [3, 4]]
+
+
+def test_the_notice_says_with_what_our_numbers_can_be_compared():
+    log = click_log([1, 2], [2, 3, 1])
+    mine = Dataset('mine', RSC15, False, log, log)
+    assert 'train 2 sessions, 5 events, 3 items' in datasets.data_notice(mine)
+    assert 'only if this is the RSC15 data' in datasets.data_notice(mine)
+    assert 'This is not the data of the published numbers' in datasets.data_notice(mine._replace(protocol=VIDEO))
+    for protocol in (RSC15, VIDEO):
+        synthetic = mine._replace(is_synthetic=True, protocol=protocol)
+        assert 'This is a synthetic click log' in datasets.data_notice(synthetic)

@@ -1,0 +1,86 @@
+"""The paper's tables: the published numbers, ours beside them, and how they look."""
+import pytest
+from conftest import click_log
+
+from gru4rec_pytensor.experiments.datasets import Dataset
+from gru4rec_pytensor.experiments.protocols import NETWORK, PROTOCOLS, RSC15, VIDEO
+from gru4rec_pytensor.experiments.tables import (
+    Section,
+    Table,
+    as_markdown,
+    mean_metric,
+    metric_in_words,
+    table_1,
+    table_3,
+)
+
+
+def a_result(model, recall, mrr=0.1, loss=None, units=None, seed=None):
+    return {'model': model, 'loss': loss, 'units': units, 'seed': seed, 'recall@20': recall, 'mrr@20': mrr,
+            'fit_seconds': 2.0, 'eval_seconds': None if recall is None else 0.5}
+
+
+def a_network(recall, mrr=0.1, loss='top1', units=100, seed=42):
+    return a_result(NETWORK, recall, mrr, loss, units, seed)
+
+
+def test_published_numbers_are_those_of_the_papers_tables():
+    assert RSC15.published_for('POP', None, None) == (0.0050, 0.0012)
+    assert RSC15.published_for('S-POP', None, None) == (0.2672, 0.1775)
+    assert RSC15.published_for('Item-KNN', None, None) == (0.5065, 0.2048)
+    assert RSC15.published_for('BPR-MF', None, None) == (0.2574, 0.0618)
+    assert RSC15.published_for(NETWORK, 'top1', 100) == (0.5853, 0.2305)
+    assert RSC15.published_for(NETWORK, 'bpr', 1000) == (0.6322, 0.2467)
+    assert RSC15.published_for(NETWORK, 'top1', 4) == (None, None)  # the paper has no network of 4 units
+    assert VIDEO.published_for(NETWORK, 'cross-entropy', 1000) == (None, None)
+
+
+@pytest.mark.parametrize('dataset, n_networks', [('rsc15', 6), ('video', 5)])  # no cross-entropy, 1000 on VIDEO
+def test_the_published_gains_over_item_knn_follow_from_the_published_numbers(dataset, n_networks):
+    protocol = PROTOCOLS[dataset]
+    assert len(protocol.gains) == n_networks and len(protocol.published) == 4 + n_networks
+    for row, gains in protocol.gains.items():
+        for published, baseline, gain in zip(protocol.published[row], protocol.published['Item-KNN'], gains):
+            assert published / baseline - 1 == pytest.approx(gain, abs=6e-4)  # both sides are rounded
+
+
+def test_several_seeds_are_shown_as_mean_and_standard_deviation():
+    assert metric_in_words([a_network(0.25), a_network(0.35)], 'recall@20') == '0.3000 ± 0.0707'
+    assert mean_metric([a_network(0.25), a_network(0.35)], 'recall@20') == 0.3
+
+
+def test_networks_that_were_not_stable_are_counted_and_have_no_part_in_the_mean():
+    assert metric_in_words([a_network(0.25), a_network(None)], 'recall@20') == '0.2500 1 of 2 numerically unstable'
+    assert metric_in_words([a_network(None)], 'recall@20') == ' 1 of 1 numerically unstable'
+    assert mean_metric([a_network(0.25), a_network(None)], 'recall@20') == 0.25
+    assert mean_metric([a_network(None)], 'recall@20') is None
+
+
+def test_a_row_of_table_1_has_published_and_our_numbers():
+    table = table_1([a_result('POP', 0.25, 0.125), a_result('Item-KNN', 0.5, 0.25)], RSC15)
+    assert table.rows == [('POP', '0.0050', '0.2500', '0.0012', '0.1250', '2.0 s', '0.5 s'),
+                          ('Item-KNN', '0.5065', '0.5000', '0.2048', '0.2500', '2.0 s', '0.5 s')]
+
+
+def test_a_row_of_table_3_has_the_gains_over_item_knn():
+    results = [a_result('Item-KNN', 0.5, 0.25), a_network(0.6, 0.2), a_network(0.7, 0.2, seed=43),
+               a_network(0.4, units=4)]
+    assert table_3(results, RSC15).rows == [
+        ('TOP1', 100, '0.5853 (+15.55%)', '0.6500 ± 0.0707 (+30.00%)', '0.2305 (+12.58%)', '0.2000 ± 0.0000 (-20.00%)',
+         '2.0 s', '0.5 s'),
+        ('TOP1', 4, '-', '0.4000 (-20.00%)', '-', '0.1000 (-60.00%)', '2.0 s', '0.5 s')]
+
+
+def test_a_gain_over_a_baseline_that_hits_nothing_is_left_out():
+    row, = table_3([a_result('Item-KNN', 0.0, 0.0), a_network(0.6, units=4)], VIDEO).rows
+    assert row[:6] == ('TOP1', 4, '-', '0.6000', '-', '0.1000')
+
+
+def test_a_section_in_markdown_has_the_notice_headings_even_columns_and_notes():
+    log = click_log([1, 2])
+    tables = [Table('One', ('a', 'long name'), [('x', 1), ('long text', 2)]), Table('Two', ('b',), [])]
+    text = as_markdown(Dataset('mine', RSC15, True, log, log), Section(tables, ['First.', 'Last.']))
+    assert text.splitlines()[1:] == [
+        '', '### One', '', '| a         | long name |', '|-----------|-----------|', '| x         | 1         |',
+        '| long text | 2         |', '', '### Two', '', '| b |', '|---|', '', 'First.', '', 'Last.']
+    assert text.startswith('Data set `mine`: train 1 sessions, 2 events, 2 items') and text.endswith('Last.\n')
