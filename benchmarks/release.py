@@ -8,10 +8,13 @@ mini-batch on Theano 1.0.5, in arrays ``cost_NAME`` of the cases below.  100 uni
 """
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gru4rec import GRU4Rec
@@ -20,7 +23,7 @@ from gru4rec_pytensor import backends, click_log
 BPR = dict(loss='bpr', batch_size=50, learning_rate=0.05, momentum=0.2, n_epochs=1)
 TOP1 = dict(loss='top1', batch_size=50, learning_rate=0.01)
 # By name: arguments, what may differ, and up to which mini-batch: BPR with momentum amplifies rounding.
-CASES = {
+CASES: dict[str, tuple[dict, float, int | None]] = {
     'top1_p05': (TOP1 | dict(dropout_p_hidden=0.5), 5e-6, None),
     'top1_p0': (TOP1 | dict(dropout_p_hidden=0), 5e-6, None),
     'ce': (dict(loss='cross-entropy', batch_size=500, learning_rate=0.01, dropout_p_hidden=0), 2e-5, None),
@@ -29,14 +32,15 @@ CASES = {
 }
 
 
-def minibatch_losses(model, data):
+def minibatch_losses(model: GRU4Rec, data: pd.DataFrame) -> np.ndarray:
     """The loss of each mini-batch of all epochs, in order."""
-    losses, compile_loop = [], backends.compile_loop
+    losses: list[np.ndarray] = []
+    compile_loop = backends.compile_loop
 
-    def recording_loop(*step, **options):
+    def recording_loop(*step: Any, **options: Any) -> Callable:
         run = compile_loop(*step, **options)
 
-        def recorded(*sequences):
+        def recorded(*sequences: np.ndarray) -> np.ndarray:
             losses.append(run(*sequences))
             return losses[-1]
         return recorded
@@ -45,7 +49,7 @@ def minibatch_losses(model, data):
     return np.concatenate(losses)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('data', type=Path)
     parser.add_argument('costs', type=Path)
