@@ -25,7 +25,7 @@ LONG = {
 TOP = 'gru4rec evaluation baselines preprocess_rsc15'
 ROOMS = 'backends events checks files terminal model_file recommend click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
-    'gru4rec': 'backends events checks model_file recommend',
+    'gru4rec': 'backends events checks model_file recommend mrg',
     'evaluation': 'gru4rec backends events checks',
     'baselines': 'events checks',
     'preprocess_rsc15': 'events synthetic files terminal checks',
@@ -35,6 +35,7 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'checks': '',
     'files': '',
     'terminal': '',
+    'mrg': '',
     'model_file': 'backends events checks files terminal',
     'recommend': 'backends events checks files terminal',
     'click_log': 'backends events checks files terminal',
