@@ -357,6 +357,7 @@ def _parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_version()
     parser.add_argument('paths', nargs='+', metavar='PATH', help='CLICKS, the raw log, and OUT, the folder to write to')
     parser.add_argument('--synthetic', action='store_true', help='make a log up, in place of reading CLICKS')
     parser.add_argument('--sessions', type=int, help=f'synthetic sessions (default {SYNTHETIC_SESSIONS})')

@@ -20,7 +20,8 @@ setup(
     entry_points={'console_scripts': ['gru4rec=gru4rec_pytensor.cli:main', 'gru4rec-preprocess=preprocess_rsc15:main',
                                       'gru4rec-experiments=run_experiments:main']},
     install_requires=['pytensor>=3.0.3,<4', 'numpy', 'numba', 'scipy', 'pandas', 'threadpoolctl'],
-    extras_require={'experiments': ['tqdm', 'optuna', 'matplotlib'], 'jax': ['jax'], 'gpu': ['jax[cuda12]'],
-                    'test': ['pytest', 'pytest-xdist', 'pytest-cov', 'tqdm', 'optuna', 'matplotlib', 'jax', 'nbclient',
-                             'nbformat', 'ipykernel', 'ruff', 'mypy']},
+    extras_require={'experiments': ['tqdm', 'optuna', 'sqlalchemy', 'matplotlib'],
+                    'jax': ['jax'], 'gpu': ['jax[cuda12]'],
+                    'test': ['pytest', 'pytest-xdist', 'pytest-cov', 'tqdm', 'optuna', 'sqlalchemy', 'matplotlib',
+                             'jax', 'nbformat', 'ruff', 'mypy']},
 )

@@ -193,6 +193,7 @@ def plain(value: Any) -> Any:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; SystemExit with a message if it is wrong."""
     parser = Parser(prog='gru4rec', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_version()
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     common = Parser(add_help=False)
     common.add_argument('--json', action='store_true', help='print one JSON object')

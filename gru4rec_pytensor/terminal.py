@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
+from gru4rec_pytensor import __version__
+
 try:
     from tqdm import tqdm
 except ImportError:  # an extra: without it, each epoch is reported on a line of its own
@@ -72,6 +74,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def add_version(self) -> None:
+        """The option `--version`."""
+        self.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
 
 
 def positive_number(text: str) -> int:

@@ -413,6 +413,7 @@ def test_the_version_of_a_file_is_another_when_a_byte_of_it_is(tmp_path):
 # --- The step by hand -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # compiles a training step for the benchmark's sake
 def test_the_step_that_the_benchmark_writes_by_hand_is_that_of_the_graph():
     model = small_model(layers=[5], n_epochs=1, batch_size=7, dropout_p_hidden=0.4, learning_rate=0.1)
     model.fit(few_items_log())  # for weights and accumulators that are not those of the start

@@ -90,18 +90,18 @@ both_precisions = pytest.mark.parametrize('dtype', ['float32', 'float64'])  # 0.
 
 @both_precisions
 def test_tiebreaking_puts_the_target_in_every_place_among_its_equals_equally_often(dtype):
-    model, log = FixedScores(dtype, **TIED), click_log(*[['b', 'c']] * 3000)
+    model, log = FixedScores(dtype, **TIED), click_log(*[['b', 'c']] * 900)
     ranks, counts = np.unique(next_item_ranks(model, log, tie_policy='tiebreaking'), return_counts=True)
     assert ranks.tolist() == [2, 3, 4]
-    assert np.abs(counts - 1000).max() < 5 * np.sqrt(3000 * 1 / 3 * 2 / 3)
+    assert np.abs(counts - 300).max() < 5 * np.sqrt(900 * 1 / 3 * 2 / 3)
 
 
 @both_precisions
 def test_tiebreaking_is_fair_to_a_target_that_is_no_candidate(dtype):
-    model, log = FixedScores(dtype, **TIED), click_log(*[['b', 'c']] * 3000)
+    model, log = FixedScores(dtype, **TIED), click_log(*[['b', 'c']] * 900)
     ranks, counts = np.unique(next_item_ranks(model, log, ['a', 'd'], tie_policy='tiebreaking'), return_counts=True)
     assert ranks.tolist() == [1, 2, 3]
-    assert np.abs(counts - 1000).max() < 5 * np.sqrt(3000 * 1 / 3 * 2 / 3)
+    assert np.abs(counts - 300).max() < 5 * np.sqrt(900 * 1 / 3 * 2 / 3)
 
 
 def test_tiebreaking_does_not_change_the_order_of_scores_that_differ():

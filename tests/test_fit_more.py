@@ -13,7 +13,7 @@ NEW = LOG.assign(ItemId=LOG.ItemId + 1000, SessionId=LOG.SessionId + 1000)  # th
 OPTIONS = [dict(), dict(momentum=0.3, lmbd=0.01), dict(adapt='rmsprop', learning_rate=0.01), dict(adapt=None),
            dict(unit='lstm', layers=[3, 2], input_to_all_layers=True, input_mode='session', feedforward=[3]),
            dict(embedding=3, loss='cross-entropy')]
-OPTIONS = [pytest.param(options, marks=pytest.mark.slow if k in (0, 2, 3) else ()) for k, options in enumerate(OPTIONS)]
+OPTIONS = [pytest.param(options, marks=() if k in (1, 5) else pytest.mark.slow) for k, options in enumerate(OPTIONS)]
 
 
 @pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=pytest.mark.slow),

@@ -56,7 +56,7 @@ def test_jax_draws_the_dropout_masks_and_session_orders_of_the_other_backends():
     assert_close(state_of(jax), state_of(python), 1e-5)
 
 
-@pytest.mark.parametrize('momentum', [0, 0.5])
+@pytest.mark.parametrize('momentum', [pytest.param(0, marks=pytest.mark.slow), 0.5])
 def test_two_trainings_give_the_same_bits_though_items_repeat(momentum):
     arguments = dict(layers=[20], batch_size=25, dropout_p_hidden=0.5, momentum=momentum, backend='jax')
     first, again = (state_of(small_model(**arguments).fit(few_items_log(n_sessions=200))) for _run in range(2))

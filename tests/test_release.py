@@ -38,9 +38,11 @@ with np.load(GOLDEN / 'dropout.npz') as archive:
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
+QUICK_ON_JAX = (NUMBA_CASE, 'two_layer_top1_adagrad_m02')  # test_jax.py has quick tests of BPR and of dropout
 every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in CASES]
                                      + [(NUMBA_CASE, 'numba'), (NUMBA_DROPOUT_CASE, 'numba')]
-                                     + [pytest.param(case, 'jax', marks=needs_jax) for case in CASES])
+                                     + [pytest.param(case, 'jax', marks=[needs_jax] if case in QUICK_ON_JAX else
+                                                     [needs_jax, pytest.mark.slow]) for case in CASES])
 
 
 def test_items_are_numbered_and_minibatches_formed_as_recorded():

@@ -1,6 +1,7 @@
-"""The rules of CONTRIBUTING.md that a program can check: ruff, mypy, the limits on a function."""
+"""The rules that a program can check: ruff, mypy, the limits on a function, who imports whom, what is declared."""
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,22 +9,56 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(ROOT.glob('*.py'))
+PACKAGE = 'gru4rec_pytensor'
+# {'gru4rec_pytensor.experiments.report': its file}: the scripts at the top and the files of the package.
+MODULES = {'.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
+           for path in sorted([*ROOT.glob('*.py'), *(ROOT / PACKAGE).rglob('*.py')]) if path.name != 'setup.py'}
+TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MODULES.items()}
 
 # Longer than 40 lines of code, each for a reason.
 LONG = {
-    'cli.parse': 'the options of five commands, one after another',
+    'gru4rec_pytensor.cli.parse': 'the options of five commands, one after another',
     'run_experiments.parse': 'the options of one command, one after another',
 }
 
+# Which room may import which: a script at the top, or a file or folder of the package.
+TOP = 'gru4rec evaluation baselines preprocess_rsc15'
+ROOMS = 'backends events checks files terminal model_file recommend click_log synthetic'
+ARROWS = {room: set(allowed.split()) for room, allowed in {
+    'gru4rec': 'backends events checks model_file recommend mrg',
+    'evaluation': 'gru4rec backends events checks',
+    'baselines': 'events checks',
+    'preprocess_rsc15': 'events synthetic files terminal checks',
+    'run_experiments': f'experiments {TOP} {ROOMS}',
+    'backends': '',
+    'events': '',
+    'checks': '',
+    'files': '',
+    'terminal': '',
+    'mrg': '',
+    'model_file': 'backends events checks files terminal',
+    'recommend': 'backends events checks files terminal',
+    'click_log': 'backends events checks files terminal',
+    'synthetic': 'backends events checks files terminal',
+    'experiments': f'{TOP} {ROOMS}',
+    'cli': f'{TOP} {ROOMS}',
+}.items()}
 
-@pytest.mark.parametrize('tool, arguments', [('ruff', ['check', '.']), ('mypy', [])])
+
+# Mypy takes as long as fifty tests, so that it is quick with one Python only; a check before each commit runs it, too.
+mypy = pytest.param('mypy', [], marks=() if sys.version_info[:2] == (3, 12) else pytest.mark.slow)
+
+
+@pytest.mark.parametrize('tool, arguments', [('ruff', ['check', '.']), mypy])
 def test_the_code_passes(tool, arguments):
     """With the rules of pyproject.toml."""
     if not importlib.util.find_spec(tool):
         pytest.skip(f'{tool} is not installed')
     done = subprocess.run([sys.executable, '-m', tool, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- Functions ------------------------------------------------------------------------------------------------------
 
 
 def lines_of_code(function):
@@ -33,30 +68,111 @@ def lines_of_code(function):
         docstring.end_lineno - docstring.lineno + 1 if docstring else 0)
 
 
-@pytest.mark.parametrize('path', MODULES, ids=lambda path: path.name)
-def test_no_function_has_more_than_40_lines_without_a_reason(path):
-    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
-    long = {f'{path.stem}.{function.name}' for function in functions if lines_of_code(function) > 40}
-    assert long == {name for name in LONG if name.startswith(f'{path.stem}.')}
+@pytest.mark.parametrize('module', MODULES)
+def test_no_function_has_more_than_40_lines_without_a_reason(module):
+    functions = [node for node in ast.walk(TREES[module]) if isinstance(node, ast.FunctionDef)]
+    long = {f'{module}.{function.name}' for function in functions if lines_of_code(function) > 40}
+    assert long == {name for name in LONG if name.rpartition('.')[0] == module}
 
 
-@pytest.mark.parametrize('path', MODULES, ids=lambda path: path.name)
-def test_public_functions_and_classes_say_what_they_are(path):
-    public = [node for node in ast.parse(path.read_text()).body
+@pytest.mark.parametrize('module', MODULES)
+def test_public_functions_and_classes_say_what_they_are(module):
+    public = [node for node in TREES[module].body
               if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith('_')]
     assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 
+# --- Imports --------------------------------------------------------------------------------------------------------
+
+
+def imports(nodes, module):
+    """Full names of what the import statements among `nodes` of a module import: of `from a import b`, 'a.b'."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split('.') + ['__init__'] * (MODULES[module].name == '__init__.py')
+            start = '.'.join([*parts[:-node.level], node.module or ''] if node.level else [node.module]).rstrip('.')
+            names.update(f'{start}.{alias.name}' for alias in node.names)
+    return names
+
+
+def own(names):
+    """The modules of ours that hold these names; the package itself, which says its version only, is no room."""
+    found = {name if name in MODULES else name.rpartition('.')[0] for name in names}
+    return found & MODULES.keys() - {PACKAGE}
+
+
+def room_of(module):
+    """'gru4rec_pytensor.experiments.report' lies in the room 'experiments'."""
+    return module.removeprefix(f'{PACKAGE}.').split('.')[0]
+
+
+# In functions and under `if TYPE_CHECKING:`, too: who reads a file has to know the file that it names.
+IMPORTS = {module: own(imports(ast.walk(tree), module)) for module, tree in TREES.items()}
+
+
+@pytest.mark.parametrize('room', sorted({room_of(module) for module in MODULES} - {PACKAGE}))
+def test_a_room_imports_only_what_stands_below_it(room):
+    assert room in ARROWS, f'{room} is new: write into ARROWS, and into the table of rooms, what it may import'
+    wrong = [f'{module} imports {used}' for module in MODULES if room_of(module) == room
+             for used in sorted(IMPORTS[module]) if room_of(used) not in ARROWS[room] | {room}]
+    assert not wrong, (f"{'; '.join(wrong)}: {room} may import {', '.join(sorted(ARROWS[room])) or 'nothing of ours'}. "
+                       'Move what both need to a room that both may import, or change ARROWS and the table of rooms')
+
+
 def test_modules_import_one_another_without_a_circle():
-    names = {path.stem for path in MODULES}
-    imports = {}
-    for path in MODULES:
-        nodes = [*ast.walk(ast.parse(path.read_text()))]
-        modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
-        imports[path.stem] = names.intersection(modules)
-    while imports:
-        free = [name for name, used in imports.items() if not used & imports.keys()]
-        assert free, f'a circle among {sorted(imports)}'
-        for name in free:
-            del imports[name]
+    left = {module: set(used) for module, used in IMPORTS.items()}
+    while left:
+        free = [module for module, used in left.items() if not used & left.keys()]
+        assert free, f'a circle among {sorted(left)}'
+        for module in free:
+            del left[module]
+
+
+# --- Requirements ---------------------------------------------------------------------------------------------------
+
+
+SETUP = {keyword.arg: ast.literal_eval(keyword.value) for node in ast.walk(ast.parse((ROOT / 'setup.py').read_text()))
+         if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'setup'
+         for keyword in node.keywords if keyword.arg in ('install_requires', 'extras_require')}
+
+
+def distributions(requirements):
+    """{'jax'} of ['jax[cuda12]>=1'].  All are imported under the name of the distribution."""
+    return {re.match(r'[\w.-]+', requirement)[0].lower() for requirement in requirements}
+
+
+def third_party(names):
+    found = {name.split('.')[0] for name in names}
+    return found - sys.stdlib_module_names - {module.split('.')[0] for module in MODULES}
+
+
+def loaded_with(modules):
+    """`modules`, and all modules of ours that importing them imports."""
+    while more := {used for module in modules for used in own(imports(TREES[module].body, module))} - modules:
+        modules = modules | more
+    return modules
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_what_a_module_imports_is_declared(module):
+    """What is imported with a script or command is a requirement; the rest is, at least, an extra."""
+    always = module in loaded_with({name for name in MODULES if '.' not in name} | {f'{PACKAGE}.cli'})
+    required = distributions(SETUP['install_requires'])
+    extras = distributions(name for extra in SETUP['extras_require'].values() for name in extra)
+    if always:
+        assert third_party(imports(TREES[module].body, module)) <= required
+    assert third_party(imports(ast.walk(TREES[module]), module)) <= required | extras
+
+
+def test_what_the_extras_hold_is_in_the_extra_for_tests():
+    """Since `pip install '.[test]'` is to run all of them."""
+    extras = {name: distributions(requirements) for name, requirements in SETUP['extras_require'].items()}
+    assert set().union(*extras.values()) == extras['test']
+
+
+def test_every_requirement_is_imported():
+    names = [name for module, tree in TREES.items() for name in imports(ast.walk(tree), module)]
+    assert distributions(SETUP['install_requires']) <= third_party(names)

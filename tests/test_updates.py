@@ -235,6 +235,7 @@ def test_a_unit_is_dropped_with_the_given_probability(p):
 # --- On the fast backend --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # what momentum adds, rows that are set and rows that are increased, has quick tests in test_backends
 def test_numba_trains_like_the_reference_top1_adagrad_momentum_dropout():
     model, masks = with_masks(momentum=0.2, backend='numba')
     assert_trained_like_the_reference(model, LOG, masks)
