@@ -40,7 +40,7 @@ from gru4rec_pytensor.experiments.report import format_report
 from gru4rec_pytensor.experiments.results import load_results, run_cells, write_text
 from gru4rec_pytensor.experiments.tables import Section, as_markdown, table_2, tables_1_and_3
 from gru4rec_pytensor.files import check_writable
-from gru4rec_pytensor.terminal import listed, note, positive_number, whole_number
+from gru4rec_pytensor.terminal import Parser, listed, note, positive_number, whole_number
 from preprocess_rsc15 import FILES
 
 RESULTS = 'results.json'
@@ -53,8 +53,9 @@ RESULTS = 'results.json'
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; SystemExit with a message if it is wrong."""
     models = (*BASELINES, NETWORK)
-    parser = argparse.ArgumentParser(prog='run_experiments.py', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog='run_experiments.py', description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_version()
     parser.add_argument('--dataset', choices=PROTOCOLS, default='rsc15', help='which data set of the paper: its '
                         'protocol, parameters and published numbers (rsc15)')
     parser.add_argument('--data', metavar='DIR', help=f'folder with {FILES["train_full"]} and {FILES["test"]}')

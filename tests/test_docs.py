@@ -239,7 +239,8 @@ def test_the_readme_lists_every_loss_unit_and_option_of_the_variants():
         assert set(re.findall(r"'([\w-]+)'", rows[names])) == set(registry)
     documented = {name for names in rows for name in re.findall(r'`(\w+)`', names)}
     keyword_only = inspect.getfullargspec(GRU4Rec.__init__).kwonlyargs
-    assert set(keyword_only) - documented == {'session_decay', 'equal_times', 'seed', 'backend'}  # which its text describes
+    in_the_text = {'session_decay', 'equal_times', 'seed', 'backend'}
+    assert set(keyword_only) - documented == in_the_text
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 from test_style import SETUP, distributions
 
 import preprocess_rsc15
+import run_experiments
 from gru4rec_pytensor import __version__, cli
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,8 @@ def test_the_version_to_cite_is_that_of_the_package():
     assert f'\nversion: {__version__}\n' in (ROOT / 'CITATION.cff').read_text(encoding='utf-8')
 
 
-@pytest.mark.parametrize('main', [cli.main, preprocess_rsc15.main], ids=lambda main: main.__module__)
+@pytest.mark.parametrize('main', [cli.main, preprocess_rsc15.main, run_experiments.main],
+                         ids=lambda main: main.__module__)
 def test_a_command_prints_the_version_of_the_package(main, capsys):
     with pytest.raises(SystemExit, match='^0$'):
         main(['--version'])
