@@ -40,7 +40,7 @@ def test_arguments_have_the_names_order_and_defaults_of_the_release():
         adapt='adagrad', decay=0.9, grad_cap=0, sigma=0, init_as_normal=False, reset_after_session=True, loss='top1',
         hidden_act='tanh', final_act=None, train_random_order=False, lmbd=0.0,
         session_key='SessionId', item_key='ItemId', time_key='Time', input_mode='item', session_decay=0.5,
-        embedding=None, unit='gru', input_to_all_layers=False, feedforward=(), negatives='minibatch', seed=42,
+        embedding=None, unit='gru', input_to_all_layers=False, feedforward=(), negatives='minibatch', equal_times='item', seed=42,
         backend='auto')
     in_order = [[3], 2, 4, 0.1, 0.2, 0.3, 'rmsprop', 0.8, 1, 0.5, True, False, 'bpr', 'relu', 'linear', True, 0.6,
                 'a', 'b', 'c']
