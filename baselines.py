@@ -28,7 +28,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
-from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number, first_few
+from gru4rec_pytensor.checks import check_choice, check_flag, check_number, check_whole_number, first_few
 from gru4rec_pytensor.events import check_events, check_times, index_by_appearance
 
 # Sums may be reordered, so that they vectorise, but NaN and infinity keep their meaning: they show a diverged model.
@@ -82,8 +82,8 @@ class Baseline:
         ------
         KeyError that names the items which are not in the training data.
         """
-        wanted = self._lookup(predict_for_item_ids, 'predict_for_item_ids')
-        clicked = self._lookup([input_item_id], 'input_item_id')
+        wanted = self.item_indices(predict_for_item_ids, 'predict_for_item_ids')
+        clicked = self.item_indices([input_item_id], 'input_item_id')
         if session_id != self._session_id:
             self._session_id, self._session = session_id, clicked[:0]
         self._session = np.append(self._session, clicked)
@@ -145,7 +145,7 @@ class Baseline:
         codes, offsets, n_predictions = self._read_test(item_ids, offsets)
         ranked = np.full(len(self.items_), candidates is None)
         if candidates is not None:
-            ranked[self._lookup(candidates, 'candidates')] = True
+            ranked[self.item_indices(candidates, 'candidates')] = True
         counts = np.zeros((2, n_predictions), dtype=np.int64)
 
         def count_block(first: int) -> None:
@@ -189,7 +189,7 @@ class Baseline:
         self._session_id, self._session, self._n_predicted = None, codes[:0], 0
         return codes
 
-    def _lookup(self, ids: ArrayLike, name: str) -> np.ndarray:
+    def item_indices(self, ids: ArrayLike, name: str) -> np.ndarray:
         """Item indices (int64) of an array-like of item ids; `name` is the argument that gave them."""
         if not hasattr(self, 'items_'):
             raise RuntimeError(f'this {type(self).__name__} is not trained yet: call fit first')
@@ -202,7 +202,7 @@ class Baseline:
 
     def _read_test(self, item_ids: ArrayLike, offsets: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
         """Item indices of the test events, session boundaries as int64, number of predictions."""
-        codes, offsets = self._lookup(item_ids, 'item_ids'), np.asarray(offsets)
+        codes, offsets = self.item_indices(item_ids, 'item_ids'), np.asarray(offsets)
         if offsets.ndim != 1 or offsets.dtype.kind not in 'iu':
             raise TypeError(f'offsets={offsets!r}: must be a vector of integers')
         offsets = offsets.astype(np.int64)
@@ -508,6 +508,8 @@ class CoOccurence(ItemKNN):
 
     def _groups(self, data: pd.DataFrame, items: np.ndarray) -> tuple[csr_array, csr_array]:
         """As for Item-KNN, or where the order counts, a group for each event, by session and time."""
+        for name in ('normalize', 'seq_only', 'later_only', 'assume_indexed'):
+            check_flag(name, getattr(self, name))
         if self.assume_indexed:
             _numbers(data, 'ItemIdx')
             sessions, _ = _numbers(data, 'SessionIdx')
@@ -609,6 +611,7 @@ class BPR(Baseline):
             check_whole_number(name, getattr(self, name))
         for name in ('learning_rate', 'lambda_session', 'lambda_item', 'sigma'):
             check_number(name, getattr(self, name))
+        check_flag('init_normal', self.init_normal)
         check_whole_number('seed', self.seed, 0, 2 ** 32 - 1)
         check_choice('dtype', self.dtype, ('float64', 'float32'))
         items = self.learn_items(data)
@@ -654,7 +657,7 @@ def _rows_by_item_then_session(items: np.ndarray, sessions: np.ndarray) -> np.nd
     By item; then by session, sessions in order of their first event in the order by item, both stable.
     """
     by_item = np.argsort(items, kind='stable')
-    first_seen, _ = pd.factorize(sessions[by_item])
+    first_seen, _ = index_by_appearance(sessions[by_item])
     return by_item[np.argsort(first_seen, kind='stable')]
 
 

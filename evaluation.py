@@ -17,7 +17,7 @@ from threadpoolctl import ThreadpoolController
 
 from gru4rec import column_of_item, session_parallel_minibatches
 from gru4rec_pytensor.backends.numba_ops import float_order
-from gru4rec_pytensor.checks import check_choice, check_whole_number, first_few
+from gru4rec_pytensor.checks import check_choice, check_whole_number
 from gru4rec_pytensor.events import as_ids, session_of_event, session_order
 
 CUT_OFF = 20  # the paper's
@@ -258,6 +258,7 @@ def release_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items:
     Lanes are told apart by the number of their session; one that begins with the number that it ended with in the
     last call of the same batch size is taken for the same session, and its state is not zeroed.
     """
+    model.item_indices(item_ids)  # all known, or an error
     items = model.items_ if items is None else items
     session = session_of_event(offsets)
     current = item_ids[np.zeros(batch_size, dtype=np.int64)]
@@ -279,14 +280,9 @@ def release_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items:
 def baseline_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: np.ndarray | None,
                     n_rows: int = 256) -> Iterator[Block]:
     """Blocks of a baseline: dense scores of all training items for consecutive predictions."""
-    index = pd.Index(model.items_)
-    candidates = None
-    if items is not None:
-        candidates = index.get_indexer(items)
-        if (candidates < 0).any():
-            raise KeyError(f'items that are not in the training data: {first_few(items[candidates < 0])}')
-    column_of = column_of_item(candidates, len(index))
-    targets = index.get_indexer(np.delete(item_ids, offsets[:-1]))
+    targets = model.item_indices(np.delete(item_ids, offsets[:-1]), 'test_data')
+    candidates = None if items is None else model.item_indices(items, 'items')
+    column_of = column_of_item(candidates, len(model.items_))
     for first in range(0, len(targets), n_rows):
         target = targets[first:first + n_rows]
         prediction = np.arange(first, first + len(target))

@@ -826,7 +826,7 @@ class RandomInputs:
 
 
 def chunk_length(settings: Settings) -> int:
-    """Mini-batches that are handed over at a time: many, but with masks of at most 8 MB."""
+    """Mini-batches that are handed over at a time: 256; fewer, but 16, where their masks would take more than 8 MB."""
     return int(np.clip(8e6 / (settings.batch_size * sum([*settings.layers, *settings.feedforward])), 16, 256))
 
 
@@ -967,7 +967,7 @@ class GRU4Rec:
 
     def __repr__(self) -> str:
         """The layers, and the arguments that are not the default."""
-        arguments = {'layers': self.layers} | changed_arguments(self)
+        arguments = {'layers': plain(self.layers)} | changed_arguments(self)
         return f'GRU4Rec({", ".join(f"{name}={value!r}" for name, value in arguments.items())})'
 
     def settings(self, n_items: int | None = None) -> Settings:
@@ -978,8 +978,9 @@ class GRU4Rec:
         if n_items is None:
             self._check_trained()
             n_items = self.n_items
-        arguments = {name: getattr(self, name) for name in (f.name for f in fields(Settings)) if name != 'n_items'}
-        arguments |= {name: tuple(map(int, arguments[name])) for name in ('layers', 'feedforward')}
+        arguments = {argument.name: plain(getattr(self, argument.name)) for argument in fields(Settings)
+                     if argument.name != 'n_items'}
+        arguments |= {name: tuple(arguments[name]) for name in ('layers', 'feedforward')}
         return Settings(n_items=int(n_items), **arguments)
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -997,10 +998,12 @@ class GRU4Rec:
         dropout_masks : for comparing implementations: a 0/1 array (batch_size, units) for each layer, used in every
             mini-batch instead of random ones
         callback : called with a `Progress` after each chunk of mini-batches
-        checkpoint : path of a file that is written at least `every` so many seconds, and at the end.  Where it is there
-            already, the training goes on from it: after an interruption at any moment, the same call ends with the same
-            bits as one without (for what that takes of the compiler see `backends.compile_in_child`).  ValueError if it
-            belongs to other data or arguments; `n_epochs` alone may differ
+        checkpoint : path of a file that is written at the end, and after a chunk of mini-batches when `every` seconds
+            have passed since the last time.  Where it is there already, the training goes on from it: after an
+            interruption at any moment, the same call ends with the same bits as one without (for what that takes of the
+            compiler see `backends.compile_in_child`).  ValueError if it belongs to other data or arguments; `n_epochs`
+            alone may differ
+        every : seconds
 
         Returns
         -------
@@ -1012,6 +1015,7 @@ class GRU4Rec:
                 raise ValueError('retrain=True does not go with dropout_masks or checkpoint')
             return self.fit_more(data, callback=callback)
         check_arguments(self)
+        check_number('every', every)
         self.backend_ = backends.resolve(self.backend)
         check_events(data, *self._columns)
         item_index, items = index_by_appearance(data[self.item_key])
@@ -1227,9 +1231,9 @@ class GRU4Rec:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: everything but compiled functions, which are made again; variables as arrays."""
-        state = vars(self) | {'_state_function': None, '_rank_program': None}
         if not hasattr(self, 'variables_'):
             return vars(self)
+        state = vars(self) | {'_state_function': None, '_rank_program': None}
         if self._prediction_state is not None:
             session_ids, states = self._prediction_state
             state['_prediction_state'] = session_ids, [np.asarray(H) for H in states]
@@ -1481,17 +1485,22 @@ def argument_names() -> list[str]:
     return [argument.name for argument in fields(GRU4Rec) if argument.init]
 
 
+def plain(value: Any) -> Any:
+    """An argument's value as JSON can hold it: numbers of NumPy as Python's, tuples as lists."""
+    if isinstance(value, (list, tuple)):
+        return [*map(plain, value)]
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def plain_arguments(model: GRU4Rec) -> dict[str, Any]:
     """The constructor's arguments as values that JSON can hold."""
-    values = {name: getattr(model, name) for name in argument_names()}
-    values |= {name: list(map(int, values[name])) for name in ('layers', 'feedforward')}
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+    return {name: plain(getattr(model, name)) for name in argument_names()}
 
 
 def changed_arguments(model: GRU4Rec) -> dict[str, Any]:
-    """The constructor's arguments that are not the default."""
-    return {argument.name: getattr(model, argument.name) for argument in fields(GRU4Rec)
-            if argument.init and getattr(model, argument.name) != argument.default}
+    """Those of `plain_arguments` that are not the default."""
+    defaults = {argument.name: plain(argument.default) for argument in fields(GRU4Rec)}
+    return {name: value for name, value in plain_arguments(model).items() if value != defaults[name]}
 
 
 def check_masks(dropout_masks: list | None, settings: Settings) -> None:
@@ -1507,7 +1516,8 @@ def check_arguments(model: GRU4Rec) -> None:
     value = vars(model)
     check_whole_numbers('layers', value['layers'], 'numbers of units, at least one layer, such as [100]', at_least=1)
     check_whole_numbers('feedforward', value['feedforward'], 'numbers of units; an empty one for no such layers')
-    check_flag('input_to_all_layers', value['input_to_all_layers'])
+    for name in ('init_as_normal', 'reset_after_session', 'train_random_order', 'input_to_all_layers'):
+        check_flag(name, value[name])
     for name in ('n_epochs', 'batch_size', *(['embedding'] if value['embedding'] is not None else [])):
         check_whole_number(name, value[name])
     check_whole_number('seed', value['seed'], 0, 2 ** 32 - 1)

@@ -79,7 +79,7 @@ def preprocess(clicks: pd.DataFrame) -> dict[str, pd.DataFrame]:
     TypeError or ValueError for a frame that is not a click log, and ValueError when a step leaves nothing.
     """
     check_events(clicks, *COLUMNS)
-    for name in ('SessionId', 'ItemId'):
+    for name in COLUMNS[:2]:
         check_one_type(clicks[name])
     check_seconds(clicks['Time'])
     events = drop_short_sessions(sort_events(clicks[list(COLUMNS)]))
@@ -307,7 +307,8 @@ def preprocess_log(clicks_path: str | os.PathLike, out_dir: str | os.PathLike) -
     Returns the counts of each, a dict of dicts: {"train_full": {"sessions": ..., "events": ..., "items": ...}, ...}.
     """
     if os.path.exists(os.path.join(out_dir, SYNTHETIC_LOG)):
-        raise ValueError(f'{out_dir} holds a synthetic log and its files; choose another folder, lest they be confused')
+        raise ValueError(f'{out_dir} holds a synthetic log and its files; choose another folder, so that the two are '
+                         'not mixed')
     with files_together(out_dir) as folder:
         clicks = read_clicks(clicks_path)
         try:

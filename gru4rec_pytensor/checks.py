@@ -47,23 +47,23 @@ def check_number(name: str, value: Any, low: float = 0, high: float = np.inf, *,
 
     An infinite `high` is never reached: infinity and NaN are no numbers here.
     """
-    allowed = f'a number {"above" if above else "of at least"} {low:g}'
+    allowed = f'{"a" if high < np.inf else "a finite"} number {"above" if above else "of at least"} {low:g}'
     if high < np.inf:
         allowed += f' and {"below" if below else "at most"} {high:g}'
-    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
         raise TypeError(f'{name}={value!r}: must be {allowed}')
     if not (low < value if above else low <= value) or not (value < high if below or high == np.inf else value <= high):
         raise ValueError(f'{name}={value!r}: must be {allowed}')
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raise unless it is True or False."""
-    if not isinstance(value, (bool, np.bool_)):
+    """Raise unless it is True or False, or 1 or 0."""
+    if not isinstance(value, (bool, np.bool_)) and not (is_whole_number(value) and value in (0, 1)):
         raise TypeError(f'{name}={value!r}: must be True or False')
 
 
 def check_choice(name: str, value: Any, allowed: Iterable) -> None:
     """Raise unless it is one of the values `allowed`."""
     choices = list(allowed)
-    if not any(value is choice or type(value) is type(choice) and value == choice for choice in choices):
+    if not any(value is choice or isinstance(value, type(choice)) and value == choice for choice in choices):
         raise ValueError(f'{name}={value!r}: must be one of {", ".join(map(repr, choices))}')

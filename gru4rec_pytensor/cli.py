@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation import TIE_POLICIES, next_item_ranks, recall_mrr
-from gru4rec import LOSSES, UNITS, GRU4Rec, check_arguments
+from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
+from gru4rec import INPUTS, LOSSES, UNITS, GRU4Rec, check_arguments
 from gru4rec_pytensor import backends, click_log, model_file
-from gru4rec_pytensor.events import COLUMNS, keep_known_items
+from gru4rec_pytensor.events import COLUMNS, MIN_ITEM_EVENTS, MIN_SESSION_LENGTH, count, keep_known_items
 from gru4rec_pytensor.files import atomic_file, check_writable
 from gru4rec_pytensor.terminal import Parser, TrainingProgress, note, positive_number
 
@@ -43,13 +43,13 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     model = GRU4Rec(arguments.layers, n_epochs=arguments.epochs, dropout_p_hidden=arguments.dropout,
                     **{name: getattr(arguments, name) for name in names})
     check_arguments(model)
+    if arguments.more and arguments.checkpoint:
+        raise ValueError('--more and --checkpoint do not go together')
     check_output(arguments.output, arguments.file)
     if arguments.checkpoint:
         check_output(arguments.checkpoint, arguments.file)
     data = click_log.read_events(arguments.file, columns_of(arguments))
     if arguments.more:
-        if arguments.checkpoint:
-            raise ValueError('--more and --checkpoint do not go together')
         model = GRU4Rec.load(arguments.more, backend=arguments.backend)
         check_columns(model, arguments)
         data = data.assign(**{model.item_key: as_model_ids(model, data[model.item_key])})
@@ -139,11 +139,10 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     out.mkdir(exist_ok=True)
     found = {}
     for name, frame in (('train', train), ('test', test)):
-        path = out / f'{name}.tsv'
+        path, renamed = out / f'{name}.tsv', frame.set_axis(COLUMNS, axis=1)
         with atomic_file(path) as file:
-            frame.set_axis(COLUMNS, axis=1).to_csv(file, sep='\t', index=False)
-        found[name] = {'file': str(path), 'sessions': int(frame[columns[0]].nunique()), 'events': len(frame),
-                       'items': int(frame[columns[1]].nunique())}
+            renamed.to_csv(file, sep='\t', index=False)
+        found[name] = {'file': str(path)} | count(renamed)
     return found, [f'{part["file"]}: {part["sessions"]:,} sessions, {part["events"]:,} events, {part["items"]:,} items'
                    for part in found.values()]
 
@@ -220,7 +219,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     sub.add_argument('file', metavar='FILE')
     for name in ('session', 'item', 'time'):
         sub.add_argument(f'--{name}-key', metavar='COLUMN', help=f'column of the {name} (as in training)')
-    sub.add_argument('--cut-off', type=positive_number, nargs='+', default=[20], metavar='N', help='(20)')
+    sub.add_argument('--cut-off', type=positive_number, nargs='+', default=[CUT_OFF], metavar='N', help=f'({CUT_OFF})')
     sub.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
                      help='rank of a target whose score other items share (conservative: after them)')
     sub.add_argument('--backend', choices=backends.BACKENDS, help='(as in training)')
@@ -237,9 +236,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                   'gru4rec prepare clicks.csv -o DATA --item-key product --test-days 1', keys)
     sub.add_argument('file', metavar='FILE')
     sub.add_argument('-o', '--output', metavar='DIR', required=True, help='folder for train.tsv and test.tsv')
-    sub.add_argument('--min-session-length', type=positive_number, default=2, metavar='N', help='(2)')
+    sub.add_argument('--min-session-length', type=positive_number, default=MIN_SESSION_LENGTH, metavar='N',
+                     help=f'({MIN_SESSION_LENGTH})')
     sub.add_argument('--max-session-length', type=positive_number, metavar='N', help='(no limit)')
-    sub.add_argument('--min-item-events', type=positive_number, default=5, metavar='N', help='(5)')
+    sub.add_argument('--min-item-events', type=positive_number, default=MIN_ITEM_EVENTS, metavar='N',
+                     help=f'({MIN_ITEM_EVENTS})')
     sub.add_argument('--test-days', type=float, metavar='DAYS', help='sessions that end in the last DAYS (1)')
     sub.add_argument('--test-fraction', type=float, metavar='SHARE', help='instead, this share of the sessions')
     return parser.parse_args(argv)
@@ -261,9 +262,10 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--final-act', choices=('tanh', 'linear', 'relu'), help='(tanh; linear with cross-entropy)')
     parser.add_argument('--unit', choices=UNITS, default=defaults.unit, help=f'({defaults.unit})')
     parser.add_argument('--embedding', type=positive_number, metavar='WIDTH', help='(none)')
-    parser.add_argument('--input-mode', choices=('item', 'session'), default='item', help='(item)')
-    parser.add_argument('--seed', type=int, default=42, help='(42)')
-    parser.add_argument('--backend', choices=backends.BACKENDS, default='auto', help='(auto)')
+    parser.add_argument('--input-mode', choices=INPUTS, default=defaults.input_mode, help=f'({defaults.input_mode})')
+    parser.add_argument('--seed', type=int, default=defaults.seed, help=f'({defaults.seed})')
+    parser.add_argument('--backend', choices=backends.BACKENDS, default=defaults.backend,
+                        help=f'({defaults.backend})')
     parser.add_argument('--checkpoint', metavar='FILE', help='write the state of the training there, and go on from it')
     parser.add_argument('--every', type=float, default=600, metavar='SECONDS', help='how often (600)')
     parser.add_argument('--more', metavar='MODEL', help='go on training this model on FILE, which may have new '

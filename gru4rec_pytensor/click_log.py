@@ -15,7 +15,15 @@ import numpy as np
 import pandas as pd
 
 from gru4rec_pytensor import events as protocol
-from gru4rec_pytensor.events import COLUMNS, require_events
+from gru4rec_pytensor.checks import check_number, check_whole_number
+from gru4rec_pytensor.events import (
+    COLUMNS,
+    MIN_ITEM_EVENTS,
+    MIN_SESSION_LENGTH,
+    check_events,
+    check_times,
+    require_events,
+)
 
 DELIMITERS = {'\t': 'tabs', ',': 'commas', ';': 'semicolons', '|': 'bars'}
 
@@ -176,9 +184,9 @@ def _require(path: Path, good: pd.Series, values: pd.Series, wanted: str) -> Non
         raise ValueError(f'{path}, {where}: {values.name} is {found}, not {wanted}')
 
 
-def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_session_length: int = 2,
-            max_session_length: int | None = None, min_item_events: int = 5, test_days: float | None = None,
-            test_fraction: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_session_length: int = MIN_SESSION_LENGTH,
+            max_session_length: int | None = None, min_item_events: int = MIN_ITEM_EVENTS,
+            test_days: float | None = None, test_fraction: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training and test data of a log, by the filters of the paper's section 4.
 
     Sessions that are too long, then those too short, items that are too rare, and sessions that these left too short
@@ -201,9 +209,14 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     ------
     ValueError that says which step left nothing
     """
-    session, item, time = columns
+    time = columns[2]
     _check_split(test_days, test_fraction)
-
+    for name, limit in (('min_session_length', min_session_length), ('max_session_length', max_session_length),
+                        ('min_item_events', min_item_events)):
+        if limit is not None:
+            check_whole_number(name, limit)
+    check_events(events, *columns)
+    check_times(events[time])
     if events[time].max() > 1e11:
         raise ValueError(f'{time} has numbers such as {events[time].max()}: they must be seconds, and these look like '
                          'milliseconds')
@@ -225,13 +238,13 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
 
 
 def _check_split(test_days: float | None, test_fraction: float | None) -> None:
-    """ValueError unless they say what `prepare` can do."""
+    """TypeError or ValueError unless they say what `prepare` can do."""
     if test_days is not None and test_fraction is not None:
         raise ValueError('give test_days or test_fraction, not both')
-    if test_fraction is not None and not 0 < test_fraction < 1:
-        raise ValueError(f'test_fraction={test_fraction!r}: must be above 0 and below 1')
-    if test_days is not None and not 0 < test_days < np.inf:
-        raise ValueError(f'test_days={test_days!r}: must be above 0')
+    if test_fraction is not None:
+        check_number('test_fraction', test_fraction, 0, 1, above=True, below=True)
+    if test_days is not None:
+        check_number('test_days', test_days, above=True)
 
 
 def _split(events: pd.DataFrame, test_days: float | None,

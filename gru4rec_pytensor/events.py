@@ -85,7 +85,7 @@ def as_ids(ids: ArrayLike) -> np.ndarray:
     return pd.Series(ids).to_numpy()
 
 
-def index_by_appearance(ids: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def index_by_appearance(ids: pd.Series | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number ids in the order of their first appearance: int64 (n_events,), and the ids in that order.
 
     >>> index, ids = index_by_appearance(pd.Series([30, 10, 30]))

@@ -59,7 +59,8 @@ def files_together(folder: str | os.PathLike) -> Iterator[str]:
     try:
         with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=folder) as unfinished:
             yield unfinished
-            for name in sorted(os.listdir(unfinished), reverse=True):  # a synthetic log, the mark of its files, first
+            # A synthetic log, whose presence marks the other files as synthetic, comes first.
+            for name in sorted(os.listdir(unfinished), reverse=True):
                 os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
     except BaseException:
         if is_new:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gru4rec_pytensor.files import atomic_file
+from gru4rec_pytensor.files import atomic_file, check_writable
 
 FORMAT, VERSION = 'gru4rec-pytensor', 1
 HEADER = 'header.json'
@@ -121,8 +121,7 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike, every: float, training: dict) -> None:
         self._path, self._every, self._training, self._written = Path(path), every, training, time.monotonic()
-        if not self._path.parent.is_dir():
-            raise FileNotFoundError(f'{self._path}: there is no folder {self._path.parent} for the checkpoint')
+        check_writable(self._path)
         self._state, self._arrays = read(self._path) if self._path.exists() else ({}, {})
         if self._state:
             self._check(self._state.get('training'))

@@ -15,42 +15,42 @@ from gru4rec_pytensor.events import as_ids
 class Session:
     """One visitor's session: `click` takes an event and recommends; its cost does not grow with the session.
 
-    `model` is a trained `GRU4Rec`.  Warnings are those of the line `stacklevel` calls above the one that gives them.
+    `model` is a trained `GRU4Rec`.
     """
 
-    def __init__(self, model: Any, stacklevel: int = 3) -> None:
-        self._model, self._stacklevel = model, stacklevel
+    def __init__(self, model: Any) -> None:
+        self._model = model
         self._top: np.ndarray | None = None
         self._states = model.initial_states(1)
         self._seen: set[int] = set()
 
     def click(self, item: Any, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
         """The visitor's next event, and what `GRU4Rec.recommend` gives for the session up to it."""
-        for index in self.skip_unknown([item]):
-            self.step(index)
-        return self.recommend(k, exclude_seen)
-
-    def skip_unknown(self, item_ids: Sequence) -> np.ndarray:
-        """Indices of the items that the model knows; a warning names the others."""
-        indices = self._model.known_indices(item_ids)
-        if (indices < 0).any():
-            unknown = first_few(as_ids(item_ids)[indices < 0])
-            warnings.warn(f'skipped item id(s) that are not in the training data: {unknown}',
-                          stacklevel=self._stacklevel)
-        return indices[indices >= 0]
-
-    def step(self, index: int) -> None:
-        """One event further, by item index."""
-        self._top, self._states = self._model.next_states(np.array([index]), np.array([False]), self._states)
-        self._seen.add(int(index))
+        check_whole_number('k', k)  # before the click counts
+        self.take([item])
+        return self.best(k, exclude_seen)
 
     def recommend(self, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
         """The k best next items of the session as it is; of the most popular ones where nothing is known of it."""
-        model = self._model
         check_whole_number('k', k)
+        return self.best(k, exclude_seen)
+
+    def take(self, item_ids: Sequence, stacklevel: int = 3) -> None:
+        """Go on by events, one after the other.  A warning, of the line that called the caller, names unknown items."""
+        indices = self._model.known_indices(item_ids)
+        if (indices < 0).any():
+            unknown = first_few(as_ids(item_ids)[indices < 0])
+            warnings.warn(f'skipped item id(s) that are not in the training data: {unknown}', stacklevel=stacklevel)
+        for index in indices[indices >= 0]:
+            self._top, self._states = self._model.next_states(np.array([index]), np.array([False]), self._states)
+            self._seen.add(int(index))
+
+    def best(self, k: int, exclude_seen: bool, stacklevel: int = 3) -> pd.DataFrame:
+        """The k best next items, `k` having been checked; a warning is of the line that called the caller."""
+        model = self._model
         if self._top is None:
             warnings.warn('the session has no item that the model knows: these are the most popular ones',
-                          stacklevel=self._stacklevel)
+                          stacklevel=stacklevel)
             scores = model.item_counts_ / model.item_counts_.sum()
         else:
             Wy, By = model.output_weights()
@@ -65,13 +65,13 @@ class Session:
 
 def recommendations(model: Any, session_items: Sequence, k: int, exclude_seen: bool) -> pd.DataFrame:
     """The k best next items of one session, or of each of a list of sessions: see `GRU4Rec.recommend`."""
+    check_whole_number('k', k)
     several = len(session_items) > 0 and all(isinstance(item, (list, tuple, np.ndarray, pd.Series))
                                              for item in session_items)
     frames = []
     for number, items in enumerate(session_items if several else [session_items]):
-        session = Session(model, stacklevel=4)
-        for index in session.skip_unknown(items):
-            session.step(index)
-        frame = session.recommend(k, exclude_seen)
+        session = Session(model)
+        session.take(items, stacklevel=4)
+        frame = session.best(k, exclude_seen, stacklevel=4)
         frames.append(frame.assign(Session=number)[['Session', *frame.columns]] if several else frame)
     return pd.concat(frames, ignore_index=True)

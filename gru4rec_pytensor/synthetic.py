@@ -1,4 +1,4 @@
-"""The synthetic click log: what makes the paper's comparison come out on real clicks, small enough for a first try."""
+"""The synthetic click log: small, and of sessions that follow an order which a recurrent network can use."""
 from __future__ import annotations
 
 import numpy as np
@@ -10,7 +10,7 @@ from gru4rec_pytensor.events import DAY
 
 SYNTHETIC_SESSIONS = 150_000
 SYNTHETIC_ITEMS = 2_000
-WEEK = 7 * DAY * 1000  # milliseconds, as all times in this part
+WEEK = 7 * DAY * 1000  # milliseconds, as all times in this module
 FIRST_DAY = 1_396_310_400_000  # 2014-04-01, when the real log begins
 FIRST_ITEM = 214_500_000
 SHARE_SHELVED = 0.4  # the other items are met by chance only
@@ -18,7 +18,7 @@ SHELVINGS = 3  # shelves on which an item stands
 SHELF_SIZE = 50
 REACH = 6  # how far along the shelf the next click can be
 P_ONE_CLICK = 0.14  # share of one-click sessions
-MAX_SESSION_LENGTH = 300
+LONGEST_SESSION = 300
 P_AGAIN = 0.15  # the next click returns to an item of the session
 P_ELSEWHERE = 0.05  # ... goes anywhere in the catalogue
 P_JUMP = 0.04  # ... goes anywhere on the shelf, and on from there
@@ -74,7 +74,7 @@ def synthetic_clicks(n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHE
 
 def _session_lengths(n_sessions: int, rng: np.random.Generator) -> np.ndarray:
     """Mostly short, some very long: a log-normal tail behind the second click, mean near 4."""
-    length = np.minimum(1 + np.ceil(rng.lognormal(0.5, 1.0, n_sessions)), MAX_SESSION_LENGTH).astype(np.int64)
+    length = np.minimum(1 + np.ceil(rng.lognormal(0.5, 1.0, n_sessions)), LONGEST_SESSION).astype(np.int64)
     length[rng.random(n_sessions) < P_ONE_CLICK] = 1
     return length
 

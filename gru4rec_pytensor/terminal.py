@@ -89,7 +89,7 @@ def positive_number(text: str) -> int:
 
 def whole_number(text: str) -> int:
     """Argument that is a whole number, from 0."""
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
     return int(text)
 

@@ -303,7 +303,7 @@ def counted_with(log, item, items, seq_only=False, later_only=False, **_options)
     return cooc
 
 
-def test_cooccurence_by_hand():
+def test_cooccurence_is_that_worked_out_by_hand():
     model = CoOccurence(lmbd=0, normalize=False, later_only=True).fit(TINY)  # [A, B, A], [B, C], [A, C, B], [D]
     assert_array_equal(model.predict_next(1, A, [A, B, C, D]), [0, 2, 1, 0])
     assert_array_equal(model.predict_next(1, B, [A, B, C, D]), [1, 0, 1, 0])
@@ -476,13 +476,13 @@ def test_bpr_stops_when_the_loss_is_no_longer_finite():
     (None, ([0, 2, 3], [1, 0, 0])),      # B ties with A; A and B beat C; A, B and C beat D
     ([D], ([0, 0, 0], [0, 0, 0])),
     ([A, A, C], ([0, 1, 2], [1, 0, 0]))])
-def test_tie_counts_of_pop_by_hand(candidates, expected):
+def test_tie_counts_of_pop_are_those_worked_out_by_hand(candidates, expected):
     greater, equal = Pop().fit(TINY).tie_counts([A, B, C, C, D], np.array([0, 3, 5]), candidates)
     assert greater.dtype == equal.dtype == np.int64
     assert_array_equal((greater, equal), expected)
 
 
-def test_tie_counts_of_item_knn_by_hand():
+def test_tie_counts_of_item_knn_are_those_worked_out_by_hand():
     model = ItemKNN(lmbd=0).fit(TINY)
     greater, equal = model.tie_counts([A, C, D, A, D, D], np.array([0, 3, 4, 6]))
     assert_array_equal(greater, [1, 2, 0])  # after A: B beats C; after C: A and B beat D; after D: all are 0

@@ -18,7 +18,7 @@ from gru4rec_pytensor.experiments.cells import (
     run_cell,
 )
 from gru4rec_pytensor.experiments.datasets import Dataset
-from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, RSC15, VIDEO
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, RSC15, VIDEO
 from gru4rec_pytensor.experiments.results import load_results, result_of
 
 OPTIONS = Options((1, 3), (*BASELINES, NETWORK), ('top1', 'bpr'), (4, 8), 1, (42, 43), 'conservative', 'python')
@@ -90,13 +90,15 @@ def test_other_parameters_make_another_cell(data):
     assert result_of(network, found, 'other-data') is None
 
 
-def test_results_of_the_first_versions_are_read_but_those_of_networks_lack_what_the_report_needs(data, tmp_path):
+def test_results_of_earlier_revisions_are_read_and_do_not_count(data, tmp_path):
     cells = [a_cell('POP'), a_cell(NETWORK)]
     old = [{key: value for key, value in run_cell(cell, data).items() if key not in LATER_KEYS} for cell in cells]
     (tmp_path / 'results.json').write_text(json.dumps(old))
     found = load_results(tmp_path / 'results.json')
     assert found == json.loads(json.dumps(old))
-    assert [result_of(cell, found, data.name) for cell in cells] == [found[0], None]
+    assert [result_of(cell, found, data.name) for cell in cells] == [None, None]
+    of_now = [result | {'revision': REVISION} for result in found]
+    assert [result_of(cell, of_now, data.name) for cell in cells] == of_now
 
 
 def test_results_that_another_run_has_written_meanwhile_are_kept(data, tmp_path, monkeypatch):

@@ -134,3 +134,20 @@ def test_the_rows_are_in_order_and_equal_times_keep_theirs():
     assert train.s.tolist() == ['a'] * 6 + ['b'] * 6
     assert train.i.tolist() == [2, 3, 2, 2, 3, 1, 1, 1, 1, 1, 2, 3]
     assert test.s.tolist() == ['z'] * 12
+
+
+@pytest.mark.parametrize('options, error, message', [
+    (dict(columns=('SessionId', 'ItemId', 'When')), ValueError, "no column 'When'"),
+    (dict(min_item_events='3'), TypeError, "min_item_events='3': must be a whole number"),
+    (dict(max_session_length=0), ValueError, 'max_session_length=0: must be a whole number of at least 1'),
+    (dict(test_days='3'), TypeError, "test_days='3': must be a finite number above 0")])
+def test_preparing_names_the_column_or_argument_that_is_wrong(options, error, message):
+    events = pd.DataFrame({'SessionId': [1, 1], 'ItemId': [1, 2], 'Time': [0.0, 1.0]})
+    with pytest.raises(error, match=message):
+        click_log.prepare(events, **options)
+
+
+def test_preparing_refuses_times_that_are_text():
+    events = pd.DataFrame({'SessionId': [1, 1], 'ItemId': [1, 2], 'Time': ['0', '1']})
+    with pytest.raises(TypeError, match="column 'Time' must hold numbers or timestamps, not text such as '0'"):
+        click_log.prepare(events)

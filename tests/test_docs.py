@@ -107,15 +107,21 @@ def test_links_and_pictures_of_a_document_are_there(path):
             assert (path.parent / target).exists(), target
 
 
+# What documents call a module -> its full name: those of the package also without the package's name.
+FILES = [*ROOT.glob('*.py'), *ROOT.glob('gru4rec_pytensor/**/*.py')]
+FULL_NAMES = ['.'.join(file.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__') for file in FILES]
+MODULES = {name: name for name in FULL_NAMES} | {name.removeprefix('gru4rec_pytensor.'): name for name in FULL_NAMES}
+NAMED_MODULES = re.compile(  # the longest first, and no names of files
+    rf"`({'|'.join(map(re.escape, sorted(MODULES, key=len, reverse=True)))})\.(?!py\b|md\b)([A-Za-z_][\w.]*)")
+
+
 @pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
 def test_what_a_document_names_of_the_code_is_there(path):
-    """`gru4rec.top1` must be in gru4rec.py."""
-    modules = '|'.join(module.stem for module in ROOT.glob('*.py'))
-    for name in re.findall(rf'`((?:{modules})\.(?!py\b|md\b)[A-Za-z_][\w.]*)', path.read_text(encoding='utf-8')):
-        module, *rest = name.split('.')
-        value = importlib.import_module(module)
-        for part in rest:
-            assert hasattr(value, part), f'{name} in {path.name}'
+    """`gru4rec.top1` must be in gru4rec.py, `backends.resolve` in the package's backends."""
+    for module, name in NAMED_MODULES.findall(path.read_text(encoding='utf-8')):
+        value = importlib.import_module(MODULES[module])
+        for part in name.split('.'):
+            assert hasattr(value, part), f'{module}.{name} in {path.name}'
             value = getattr(value, part)
 
 

@@ -105,11 +105,11 @@ CASES = [  # (program, command line in the folder of the files, what the line on
         ('--dropout 1', 'dropout_p_hidden=1.0: must be a number of at least 0 and below 1'),
         ('--dropout -0.1', 'dropout_p_hidden=-0.1: must be a number of at least 0 and below 1'),
         ('--dropout half', "argument --dropout: invalid float value: 'half'"),
-        ('--learning-rate 0', 'learning_rate=0.0: must be a number above 0'),
-        ('--learning-rate nan', 'learning_rate=nan: must be a number above 0'),
+        ('--learning-rate 0', 'learning_rate=0.0: must be a finite number above 0'),
+        ('--learning-rate nan', 'learning_rate=nan: must be a finite number above 0'),
         ('--learning-rate 1e38 --loss cross-entropy', 'training met a loss that is not finite, and nothing was saved'),
         ('--momentum 1', 'momentum=1.0: must be a number of at least 0 and below 1'),
-        ('--lmbd -1', 'lmbd=-1.0: must be a number of at least 0'),
+        ('--lmbd -1', 'lmbd=-1.0: must be a finite number of at least 0'),
         ('--seed -1', 'seed=-1: must be a whole number from 0'),
         ('--seed 4294967296', 'seed=4294967296: must be a whole number from 0'),
         ('--session-key visit', "good: lacks the column(s) ['visit']"),
@@ -142,8 +142,8 @@ CASES = [  # (program, command line in the folder of the files, what the line on
     (cli, 'recommend model', 'the following arguments are required: ITEM'),
     (cli, 'recommend model 10 -k 0', "argument -k: '0' is not a whole number of at least 1"),
     # preparing data
-    (cli, 'prepare good -o new --test-days 0', 'test_days=0.0: must be above 0'),
-    (cli, 'prepare good -o new --test-fraction 1.5', 'test_fraction=1.5: must be above 0 and below 1'),
+    (cli, 'prepare good -o new --test-days 0', 'test_days=0.0: must be a finite number above 0'),
+    (cli, 'prepare good -o new --test-fraction 1.5', 'test_fraction=1.5: must be a number above 0 and below 1'),
     (cli, 'prepare good -o new --test-days 1 --test-fraction 0.5', 'give test_days or test_fraction, not both'),
     (cli, 'prepare same-day -o new', 'no event is left after setting the last 1 day(s) apart as test data'),
     (cli, 'prepare good -o new --min-item-events 10000', 'no event is left after dropping items with fewer than 10000'),
@@ -204,8 +204,8 @@ def test_wrong_input_gets_one_line_that_names_it_and_leaves_everything_as_it_was
     assert left == before
 
 
-def test_there_are_at_least_sixty_cases():
-    assert len(CASES) >= 60 and len({case[:2] for case in CASES}) == len(CASES)
+def test_no_case_stands_twice():
+    assert len({case[:2] for case in CASES}) == len(CASES)
 
 
 def test_a_full_disk_is_reported_and_leaves_the_old_model(world, tmp_path, monkeypatch, capsys):

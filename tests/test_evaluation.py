@@ -218,7 +218,7 @@ def test_bounds_of_equally_activated_scores_are_tight_for_tanh(scale):
     assert (low > -np.inf)[scores > -5].all() and (high < np.inf)[scores < 5].all()
 
 
-def test_bounds_of_equally_activated_scores_for_relu_and_linear():
+def test_bounds_of_equally_activated_scores_are_tight_for_relu_and_linear_too():
     scores = np.array([-3, -1e-30, 0, 1e-30, 2], dtype='float32')
     low, high = evaluation.equally_activated(lambda x: np.maximum(x, 0), scores)
     assert_array_equal(low, np.array([-np.inf, -np.inf, -np.inf, 1e-30, 2], dtype='float32'))
@@ -383,3 +383,14 @@ def test_no_candidates_are_an_error():
     log = pd.DataFrame({'SessionId': [1, 1], 'ItemId': list('ab'), 'Time': range(2)})
     with pytest.raises(ValueError, match=r'items=\[\]'):
         next_item_ranks(ByItem(a=3.0, b=2.0, c=1.0), log, items=[])
+
+
+@pytest.mark.parametrize('evaluate', [
+    lambda: evaluation.evaluate_sessions(baselines.Pop(), TEST, TRAIN),
+    lambda: evaluation.evaluate_sessions(baselines.Pop(), TEST, TRAIN, tie_policy='standard'),
+    lambda: evaluation.evaluate_sessions_batch(GRU4Rec([3]), TEST),
+    lambda: evaluation.evaluate_sessions_batch(GRU4Rec([3]), TEST, break_ties=True),
+    lambda: evaluation.evaluate_sessions_batch(GRU4Rec([3]), TEST, carry_states=True)])
+def test_a_model_that_is_not_trained_says_so_whatever_it_is_asked(evaluate):
+    with pytest.raises(RuntimeError, match='is not trained yet: call fit first'):
+        evaluate()

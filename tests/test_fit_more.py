@@ -90,7 +90,7 @@ def test_new_items_are_learned_and_recommended():
     assert model.recommend([102, 103], k=1).ItemId.tolist() == [104]
 
 
-def test_what_cannot_be_gone_on_with_is_said():
+def test_training_does_not_go_on_with_data_that_does_not_fit_and_says_why():
     with pytest.raises(RuntimeError, match='not trained yet'):
         small_model().fit_more(NEW)
     model = small_model().fit(LOG)

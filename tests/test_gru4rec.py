@@ -40,8 +40,8 @@ def test_arguments_have_the_names_order_and_defaults_of_the_release():
         adapt='adagrad', decay=0.9, grad_cap=0, sigma=0, init_as_normal=False, reset_after_session=True, loss='top1',
         hidden_act='tanh', final_act=None, train_random_order=False, lmbd=0.0,
         session_key='SessionId', item_key='ItemId', time_key='Time', input_mode='item', session_decay=0.5,
-        embedding=None, unit='gru', input_to_all_layers=False, feedforward=(), negatives='minibatch', equal_times='item', seed=42,
-        backend='auto')
+        embedding=None, unit='gru', input_to_all_layers=False, feedforward=(), negatives='minibatch',
+        equal_times='item', seed=42, backend='auto')
     in_order = [[3], 2, 4, 0.1, 0.2, 0.3, 'rmsprop', 0.8, 1, 0.5, True, False, 'bpr', 'relu', 'linear', True, 0.6,
                 'a', 'b', 'c']
     assert list(vars(GRU4Rec(*in_order)).values())[:len(in_order)] == in_order
@@ -126,13 +126,15 @@ def test_the_length_of_a_chunk_does_not_change_the_training(option, monkeypatch)
     ('batch_size', -1, 'a whole number of at least 1'),
     ('dropout_p_hidden', 1, 'at least 0 and below 1'), ('dropout_p_hidden', -0.1, 'at least 0 and below 1'),
     ('dropout_p_hidden', None, 'at least 0 and below 1'),
-    ('learning_rate', 0, 'a number above 0'), ('learning_rate', 'fast', 'a number above 0'),
-    ('learning_rate', float('nan'), 'a number above 0'), ('learning_rate', float('inf'), 'a number above 0'),
+    ('learning_rate', 0, 'a finite number above 0'), ('learning_rate', 'fast', 'a finite number above 0'),
+    ('learning_rate', float('nan'), 'a finite number above 0'),
+    ('learning_rate', float('inf'), 'a finite number above 0'),
     ('momentum', 1, 'at least 0 and below 1'), ('decay', 1.5, 'at least 0 and below 1'),
     ('grad_cap', -1, 'at least 0'), ('sigma', -1, 'at least 0'), ('lmbd', -0.1, 'at least 0'),
     ('adapt', 'adam', "'adagrad', 'rmsprop', None"), ('loss', 'hinge', "'top1', 'bpr', 'cross-entropy'"),
     ('hidden_act', 'linear', "'tanh', 'relu'"), ('final_act', 'softmax', "'tanh', 'linear', 'relu', None"),
     ('backend', 'c', "'auto', 'numba', 'jax', 'python'"),
+    ('reset_after_session', 'no', 'True or False'), ('init_as_normal', 3, 'True or False'),
     ('seed', -1, 'a whole number from 0'), ('seed', 'x', 'a whole number'), ('seed', 1.5, 'a whole number'),
 ])
 def test_a_bad_argument_is_named_with_its_value_and_what_is_allowed(name, value, allowed):
@@ -141,6 +143,13 @@ def test_a_bad_argument_is_named_with_its_value_and_what_is_allowed(name, value,
         model.fit(LOG)
     assert f'{name}={value!r}' in str(error.value)
     assert allowed in str(error.value)
+
+
+def test_arguments_may_be_numbers_and_text_of_numpy():
+    arguments = dict(layers=[np.int64(4)], batch_size=np.int32(6), learning_rate=np.float32(0.05), loss=np.str_('bpr'),
+                     reset_after_session=np.bool_(True), n_epochs=np.int64(1))
+    plain = dict(layers=[4], batch_size=6, learning_rate=float(np.float32(0.05)), loss='bpr', n_epochs=1)
+    assert_same_bits(state_of(small_model(**arguments).fit(LOG)), state_of(small_model(**plain).fit(LOG)))
 
 
 @pytest.mark.parametrize('log, message', [

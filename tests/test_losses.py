@@ -76,7 +76,7 @@ def test_a_gru_step_follows_equations_2_to_5_with_the_reset_gate_before_the_prod
     assert_allclose(actual, expected, rtol=0, atol=1e-14)
 
 
-def test_a_gru_step_of_one_unit_by_hand():
+def test_a_gru_step_of_one_unit_is_that_worked_out_by_hand():
     # r = s(0) = 1/2, z = s(ln 3) = 3/4, candidate = max(0, 1 + (1/2 * 2) 3) = 4, h = 1/4 * 2 + 3/4 * 4
     values = dict(gates=np.array([[1.0, 0.0, np.log(3)]]), H=np.array([[2.0]]),
                   Wh=np.array([[3.0]]), Whr=np.array([[0.0]]), Whz=np.array([[0.0]]))
@@ -183,7 +183,7 @@ TWO_LANES = np.array([[1.0, 0.0], [2.0, -1.0]])  # positives 1 and -1, one negat
     # the positives are half a unit above the mean 1/2 of scores with variance 1/4, and 3/2 below it with variance 9/4
     ('mrr', 1 - (1 / (2 - Phi(0.5 / np.sqrt(0.25 + 1e-6))) + 1 / (2 - Phi(-1.5 / np.sqrt(2.25 + 1e-6)))) / 2),
 ])
-def test_a_loss_of_two_lanes_by_hand(loss, expected):
+def test_a_loss_of_two_lanes_is_that_worked_out_by_hand(loss, expected):
     assert_allclose(loss_and_gradient(loss, TWO_LANES)[0], expected, rtol=1e-14)
 
 

@@ -1,5 +1,6 @@
 """Recommendations for one session, for several, and click by click."""
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,3 +97,21 @@ def test_strings_are_ids_and_no_lists_of_ids():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert len(model.recommend(['10', '20'], k=3)) == 3
+
+
+def test_a_click_with_a_wrong_number_of_items_does_not_count(model):
+    visit, other = model.session(), model.session()
+    with pytest.raises(ValueError, match='k=0'):
+        visit.click(10, k=0)
+    assert visit.click(10, k=3).equals(other.click(10, k=3))
+    assert visit.click(20, k=3).equals(other.click(20, k=3))
+
+
+@pytest.mark.parametrize('call', [
+    lambda model: model.recommend(['nothing']), lambda model: model.session().click('nothing'),
+    lambda model: model.session().recommend()], ids=['recommend', 'click', 'session'])
+def test_warnings_are_of_the_line_that_asked(model, call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        call(model)
+    assert caught and {Path(warning.filename).name for warning in caught} == {'test_recommend.py'}

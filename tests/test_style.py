@@ -38,7 +38,7 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'mrg': '',
     'model_file': 'files',
     'recommend': 'events checks',
-    'click_log': 'events',
+    'click_log': 'events checks',
     'synthetic': 'events checks',
     'experiments': f'{TOP} {ROOMS}',
     'cli': f'{TOP} {ROOMS}',

@@ -209,7 +209,7 @@ def reference_for(model, log, masks=None):
 # --- Formulas -------------------------------------------------------------------------------------------------------
 
 
-def test_an_lstm_step_of_one_unit_by_hand():
+def test_an_lstm_step_of_one_unit_is_that_worked_out_by_hand():
     # i = s(0) = 1/2, f = s(ln 3) = 3/4, o = s(-ln 3) = 1/4, C = 3/4 * 8 + 1/2 * relu(1 + 2 * 3) = 9.5, h = 9.5 / 4
     zero = np.zeros((1, 1))
     C, h = gru4rec.lstm_step(pt.constant([[1.0, 0.0, np.log(3), -np.log(3)]]), np.array([[8.0]]),
@@ -217,7 +217,7 @@ def test_an_lstm_step_of_one_unit_by_hand():
     assert_allclose([C.eval()[0, 0], h.eval()[0, 0]], [9.5, 9.5 / 4], rtol=1e-15)
 
 
-def test_a_plain_unit_by_hand():
+def test_a_step_of_a_plain_unit_is_that_worked_out_by_hand():
     h = gru4rec.rnn_step(pt.constant([[1.0]]), pt.constant([[2.0]]), np.array([[-0.25]]), pt.tanh)
     assert_allclose(h.eval(), [[np.tanh(0.5)]], rtol=1e-15)
 

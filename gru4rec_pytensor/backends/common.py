@@ -1,4 +1,4 @@
-"""What the rooms of Numba and of JAX share."""
+"""What `numba_ops` and `jax_loops` share."""
 from __future__ import annotations
 
 from hashlib import sha256

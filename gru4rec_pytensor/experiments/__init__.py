@@ -1,5 +1,5 @@
-"""The paper's experiments, a room each; every one imports only those before it, and none is imported from outside but
-by `run_experiments`, the command line.
+"""The paper's experiments, a module for each part; every one imports only those before it, and none is imported from
+outside but by `run_experiments`, the command line.
 
 protocols : what the paper does with its two data sets, and the numbers it reports
 datasets : training and test events from files or from the synthetic log

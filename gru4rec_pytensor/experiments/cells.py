@@ -16,11 +16,11 @@ from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset
-from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, Protocol
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, Protocol
 from gru4rec_pytensor.terminal import TrainingProgress
 
-# What results.json has of each cell; results of the first versions lack the last three.
-LATER_KEYS = ('candidates', 'epoch_losses', 'details')
+# What results.json has of each cell; results of the first versions lack the last ones.
+LATER_KEYS = ('candidates', 'epoch_losses', 'details', 'revision')
 RESULT_KEYS = ('dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19',
                'mrr@20', 'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds',
                'train_events_per_second', 'eval_events_per_second', 'tie_policy', 'backend', 'versions', *LATER_KEYS)
@@ -119,7 +119,7 @@ def run_cell(cell: Cell, data: Dataset) -> dict:
     model, events_per_second = (fit_network if cell.model == NETWORK else fit_baseline)(cell, data.train)
     published = data.protocol.published_for(cell.model, cell.loss, cell.units) if cell.table else (None, None)
     result = dict.fromkeys(RESULT_KEYS) | cell._asdict() | {
-        'dataset': data.name, 'fit_seconds': time.perf_counter() - started,
+        'dataset': data.name, 'revision': REVISION, 'fit_seconds': time.perf_counter() - started,
         'train_events_per_second': events_per_second, 'versions': versions(),
         'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None,  # BPR-MF has some, too
         'published_recall@20': published[0], 'published_mrr@20': published[1]}

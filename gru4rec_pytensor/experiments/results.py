@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gru4rec_pytensor.experiments.cells import LATER_KEYS, RESULT_KEYS, Cell, check_batch_sizes, run_cell
 from gru4rec_pytensor.experiments.datasets import Dataset
-from gru4rec_pytensor.experiments.protocols import NETWORK
+from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.files import atomic_file
 from gru4rec_pytensor.terminal import note
 
@@ -41,10 +41,8 @@ def load_results(path: Path) -> list[dict]:
 
 
 def result_of(cell: Cell, results: list[dict], dataset: str) -> dict | None:
-    """The result of a cell on a data set, if it is among `results`."""
-    if cell.model == NETWORK:  # those of the first versions lack what the claims and the report need
-        results = [result for result in results if 'details' in result]
-    wanted = cell._asdict() | {'dataset': dataset}
+    """The result of a cell on a data set, if it is among `results`; those of other revisions do not count."""
+    wanted = cell._asdict() | {'dataset': dataset, 'revision': REVISION}
     wanted.pop('table')  # the claims compare cells of the tables, too
     return next((result for result in results if all(result.get(key) == value for key, value in wanted.items())), None)
 

@@ -2,8 +2,8 @@
 
 The paper tried 100 random points of the parameter space for each data set and loss, and then tuned each parameter of
 the best point on its own, on a validation set.  It does not give the space; ours is `SPACE`.  This is the only module
-that knows Optuna, in whose storage the trials are: an interrupted search goes on from there, and several processes, or
-machines with a database server between them, work on one search together.
+that imports Optuna, in whose storage the trials are: an interrupted search goes on from there, and several processes,
+or machines with a database server between them, work on one search together.
 """
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import pandas as pd
 from evaluation import CUT_OFF, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor.events import n_trainable_sessions
+from gru4rec_pytensor.experiments.protocols import REVISION
 
 try:
     import fcntl
@@ -71,7 +72,7 @@ class Search(NamedTuple):
     def name(self) -> str:
         """Under this name it is found again in the storage."""
         return (f'{self.data_name}, {self.loss}, {self.units} units, {self.epochs} epochs, seed {self.seed}, '
-                f'{self.backend}, {self.tie_policy}' + (', pruned' if self.prune else ''))
+                f'{self.backend}, {self.tie_policy}, revision {REVISION}' + (', pruned' if self.prune else ''))
 
 
 class Outcome(NamedTuple):
@@ -86,7 +87,7 @@ class Outcome(NamedTuple):
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Optuna without its lines, since ours say what happens, and without its warning that heartbeats, which it has had
-    since 2021, are experimental.  Afterwards it is as talkative as it was."""
+    since 2021, are experimental.  Afterwards its level of logging is what it was."""
     import optuna
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
