@@ -134,3 +134,22 @@ def test_seeds_give_masks_of_their_own_and_the_release_seed_those_of_theano():
     assert len(states) == 200
     assert all(0 < number < modulus for state in states for number, modulus in zip(state, [M1] * 3 + [M2] * 3))
     assert (drawn_by(50, seed=1)[0] != drawn_by(50, seed=2)[0]).mean() > 0.3
+
+
+def test_what_is_drawn_ahead_is_what_is_drawn_in_turn_and_so_is_the_state_after_each_chunk():
+    settings = GRU4Rec([5, 3], batch_size=4, dropout_p_hidden=0.3, negatives='uniform').settings(n_items=9)
+    offsets = np.arange(0, 400, 4)
+
+    def drawn(ahead):
+        chunks = gru4rec.with_last(gru4rec.session_parallel_minibatches(offsets, 4, chunk=7))
+        return list(gru4rec.with_random_inputs(chunks, gru4rec.RandomInputs(settings), ahead))
+    in_turn, before = drawn(False), drawn(True)
+    assert len(in_turn) == len(before) > 3
+    for ((batches, is_last), inputs, state), ((other_batches, other_last), others, other_state) in zip(in_turn, before):
+        assert_array_equal(other_batches.position, batches.position)
+        assert other_last == is_last
+        for one, other in zip(inputs, others, strict=True):
+            assert_array_equal(other, one)
+        assert other_state.keys() == state.keys()
+        for name in state:
+            assert_array_equal(other_state[name], state[name])
