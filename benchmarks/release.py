@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument('data', type=Path)
     parser.add_argument('costs', type=Path)
     parser.add_argument('--backend', default='numba')
+    parser.add_argument('--equal-times', choices=('item', 'frame'), default='item')
     parser.add_argument('--cases', nargs='+', choices=CASES, default=[*CASES])
     arguments = parser.parse_args()
     data = click_log.read_events(arguments.data / 'rsc15_train_full.txt')
@@ -62,7 +63,8 @@ def main() -> None:
     for name in arguments.cases:
         options, allowed, n_compared = CASES[name]
         expected = costs[f'cost_{name}']
-        ours = minibatch_losses(GRU4Rec([100], backend=arguments.backend, **options), data)
+        ours = minibatch_losses(GRU4Rec(
+            [100], backend=arguments.backend, equal_times=arguments.equal_times, **options), data)
         assert len(ours) == len(expected), (len(ours), len(expected))
         difference = np.abs(ours - expected)[:n_compared].max()
         per_epoch = len(ours) // options.get('n_epochs', 10)
