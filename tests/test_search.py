@@ -104,8 +104,8 @@ def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_sea
 
 
 def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common(the_search):
-    assert the_search.name == 'data, top1, 4 units, 2 epochs, seed 42, python, conservative'
-    assert the_search._replace(prune=True).name.endswith(', conservative, pruned')
+    assert the_search.name == 'data, top1, 4 units, 2 epochs, seed 42, python, conservative, revision 2'
+    assert the_search._replace(prune=True).name.endswith(', conservative, revision 2, pruned')
 
 
 def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
