@@ -62,7 +62,7 @@ def test_losses_are_those_of_the_release(case, dtype):
 # An operation is off by at most u of its result. An accumulator is the sum of n squares, so that n additions put it off
 # by up to n u of its size. A gradient is a product of numbers that are themselves off by up to n u, hence off by n u to
 # first order, and its square by 2 n u. Together: 3 n u of the largest entry for each program that rounds: both in
-# float32, and the release alone where the reference computes in float64. With n = 207 that is 7e-5 of the largest entry:
+# float32, and the release alone where the reference computes in float64. With n = 207 it is 7e-5 of the largest entry:
 # 1e-5 for the largest accumulator recorded, and 2e-7 for the smallest. Weights and velocities, of steps that the
 # accumulator divides, keep closer.
 def rounding(n_steps, dtype):
