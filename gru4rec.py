@@ -19,6 +19,7 @@ docs/deviations.md lists the few differences.
 """
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import warnings
@@ -39,7 +40,7 @@ import pytensor.tensor as pt
 from numpy.typing import ArrayLike
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor import backends, model_file, mrg
+from gru4rec_pytensor import backends, draws, model_file
 from gru4rec_pytensor.backends import FLOAT
 from gru4rec_pytensor.checks import (
     check_choice,
@@ -56,6 +57,7 @@ from gru4rec_pytensor.events import (
     index_by_appearance,
     n_trainable_sessions,
     session_order,
+    sessions_by_start,
 )
 from gru4rec_pytensor.recommend import Session, recommendations
 
@@ -98,6 +100,14 @@ class Settings:
     input_to_all_layers: bool
     feedforward: tuple[int, ...]
     negatives: str
+    n_sample: int
+    sample_alpha: float
+    sample_store: int
+    bpreg: float
+    logq: float
+    constrained_embedding: bool
+    dropout_p_embed: float
+    drop_tail: bool
     seed: int
 
     @property
@@ -105,12 +115,22 @@ class Settings:
         """Name of the scores' activation."""
         return final_activation(self.loss, self.final_act)
 
+    @property
+    def output_width(self) -> int:
+        """Units of the layer that the scores are computed from."""
+        return [*self.layers, *self.feedforward][-1]
+
+    @property
+    def embedded_width(self) -> int | None:
+        """Columns of the matrix whose rows stand for items in the input; None for the 1-of-N code itself."""
+        return self.output_width if self.constrained_embedding else self.embedding
+
 
 def final_activation(loss: str, final_act: str | None) -> str:
-    """Name of the scores' activation: `final_act`, or what the release takes where that is None or out of place."""
+    """Name of the scores' activation: `final_act`, or what the releases take where that is None or out of place."""
     if loss == 'cross-entropy':
-        return 'tanh' if final_act == 'tanh' else 'linear'
-    return final_act or 'tanh'
+        return 'linear' if final_act in (None, 'relu', 'softmax') else final_act
+    return final_act or ('linear' if loss in ('top1-max', 'bpr-max') else 'tanh')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -127,10 +147,48 @@ def relu(x: Symbol) -> Symbol:
     return pt.maximum(x, 0)
 
 
+def scaled_elu(x: Any, scale: Any, alpha: Any, module: Any = pt) -> Any:
+    """f(x) = scale x for x >= 0, scale alpha (exp(x) - 1) below; `module` has `exp`, `where` and `minimum`."""
+    below = alpha * (module.exp(module.minimum(x, 0)) - 1)  # exp of what is not used must not overflow
+    value = module.where(x >= 0, x, below)
+    return value if scale == 1 else scale * value
+
+
+def leaky_relu(x: Any, slope: Any, module: Any = pt) -> Any:
+    """f(x) = x for x >= 0, slope x below."""
+    return module.where(x >= 0, x, slope * x)
+
+
 ACTIVATIONS: dict[str, Callable] = {'tanh': pt.tanh, 'linear': linear, 'relu': relu}
-
-
 NUMPY_ACTIVATIONS: dict[str, Callable] = {'tanh': np.tanh, 'linear': linear, 'relu': partial(np.maximum, 0)}
+WITH_NUMBERS = {'leaky': 1, 'elu': 1, 'selu': 2}  # activations whose name goes on with numbers -> how many
+
+
+def activation(name: str, module: Any = pt) -> Callable:
+    """The function of an activation's name, for symbols, or with ``module=np`` for arrays: ``'tanh'``, ``'elu-0.5'``.
+
+    'leaky-X' is `leaky_relu`, 'elu-X' and 'selu-X-Y' are `scaled_elu`; X and Y are not negative, so that all of them
+    are monotone.  ValueError for any other name.
+    """
+    kind, *numbers = str(name).split('-')
+    if kind not in WITH_NUMBERS:
+        return (ACTIVATIONS if module is pt else NUMPY_ACTIVATIONS)[name]
+    values = [np.float32(number) for number in numbers]
+    if len(values) != WITH_NUMBERS[kind] or not all(0 <= value < np.inf for value in values):
+        raise ValueError(name)
+    if kind == 'leaky':
+        return partial(leaky_relu, slope=values[0], module=module)
+    scale = values[0] if kind == 'selu' else np.float32(1)
+    return partial(scaled_elu, scale=scale, alpha=values[-1], module=module)
+
+
+def is_activation(name: Any) -> bool:
+    """Whether `activation` knows the name."""
+    try:
+        activation(name)
+    except (KeyError, ValueError):
+        return False
+    return isinstance(name, str)
 
 
 def gru_step(gates: Symbol, H: Symbol, Wh: Symbol, Whr: Symbol, Whz: Symbol, hidden_act: Callable) -> Symbol:
@@ -203,7 +261,7 @@ def weight_layout(settings: Settings) -> dict[str, tuple[list[str], tuple]]:
     The gates of a layer are one weight here, ``W0`` of [h | r | z]; the names of the parts are the release's.
     """
     gates = UNITS[settings.unit].gates
-    n_inputs = settings.embedding or settings.n_items
+    n_inputs = settings.embedded_width or settings.n_items
     layout: dict = {'E': (['E'], (settings.n_items, settings.embedding))} if settings.embedding else {}
     for i, (n_below, n) in enumerate(zip([n_inputs, *settings.layers], settings.layers)):
         layout[f'W{i}'] = [f'W{gate}{i}' for gate in 'x' + gates[1:]], (n_below, n)
@@ -214,7 +272,7 @@ def weight_layout(settings: Settings) -> dict[str, tuple[list[str], tuple]]:
     sizes = [settings.layers[-1], *settings.feedforward]
     for j, shape in enumerate(zip(sizes[:-1], sizes[1:])):
         layout |= {f'Wd{j}': ([f'Wd{j}'], shape), f'Bd{j}': ([f'Bd{j}'], shape[1:])}
-    return layout | {'Wy': (['Wy'], (settings.n_items, sizes[-1])), 'By': (['By'], (settings.n_items,))}
+    return layout | {'Wy': (['Wy'], (settings.n_items, settings.output_width)), 'By': (['By'], (settings.n_items,))}
 
 
 def recurrent_names(unit: Unit) -> list[str]:
@@ -225,7 +283,9 @@ def recurrent_names(unit: Unit) -> list[str]:
 def input_tables(settings: Settings) -> list[str]:
     """Names of the weights with a row for each item that the input is multiplied with."""
     deeper = range(1, len(settings.layers)) if settings.input_to_all_layers else []
-    return ['E'] if settings.embedding else ['W0', *[f'I{i}' for i in deeper]]
+    if settings.embedded_width:
+        return ['Wy' if settings.constrained_embedding else 'E']
+    return ['W0', *[f'I{i}' for i in deeper]]
 
 
 def join_gates(arrays: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
@@ -266,10 +326,13 @@ def history_length(decay: float) -> int:
     return int(min(MAX_SESSION_LENGTH, 1 + np.floor(np.log(1e-3) / np.log(decay)))) if decay else 1
 
 
-def mask_shapes(settings: Settings) -> list[tuple]:
-    """Shapes of the dropout masks, (B, units) of each layer; none without dropout."""
-    units = (*settings.layers, *settings.feedforward)
-    return [(settings.batch_size, n) for n in units] if settings.dropout_p_hidden else []
+def mask_shapes(settings: Settings) -> dict[str, tuple]:
+    """Shapes of the dropout masks: (B, columns) of the embedded input first, then (B, units) of each layer; of those
+    that have dropout."""
+    widths = {'mask_embed': settings.embedded_width} if settings.dropout_p_embed else {}
+    if settings.dropout_p_hidden:
+        widths |= {f'mask{i}': n for i, n in enumerate([*settings.layers, *settings.feedforward])}
+    return {name: (settings.batch_size, n) for name, n in widths.items()}
 
 
 def initial_weight(rng: np.random.RandomState, shape: tuple, sigma: float = 0, normal: bool = False,
@@ -411,15 +474,18 @@ def network(settings: Settings, weights: dict[str, Symbol], products: dict[str, 
     ----------
     weights : ``W{i}`` (inputs, gates x H) and ``B{i}`` (gates x H,) of each layer's gates side by side, ``Wh{i}``, ...
         (H, H) of its recurrent part; ``I{i}`` of the input to the deeper layers; ``Wd{i}, Bd{i}`` of feed-forward ones
-    products : the input times ``E``, with an embedding, or times ``W0`` and each ``I{i}``: symbolic (B, ...)
+    products : the input times the matrix of the embedding, or times ``W0`` and each ``I{i}``: symbolic (B, ...)
     states : symbolic (B, H), the states before, in the order of `state_shapes`
     masks : a symbolic (B, H) for each layer, or None for no dropout; a dropped unit is dropped for the layer above,
         for the output and for the next time step
     """
     def input_times(name: str) -> Symbol:
-        return products[name] if name in products else products['E'] @ weights[name]
+        if name in products:
+            return products[name]
+        (embedded,) = products.values()
+        return embedded @ weights[name]
 
-    unit, act = UNITS[settings.unit], ACTIVATIONS[settings.hidden_act]
+    unit, act = UNITS[settings.unit], activation(settings.hidden_act)
     new_states: list[Symbol] = []
     n = len(unit.states)
     for i in range(len(settings.layers)):
@@ -452,7 +518,7 @@ class Chunk(NamedTuple):
 
 
 def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np.ndarray | None = None,
-                                 chunk: int = 256, drop_tail: bool = True) -> Iterator[Chunk]:
+                                 chunk: int = 256, drop_tail: bool = True, fewest_lanes: int = 1) -> Iterator[Chunk]:
     """Session-parallel mini-batches of one pass over the data (section 3.1.1, Figure 2), `chunk` at a time.
 
     Lane k starts at the k-th session.  Every mini-batch moves each lane on by one event.  A lane whose session has no
@@ -465,8 +531,10 @@ def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np
     batch_size : number of lanes B
     order : int64 (n_sessions,), the sessions in the order in which they are used; as they are when None
     chunk : the largest number of mini-batches given out at a time
-    drop_tail : True ends the pass as soon as one lane finds no session, as the release trains: what is left in the
-        other lanes is not used.  False goes on, with idle lanes, until every event was an input: for evaluation.
+    drop_tail : True ends the pass as soon as one lane finds no session, as the 2016 release trains: what is left in
+        the other lanes is not used.  False goes on, with idle lanes, until every event was an input: for evaluation,
+        and as the later release trains
+    fewest_lanes : with drop_tail=False, the pass ends when fewer lanes than these are left
 
     Yields
     ------
@@ -490,7 +558,8 @@ def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np
     while True:
         rows = np.empty((chunk, batch_size), dtype=np.int64)
         starts = np.empty((chunk, batch_size), dtype=np.bool_)
-        filled, used = _fill_minibatches(offsets, order, used, position, end, fresh, drop_tail, rows, starts)
+        least = batch_size if drop_tail else fewest_lanes
+        filled, used = _fill_minibatches(offsets, order, used, position, end, fresh, least, rows, starts)
         if filled:
             yield Chunk(rows[:filled], starts[:filled])
         if filled < chunk:
@@ -499,9 +568,10 @@ def session_parallel_minibatches(offsets: np.ndarray, batch_size: int, order: np
 
 @numba.njit(cache=True)
 def _fill_minibatches(offsets: np.ndarray, order: np.ndarray, used: int, position: np.ndarray, end: np.ndarray,
-                      fresh: np.ndarray, drop_tail: bool, rows: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
+                      fresh: np.ndarray, least: int, rows: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
     """Fill `rows` and `starts` from the lanes' state; returns (number of mini-batches, number of used sessions)."""
     n_lanes = len(position)
+    n_idle = np.sum(position < 0)
     for k in range(len(rows)):
         waiting = True
         while waiting:  # one round: each lane without a next event draws at most one session
@@ -514,11 +584,10 @@ def _fill_minibatches(offsets: np.ndarray, order: np.ndarray, used: int, positio
                     used += 1
                     position[lane], end[lane], fresh[lane] = offsets[session], offsets[session + 1], True
                     waiting = waiting or end[lane] - position[lane] < 2
-                elif drop_tail:
-                    return k, used
                 else:
                     position[lane], fresh[lane] = -1, False
-        if position.max() < 0:
+                    n_idle += 1
+        if n_lanes - n_idle < least:
             return k, used
         for lane in range(n_lanes):
             rows[k, lane], starts[k, lane] = position[lane], fresh[lane]
@@ -533,17 +602,30 @@ def _fill_minibatches(offsets: np.ndarray, order: np.ndarray, used: int, positio
 # ---------------------------------------------------------------------------------------------------------------------
 
 def sampled_scores(H: Symbol, output_rows: Symbol, output_bias: Symbol, final_act: Callable) -> Symbol:
-    """Scores of the mini-batch's targets for every lane (section 3.1.2), symbolic (B, B).
+    """Scores of the mini-batch's targets for every lane (section 3.1.2), symbolic (B, B + n).
 
     Row i is lane i, column j the target of lane j, so that positives are on the diagonal.  The other lanes' targets are
-    the negative samples: popular items are drawn more often, and nothing extra is computed.
+    the negative samples: popular items are drawn more often, and nothing extra is computed.  After them come the n
+    additional negatives of the later releases, the same for all lanes.  Nothing is masked: a negative may be the lane's
+    own target.
 
     Parameters
     ----------
     H : symbolic (B, H), the top layer's state
-    output_rows, output_bias : symbolic (B, H) and (B,), the rows of ``Wy`` and ``By`` that belong to the targets
+    output_rows, output_bias : symbolic (B + n, H) and (B + n,), the rows of ``Wy`` and ``By`` that belong to the
+        targets and the additional negatives
     """
     return final_act(H @ output_rows.T + output_bias)
+
+
+def log_popularity(settings: Settings, log_counts: Symbol, target: Symbol, samples: list[Symbol]) -> Symbol:
+    """What ``logq`` takes off the scores, (B + n,): logq times the log of how often an item is drawn as a negative.
+
+    That is in proportion to its events in the training data among targets, and to their power `sample_alpha` among
+    additional negatives.  Only differences between columns count in a softmax.
+    """
+    drawn = [log_counts[target], *[np.float32(settings.sample_alpha) * log_counts[sample] for sample in samples]]
+    return np.float32(settings.logq) * pt.concatenate(drawn)
 
 
 def with_other_negatives(scores: Symbol) -> Symbol:
@@ -553,33 +635,37 @@ def with_other_negatives(scores: Symbol) -> Symbol:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Losses (section 3.1.3); each takes the (B, B) matrix of activated scores
+# Losses (section 3.1.3); each takes the (B, B + n) matrix of activated scores, the lanes' own targets on its diagonal
 # ---------------------------------------------------------------------------------------------------------------------
+#
+# `lanes`, symbolic bool (B,), is False for lanes that are idle, which happens with drop_tail=False alone.  Their rows
+# and columns do not count, but sums over lanes are divided by B all the same, as in the later release.  None: all work.
 
-def top1(scores: Symbol) -> Symbol:
+def top1(scores: Symbol, lanes: Symbol | None = None) -> Symbol:
     """TOP1: mean over i, j of  sigmoid(r_ij - r_ii) + sigmoid(r_ij ** 2),  without the positive's own square."""
     positive = diagonal(scores)
-    own_square = mean(pt.sigmoid(positive ** 2)) / pt.cast(scores.shape[0], FLOAT)
-    return mean(pt.sigmoid(scores - positive[:, None]) + pt.sigmoid(scores ** 2)) - own_square
+    own_square = mean_over_lanes(pt.sigmoid(positive ** 2), lanes) / n_columns(scores, lanes)
+    return mean_score(pt.sigmoid(scores - positive[:, None]) + pt.sigmoid(scores ** 2), lanes) - own_square
 
 
-def bpr(scores: Symbol) -> Symbol:
+def bpr(scores: Symbol, lanes: Symbol | None = None) -> Symbol:
     """BPR: mean over i, j of  -log sigmoid(r_ii - r_ij);  j = i is included and adds log 2 / B."""
     positive = diagonal(scores)
-    return mean(-pt.log(pt.sigmoid(positive[:, None] - scores)))
+    return mean_score(-pt.log(pt.sigmoid(positive[:, None] - scores)), lanes)
 
 
-def cross_entropy(scores: Symbol) -> Symbol:
+def cross_entropy(scores: Symbol, lanes: Symbol | None = None) -> Symbol:
     """Cross-entropy (section 4.2): mean over i of  -log softmax(r_i)_i.
 
     The softmax does not change when a number is taken off all scores of a row; here it is the largest of them, so that
     exp cannot overflow.  No gradient goes through it, since the loss does not depend on it.
     """
     shifted = scores - pytensor.gradient.disconnected_grad(pt.max(scores, axis=1, keepdims=True))
-    return mean(pt.log(pt.sum(pt.exp(shifted), axis=1)) - diagonal(shifted))
+    exponentials = counted(pt.exp(shifted), lanes)
+    return mean_over_lanes(pt.log(pt.sum(exponentials, axis=1)) - diagonal(shifted), lanes)
 
 
-def mrr(scores: Symbol) -> Symbol:
+def mrr(scores: Symbol, lanes: Symbol | None = None) -> Symbol:
     """MRR optimisation (section 4.2; Steck, RecSys 2015): mean over i of  1 - 1 / rank_i.
 
     The rank is made smooth by the link of Gaussian ranking: scores of a lane are taken for normally distributed, so
@@ -588,14 +674,53 @@ def mrr(scores: Symbol) -> Symbol:
 
     It is pointwise: other items matter only through mean and standard deviation.
     """
-    centred = scores - mean(scores, axis=1)[:, None]
-    spread = pt.sqrt(mean(centred ** 2, axis=1) + EPSILON)
+    centred = scores - mean_of_row(scores, lanes)[:, None]
+    spread = pt.sqrt(mean_of_row(centred ** 2, lanes) + EPSILON)
     above = pt.erfc(diagonal(centred) / (spread * 2 ** 0.5)) / 2  # 1 - Phi
-    return mean(1 - 1 / (1 + pt.cast(scores.shape[0] - 1, FLOAT) * above))
+    return mean_over_lanes(1 - 1 / (1 + (n_columns(scores, lanes) - 1) * above), lanes)
+
+
+def top1_max(scores: Symbol, lanes: Symbol | None = None) -> Symbol:
+    """TOP1-max (Hidasi and Karatzoglou, CIKM 2018): mean over i of
+
+        sum_j s_ij (sigmoid(r_ij - r_ii) + sigmoid(r_ij ** 2)),
+
+    with s_i the softmax over the scores of the negatives of lane i: those that score high count most.
+    """
+    above = pt.sigmoid(scores - diagonal(scores)[:, None])
+    return mean_over_lanes(pt.sum(negatives_softmax(scores, lanes) * (above + pt.sigmoid(scores ** 2)), axis=1), lanes)
+
+
+def bpr_max(scores: Symbol, lanes: Symbol | None = None, bpreg: Any = 1.0) -> Symbol:
+    """BPR-max (Hidasi and Karatzoglou, CIKM 2018): mean over i of
+
+        -log(sum_j s_ij sigmoid(r_ii - r_ij)) + bpreg sum_j s_ij r_ij ** 2,
+
+    with s_i as in `top1_max`.  The second part keeps the scores of the negatives small.
+    """
+    weights = negatives_softmax(scores, lanes)
+    below = pt.sum(weights * pt.sigmoid(diagonal(scores)[:, None] - scores), axis=1)
+    return mean_over_lanes(-pt.log(below + TINY) + bpreg * pt.sum(weights * scores ** 2, axis=1), lanes)
+
+
+def negatives_softmax(scores: Symbol, lanes: Symbol | None) -> Symbol:
+    """Of each lane the softmax over the scores of all columns but its own, (B, B + n); 0 for its own.
+
+    The largest score is taken off before, as in `cross_entropy`.
+    """
+    largest = pytensor.gradient.disconnected_grad(pt.max(without_diagonal(scores, -np.inf), axis=1, keepdims=True))
+    exponentials = counted(without_diagonal(pt.exp(scores - largest), 0), lanes)
+    return exponentials / pt.sum(exponentials, axis=1, keepdims=True)
+
+
+def without_diagonal(scores: Symbol, value: float) -> Symbol:
+    """The scores with `value` for those of the lanes' own targets."""
+    lane = pt.arange(scores.shape[0])
+    return pt.set_subtensor(scores[lane, lane], np.float32(value))
 
 
 def diagonal(scores: Symbol) -> Symbol:
-    """The diagonal of a (B, B) matrix, (B,).  Looked up, its gradient is B additions; pt.diagonal's is a matrix."""
+    """The diagonal of a (B, B + n) matrix, (B,).  Looked up, its gradient is B additions; pt.diagonal's is a matrix."""
     lane = pt.arange(scores.shape[0])
     return scores[lane, lane]
 
@@ -605,10 +730,41 @@ def mean(x: Symbol, axis: int | None = None) -> Symbol:
     return pt.mean(x, axis=axis, dtype=x.dtype, acc_dtype=x.dtype)
 
 
-EPSILON = 1e-6  # inside the roots, as in the release
+def counted(x: Symbol, lanes: Symbol | None) -> Symbol:
+    """The (B, B + n) matrix with zeros in the columns of idle lanes."""
+    if lanes is None:
+        return x
+    of_targets = pt.switch(lanes, x[:, :x.type.shape[0]], np.float32(0))
+    return pt.concatenate([of_targets, x[:, x.type.shape[0]:]], axis=1)
 
 
-LOSSES: dict[str, Callable] = {'top1': top1, 'bpr': bpr, 'cross-entropy': cross_entropy, 'mrr': mrr}
+def n_columns(scores: Symbol, lanes: Symbol | None) -> Symbol:
+    """How many columns count."""
+    n_idle = 0 if lanes is None else pt.sum(~lanes)
+    return pt.cast(scores.shape[1] - n_idle, FLOAT)
+
+
+def mean_of_row(x: Symbol, lanes: Symbol | None) -> Symbol:
+    """Of each row of a (B, B + n) matrix, the mean over the columns that count."""
+    return mean(x, axis=1) if lanes is None else pt.sum(counted(x, lanes), axis=1) / n_columns(x, lanes)
+
+
+def mean_over_lanes(x: Symbol, lanes: Symbol | None) -> Symbol:
+    """Sum over the lanes that are not idle, divided by B."""
+    return mean(x) if lanes is None else mean(pt.switch(lanes, x, np.float32(0)))
+
+
+def mean_score(x: Symbol, lanes: Symbol | None) -> Symbol:
+    """Mean over the lanes of the means of their rows."""
+    return mean(x) if lanes is None else mean_over_lanes(mean_of_row(x, lanes), lanes)
+
+
+EPSILON = 1e-6  # inside the roots, as in the releases
+TINY = np.float32(1e-24)  # inside the logarithm of BPR-max, likewise
+
+
+LOSSES: dict[str, Callable] = {'top1': top1, 'bpr': bpr, 'cross-entropy': cross_entropy, 'mrr': mrr,
+                               'top1-max': top1_max, 'bpr-max': bpr_max}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -625,6 +781,7 @@ class Parameter(NamedTuple):
     value: Symbol  # the symbolic value that the loss depends on: `weight`, or `weight[rows]`
     rows: Symbol | None = None  # (n,) indices, or None for the whole weight
     changes: Symbol | None = None  # bool (n,), False for occurrences that change nothing; None where all do
+    parts: tuple = ()  # where the loss depends on parts of `value`, one after the other, these
 
     def read(self, state: Symbol) -> Symbol:
         """`state`, or its entry for each occurrence."""
@@ -640,10 +797,17 @@ class Parameter(NamedTuple):
         """`state` replaced by `value`; of several occurrences of a row, the last one counts."""
         if self.rows is None:
             return value
-        return pt.set_subtensor(state[self.rows], self._where_changed(value, self.read(state)))
+        if self.changes is None:
+            return pt.set_subtensor(state[self.rows], value)
+        # An occurrence that changes nothing does what the last one that counts does, so that none comes after that.
+        last = pt.max(pt.switch(self.changes, np.arange(self.changes.type.shape[0]), 0))
+        return pt.set_subtensor(state[pt.switch(self.changes, self.rows, self.rows[last])],
+                                self._where_changed(value, value[last]))
 
     def _where_changed(self, value: Symbol, otherwise: Any) -> Symbol:
-        return value if self.changes is None else pt.switch(self.changes[:, None], value, otherwise)
+        if self.changes is None:
+            return value
+        return pt.switch(self.changes[:, None] if value.ndim == 2 else self.changes, value, otherwise)
 
 
 def adagrad(parameter: Parameter, gradient: Symbol, acc: Symbol) -> tuple[Symbol, Updates]:
@@ -683,65 +847,134 @@ def capped(gradients: list[Symbol], grad_cap: float) -> list[Symbol]:
 # The training step
 # ---------------------------------------------------------------------------------------------------------------------
 
-def training_step(settings: Settings, events: Symbol, variables: Variables,
-                  states: list[Symbol]) -> tuple[list[Symbol], Symbol, Updates]:
+def training_step(settings: Settings, events: Symbol, variables: Variables, states: list[Symbol],
+                  log_counts: Any = None) -> tuple[list[Symbol], Symbol, Updates]:
     """Symbols, loss, gradients and updates of one mini-batch.
 
     Parameters
     ----------
     events : symbolic int64 (n_events,), item indices of all events of the training data, session after session
     states : shared variables of the lanes' states, in the order of `state_shapes`
+    log_counts : symbolic float32 (n_items,), log of the items' numbers of events; needed with ``logq`` alone
 
     Returns
     -------
     inputs : what differs between mini-batches: `position` of the input events among all events (B,), `starts` (B,), and
-        what `RandomInputs` draws: a 0/1 mask (B, H) for each layer, and the negatives (B,), unless they are the other
-        targets
+        what `RandomInputs` draws: the 0/1 masks of `mask_shapes`, and the negatives, unless they are the other targets:
+        (n_sample,), or with negatives='uniform' (B,)
     loss : symbolic scalar, of the weights before the update
     updates : ordered dictionary, shared variable -> its value after the mini-batch
     """
-    weights = variables.weights
-    position = pt.vector('position', dtype='int64', shape=(settings.batch_size,))
-    item, target = events[position], events[position + 1]
-    starts = pt.vector('starts', dtype='bool', shape=(settings.batch_size,))
-    masks = [pt.matrix(f'mask{i}', dtype='bool', shape=shape) for i, shape in enumerate(mask_shapes(settings))]
-    negatives = [target.type('negatives')] if settings.negatives == 'uniform' else []
-    scored = pt.concatenate([target, *negatives])
+    weights, n_lanes = variables.weights, settings.batch_size
+    position = pt.vector('position', dtype='int64', shape=(n_lanes,))
+    starts = pt.vector('starts', dtype='bool', shape=(n_lanes,))
+    masks = {name: pt.matrix(name, dtype='bool', shape=shape) for name, shape in mask_shapes(settings).items()}
+    n_negatives = n_lanes if settings.negatives == 'uniform' else settings.n_sample
+    negatives = [pt.vector('negatives', dtype='int64', shape=(n_negatives,))] if n_negatives else []
+    lanes = None if settings.drop_tail else position >= 0
+    event = position if lanes is None else pt.maximum(position, 0)
+    item, target = events[event], events[event + 1]
     rates = shared_rates(settings)
 
     read, layer_states = read_input(settings, item, starts, states)
-    parameters = OrderedDict((name, Parameter(w, w)) for name, w in weights.items())
-    for name in input_tables(settings):
-        parameters[name] = Parameter(weights[name], weights[name][read.rows], read.rows, read.is_event)
-    for name in ('Wy', 'By'):
-        parameters[name] = Parameter(weights[name], weights[name][scored], scored)
-
+    parameters, input_rows, output_rows = used_parameters(settings, weights, read, lanes,
+                                                          pt.concatenate([target, *negatives]))
     top, new_states = network(
-        settings, weights, {name: read.product(parameters[name].value) for name in input_tables(settings)},
+        settings, weights, embedded(read, input_rows, masks.get('mask_embed'), rates),
         [reset(H, starts) for H in layer_states] if settings.reset_after_session else layer_states,
-        [mask * rates['kept_scale'] for mask in masks] or None)
-    scores = sampled_scores(top, parameters['Wy'].value, parameters['By'].value,
-                            ACTIVATIONS[settings.final_activation])
-    loss = LOSSES[settings.loss](with_other_negatives(scores) if negatives else scores)
+        [mask * rates['kept_scale'] for name, mask in masks.items() if name != 'mask_embed'] or None)
+    correction = log_popularity(settings, log_counts, target, negatives) if settings.logq else 0
+    final_act = activation(settings.final_activation)
+    scores = sampled_scores(top, output_rows, parameters['By'].value - correction, final_act)
+    if settings.negatives == 'uniform':
+        scores = with_other_negatives(scores)
+    loss_options = {'bpreg': rates['bpreg']} if settings.loss == 'bpr-max' else {}
+    loss = LOSSES[settings.loss](scores, lanes, **loss_options)
 
-    gradients: Any = pytensor.grad(loss, [parameter.value for parameter in parameters.values()])
+    gradients = gradients_of(loss, [*parameters.values()])
     if settings.grad_cap:
         gradients = capped(gradients, settings.grad_cap)
     updates = OrderedDict(zip(states, [*read.history, *new_states]))
     for (name, parameter), gradient in zip(parameters.items(), gradients):
-        updates.update(parameter_updates(settings, rates, parameter, gradient, variables.acc.get(name),
-                                         variables.vel.get(name)))
-    return [position, starts, *masks, *negatives], loss, updates
+        of_parameter = parameter_updates(settings, rates, parameter, gradient, variables.acc.get(name),
+                                         variables.vel.get(name))
+        assert not updates.keys() & of_parameter.keys(), f'{name} has two updates'
+        updates.update(of_parameter)
+    return [position, starts, *masks.values(), *negatives], loss, updates
+
+
+def used_parameters(settings: Settings, weights: dict[str, Symbol], read: InputRows, lanes: Symbol | None,
+                    scored: Symbol) -> tuple[dict[str, Parameter], dict[str, Symbol], Symbol]:
+    """All weights as the update rules see them, and what the mini-batch reads of them.
+
+    Where input and output share one matrix there is one list of occurrences: inputs, then targets, then additional
+    negatives; so that there is one accumulator, and each occurrence is one step.
+
+    Returns
+    -------
+    parameters : by the names of `weight_layout`
+    input_rows : of each of `input_tables`, the rows that the input reads
+    output_rows : of ``Wy``, those of the items `scored` (B + n,)
+    """
+    of_input, of_scored = working_occurrences(read, lanes), lanes
+    n_negatives = scored.type.shape[0] - settings.batch_size
+    if lanes is not None and n_negatives:
+        # The negatives of negatives='uniform' belong to a lane each, additional ones to all.
+        of_scored = pt.concatenate([lanes, lanes if settings.negatives == 'uniform' else pt.ones(n_negatives, 'bool')])
+    parameters = OrderedDict((name, Parameter(w, w)) for name, w in weights.items())
+    for name in input_tables(settings):
+        parameters[name] = Parameter(weights[name], weights[name][read.rows], read.rows, of_input)
+    for name in ('Wy', 'By'):
+        parameters[name] = Parameter(weights[name], weights[name][scored], scored, of_scored)
+    if not settings.constrained_embedding:
+        return parameters, {name: parameters[name].value for name in input_tables(settings)}, parameters['Wy'].value
+    W, rows = weights['Wy'], [read.rows, scored]
+    parts = W[read.rows], W[scored]
+    changes = [of_input, of_scored]
+    if of_input is not None or of_scored is not None:
+        changes = [pt.ones(n.type.shape, 'bool') if part is None else part for part, n in zip(changes, rows)]
+    parameters['Wy'] = Parameter(W, pt.concatenate(parts), pt.concatenate(rows),
+                                 None if None in changes else pt.concatenate(changes), parts)
+    return parameters, {'Wy': parts[0]}, parts[1]
+
+
+def gradients_of(loss: Symbol, parameters: list[Parameter]) -> list[Symbol]:
+    """Gradient of the loss by the value of each parameter."""
+    parts = [parameter.parts or (parameter.value,) for parameter in parameters]
+    gradients: Any = pytensor.grad(loss, [*itertools.chain(*parts)])
+    remaining = iter(gradients)
+    joined = [[next(remaining) for _part in of_parameter] for of_parameter in parts]
+    return [pt.concatenate(some) if len(some) > 1 else some[0] for some in joined]
+
+
+def embedded(read: InputRows, rows: dict[str, Symbol], mask: Symbol | None,
+             rates: dict[str, Symbol]) -> dict[str, Symbol]:
+    """The input times each of `input_tables`, (B, ...), with the dropout of an embedded input, if there is one."""
+    products = {name: read.product(of_table) for name, of_table in rows.items()}
+    return products if mask is None else {name: product * (mask * rates['kept_scale_embed'])
+                                          for name, product in products.items()}
+
+
+def working_occurrences(read: InputRows, lanes: Symbol | None) -> Symbol | None:
+    """Of what the input reads, bool (n,), which entries are events of lanes that are not idle; None where all are."""
+    if lanes is None or read.is_event is None:
+        return lanes if read.is_event is None else read.is_event
+    n_events = read.rows.type.shape[0] // lanes.type.shape[0]
+    return read.is_event & pt.repeat(lanes, n_events)
 
 
 def shared_rates(settings: Settings) -> dict[str, Any]:
-    """Learning rate, momentum, decay, L2 and the scale of what dropout keeps.
+    """Learning rate, momentum, decay, L2, BPR-max's regularisation, and the scales of what dropout keeps.
 
     Variables, not constants, so that the code compiled for one learning rate serves for others too.
     """
+    def kept_scale(p: float) -> np.ndarray:
+        return np.array(1, FLOAT) / np.array(1 - p, FLOAT)
+
     return {name: shared(name, np.array(value, FLOAT)) for name, value in (
         ('learning_rate', settings.learning_rate), ('momentum', settings.momentum), ('decay', settings.decay),
-        ('lmbd', settings.lmbd), ('kept_scale', np.array(1, FLOAT) / np.array(1 - settings.dropout_p_hidden, FLOAT)))}
+        ('lmbd', settings.lmbd), ('bpreg', settings.bpreg), ('kept_scale', kept_scale(settings.dropout_p_hidden)),
+        ('kept_scale_embed', kept_scale(settings.dropout_p_embed)))}
 
 
 def reset(H: Symbol, starts: Symbol) -> Symbol:
@@ -780,50 +1013,76 @@ def prediction_step(settings: Settings, weights: dict[str, Symbol]) -> tuple[lis
 
 
 class RandomInputs:
-    """What is random in mini-batches: called with K, it draws the dropout masks of the next K, bool (K, B, H) for each
-    layer, and with negatives='uniform' also their negatives, int64 (K, B).
+    """What is random in mini-batches: called with a chunk of K, it draws their dropout masks, bool (K, B, columns) for
+    each of `mask_shapes`, and their negatives, int64 (K, n_sample), or (K, B) with negatives='uniform'.
 
-    The masks are the release's, number for number: each layer has the streams that Theano gave it in a new process, see
-    `mrg`.  The release has no uniform negatives: they come from a stream of NumPy's.
+    Masks and additional negatives are the releases', number for number: each has the streams that Theano gave it in a
+    new process, see `draws`.  The releases have no uniform negatives: they come from a stream of NumPy's.
 
     Parameters
     ----------
+    item_counts : int64 (n_items,), events of each item in the training data; additional negatives are drawn in
+        proportion to their power ``sample_alpha``
     fixed_masks : used for every mini-batch, if given
-    n_epochs_before : epochs that the model was trained for before.  Layer i of L draws from request number
-        L * n_epochs_before + i, so that further trainings have streams of their own
+    fixed_negatives : int64 (mini-batches of all epochs, n_sample), if given
+    n_epochs_before : epochs that the model was trained for before.  Request i of R draws from request number
+        R * n_epochs_before + i of the generator, so that further trainings have streams of their own
     """
 
-    def __init__(self, settings: Settings, fixed_masks: list | None = None, n_epochs_before: int = 0) -> None:
-        self._shapes = [] if fixed_masks else mask_shapes(settings)
-        self._fixed = [np.asarray(mask, dtype=bool) for mask in fixed_masks or []]
-        self._kept = 1 - settings.dropout_p_hidden
-        first = len(self._shapes) * n_epochs_before
-        self._mask_streams = [mrg.Streams(settings.seed, first + i) for i in range(len(self._shapes))]
+    def __init__(self, settings: Settings, item_counts: np.ndarray, fixed_masks: list | None = None,
+                 fixed_negatives: np.ndarray | None = None, n_epochs_before: int = 0) -> None:
+        shapes = [*mask_shapes(settings).values()]
+        n_stores = int(settings.n_sample > 0)
+        first = (n_stores + len(shapes)) * n_epochs_before
+        self._fixed_masks, self._fixed_negatives, self._used = fixed_masks or [], fixed_negatives, 0
+        self._store = None
+        if n_stores and fixed_negatives is None:
+            self._store = draws.NegativeStore(item_counts, settings.sample_alpha, settings.n_sample,
+                                              settings.sample_store, settings.seed, first)
+        self._masks = [draws.Masks(width, kept, settings.seed, first + n_stores + i)
+                       for i, ((_n_lanes, width), kept) in enumerate(zip(shapes, kept_probabilities(settings)))
+                       if not fixed_masks]
         self._n_items = settings.n_items if settings.negatives == 'uniform' else None
-        self._batch_size = settings.batch_size
         before = [n_epochs_before] * bool(n_epochs_before)
         self._item_stream = np.random.SFC64(np.random.SeedSequence([settings.seed, 2 ** 32 - 1, *before]))
 
-    def __call__(self, n_minibatches: int) -> list[np.ndarray]:
-        drawn = [np.broadcast_to(mask, (n_minibatches, *mask.shape)).copy() for mask in self._fixed]
-        for streams, (n_lanes, n) in zip(self._mask_streams, self._shapes):
-            drawn.append(streams.below(n_minibatches, n_lanes * n, self._kept).reshape(n_minibatches, n_lanes, n))
-        if self._n_items:
-            bits = self._item_stream.random_raw(n_minibatches * self._batch_size) >> np.uint64(24)
+    def __call__(self, chunk: Chunk) -> list[np.ndarray]:
+        lanes = chunk.position >= 0
+        n_minibatches, n_lanes = lanes.shape
+        drawn = [draws.fixed_mask(mask, lanes) for mask in self._fixed_masks] + [draw(lanes) for draw in self._masks]
+        if self._fixed_negatives is not None:
+            drawn.append(self._fixed_negatives[self._used:self._used + n_minibatches])
+            self._used += n_minibatches
+        elif self._store:
+            drawn.append(self._store(n_minibatches))
+        elif self._n_items:
+            bits = self._item_stream.random_raw(n_minibatches * n_lanes) >> np.uint64(24)
             items = bits * np.uint64(self._n_items) >> np.uint64(40)
-            drawn.append(items.astype(np.int64).reshape(n_minibatches, self._batch_size))
+            drawn.append(items.astype(np.int64).reshape(n_minibatches, n_lanes))
         return drawn
 
     def state(self) -> dict[str, np.ndarray]:
         """Where the streams are."""
-        of_masks = {f'streams{i}': streams.state for i, streams in enumerate(self._mask_streams)}
-        return of_masks | {'item_stream': self._item_stream.state['state']['state']}
+        of_masks = {f'streams{i}': masks.streams.state for i, masks in enumerate(self._masks)}
+        store = self._store
+        of_store = {'store_streams': store.streams.state, 'store_used': np.array(store.used)} if store else {}
+        return of_masks | of_store | {'item_stream': self._item_stream.state['state']['state'],
+                                      'used_negatives': np.array(self._used)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Go on where `state` was taken."""
-        for i, streams in enumerate(self._mask_streams):
-            streams.state = state[f'streams{i}']
+        for i, masks in enumerate(self._masks):
+            masks.streams.state = state[f'streams{i}']
+        if self._store:
+            self._store.streams.state, self._store.used = state['store_streams'], int(state['store_used'])
         self._item_stream.state = self._item_stream.state | {'state': {'state': state['item_stream']}}
+        self._used = int(state['used_negatives'])
+
+
+def kept_probabilities(settings: Settings) -> list[float]:
+    """Of each of `mask_shapes`, the probability with which a unit is kept."""
+    return [1 - (settings.dropout_p_embed if name == 'mask_embed' else settings.dropout_p_hidden)
+            for name in mask_shapes(settings)]
 
 
 def with_random_inputs(chunks: Iterator[tuple[Chunk, bool]], random_inputs: RandomInputs,
@@ -834,7 +1093,7 @@ def with_random_inputs(chunks: Iterator[tuple[Chunk, bool]], random_inputs: Rand
     the compiled loop holds the interpreter, and drawing is 5 µs of the 150 that a mini-batch takes with 100 units.
     """
     def draw(chunk: tuple[Chunk, bool]) -> tuple:
-        return chunk, random_inputs(len(chunk[0].starts)), random_inputs.state()
+        return chunk, random_inputs(chunk[0]), random_inputs.state()
 
     if not ahead:
         yield from map(draw, chunks)
@@ -871,29 +1130,35 @@ class Progress(NamedTuple):
 
 
 class TrainingPosition(NamedTuple):
-    """How far a training is: whole epochs, and of the one that is under way, chunks, mini-batches, sum of losses."""
+    """How far a training is: whole epochs, and of the one that is under way, chunks, mini-batches, events, and the sum
+    of the losses, each times its number of lanes at work."""
     epoch: int = 0
     chunks: int = 0
     minibatches: int = 0
+    events: int = 0
     total_loss: float = 0.0
 
-    def after(self, losses: np.ndarray) -> TrainingPosition:
+    def after(self, losses: np.ndarray, chunk: Chunk) -> TrainingPosition:
         """The same, after another chunk of mini-batches with these losses."""
+        n_lanes = (chunk.position[:len(losses)] >= 0).sum(axis=1)
         return TrainingPosition(self.epoch, self.chunks + 1, self.minibatches + len(losses),
-                                self.total_loss + float(losses.sum(dtype='float64')))
+                                self.events + int(n_lanes.sum()),
+                                self.total_loss + float((losses * n_lanes).sum(dtype='float64')))
 
     @property
     def mean_loss(self) -> float:
-        """Over the mini-batches of the epoch that is under way."""
-        return self.total_loss / self.minibatches
+        """Over the lanes of the epoch that is under way."""
+        return self.total_loss / self.events
 
 
 @dataclass(eq=False, repr=False)
 class GRU4Rec:
     """Session-based recommender: layers of gated recurrent units, trained with a ranking loss (Hidasi et al., 2016).
 
-    Arguments, defaults and results are those of the authors' 2016 release; those after `time_key` are ours.  They make
-    the variants that sections 3 and 4 of the paper mention.
+    Arguments, defaults and results are those of the authors' 2016 release.  Those after `time_key` are given by name:
+    `input_mode` to `equal_times` make the variants that sections 3 and 4 of the paper mention, `n_sample` to
+    `drop_tail` what the authors' later releases added, under the names and with the results of those, see
+    `gru4rec_pytensor.later`.
 
     Parameters
     ----------
@@ -908,10 +1173,11 @@ class GRU4Rec:
     sigma : weights are drawn from U(-sigma, sigma) or N(0, sigma); 0 for sqrt(6 / (rows + columns)) of each matrix
     init_as_normal : draw from the normal distribution instead of the uniform
     reset_after_session : zero a lane's hidden state when it takes a new session
-    loss : 'top1', 'bpr', 'cross-entropy' or 'mrr'
-    hidden_act : 'tanh' or 'relu', of the candidate state
-    final_act : 'tanh', 'linear' or 'relu', of the scores; None for tanh, or linear with cross-entropy.  Cross-entropy
-        applies softmax to linear or tanh scores, and takes 'relu' for 'linear', as the release does
+    loss : 'top1', 'bpr', 'cross-entropy', 'mrr', 'top1-max' or 'bpr-max'
+    hidden_act : 'tanh', 'relu', 'linear', or one with numbers, see `activation`, of the candidate state
+    final_act : the same, of the scores; None for tanh, or linear with cross-entropy, top1-max and bpr-max.
+        Cross-entropy applies softmax to the scores, which 'softmax' says too, and takes 'relu' for 'linear', as the
+        2016 release does
     train_random_order : draw a new order of the sessions for each epoch
     lmbd : L2 regularisation
     session_key, item_key, time_key : columns of the training frame
@@ -925,8 +1191,18 @@ class GRU4Rec:
         popularity, or 'uniform' for as many items drawn uniformly, the same for all lanes
     equal_times : order of events of a session that have the same time: 'item', by item index, as the release trains, or
         'frame', as they are in the frame: better where the log is in the order of clicks, and its times are rounded
-    seed : of the initial weights, the session orders, the dropout masks and the uniform negatives; 42 gives those of
-        the release, for other seeds see `mrg.first_state`
+    n_sample : number of additional negatives, drawn for each mini-batch and the same for all its lanes
+    sample_alpha : they are drawn in proportion to an item's number of events to the power of this; 0 for uniformly
+    sample_store : as many of them are drawn at a time; it determines which are drawn, not how well
+    bpreg : how much bpr-max keeps the scores of the negatives small
+    logq : how much of the log of an item's popularity is taken off its scores in training, see `log_popularity`
+    constrained_embedding : the input is embedded by the output's matrix ``Wy``
+    dropout_p_embed : probability with which a column of an embedded input is dropped, 0 <= p < 1
+    time_sort : use the sessions in the order of their first events' times, not of their ids
+    drop_tail : end an epoch as soon as a lane finds no session, as the 2016 release does; False lets the lanes leave
+        one by one, as the later release does, and `epoch_losses_` are means weighted by the lanes at work
+    seed : of the initial weights, the session orders, the dropout masks and the negatives; 42 gives those of the
+        releases, for other seeds see `mrg.first_state`
     backend : 'auto', 'numba', 'jax' or 'python', see `backends`
 
     Attributes
@@ -975,6 +1251,15 @@ class GRU4Rec:
     feedforward: Sequence[int] = ()
     negatives: str = 'minibatch'
     equal_times: str = 'item'
+    n_sample: int = 0
+    sample_alpha: float = 0.75
+    sample_store: int = 10_000_000
+    bpreg: float = 1.0
+    logq: float = 0.0
+    constrained_embedding: bool = False
+    dropout_p_embed: float = 0.0
+    time_sort: bool = False
+    drop_tail: bool = True
     seed: int = 42
     backend: str = 'auto'
 
@@ -1011,8 +1296,8 @@ class GRU4Rec:
     # -- training -----------------------------------------------------------------------------------------------------
 
     def fit(self, data: pd.DataFrame, retrain: bool = False, *, dropout_masks: list | None = None,
-            callback: Callable[[Progress], None] | None = None, checkpoint: str | Path | None = None,
-            every: float = 600.0) -> GRU4Rec:
+            sampled_negatives: ArrayLike | None = None, callback: Callable[[Progress], None] | None = None,
+            checkpoint: str | Path | None = None, every: float = 600.0) -> GRU4Rec:
         """Train from scratch on the events of `data`, which is not modified.
 
         Parameters
@@ -1020,8 +1305,10 @@ class GRU4Rec:
         data : frame with the columns `session_key`, `item_key`, `time_key`; one row an event, in any order.  Rows are
             sorted by session and time; for events of a session with equal times see `equal_times`
         retrain : True goes on from the weights as they are, as the release does: see `fit_more`
-        dropout_masks : for comparing implementations: a 0/1 array (batch_size, units) for each layer, used in every
-            mini-batch instead of random ones
+        dropout_masks : for comparing implementations: a 0/1 array (batch_size, units) for each layer, with
+            dropout_p_embed one of (batch_size, width of the embedding) before them, used in every mini-batch instead of
+            random ones
+        sampled_negatives : likewise, int (mini-batches of all epochs, n_sample), item indices instead of drawn ones
         callback : called with a `Progress` after each chunk of mini-batches
         checkpoint : path of a file that is written at the end, and after a chunk of mini-batches when `every` seconds
             have passed since the last time.  Where it is there already, the training goes on from it: after an
@@ -1036,8 +1323,8 @@ class GRU4Rec:
         exception in the callback, or Ctrl-C, leaves the weights of that moment.
         """
         if retrain:
-            if dropout_masks is not None or checkpoint is not None:
-                raise ValueError('retrain=True does not go with dropout_masks or checkpoint')
+            if any(value is not None for value in (dropout_masks, sampled_negatives, checkpoint)):
+                raise ValueError('retrain=True does not go with dropout_masks, sampled_negatives or checkpoint')
             return self.fit_more(data, callback=callback)
         check_arguments(self)
         check_number('every', every)
@@ -1047,15 +1334,22 @@ class GRU4Rec:
         rows, offsets = self._session_order(data, item_index)
         settings = self.settings(len(items))
         check_masks(dropout_masks, settings)
+        rng = np.random.RandomState(self.seed)
+        weights = initial_weights(settings, rng)
+        negatives = None
+        if sampled_negatives is not None:
+            chunks = itertools.chain(*self._epochs(settings, offsets, copy.deepcopy(rng), self.n_epochs))
+            negatives = checked_negatives(sampled_negatives, settings, sum(len(chunk.starts) for chunk in chunks))
         events = item_index[rows]
         file = None
         if checkpoint:
-            training = self._what_determines_training((events, offsets, *(dropout_masks or ())))
+            given = [*(dropout_masks or ()), *([] if negatives is None else [negatives])]
+            training = self._what_determines_training((events, offsets, *given))
             file = model_file.Checkpoint(checkpoint, every, training)
         self._set_items(items, np.bincount(item_index))
-        rng = np.random.RandomState(self.seed)
-        self._set_variables(Variables.of(settings, initial_weights(settings, rng)))
-        self._train(events, offsets, rng, RandomInputs(settings, dropout_masks), callback, file)
+        self._set_variables(Variables.of(settings, weights))
+        random_inputs = RandomInputs(settings, self.item_counts_, dropout_masks, negatives)
+        self._train(events, offsets, rng, random_inputs, callback, file)
         return self
 
     def fit_more(self, data: pd.DataFrame, n_epochs: int | None = None, *,
@@ -1096,7 +1390,7 @@ class GRU4Rec:
         self._add_items(unknown, rng)
         self.epoch_losses_ = losses  # to which those of the new epochs are appended
         self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
-        random_inputs = RandomInputs(self.settings(), n_epochs_before=n_epochs_before)
+        random_inputs = RandomInputs(self.settings(), self.item_counts_, n_epochs_before=n_epochs_before)
         self._train(item_index[rows], offsets, rng, random_inputs, callback, None, n_epochs)
         return self
 
@@ -1111,7 +1405,17 @@ class GRU4Rec:
         if n_sessions < self.batch_size:
             raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions of two or more events, but '
                              f'the training data has {n_sessions}; use a smaller batch_size')
+        if self.time_sort and not self.train_random_order:
+            return sessions_by_start(rows, offsets, data[self.time_key].to_numpy())
         return rows, offsets
+
+    def _epochs(self, settings: Settings, offsets: np.ndarray, rng: np.random.RandomState,
+                n_epochs: int) -> Iterator[Iterator[Chunk]]:
+        """The mini-batches of each epoch.  Without additional negatives a lane that is left alone has none."""
+        for _epoch in range(n_epochs):
+            order = rng.permutation(len(offsets) - 1) if self.train_random_order else None
+            yield session_parallel_minibatches(offsets, self.batch_size, order, chunk_length(settings),
+                                               bool(self.drop_tail), fewest_lanes=1 if self.n_sample else 2)
 
     def _add_items(self, ids: np.ndarray, rng: np.random.RandomState) -> None:
         """Rows for new items, after those of the old ones, in every weight that has a row for each item."""
@@ -1158,28 +1462,27 @@ class GRU4Rec:
         events = shared('events', items)
         weakref.finalize(random_inputs, free_arrays, [events, *states])  # which this call alone refers to
         with pytensor.config.change_flags(floatX=FLOAT):
-            step = training_step(settings, events, self.variables_, states)
+            log_counts = shared('log_counts', np.log(self.item_counts_).astype(FLOAT))
+            step = training_step(settings, events, self.variables_, states, log_counts)
         run = backends.compile_loop(*step, backend=self.backend_)
         position = self._resume(checkpoint, states, random_inputs) if checkpoint else TrainingPosition()
-        for epoch in range(n_epochs):
-            order = rng.permutation(len(offsets) - 1) if self.train_random_order else None
+        for epoch, chunks in enumerate(self._epochs(settings, offsets, rng, n_epochs)):
             if epoch < position.epoch:
                 continue
             if not position.chunks:
                 for variable, state in zip(states, initial_states(settings, self.batch_size)):
                     variable.set_value(state)
-            chunks = session_parallel_minibatches(offsets, self.batch_size, order, chunk_length(settings))
             left = with_last(itertools.islice(chunks, position.chunks, None))
             for (batches, is_last), drawn, state in with_random_inputs(left, random_inputs, self.backend_ == 'jax'):
                 losses = run(*batches, *drawn)
-                position = position.after(losses)
+                position = position.after(losses, batches)
                 if not np.isfinite(losses[-1]):
                     self._fail(f'the loss of epoch {epoch}, mini-batch {position.minibatches - 1} is {losses[-1]}')
                     return
                 if checkpoint and checkpoint.is_due():
                     self._write(checkpoint, states, state, position)
                 if callback:
-                    callback(Progress(epoch, n_epochs, position.minibatches, position.minibatches * self.batch_size,
+                    callback(Progress(epoch, n_epochs, position.minibatches, position.events,
                                       len(items) - len(offsets) + 1, position.mean_loss, is_last))
             self.epoch_losses_.append(position.mean_loss)
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
@@ -1370,14 +1673,14 @@ class GRU4Rec:
             settings, x = self.settings(), pt.matrix('scores', dtype=FLOAT)
             with pytensor.config.change_flags(floatX=FLOAT):
                 self._rank_program = backends.compile_ranks(*prediction_step(settings, self.variables_.weights), x,
-                                                            ACTIVATIONS[settings.final_activation](x))
+                                                            activation(settings.final_activation)(x))
         ranked = output if candidates is None else [array[candidates] for array in output]
         column = column_of_item(candidates, self.n_items)
         return self._rank_program(items, starts, targets, states, column, output, ranked)
 
     def score_activation(self, scores: np.ndarray) -> np.ndarray:
         """The final activation of raw scores, elementwise and monotone; for cross-entropy the softmax is left out."""
-        return NUMPY_ACTIVATIONS[final_activation(self.loss, self.final_act)](scores)
+        return activation(final_activation(self.loss, self.final_act), np)(scores)
 
     def activate(self, scores: np.ndarray, included: np.ndarray | bool = True) -> np.ndarray:
         """Final scores of raw ones, (B, M): activated and, with cross-entropy, the softmax over each row.
@@ -1531,10 +1834,23 @@ def changed_arguments(model: GRU4Rec) -> dict[str, Any]:
 
 def check_masks(dropout_masks: list | None, settings: Settings) -> None:
     """ValueError unless fixed masks, if there are any, have the shapes that the network needs."""
-    shapes = mask_shapes(settings)
+    shapes = [*mask_shapes(settings).values()]
     if dropout_masks is not None and ([np.shape(mask) for mask in dropout_masks] != shapes or not shapes):
-        raise ValueError('dropout_masks needs dropout_p_hidden > 0 and an array for each layer, of the shapes '
-                         f'{shapes}; got {[np.shape(mask) for mask in dropout_masks]}')
+        raise ValueError('dropout_masks needs dropout_p_hidden > 0 and an array for each layer, with dropout_p_embed '
+                         f'> 0 one for the embedding before them, of the shapes {shapes}; got '
+                         f'{[np.shape(mask) for mask in dropout_masks]}')
+
+
+def checked_negatives(sampled_negatives: ArrayLike, settings: Settings, n_minibatches: int) -> np.ndarray:
+    """Given negatives as int64; ValueError or TypeError unless they are items for each of so many mini-batches."""
+    negatives = np.asarray(sampled_negatives)
+    shape = (n_minibatches, settings.n_sample)
+    if not settings.n_sample or negatives.shape != shape:
+        raise ValueError('sampled_negatives needs n_sample > 0 and an array of the shape (mini-batches of all epochs, '
+                         f'n_sample) = {shape}; got {negatives.shape}')
+    if negatives.dtype.kind not in 'iu' or negatives.min() < 0 or negatives.max() >= settings.n_items:
+        raise ValueError(f'sampled_negatives must be item indices, integers from 0 to {settings.n_items - 1}')
+    return negatives.astype(np.int64)
 
 
 def check_arguments(model: GRU4Rec) -> None:
@@ -1542,19 +1858,48 @@ def check_arguments(model: GRU4Rec) -> None:
     value = vars(model)
     check_whole_numbers('layers', value['layers'], 'numbers of units, at least one layer, such as [100]', at_least=1)
     check_whole_numbers('feedforward', value['feedforward'], 'numbers of units; an empty one for no such layers')
-    for name in ('init_as_normal', 'reset_after_session', 'train_random_order', 'input_to_all_layers'):
+    for name in ('init_as_normal', 'reset_after_session', 'train_random_order', 'input_to_all_layers',
+                 'constrained_embedding', 'time_sort', 'drop_tail'):
         check_flag(name, value[name])
     for name in ('n_epochs', 'batch_size', *(['embedding'] if value['embedding'] is not None else [])):
         check_whole_number(name, value[name])
     check_whole_number('seed', value['seed'], 0, 2 ** 32 - 1)
+    check_whole_number('n_sample', value['n_sample'], 0)
+    check_whole_number('sample_store', value['sample_store'], 0)
     check_number('learning_rate', value['learning_rate'], above=True)
-    for name in ('dropout_p_hidden', 'momentum', 'decay', 'session_decay'):
+    for name in ('dropout_p_hidden', 'dropout_p_embed', 'momentum', 'decay', 'session_decay'):
         check_number(name, value[name], 0, 1, below=True)
-    for name in ('grad_cap', 'sigma', 'lmbd'):
+    for name in ('grad_cap', 'sigma', 'lmbd', 'sample_alpha', 'bpreg', 'logq'):
         check_number(name, value[name])
+    check_activation('hidden_act', value['hidden_act'])
+    if value['final_act'] is not None and (value['final_act'], value['loss']) != ('softmax', 'cross-entropy'):
+        check_activation('final_act', value['final_act'])
+    check_combinations(model)
     for name, allowed in (('adapt', ('adagrad', 'rmsprop', None, 'none')), ('loss', LOSSES),
-                          ('hidden_act', ('tanh', 'relu')), ('final_act', ('tanh', 'linear', 'relu', None)),
                           ('input_mode', INPUTS), ('unit', UNITS),
                           ('negatives', ('minibatch', 'uniform')), ('equal_times', ('item', 'frame')),
                           ('backend', backends.BACKENDS)):
         check_choice(name, value[name], allowed)
+
+
+def check_activation(name: str, value: Any) -> None:
+    """ValueError unless it is the name of an activation."""
+    if not is_activation(value):
+        also = ", None, or 'softmax' with cross-entropy" if name == 'final_act' else ''
+        raise ValueError(f"{name}={value!r}: must be one of 'tanh', 'linear', 'relu', 'leaky-X', 'elu-X', 'selu-X-Y' "
+                         f'with numbers X and Y of at least 0, such as elu-0.5{also}')
+
+
+def check_combinations(model: GRU4Rec) -> None:
+    """ValueError that names arguments which exclude one another, or of which one needs another."""
+    if model.constrained_embedding and model.embedding:
+        raise ValueError(f'constrained_embedding=True does not go with embedding={model.embedding!r}: the input is '
+                         "embedded by the output's matrix")
+    if model.dropout_p_embed and not (model.constrained_embedding or model.embedding):
+        raise ValueError(f'dropout_p_embed={model.dropout_p_embed!r} needs embedding or constrained_embedding')
+    if model.n_sample and model.negatives == 'uniform':
+        raise ValueError(f"n_sample={model.n_sample!r} does not go with negatives='uniform': use sample_alpha=0 for "
+                         'additional negatives that are drawn uniformly')
+    if model.n_sample and model.sample_store < 2 * model.n_sample:
+        raise ValueError(f'sample_store={model.sample_store!r}: must hold at least two mini-batches, so 2 * n_sample = '
+                         f'{2 * model.n_sample}')

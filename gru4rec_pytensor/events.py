@@ -129,6 +129,19 @@ def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: 
     return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
 
 
+def sessions_by_start(rows: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `session_order` returned, with the sessions in the order of their first events' times; equal ones stay.
+
+    >>> rows, offsets = sessions_by_start(np.arange(5), np.array([0, 3, 5]), np.array([7, 8, 9, 1, 2]))
+    >>> rows.tolist(), offsets.tolist()
+    ([3, 4, 0, 1, 2], [0, 2, 5])
+    """
+    order = np.argsort(times[rows[offsets[:-1]]], kind='stable')
+    lengths = np.diff(offsets)[order]
+    new_offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return rows[np.repeat(offsets[order] - new_offsets[:-1], lengths) + np.arange(len(rows))], new_offsets
+
+
 def session_of_event(offsets: np.ndarray) -> np.ndarray:
     """Number of the session that each event belongs to, int64 (n_events,), from where sessions begin.
 

@@ -81,6 +81,12 @@ class Streams:
         _draw(self._state, self._n_streams, numbers)
         return numbers.astype(np.float32) * UNIT
 
+    def part_of_draw(self, first: int, size: int) -> np.ndarray:
+        """Of one draw, the `size` numbers from number `first` on, float32; those before it must have been drawn."""
+        numbers = np.empty(size, np.uint32)
+        _draw_part(self._state, self._n_streams, first, numbers)
+        return numbers.astype(np.float32) * UNIT
+
     def below(self, n_draws: int, size: int, probability: float) -> np.ndarray:
         """Where the numbers of `uniform` are below float32(probability), bool (n_draws, size)."""
         is_below = np.empty((n_draws, size), np.bool_)
@@ -168,6 +174,17 @@ def _draw(state: np.ndarray, n_streams: int, numbers: np.ndarray) -> None:
         for first in range(0, numbers.shape[1], n_streams):
             for s in range(min(n_streams, numbers.shape[1] - first)):
                 numbers[row, first + s] = _next(state, s)
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_part(state: np.ndarray, n_streams: int, first: int, numbers: np.ndarray) -> None:
+    """Fill `numbers`, uint32 (size,), with the d of numbers first, first + 1, ... of a draw."""
+    done, s = 0, first % n_streams
+    while done < len(numbers):
+        n = min(n_streams - s, len(numbers) - done)
+        for k in range(n):
+            numbers[done + k] = _next(state, s + k)
+        done, s = done + n, 0
 
 
 @numba.njit(cache=True, nogil=True)

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the tests run with
 
 from numpy_gru4rec import NumpyGRU4Rec
 
+import gru4rec
 from gru4rec import GRU4Rec
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -92,6 +93,13 @@ def fixed_masks(layers, batch_size, p, seed=0):
     """A 0/1 array (batch_size, units) for each layer."""
     rng = np.random.RandomState(seed)
     return [(rng.rand(batch_size, n) >= p).astype('float32') for n in layers]
+
+
+def drawn_inputs(settings, n_minibatches, **arguments):
+    """What `RandomInputs` draws for mini-batches in which all lanes work."""
+    position = np.zeros((n_minibatches, settings.batch_size), int)
+    return gru4rec.RandomInputs(settings, np.ones(settings.n_items, int), **arguments)(
+        gru4rec.Chunk(position, position == 0))
 
 
 def reference_of(model, log, dropout_masks=None):

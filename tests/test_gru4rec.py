@@ -41,7 +41,8 @@ def test_arguments_have_the_names_order_and_defaults_of_the_release():
         hidden_act='tanh', final_act=None, train_random_order=False, lmbd=0.0,
         session_key='SessionId', item_key='ItemId', time_key='Time', input_mode='item', session_decay=0.5,
         embedding=None, unit='gru', input_to_all_layers=False, feedforward=(), negatives='minibatch',
-        equal_times='item', seed=42, backend='auto')
+        equal_times='item', n_sample=0, sample_alpha=0.75, sample_store=10_000_000, bpreg=1.0, logq=0.0,
+        constrained_embedding=False, dropout_p_embed=0.0, time_sort=False, drop_tail=True, seed=42, backend='auto')
     in_order = [[3], 2, 4, 0.1, 0.2, 0.3, 'rmsprop', 0.8, 1, 0.5, True, False, 'bpr', 'relu', 'linear', True, 0.6,
                 'a', 'b', 'c']
     assert list(vars(GRU4Rec(*in_order)).values())[:len(in_order)] == in_order
@@ -132,7 +133,13 @@ def test_the_length_of_a_chunk_does_not_change_the_training(option, monkeypatch)
     ('momentum', 1, 'at least 0 and below 1'), ('decay', 1.5, 'at least 0 and below 1'),
     ('grad_cap', -1, 'at least 0'), ('sigma', -1, 'at least 0'), ('lmbd', -0.1, 'at least 0'),
     ('adapt', 'adam', "'adagrad', 'rmsprop', None"), ('loss', 'hinge', "'top1', 'bpr', 'cross-entropy'"),
-    ('hidden_act', 'linear', "'tanh', 'relu'"), ('final_act', 'softmax', "'tanh', 'linear', 'relu', None"),
+    ('hidden_act', 'softmax', "'tanh', 'linear', 'relu'"), ('final_act', 'softmax', "'elu-X', 'selu-X-Y'"),
+    ('final_act', 'elu', 'such as elu-0.5'), ('final_act', 'elu--1', 'of at least 0'), ('final_act', 3, "'tanh'"),
+    ('hidden_act', 'selu-1', "'selu-X-Y'"), ('n_sample', -1, 'a whole number of at least 0'),
+    ('sample_alpha', -1, 'at least 0'), ('bpreg', -1, 'at least 0'), ('logq', 'one', 'at least 0'),
+    ('dropout_p_embed', 1, 'at least 0 and below 1'), ('dropout_p_embed', 0.5, 'needs embedding'),
+    ('constrained_embedding', 'no', 'True or False'), ('time_sort', 2, 'True or False'),
+    ('drop_tail', None, 'True or False'), ('sample_store', 1.5, 'a whole number'),
     ('backend', 'c', "'auto', 'numba', 'jax', 'python'"),
     ('reset_after_session', 'no', 'True or False'), ('init_as_normal', 3, 'True or False'),
     ('seed', -1, 'a whole number from 0'), ('seed', 'x', 'a whole number'), ('seed', 1.5, 'a whole number'),

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, drawn_inputs
 from numpy.testing import assert_array_equal
 
 import gru4rec
@@ -114,7 +114,7 @@ def test_streams_go_on_from_a_state():
 
 def drawn_by(n_minibatches, n_epochs_before=0, **arguments):
     settings = GRU4Rec(**dict(layers=[5, 3], batch_size=4, dropout_p_hidden=0.3) | arguments).settings(n_items=9)
-    return gru4rec.RandomInputs(settings, n_epochs_before=n_epochs_before)(n_minibatches)
+    return drawn_inputs(settings, n_minibatches, n_epochs_before=n_epochs_before)
 
 
 def test_each_layer_draws_from_the_streams_of_its_own_request():
@@ -142,7 +142,7 @@ def test_what_is_drawn_ahead_is_what_is_drawn_in_turn_and_so_is_the_state_after_
 
     def drawn(ahead):
         chunks = gru4rec.with_last(gru4rec.session_parallel_minibatches(offsets, 4, chunk=7))
-        return list(gru4rec.with_random_inputs(chunks, gru4rec.RandomInputs(settings), ahead))
+        return list(gru4rec.with_random_inputs(chunks, gru4rec.RandomInputs(settings, np.ones(9, int)), ahead))
     in_turn, before = drawn(False), drawn(True)
     assert len(in_turn) == len(before) > 3
     for ((batches, is_last), inputs, state), ((other_batches, other_last), others, other_state) in zip(in_turn, before):

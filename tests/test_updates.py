@@ -9,6 +9,7 @@ from conftest import (
     NUMBA_CASE,
     TRAIN,
     assert_close,
+    drawn_inputs,
     few_items_log,
     fixed_masks,
     reference_of,
@@ -18,6 +19,7 @@ from conftest import (
 )
 from numpy.testing import assert_allclose
 from numpy_gru4rec import NumpyGRU4Rec
+from numpy_gru4rec import losses as reference_losses
 
 import gru4rec
 from gru4rec import GRU4Rec, Parameter
@@ -162,7 +164,7 @@ def with_masks(**arguments):
 
 @pytest.mark.parametrize('momentum', [0, 0.2])
 @pytest.mark.parametrize('adapt', ['adagrad', 'rmsprop', None])
-@pytest.mark.parametrize('loss', list(gru4rec.LOSSES))
+@pytest.mark.parametrize('loss', list(reference_losses))
 def test_training_is_that_of_the_reference_for_every_loss_and_update_rule(loss, adapt, momentum):
     rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
     assert_trained_like_the_reference(
@@ -209,7 +211,7 @@ def test_training_is_that_of_the_reference_with_fixed_dropout_masks(arguments):
 def test_every_minibatch_has_dropout_masks_of_its_own():
     # One epoch of the reference, step by step, with the masks that the model draws.
     model = small_model(n_epochs=1, dropout_p_hidden=0.5, layers=[4, 3], train_random_order=True).fit(LOG)
-    drawn = gru4rec.RandomInputs(model.settings())(100)
+    drawn = drawn_inputs(model.settings(), 100)
     expected = NumpyGRU4Rec(model.layers, n_epochs=1, batch_size=6, dropout_p_hidden=0, train_random_order=True)
     step = itertools.count()
     train_minibatch = expected.train_minibatch
@@ -225,7 +227,7 @@ def test_every_minibatch_has_dropout_masks_of_its_own():
 @pytest.mark.parametrize('p', [0.2, 0.5, 0.9])
 def test_a_unit_is_dropped_with_the_given_probability(p):
     model = small_model(layers=[50, 30], batch_size=40, dropout_p_hidden=p)
-    for masks, units in zip(gru4rec.RandomInputs(model.settings(n_items=5))(200), model.layers):
+    for masks, units in zip(drawn_inputs(model.settings(n_items=5), 200), model.layers):
         assert masks.shape == (200, 40, units)
         sigma = np.sqrt(p * (1 - p) / masks.size)
         assert abs((1 - masks.mean()) - p) < 5 * sigma
@@ -252,7 +254,7 @@ def test_numba_trains_like_the_reference_cross_entropy_rmsprop():
 @pytest.mark.slow
 @pytest.mark.parametrize('momentum', [0, 0.2])
 @pytest.mark.parametrize('adapt', ['adagrad', 'rmsprop', None])
-@pytest.mark.parametrize('loss', list(gru4rec.LOSSES))
+@pytest.mark.parametrize('loss', list(reference_losses))
 def test_numba_trains_like_the_reference_for_every_loss_and_update_rule(loss, adapt, momentum):
     rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
     model, masks = with_masks(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate, layers=[4, 3], lmbd=0.01,

@@ -1,4 +1,6 @@
 """The variants of sections 3 and 4: inputs, units, feed-forward layers, against NumPy and finite differences."""
+import inspect
+
 import numpy as np
 import pytensor.tensor as pt
 import pytest
@@ -6,6 +8,7 @@ from conftest import (
     assert_close,
     assert_same_bits,
     click_log,
+    drawn_inputs,
     few_items_log,
     fixed_masks,
     needs_jax,
@@ -201,8 +204,11 @@ def slopes(function, x, step=1e-6):
 
 
 def reference_for(model, log, masks=None):
-    names = [name for name in gru4rec.argument_names() if name not in ('equal_times', 'backend')]
-    negatives = iter(gru4rec.RandomInputs(model.settings(), masks)(1000)[-1]) if model.negatives == 'uniform' else ()
+    negatives = ()
+    if model.negatives == 'uniform':
+        negatives = iter(drawn_inputs(model.settings(), 1000, fixed_masks=masks)[-1])
+    names = [name for reference in (NumpyVariant, NumpyGRU4Rec) for name in inspect.signature(reference).parameters
+             if name in gru4rec.argument_names()]
     return NumpyVariant(**{name: getattr(model, name) for name in names}).fit(log, masks, negatives)
 
 
@@ -257,7 +263,7 @@ def assert_trained_like_the_reference(model, masks=None, log=LOG):
 
 
 def test_uniform_negatives_are_drawn_as_often_as_one_another():
-    drawn, = gru4rec.RandomInputs(small_model(negatives='uniform', batch_size=500).settings(n_items=7))(200)
+    drawn, = drawn_inputs(small_model(negatives='uniform', batch_size=500).settings(n_items=7), 200)
     assert drawn.shape == (200, 500)
     share = np.bincount(drawn.ravel(), minlength=7) / drawn.size
     assert len(share) == 7 and np.abs(share - 1 / 7).max() < 4 * np.sqrt(1 / 7 / drawn.size)
