@@ -44,7 +44,7 @@ class Untrained:
         self.recall = learning_rate + (batch_size if learning_rate < 0.05 else -batch_size) / 1000
         self.n_epochs = n_epochs
 
-    def fit(self, data, callback=None):
+    def fit(self, data, callback=None, checkpoint=None, every=None):
         for epoch in range(self.n_epochs if callback else 0):
             for epoch_ends in (False, True):
                 callback(Progress(epoch, self.n_epochs, 1, 1, 1, 0.5, epoch_ends))
@@ -103,9 +103,15 @@ def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_sea
     assert (found['recall'], found['mrr']) == recall_mrr(ranks, 20)
 
 
-def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common(the_search):
-    assert the_search.name == 'data, top1, 4 units, 2 epochs, seed 42, python, conservative, revision 2'
-    assert the_search._replace(prune=True).name.endswith(', conservative, revision 2, pruned')
+def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common(
+        the_search, monkeypatch):
+    assert the_search.name == (
+        'data, top1, 4 units, 2 epochs, seed 42, python, conservative, all items, space '
+        f'{search.digits_of(SMALL_SPACE)}, revision 2')
+    assert the_search._replace(prune=True).name.endswith(', revision 2, pruned')
+    names = {the_search.name, the_search._replace(candidates=30).name}
+    monkeypatch.setattr(search, 'SPACE', SMALL_SPACE | {'momentum': (0.5,)})
+    assert len({*names, the_search.name}) == 3
 
 
 def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
@@ -184,14 +190,14 @@ def test_trials_are_stopped_early_only_when_asked_for(the_search, untrained, tmp
 def test_a_storage_that_cannot_be_opened_is_named(capsys, folder, tmp_path):
     for url, reason in (('nonsense', 'Could not parse'), (f'sqlite:///{tmp_path}/no/where.db', 'unable to open')):
         assert run_experiments.main(['--data', str(folder), '--out', str(tmp_path), '--table', '2', '--backend',
-                                     'python', '--storage', url]) == 2
+                                     'python', '--storage', url, '--jobs', '1']) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         assert f"the storage '{url}' cannot be opened" in error and reason in error
 
 
 def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(folder, tmp_path, capsys):
     command = ['--data', str(folder), '--out', str(tmp_path), '--table', '2', '--trials', '1', '--loss', 'bpr', 'mrr',
-               '--units', '4', '--epochs', '1', '--backend', 'python']
+               '--units', '4', '--epochs', '1', '--backend', 'python', '--jobs', '1']
     assert run_experiments.main(command) == 0
     text = capsys.readouterr().out
     assert (tmp_path / 'tables.md').read_text() == text[:-1] and (tmp_path / 'search.db').exists()
