@@ -35,7 +35,7 @@ from gru4rec_pytensor.experiments.datasets import (
     size_in_words,
     validation_split,
 )
-from gru4rec_pytensor.experiments.engines import default_jobs, in_processes
+from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, PROTOCOLS, RSC15, VIDEO
 from gru4rec_pytensor.experiments.publish import keep_claims, keep_command, publish
 from gru4rec_pytensor.experiments.results import Results
@@ -90,6 +90,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--backend', choices=backends.BACKENDS, default='auto')
     parser.add_argument('--jobs', type=positive_number, metavar='N', help='cells or trials that run at the same time, '
                         'each in a process of its own (one for each core, as far as memory goes; on a GPU 1)')
+    parser.add_argument('--scheduler', metavar='ADDRESS', help='of a Dask cluster, whose workers run them; they must '
+                        'see OUT under the same name')
     parser.add_argument('--checkpoint-every', type=positive_number, default=600, metavar='SECONDS',
                         help='how often each training writes what it goes on from after an interruption (600)')
     parser.add_argument('--out', metavar='DIR', default='results', help='folder for all results (results)')
@@ -128,6 +130,10 @@ def contradiction(arguments: argparse.Namespace) -> str | None:
         return '--quick goes with --claims'
     if arguments.ignored:
         return f"{', '.join(arguments.ignored)} and --claims do not go together: they are of the tables"
+    if arguments.scheduler and arguments.jobs:
+        return '--jobs and --scheduler do not go together: a cluster runs one cell on each worker'
+    if arguments.scheduler and 2 in arguments.table and (arguments.storage or 'sqlite:').startswith('sqlite:'):
+        return '--table 2 on a cluster needs a database server: --storage postgresql://USER@HOST/DATABASE'
     if 2 not in arguments.table and (arguments.storage or arguments.prune):
         return f"{'--storage' if arguments.storage else '--prune'} goes with --table 2"
     if arguments.claims and (len(arguments.units) != 2 or arguments.units[0] >= arguments.units[1]):
@@ -162,7 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
     protocol, options, source = PROTOCOLS[arguments.dataset], options_of(arguments), source_of(arguments)
     check_extras(arguments)
     cells = [] if arguments.claims else plan(protocol, options)
-    results = Results(Path(arguments.out))
+    results = Results(Path(arguments.out).absolute() if arguments.scheduler else Path(arguments.out))
     results.prepare()
     data = load_dataset(source, protocol)
     events = results.folder / 'data' / data.fingerprint
@@ -171,12 +177,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.claims:
         cells = claims_cells(data, options, arguments.quick)
         keep_claims(results, data, options, arguments.quick)
-    jobs = arguments.jobs or default_jobs(data.counts['train']['events'], options.backend)
+    engine, jobs = engine_of(arguments, data.counts['train']['events'], options.backend, results.folder)
     if jobs > 1:  # the longest come last in the tables; first, no process is left with one at the end
         cells = cells[::-1]
     train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
     note(f'{data.name}: train {train}; test {test}; backend {options.backend}; {jobs} at a time')
-    work = Work(data, events, results, in_processes(jobs), arguments.checkpoint_every)
+    work = Work(data, events, results, engine, arguments.checkpoint_every)
     for _cell in run_cells(cells, work):
         publish(results, data)
     if split:
@@ -192,10 +198,20 @@ def run(arguments: argparse.Namespace) -> None:
     work.check()
 
 
+def engine_of(arguments: argparse.Namespace, n_events: int, backend: str, folder: Path) -> tuple[Engine, int]:
+    """What runs cells and trials, and how many at a time."""
+    if arguments.scheduler:
+        return on_cluster(arguments.scheduler), count_workers(arguments.scheduler, folder)
+    jobs = arguments.jobs or default_jobs(n_events, backend)
+    return in_processes(jobs), jobs
+
+
 def check_extras(arguments: argparse.Namespace) -> None:
     """ValueError for packages that are needed and not installed."""
     if (2 in arguments.table or arguments.claims) and not find_spec('optuna'):
         raise ValueError("--table 2 and --claims need Optuna: pip install '.[experiments]'")
+    if arguments.scheduler and not find_spec('distributed'):
+        raise ValueError("--scheduler needs Dask: pip install '.[cluster]'")
     if arguments.figures and not find_spec('matplotlib'):
         raise ValueError("--figures needs Matplotlib: pip install '.[experiments]'")
 

@@ -1,4 +1,5 @@
 """Several processes and several commands on one folder: locks, left-overs, workers that die, Ctrl-C, and kills."""
+import importlib.util
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import preprocess_rsc15
+import run_experiments
 from gru4rec_pytensor.experiments import engines
 from gru4rec_pytensor.experiments.engines import Outcome, Task, in_processes, in_this_process
 from gru4rec_pytensor.experiments.protocols import RSC15
@@ -177,7 +179,7 @@ def test_the_usual_number_of_jobs_fills_the_cores_as_far_as_memory_goes(monkeypa
 
 
 COMMAND = """
-    import os, sys, time
+    import signal, sys
     from pathlib import Path
     if __name__ in ('__main__', '__mp_main__'):
         import run_experiments
@@ -191,6 +193,7 @@ COMMAND = """
             return result
         work.run_cell = counted
     if __name__ == '__main__':
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background tasks lack
         sys.exit(run_experiments.main(['--data', sys.argv[1], '--out', sys.argv[2], '--backend', 'python', '--epochs',
                                        '2', '--units', '4', '--seeds', '1,2', '--checkpoint-every', '1',
                                        *sys.argv[3:]]))
@@ -208,7 +211,7 @@ def data(tmp_path_factory):
 def start(data, tmp_path):
     """Starts the command in a group of processes of its own, as a terminal does.
 
-    BLAS has one thread, for any number of jobs: the last digits of the interpreter's products depend on how many it has.
+    BLAS has one thread for any number of jobs, since the last digits of the interpreter's products depend on it.
     """
     environment = os.environ | {'PYTHONPATH': str(ROOT)} | dict.fromkeys(engines.THREAD_VARIABLES, '1')
     program = tmp_path / 'command.py'
@@ -267,6 +270,7 @@ def test_ctrl_c_ends_all_processes_at_once_and_keeps_the_finished_cells(start, t
     out = tmp_path / 'out'
     process = start(out, '--jobs', '2')
     while not list((out / 'cells').glob('*.json')):
+        assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     text, _none = process.communicate(timeout=20)
@@ -318,3 +322,93 @@ def test_thirty_kills_at_random_moments_give_the_numbers_of_an_undisturbed_run(s
     assert numbers(out) == numbers(tmp_path / 'whole')
     trained_once(out)
     assert_nothing_is_left(out)
+
+
+# --- A Dask cluster -------------------------------------------------------------------------------------------------
+
+
+needs_dask = pytest.mark.skipif(not importlib.util.find_spec('distributed'), reason='Dask, an extra, is not installed')
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Address of a scheduler with two workers; each has a nanny, which replaces it when it dies."""
+    file = tmp_path / 'scheduler.json'
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'} | dict.fromkeys(
+        engines.THREAD_VARIABLES, '1')
+    common = dict(env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    commands = [['dask_scheduler', '--port', '0', '--host', '127.0.0.1', '--no-dashboard'],
+                *[['dask_worker', '--nthreads', '1', '--no-dashboard']] * 2]
+    processes = [subprocess.Popen([sys.executable, '-m', f'distributed.cli.{command[0]}', '--scheduler-file', str(file),
+                                   *command[1:]], **common) for command in commands]
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    address = json.loads(file.read_text())['address']
+    while len(workers_of(address)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    yield address
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
+
+
+def workers_of(address):
+    with engines.connected(address) as client:
+        return client.run(os.getpid)
+
+
+def holders(out):
+    """Process ids of those who are at a cell."""
+    found = []
+    for path in (out / 'cells').glob('*.lock'):
+        try:
+            found.append(int(path.read_text().split()[1]))
+        except (OSError, IndexError):  # it has just ended, or begun
+            continue
+    return found
+
+
+@pytest.mark.slow
+@needs_dask
+def test_a_cluster_does_the_work_of_a_worker_that_is_killed_in_mid_cell(start, cluster, tmp_path):
+    assert start(tmp_path / 'one', '--jobs', '1').wait() == 0
+    out = tmp_path / 'out'
+    process = start(out, '--scheduler', cluster)
+    kills = 0
+    while process.poll() is None and kills < 2:
+        pids = holders(out)
+        if len(pids) == 2 and not kills or kills and len(list((out / 'cells').glob('*.json'))) > 5 and pids:
+            os.kill(pids[0], signal.SIGKILL)
+            kills += 1
+            time.sleep(3)
+        time.sleep(0.02)
+    text, _none = process.communicate()
+    assert process.returncode == 0 and kills == 2, text
+    assert text.count('taken over from process') == 2
+    assert numbers(out) == numbers(tmp_path / 'one') and len(numbers(out)) == 11
+    assert_nothing_is_left(out)
+
+
+@pytest.mark.slow
+@needs_dask
+def test_ctrl_c_ends_the_work_on_a_cluster_too_and_its_workers_are_free_for_another_command(start, cluster, tmp_path):
+    out = tmp_path / 'out'
+    process = start(out, '--scheduler', cluster)
+    while not list((out / 'cells').glob('*.json')):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    text, _none = process.communicate(timeout=20)
+    assert process.returncode == 130 and 'the finished cells are kept' in text
+    assert start(out, '--scheduler', cluster).wait() == 0
+    assert len(numbers(out)) == 11
+    assert_nothing_is_left(out)
+
+
+@needs_dask
+def test_a_scheduler_that_is_not_there_is_named(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engines, 'CONNECT', 1)
+    assert run_experiments.main(['--data', str(data), '--out', str(tmp_path), '--scheduler', 'tcp://127.0.0.1:1']) == 2
+    assert '--scheduler tcp://127.0.0.1:1: no Dask scheduler is reached there' in capsys.readouterr().err

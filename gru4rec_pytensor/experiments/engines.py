@@ -15,11 +15,13 @@ import signal
 import threading
 import time
 import traceback
+import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gru4rec_pytensor.terminal import Display
@@ -227,3 +229,95 @@ def how_it_ended(exitcode: int | None) -> str:
             name = signal.Signals(-exitcode).name
             return name + (', perhaps out of memory' if name == 'SIGKILL' else '')
     return f'exit code {exitcode}'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A Dask cluster
+# ---------------------------------------------------------------------------------------------------------------------
+
+CONNECT = 20  # seconds for reaching a scheduler
+ONE_AT_A_TIME = threading.Lock()  # in a worker that was given more threads after all
+
+
+class Abandoned(Exception):
+    """Nobody waits for this task any more."""
+
+
+def on_cluster(address: str) -> Engine:
+    """An engine of the workers of a Dask scheduler.
+
+    The scheduler gives the task of a worker that dies to another, as often as its setting `allowed-failures` says.
+    """
+    def engine(tasks: list[Task], display: Display) -> Iterator[tuple[Task, Outcome]]:
+        from distributed import as_completed
+        topic = f'gru4rec-{uuid.uuid4()}'
+        with connected(address) as client:
+            client.subscribe_topic(topic, lambda event: display.progress(*event[1]))
+            futures = {client.submit(attempt_on_worker, task, topic, key=f'{topic}-{k}'): task
+                       for k, task in enumerate(tasks)}
+            try:
+                for future in as_completed(futures, loop=client.loop):
+                    failed = future.status != 'finished'
+                    yield futures[future], Outcome(failure=in_one_line(future)) if failed else future.result()
+            finally:
+                client.cancel([*futures], force=True)
+    return engine
+
+
+def attempt_on_worker(task: Task, topic: str) -> Outcome:
+    """`attempt` on a worker, which tells those who listen to `topic`; it ends soon when the client is gone."""
+    from distributed import get_worker
+    from distributed.worker import thread_state
+    worker, key = get_worker(), thread_state.key
+
+    def report(text: str, is_milestone: bool) -> None:
+        state = worker.state.tasks.get(key)
+        if state is None or state.state == 'cancelled':
+            raise Abandoned
+        worker.log_event(topic, (task.title, text, is_milestone))
+    with ONE_AT_A_TIME:
+        return attempt(task, now_and_then(report))
+
+
+def in_one_line(future: Any) -> str:
+    """Why there is no result, in words."""
+    error = future.exception() if future.status == 'error' else 'the connection to the scheduler was lost'
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """A client of a scheduler; ValueError if there is none."""
+    import distributed
+    try:
+        client = distributed.Client(address, timeout=CONNECT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f'--scheduler {address}: no Dask scheduler is reached there ({error}); an address looks like '
+                         'tcp://HOST:8786') from None
+    with client:
+        yield client
+
+
+def count_workers(address: str, folder: Path) -> int:
+    """How many workers a scheduler has; ValueError unless all of them can do the work.
+
+    They need this package, the folder of results under the same name, and one thread each, since a training uses
+    another thread for nothing but products.
+    """
+    with connected(address) as client:
+        client.wait_for_workers(1)
+        found = client.run(sees, str(folder), on_error='return')
+        threads = client.nthreads()
+    for worker, answer in found.items():
+        if isinstance(answer, BaseException):
+            raise ValueError(f'worker {worker} cannot run this package: {answer}')
+        if not answer:
+            raise ValueError(f'worker {worker} does not see {folder}: --out must be on a disk that all workers share')
+        if threads.get(worker, 1) > 1:
+            raise ValueError(f'worker {worker} has {threads[worker]} threads: start it with --nthreads 1')
+    return len(found)
+
+
+def sees(folder: str) -> bool:
+    """Whether a worker can write into a folder."""
+    return os.access(folder, os.W_OK)

@@ -39,6 +39,7 @@ SPACE: dict[str, tuple] = {
     'momentum': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 }
 HEARTBEAT = 30  # seconds; a process that gives no sign of life for two of these has lost its trial
+ATTEMPTS = 10  # to open a database server while other processes make its tables
 
 
 class Unstable(Exception):
@@ -162,16 +163,25 @@ def storage_lock(url: str) -> Iterator[Callable[[], None]]:
 
 
 def open_storage(url: str) -> RDBStorage:
-    """The database of the trials, which is made if it is not there; ValueError if it cannot be opened."""
+    """The database of the trials, which is made if it is not there; ValueError if it cannot be opened.
+
+    Of processes that make its tables at the same moment, a server refuses all but one, and the others find the tables
+    when they look again.
+    """
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-    try:
-        return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        reason = without_password(str(error).strip().splitlines()[0])
-        raise ValueError(f'the storage {without_password(url)!r} cannot be opened: {reason}. It is written like '
-                         'sqlite:///search.db or postgresql://USER@HOST/DATABASE, whose driver has to be installed'
-                         ) from None
+    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            if left and isinstance(error, (IntegrityError, ProgrammingError)):
+                time.sleep(0.5)
+                continue
+            reason = without_password(str(error).strip().splitlines()[0])
+            raise ValueError(f'the storage {without_password(url)!r} cannot be opened: {reason}. It is written like '
+                             'sqlite:///search.db or postgresql://USER@HOST/DATABASE, which needs a driver: '
+                             "pip install '.[postgresql]'") from None
+    raise AssertionError('the last attempt returns or raises')
 
 
 def without_password(text: str) -> str:
