@@ -18,7 +18,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,14 @@ import pandas as pd
 from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import INPUTS, LOSSES, UNITS, GRU4Rec, check_arguments
 from gru4rec_pytensor import backends, click_log, model_file
-from gru4rec_pytensor.events import COLUMNS, MIN_ITEM_EVENTS, MIN_SESSION_LENGTH, count, keep_known_items
+from gru4rec_pytensor.events import (
+    COLUMNS,
+    MIN_ITEM_EVENTS,
+    MIN_SESSION_LENGTH,
+    TIME_UNITS,
+    count,
+    keep_known_items,
+)
 from gru4rec_pytensor.files import atomic_file, check_writable
 from gru4rec_pytensor.terminal import Parser, TrainingProgress, note, positive_number
 
@@ -48,7 +55,7 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     check_output(arguments.output, arguments.file)
     if arguments.checkpoint:
         check_output(arguments.checkpoint, arguments.file)
-    data = click_log.read_events(arguments.file, columns_of(arguments))
+    data = read(arguments, columns_of(arguments))
     if arguments.more:
         model = GRU4Rec.load(arguments.more, backend=arguments.backend)
         check_columns(model, arguments)
@@ -75,7 +82,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     columns = [getattr(arguments, name) or getattr(model, name) for name in ('session_key', 'item_key', 'time_key')]
     session, item, _time = columns
-    data = click_log.read_events(arguments.file, columns)
+    data = read(arguments, columns)
     known = keep_known_items(data.assign(**{item: as_model_ids(model, data[item])}), model.items_, session, item)
     known = known.assign(**{item: as_model_ids(model, known[item])})
     if known.empty:
@@ -131,7 +138,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     for name in ('train.tsv', 'test.tsv') if out.exists() else ():
         check_output(out / name, arguments.file)
     check_writable(out / 'train.tsv' if out.exists() else out)
-    data = click_log.read_events(arguments.file, columns)
+    data = read(arguments, columns)
     train, test = click_log.prepare(
         data, columns, min_session_length=arguments.min_session_length, max_session_length=arguments.max_session_length,
         min_item_events=arguments.min_item_events, test_days=arguments.test_days,
@@ -154,6 +161,12 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 def columns_of(arguments: argparse.Namespace) -> tuple[str, str, str]:
     """The columns of session, item and time that the command line names."""
     return arguments.session_key, arguments.item_key, arguments.time_key
+
+
+def read(arguments: argparse.Namespace, columns: Sequence[str]) -> pd.DataFrame:
+    """The events of the file that the command line names."""
+    return click_log.read_events(arguments.file, columns, time_unit=arguments.time_unit,
+                                 drop_without_session=arguments.drop_without_session)
 
 
 def check_output(output: str | Path, source: str | Path) -> None:
@@ -197,6 +210,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     common = Parser(add_help=False)
     common.add_argument('--json', action='store_true', help='print one JSON object')
     common.add_argument('--quiet', action='store_true', help='no progress on standard error')
+    log = Parser(add_help=False)
+    log.add_argument('file', metavar='FILE', help='a log, also compressed; - for standard input')
+    log.add_argument('--time-unit', choices=TIME_UNITS, help='of times that are numbers (told by their size)')
+    log.add_argument('--drop-without-session', action='store_true', help='leave out rows that have no session')
+    model = Parser(add_help=False)
+    model.add_argument('model', metavar='MODEL')
     keys = Parser(add_help=False)
     for name, default in zip(('session', 'item', 'time'), COLUMNS):
         keys.add_argument(f'--{name}-key', default=default, metavar='COLUMN', help=f'column of the {name} ({default})')
@@ -209,14 +228,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         return sub
 
     sub = command(fit, 'Train a model on a file of events.',
-                  'gru4rec fit train.tsv -o model --layers 100 --loss top1 --dropout 0.5 --learning-rate 0.01', keys)
-    sub.add_argument('file', metavar='FILE')
+                  'gru4rec fit train.tsv -o model --layers 100 --loss top1 --dropout 0.5 --learning-rate 0.01',
+                  log, keys)
     sub.add_argument('-o', '--output', metavar='MODEL', required=True, help='file to write')
     add_training_options(sub)
     sub = command(evaluate, 'Recall and MRR of the next item in the sessions of a file.',
-                  'gru4rec evaluate model test.tsv --cut-off 5 20')
-    sub.add_argument('model', metavar='MODEL')
-    sub.add_argument('file', metavar='FILE')
+                  'gru4rec evaluate model test.tsv --cut-off 5 20', model, log)
     for name in ('session', 'item', 'time'):
         sub.add_argument(f'--{name}-key', metavar='COLUMN', help=f'column of the {name} (as in training)')
     sub.add_argument('--cut-off', type=positive_number, nargs='+', default=[CUT_OFF], metavar='N', help=f'({CUT_OFF})')
@@ -224,17 +241,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                      help='rank of a target whose score other items share (conservative: after them)')
     sub.add_argument('--backend', choices=backends.BACKENDS, help='(as in training)')
     sub = command(recommend, 'The items that are most likely next in a session.',
-                  'gru4rec recommend model 214536502 214536500 -k 5 --exclude-seen')
-    sub.add_argument('model', metavar='MODEL')
+                  'gru4rec recommend model 214536502 214536500 -k 5 --exclude-seen', model)
     sub.add_argument('items', metavar='ITEM', nargs='+', help="ids of the session's events so far, in order")
     sub.add_argument('-k', type=positive_number, default=20, help='number of items (20)')
     sub.add_argument('--exclude-seen', action='store_true', help='leave out items of the session')
     sub.add_argument('--backend', choices=backends.BACKENDS, default='python', help='(python: starts at once)')
-    sub = command(info, 'What a model file holds.', 'gru4rec info model')
-    sub.add_argument('model', metavar='MODEL')
+    command(info, 'What a model file holds.', 'gru4rec info model', model)
     sub = command(prepare, 'Filter a log as the paper does, and set the last sessions apart as test data.',
-                  'gru4rec prepare clicks.csv -o DATA --item-key product --test-days 1', keys)
-    sub.add_argument('file', metavar='FILE')
+                  'gru4rec prepare clicks.csv -o DATA --item-key product --test-days 1', log, keys)
     sub.add_argument('-o', '--output', metavar='DIR', required=True, help='folder for train.tsv and test.tsv')
     sub.add_argument('--min-session-length', type=positive_number, default=MIN_SESSION_LENGTH, metavar='N',
                      help=f'({MIN_SESSION_LENGTH})')
@@ -277,6 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; its exit code."""
     arguments = parse(argv)
     logging.basicConfig(level='WARNING', format='gru4rec: %(message)s')
+    logging.getLogger('gru4rec.events').setLevel('WARNING' if arguments.quiet else 'INFO')
     try:
         found, lines = arguments.function(arguments)
     except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:

@@ -5,12 +5,17 @@ the paper's data, `COLUMNS`.
 """
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+logger = logging.getLogger('gru4rec.events')
 COLUMNS = ('SessionId', 'ItemId', 'Time')
 DAY = 86_400  # seconds
+TIME_UNITS = {'s': 1, 'ms': 1000, 'us': 1_000_000, 'ns': 1_000_000_000}  # in a second
+UNIT_NAMES = {'s': 'seconds', 'ms': 'milliseconds', 'us': 'microseconds', 'ns': 'nanoseconds'}
 MIN_SESSION_LENGTH = 2  # a session of a single event has no next item
 MIN_ITEM_EVENTS = 5
 MAX_SESSION_LENGTH = 200  # about as long as RSC15's sessions get; longer ones are likely to be of bots
@@ -42,15 +47,40 @@ def check_times(times: pd.Series) -> None:
         raise TypeError(f'column {times.name!r} must hold numbers or timestamps, not text such as {times.iloc[0]!r}')
 
 
-def check_seconds(times: pd.Series) -> None:
-    """TypeError or ValueError unless these are times as the paper's data has them: seconds since 1970."""
+def in_seconds(times: pd.Series, unit: str | None = None) -> pd.Series:
+    """Times as seconds since 1970, of timestamps or of numbers; numbers of seconds are returned as they are.
+
+    Parameters
+    ----------
+    unit : of numbers: 's', 'ms', 'us' or 'ns'; None to tell them apart by the largest one.  1e11 seconds are the year
+        5138, and 1e11 milliseconds 1973: below it they are seconds, below 1e14 milliseconds, below 1e17 microseconds.
+        Whatever is not taken for seconds is said, as a warning of the logger ``gru4rec.events``
+
+    Raises
+    ------
+    TypeError or ValueError for text, for numbers that are negative or not finite, and for another unit
+    """
     name = times.name
-    if not pd.api.types.is_numeric_dtype(times):
-        raise TypeError(f'{name} must be a number of seconds since 1970, not {times.dtype}')
-    valid = np.isfinite(times.to_numpy()) & (times.to_numpy() >= 0)
+    if unit is not None and unit not in TIME_UNITS:
+        raise ValueError(f'time_unit={unit!r}: must be one of {", ".join(map(repr, TIME_UNITS))}, or None')
+    if pd.api.types.is_datetime64_any_dtype(times):
+        utc = times.dt.tz_localize('UTC') if times.dt.tz is None else times.dt.tz_convert('UTC')
+        return (utc - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(seconds=1)
+    if not pd.api.types.is_numeric_dtype(times) or pd.api.types.is_bool_dtype(times):
+        raise TypeError(f'{name} must be timestamps or a number of seconds since 1970, not {times.dtype}')
+    values = times.to_numpy()
+    valid = np.isfinite(values) & (values >= 0)
     if not valid.all():
         row = int(valid.argmin())
         raise ValueError(f'{name} must be finite and not negative, but is {times.iloc[row]} in row {row}')
+    largest = values.max(initial=0)
+    taken = unit or next(found for found in TIME_UNITS if largest < 1e11 * TIME_UNITS[found] or found == 'ns')
+    if taken == 's':
+        return times
+    if not unit:
+        logger.warning('%s: numbers such as %.0f are taken for %s since 1970 (another unit: time_unit, --time-unit)',
+                       name, largest, UNIT_NAMES[taken])
+    return times / TIME_UNITS[taken]
 
 
 def check_one_type(ids: pd.Series) -> None:
@@ -64,6 +94,16 @@ def require_events(data: pd.DataFrame, step: str) -> pd.DataFrame:
     if data.empty:
         raise ValueError(f'no event is left after {step}')
     return data
+
+
+def left_by(step: str, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """`after`, what a step left of `before`; ValueError if that is no event.
+
+    What it dropped is said, at level INFO of the logger ``gru4rec.events``.
+    """
+    if len(after) < len(before):
+        logger.info('%s: %s of %s events', step, f'{len(before) - len(after):,}', f'{len(before):,}')
+    return require_events(after, step)
 
 
 def count(data: pd.DataFrame) -> dict[str, int]:
@@ -198,6 +238,6 @@ def split(data: pd.DataFrame, held_out: str) -> tuple[pd.DataFrame, pd.DataFrame
     """
     train, test = split_last_seconds(data)
     require_events(train, f"setting the last day apart as {held_out}: every session ends in the log's last 24 hours")
-    test = require_events(keep_known_items(test, train['ItemId'].unique()),
-                          f'dropping {held_out} items that are not in training, then one-click {held_out} sessions')
+    test = left_by(f'dropping {held_out} items that are not in training, then one-click {held_out} sessions',
+                   test, keep_known_items(test, train['ItemId'].unique()))
     return train.reset_index(drop=True), test.reset_index(drop=True)
