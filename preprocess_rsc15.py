@@ -276,7 +276,8 @@ def _put_number(text: np.ndarray, start: int, value: int, separator: int, min_di
 
 
 def preprocess_log(clicks_path: str | os.PathLike, out_dir: str | os.PathLike) -> dict[str, dict[str, int]]:
-    """Read a raw click log, apply the protocol and write the four files into `out_dir`, all of them or none.
+    """Read a raw click log, apply the protocol and write the four files into `out_dir`, once all of them are
+    made: see `files_together`.
 
     Returns the counts of each, a dict of dicts: {"train_full": {"sessions": ..., "events": ..., "items": ...}, ...}.
     """
@@ -298,6 +299,10 @@ def make_synthetic(out_dir: str | os.PathLike, n_sessions: int = SYNTHETIC_SESSI
 
     Returns the counts of each file, as `preprocess_log` does.
     """
+    real = [name for name in FILES.values() if os.path.exists(os.path.join(out_dir, name))]
+    if real and not os.path.exists(os.path.join(out_dir, SYNTHETIC_LOG)):
+        raise ValueError(f'{out_dir} holds {real[0]}, and no synthetic log that it was made of; choose another folder, '
+                         'so that files of real clicks are not overwritten')
     with files_together(out_dir) as folder:
         clicks = synthetic_clicks(n_sessions, n_items, seed)
         write_raw_log(clicks, os.path.join(folder, SYNTHETIC_LOG))

@@ -220,8 +220,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
         run(arguments)
-    except (OSError, ValueError) as error:
-        note(f'run_experiments.py: error: {error}')
+    except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        note(f'run_experiments.py: error: {str(message) or type(error).__name__}')
         return 2
     except KeyboardInterrupt:
         note('interrupted; the finished cells are kept, and the same command goes on from there')

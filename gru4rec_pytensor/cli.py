@@ -13,6 +13,7 @@ input, which is named in one line, or 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import logging
 import sys
@@ -34,7 +35,8 @@ from gru4rec_pytensor.events import (
     MIN_SESSION_LENGTH,
     TIME_UNITS,
     count,
-    keep_known_items,
+    drop_short_sessions,
+    spelling,
 )
 from gru4rec_pytensor.files import atomic_file, check_writable
 from gru4rec_pytensor.terminal import Parser, TrainingProgress, note, positive_number
@@ -59,7 +61,6 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     if arguments.more:
         model = GRU4Rec.load(arguments.more, backend=arguments.backend)
         check_columns(model, arguments)
-        data = data.assign(**{model.item_key: as_model_ids(model, data[model.item_key])})
     progress = TrainingProgress(f'{model.loss}, {"+".join(map(str, model.layers))} units', arguments.quiet)
     started = time.perf_counter()
     if arguments.more:
@@ -83,15 +84,16 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     columns = [getattr(arguments, name) or getattr(model, name) for name in ('session_key', 'item_key', 'time_key')]
     session, item, _time = columns
     data = read(arguments, columns)
-    known = keep_known_items(data.assign(**{item: as_model_ids(model, data[item])}), model.items_, session, item)
-    known = known.assign(**{item: as_model_ids(model, known[item])})
+    index = model.known_indices(data[item])
+    known = drop_short_sessions(data[index >= 0].assign(**{item: model.items_[index[index >= 0]]}), session_key=session)
     if known.empty:
         raise ValueError(f'{arguments.file}: no session has two events with items that the model knows')
     if len(known) < len(data) and not arguments.quiet:
         note(f'dropped {len(data) - len(known)} of {len(data)} events: items that the model does not know, then '
              'one-event sessions')
     ranks = next_item_ranks(model, known, None, 100, arguments.tie_policy, 42, *columns)
-    found = {'predictions': len(ranks), 'sessions': int(known[session].nunique()), 'tie_policy': arguments.tie_policy}
+    found = {'predictions': len(ranks), 'sessions': int(known[session].nunique()), 'tie_policy': arguments.tie_policy,
+             'dropped_events': len(data) - len(known)}
     for n in arguments.cut_off:
         found[f'recall@{n}'], found[f'mrr@{n}'] = recall_mrr(ranks, n)
     return found, [f'{found["predictions"]:,} predictions in {found["sessions"]:,} sessions', *[
@@ -101,10 +103,9 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 def recommend(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec recommend`: the next items of a session."""
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
-    items = as_model_ids(model, pd.Series(arguments.items))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        frame = model.recommend(items.to_numpy(), arguments.k, arguments.exclude_seen)
+        frame = model.recommend(arguments.items, arguments.k, arguments.exclude_seen)
     for warning in caught:
         note(f'gru4rec: {warning.message}')
     rows = [{'item': plain(item), 'score': float(score)} for item, score in zip(frame[model.item_key], frame.Score)]
@@ -183,22 +184,10 @@ def check_columns(model: GRU4Rec, arguments: argparse.Namespace) -> None:
                          f'{model.item_key} --time-key {model.time_key}')
 
 
-def as_model_ids(model: GRU4Rec, ids: pd.Series) -> pd.Series:
-    """Ids of the model's own type where they can be: text that is a whole number for a model of numbers, or numbers as
-    text; what cannot be stays as it is, and is unknown to the model."""
-    if model.items_.dtype.kind not in 'iu':
-        return ids.astype(str)
-    if pd.api.types.is_integer_dtype(ids):
-        return ids
-    texts = ids.astype(str)
-    whole = texts.str.fullmatch(r'-?\d{1,18}').to_numpy(dtype=bool)
-    if whole.all():
-        return texts.astype('int64')
-    return pd.Series([int(text) if good else text for text, good in zip(texts, whole)], ids.index, dtype=object)
-
-
 def plain(value: Any) -> Any:
-    """A NumPy number as one that JSON can hold."""
+    """An id as JSON can hold it, dates as text."""
+    if isinstance(value, (datetime.date, np.datetime64)):
+        return spelling(value)
     return value.item() if isinstance(value, np.generic) else value
 
 

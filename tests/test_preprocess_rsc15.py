@@ -136,7 +136,7 @@ def test_a_step_that_leaves_nothing_is_named(events, step):
 
 
 @pytest.mark.parametrize('clicks, error, message', [
-    ([1, 2], TypeError, 'must be a DataFrame'),
+    ([1, 2], TypeError, 'must be a pandas DataFrame'),
     (WHOLE_LOG.rename(columns={'Time': 'Timestamp'}), ValueError, "no column 'Time'; its columns are .*Timestamp"),
     (WHOLE_LOG[['SessionId', 'ItemId', 'Time', 'ItemId']], ValueError, "more than one column 'ItemId'"),
     (WHOLE_LOG.assign(Time='2014-04-07'), TypeError, 'Time must be timestamps or a number'),
@@ -232,6 +232,7 @@ def test_what_a_file_cannot_hold_is_refused(events, message, tmp_path):
 
 def test_an_interrupted_run_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     (tmp_path / 'rsc15_test.txt').write_text('of an earlier run')
+    (tmp_path / rsc15.SYNTHETIC_LOG).write_text('of an earlier run')
     write_events = rsc15.write_events
 
     def interrupted(events, path):
@@ -243,8 +244,8 @@ def test_an_interrupted_run_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     for out in (tmp_path, tmp_path / 'new'):
         with pytest.raises(KeyboardInterrupt):
             rsc15.make_synthetic(out, n_sessions=2000, n_items=200)
-    assert [path.name for path in tmp_path.iterdir()] == ['rsc15_test.txt']
-    assert (tmp_path / 'rsc15_test.txt').read_text() == 'of an earlier run'
+    assert {path.name for path in tmp_path.iterdir()} == {'rsc15_test.txt', rsc15.SYNTHETIC_LOG}
+    assert all(path.read_text() == 'of an earlier run' for path in tmp_path.iterdir())
 
 
 # --- Synthetic log -------------------------------------------------------------------------------------------------
@@ -455,18 +456,21 @@ def test_a_bad_log_ends_with_one_line_and_nothing_in_the_folder(content, message
     ('--synthetic OUT --seed -3', 'seed=-3: must be a whole number of at least 0'),
     ('--synthetic OUT --seed x', "invalid int value: 'x'"),
     ('--synthetic OUT --colour', 'unrecognized arguments: --colour'),
+    ('--synthetic REAL', 'real holds rsc15_test.txt, and no synthetic log that it was made of'),
 ])
 def test_a_bad_command_ends_with_one_line_and_nothing_in_the_folder(arguments, message, raw_log, tmp_path, capsys):
-    out, made = tmp_path / 'out', tmp_path / 'made'
-    out.mkdir()
-    made.mkdir()
+    out, made, real = tmp_path / 'out', tmp_path / 'made', tmp_path / 'real'
+    for folder in (out, made, real):
+        folder.mkdir()
     (made / rsc15.SYNTHETIC_LOG).write_text('')
-    places = {'CLICKS': str(raw_log), 'CLICKS/out': f'{raw_log}/out', 'OUT': str(out), 'MADE': str(made)}
+    (real / 'rsc15_test.txt').write_text('real')
+    places = {'CLICKS': str(raw_log), 'CLICKS/out': f'{raw_log}/out', 'OUT': str(out), 'MADE': str(made),
+              'REAL': str(real)}
     with pytest.raises(SystemExit) as stopped:
         rsc15.main([places.get(word, word) for word in arguments.split()])
     printed = capsys.readouterr()
     assert stopped.value.code == 2 and printed.out == ''
-    assert list(out.iterdir()) == [] and len(list(made.iterdir())) == 1
+    assert list(out.iterdir()) == [] and len(list(made.iterdir())) == len(list(real.iterdir())) == 1
     assert printed.err.startswith('preprocess_rsc15.py: error: ') and printed.err.count('\n') == 1
     assert message in printed.err
 

@@ -158,6 +158,16 @@ def test_a_results_file_of_another_program_is_not_overwritten(data, tmp_path, ca
     assert (tmp_path / 'results.json').read_text() == '{"mine": 1}'
 
 
+@pytest.mark.parametrize('error, message', [
+    (KeyError('ItemId'), 'ItemId'), (TypeError('no such type'), 'no such type'), (MemoryError(), 'MemoryError')])
+def test_an_error_of_any_kind_takes_one_line(monkeypatch, capsys, error, message):
+    def failing(arguments):
+        raise error
+    monkeypatch.setattr(run_experiments, 'run', failing)
+    assert run_experiments.main([]) == 2
+    assert capsys.readouterr().err == f'run_experiments.py: error: {message}\n'
+
+
 # --- The protocol of VIDEO ------------------------------------------------------------------------------------------
 
 
