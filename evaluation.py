@@ -98,7 +98,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     if len(rows) == len(offsets) - 1:
         raise ValueError('every test session has a single event: there is no next item to predict')
     item_ids = test_data[item_key].to_numpy()[rows]
-    ranked = None if items is None else pd.unique(as_ids(items))
+    ranked = None if items is None else pd.unique(as_ids(items, 'items'))
     if ranked is not None and not len(ranked):
         raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
     if hasattr(model, 'tie_counts') and tie_policy != 'tiebreaking':

@@ -1412,7 +1412,7 @@ class GRU4Rec:
         float32 frame, items x batch: the activated scores; with cross-entropy softmax over the rows
         """
         self._check_usable()
-        sessions, events = as_ids(session_ids), as_ids(input_item_ids)
+        sessions, events = as_ids(session_ids, 'session_ids'), as_ids(input_item_ids, 'input_item_ids')
         if not len(sessions) == len(events) == batch:
             raise ValueError(f'session_ids ({len(sessions)}) and input_item_ids ({len(events)}) must have '
                              f'batch={batch} entries')

@@ -83,6 +83,8 @@ def in_seconds(times: pd.Series, unit: str | None = None) -> pd.Series:
     name = times.name
     if unit is not None and unit not in TIME_UNITS:
         raise ValueError(f'time_unit={unit!r}: must be one of {", ".join(map(repr, TIME_UNITS))}, or None')
+    if times.dtype == object and isinstance(times.iloc[0], datetime.date):  # of Python: dates, or with a time
+        times = pd.to_datetime(times, utc=True)
     if pd.api.types.is_datetime64_any_dtype(times):
         utc = times.dt.tz_localize('UTC') if times.dt.tz is None else times.dt.tz_convert('UTC')
         return (utc - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(seconds=1)

@@ -8,7 +8,6 @@ a row.  Else fields may span lines, unless those lines look like rows of their o
 from __future__ import annotations
 
 import csv
-import mmap
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +19,27 @@ import pandas as pd
 from gru4rec_pytensor.files import BLOCK_BYTES, whole_lines
 
 DELIMITERS = {'\t': 'tabs', ',': 'commas', ';': 'semicolons', '|': 'bars'}
-NEWLINE, RETURN, QUOTE = b'\n\r"'
+NEWLINE, RETURN, QUOTE, SPACE, MINUS, PLUS, ZERO = b'\n\r" -+0'
 MAX_HEADER_BYTES = 1 << 16
 END_OF_FILE = '\0end of file'
+
+
+class Lines(NamedTuple):
+    """What `look_through` found; of lines that are not blank.
+
+    has_quotes : whether there are quotation marks
+    same_length : whether every line has as many fields as the header, if quotation marks are letters like others
+    closed : whether quotation marks stand around fields only, each pair within a line
+    whole : whether every line has as many fields as the header, if quotation marks are closed and hold fields together
+    too_long : number of the first line that then has more fields, and how many
+    odd_numbers : whether a field begins like 007 or +7, so that a number would lose something
+    """
+    has_quotes: bool
+    same_length: bool
+    closed: bool
+    whole: bool
+    too_long: tuple[int, int] | None
+    odd_numbers: bool
 
 
 class TextTable(NamedTuple):
@@ -32,15 +49,7 @@ class TextTable(NamedTuple):
     names: list[str]  # of its columns
     delimiter: str
     quoting: Literal[0, 3]  # csv.QUOTE_MINIMAL, or csv.QUOTE_NONE where marks are letters like others
-    is_quoted: bool  # whether there are quotation marks
-
-
-class Lines(NamedTuple):
-    """What `look_through` found."""
-    has_quotes: bool
-    plain_quotes: bool  # whether all of them are around whole fields without delimiter, line end and mark in them
-    same_length: bool  # whether every line that is not blank has as many fields as the header
-    too_long: tuple[int, int] | None  # number of the first line with more fields, and how many
+    lines: Lines
 
 
 def open_table(path: Path, title: str, value_of: Callable[[list[str]], tuple]) -> TextTable:
@@ -60,12 +69,11 @@ def open_table(path: Path, title: str, value_of: Callable[[list[str]], tuple]) -
     names = {delimiter: [clean(name) for name in line.split(delimiter)] for delimiter in DELIMITERS}
     delimiter = max(DELIMITERS, key=lambda found: (value_of(names[found]), len(names[found])))
     lines = look_through(path, delimiter, line.count(delimiter))
-    if lines.too_long and not lines.has_quotes:
+    if lines.too_long and lines.closed:
         raise ValueError(f'{title}, line {lines.too_long[0]}: has {lines.too_long[1]} fields, but the header has '
                          f'{len(names[delimiter])}')
-    trusted = not lines.same_length or lines.plain_quotes
-    return TextTable(path, title, names[delimiter], delimiter, csv.QUOTE_MINIMAL if trusted else csv.QUOTE_NONE,
-                     lines.has_quotes)
+    trusted = not lines.same_length or (lines.closed and lines.whole)
+    return TextTable(path, title, names[delimiter], delimiter, csv.QUOTE_MINIMAL if trusted else csv.QUOTE_NONE, lines)
 
 
 def clean(text: str) -> str:
@@ -95,38 +103,62 @@ def header_line(path: Path, title: str) -> str:
 
 
 def look_through(path: Path, delimiter: str, n_delimiters: int) -> Lines:
-    """Count the fields of every line, quotation marks ignored, and look at those; block by block, with NumPy."""
-    has_quotes, plain, same, too_long, n_lines = False, True, True, None, 0
+    """Count the fields of every line and look at its quotation marks; block by block, with NumPy."""
+    found, n_lines = Lines(False, True, True, True, None, False), 0
     with open(path, 'rb') as file:
         for text in whole_lines(iter(lambda: file.read(BLOCK_BYTES), b'')):
-            letters = np.frombuffer(text, np.uint8)
-            ends, separators = np.flatnonzero(letters == NEWLINE), np.flatnonzero(letters == ord(delimiter))
-            counts = np.diff(np.searchsorted(separators, ends), prepend=0)
-            marks = np.flatnonzero(letters == QUOTE)
-            has_quotes |= marks.size > 0
-            plain = plain and _are_plain(letters, marks, separators, ends)
-            for k in np.flatnonzero(counts != n_delimiters) if same or not too_long else ():
-                start = ends[k - 1] + 1 if k else 0
-                same = same and is_blank(text[start : ends[k]].decode(errors='replace'), delimiter)
-                if counts[k] > n_delimiters and not too_long:
-                    too_long = n_lines + int(k) + 1, int(counts[k]) + 1
-                if too_long and not same:
-                    break
-            n_lines += len(ends)
-    return Lines(has_quotes, plain, same, too_long)
+            block, n_of_block = _look_at(text, delimiter, n_delimiters)
+            too_long = block.too_long and (block.too_long[0] + n_lines, block.too_long[1])
+            n_lines += n_of_block
+            found = Lines(found.has_quotes or block.has_quotes, found.same_length and block.same_length,
+                          found.closed and block.closed, found.whole and block.whole, found.too_long or too_long,
+                          found.odd_numbers or block.odd_numbers)
+    return found
 
 
-def _are_plain(letters: np.ndarray, marks: np.ndarray, separators: np.ndarray, ends: np.ndarray) -> bool:
-    """Whether all quotation marks are pairs around whole fields that need none."""
-    if marks.size % 2:
+def _look_at(text: bytes, delimiter: str, n_delimiters: int) -> tuple[Lines, int]:
+    """`look_through` for a block of whole lines, and how many it has."""
+    letters = np.frombuffer(text, np.uint8)
+    ends, separators = np.flatnonzero(letters == NEWLINE), np.flatnonzero(letters == ord(delimiter))
+    marks = np.flatnonzero(letters == QUOTE)
+    counts = np.diff(np.searchsorted(separators, ends), prepend=0)
+    outside, closed = counts, True
+    if marks.size:
+        closed = _are_closed(letters, marks, ends, ord(delimiter))
+        parted = separators[np.searchsorted(marks, separators) % 2 == 0]
+        outside = np.diff(np.searchsorted(parted, ends), prepend=0)
+
+    def is_no_blank(line: np.intp) -> bool:
+        start = ends[line - 1] + 1 if line else 0
+        return not is_blank(text[start : ends[line]].decode(errors='replace'), delimiter)
+    same, whole = (not any(map(is_no_blank, np.flatnonzero(found != n_delimiters))) for found in (counts, outside))
+    longer = np.flatnonzero(outside > n_delimiters)
+    too_long = (int(longer[0]) + 1, int(outside[longer[0]]) + 1) if longer.size else None
+    starts = np.concatenate([[0], separators + 1, ends[:-1] + 1])
+    return Lines(marks.size > 0, same, closed, whole, too_long, _have_odd_numbers(letters, starts)), len(ends)
+
+
+def _are_closed(letters: np.ndarray, marks: np.ndarray, ends: np.ndarray, delimiter: int) -> bool:
+    """Whether quotation marks come in pairs around fields, doubled ones within, and no line end between them."""
+    if marks.size % 2 or (np.searchsorted(marks, ends) % 2).any():
         return False
-    before, behind = marks[::2] - 1, marks[1::2] + 1
-    around = [np.where(before < 0, NEWLINE, letters[before]), letters[np.minimum(behind, letters.size - 1)]]
-    separator = letters[separators[0]] if separators.size else NEWLINE
-    return bool(np.isin(around[0], [separator, NEWLINE]).all()
-                and np.isin(around[1], [separator, NEWLINE, RETURN]).all()
-                and all((np.searchsorted(border, before) == np.searchsorted(border, behind - 1)).all()
-                        for border in (separators[~np.isin(separators, before)], ends[~np.isin(ends, before)])))
+    before, behind = letters[marks[::2] - 1], letters[marks[1::2] + 1]
+    if marks[0] == 0:
+        before[0] = NEWLINE
+    return bool(np.isin(before, [delimiter, NEWLINE, QUOTE]).all()
+                and np.isin(behind, [delimiter, NEWLINE, RETURN, QUOTE]).all())
+
+
+def _have_odd_numbers(letters: np.ndarray, starts: np.ndarray) -> bool:
+    """Whether one of the fields that start there begins like 007, -0 or +7, or with too many spaces to tell."""
+    for _letter in range(3):
+        starts = starts + np.isin(letters[starts], [SPACE, QUOTE])
+    negative = letters[starts] == MINUS
+    starts = starts + negative
+    first, second = letters[starts], letters[np.minimum(starts + 1, letters.size - 1)]
+    is_digit = (second >= ZERO) & (second <= ZERO + 9)
+    return bool(((first == PLUS) | (first == SPACE) | (first == QUOTE)
+                 | (first == ZERO) & (negative | is_digit)).any())
 
 
 def is_blank(line: str, delimiter: str) -> bool:
@@ -185,16 +217,16 @@ def read_table(table: TextTable, columns: list[str], ids: list[str], time: str) 
 
     Numbers are read ten times faster than text, and take a tenth of the room; but the ids 007 and 7 are not the same.
     """
-    if table.is_quoted and table.quoting == csv.QUOTE_MINIMAL:
+    if table.quoting == csv.QUOTE_MINIMAL and not table.lines.closed:
         check_records(table, time)
     labels = [name if name in columns else f'{place}: {name}' for place, name in enumerate(table.names)]
     options = dict(sep=table.delimiter, quoting=table.quoting, names=labels, header=0, usecols=columns,
                    keep_default_na=False, encoding='utf-8', skipinitialspace=True, index_col=False, low_memory=False)
     try:
-        if table.is_quoted and table.quoting == csv.QUOTE_NONE:
+        if table.quoting == csv.QUOTE_NONE:
             frame = pd.read_csv(table.path, dtype=str, **options)
             return frame.apply(lambda values: values.map(clean, na_action='ignore'))[columns]
-        frame = None if may_have_leading_zeros(table) else pd.read_csv(table.path, **options)
+        frame = None if table.lines.odd_numbers else pd.read_csv(table.path, **options)
         if frame is None or any(frame[name].dtype != 'int64' for name in ids):
             frame = pd.read_csv(table.path, dtype=dict.fromkeys(ids, str), **options)
         return frame[columns]
@@ -203,10 +235,3 @@ def read_table(table: TextTable, columns: list[str], ids: list[str], time: str) 
     except pd.errors.ParserError as error:
         message = str(error).strip().removeprefix('Error tokenizing data. C error: ')
         raise ValueError(f'{table.title}: {message}') from None
-
-
-def may_have_leading_zeros(table: TextTable) -> bool:
-    """Whether a field begins like 007 or +7: a number would lose that."""
-    pattern = re.compile(rb'(?:^|["\n' + re.escape(table.delimiter).encode() + rb'])[ ]*(?:\+|-?0[0-9]|-0)')
-    with open(table.path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        return pattern.search(text) is not None

@@ -1,5 +1,6 @@
 """Reading a session log of any kind, and preparing training and test data from it."""
 import bz2
+import csv
 import gzip
 import io
 import lzma
@@ -14,7 +15,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 import preprocess_rsc15
-from gru4rec_pytensor import click_log, events
+from gru4rec_pytensor import click_log, events, text_table
 
 DAY = 86_400
 EVENTS = pd.DataFrame({'SessionId': [2, 2, 1], 'ItemId': [10, 7, 10], 'Time': [5, 6, 9]})
@@ -173,6 +174,21 @@ def test_no_file_of_random_marks_loses_a_row_without_an_error(tmp_path):
     assert n_read > 75
 
 
+def test_fields_are_counted_as_the_csv_module_counts_them_wherever_marks_are_called_closed(tmp_path):
+    rng = np.random.RandomState(0)
+    n_closed = 0
+    for _text in range(3000):
+        text = ''.join(rng.choice(list('ab,,""\n '), rng.randint(1, 14))) + '\n'
+        found = text_table.look_through(written(tmp_path, text), ',', 1)
+        lengths = [len(row) for row in csv.reader(io.StringIO(text, newline=''), skipinitialspace=True)]
+        if found.closed:
+            n_closed += 1
+            assert len(lengths) == text.count('\n')
+            assert found.too_long == next(((k, n) for k, n in enumerate(lengths, start=1) if n > 2), None)
+            assert found.whole == all(n == 2 or not line.strip() for n, line in zip(lengths, text.split('\n')))
+    assert n_closed > 500
+
+
 # --- Compression, encodings, pipes ----------------------------------------------------------------------------------
 
 
@@ -310,7 +326,8 @@ def test_preparing_names_the_column_or_argument_that_is_wrong(options, error, me
 def test_days_are_days_in_whatever_unit_the_times_are(clicks, unit):
     clicks = clicks.assign(Time=clicks.Time + 1_400_000_000)
     expected = click_log.prepare(clicks, test_days=2)
-    for times in (clicks.Time * unit, pd.to_datetime(clicks.Time, unit='s')):
+    stamps = pd.to_datetime(clicks.Time, unit='s')
+    for times in (clicks.Time * unit, stamps, stamps.dt.tz_localize('UTC'), stamps.astype(object)):
         for frame, wanted in zip(click_log.prepare(clicks.assign(Time=times), test_days=2), expected):
             assert_frame_equal(frame, wanted, check_dtype=False)
     with pytest.raises(ValueError, match="time_unit='days': must be one of 's', 'ms', 'us', 'ns', or None"):
