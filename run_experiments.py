@@ -236,8 +236,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
         run(arguments)
-    except (OSError, ValueError, MemoryError) as error:
-        note(f'run_experiments.py: error: {error or type(error).__name__}')
+    except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        note(f'run_experiments.py: error: {str(message) or type(error).__name__}')
         return 2
     except TasksFailed as error:
         note(f'run_experiments.py: {error}')

@@ -105,10 +105,15 @@ def test_a_checkpoint_of_another_version_is_not_used(tmp_path):
     path = tmp_path / 'checkpoint'
     small_model().fit(LOG, checkpoint=path)
     header, arrays = model_file.read(path)
-    del header['training']['equal_times']  # as if that version did not have the argument
-    model_file.write(path, header, arrays)
-    with pytest.raises(ValueError, match='checkpoint: a checkpoint of another version of this code'):
-        small_model().fit(LOG, checkpoint=path)
+    def without(name):
+        return {key: value for key, value in header.items() if key != name}
+    others = [(header | {'training': header['training'] | {'more': 1}}, arrays), (without('position'), arrays),
+              (without('epoch_losses'), arrays), (header | {'position': 7}, arrays),
+              (header, {name: array for name, array in arrays.items() if name != 'Wy'}), (header, {})]
+    for other in others:
+        model_file.write(path, *other)
+        with pytest.raises(ValueError, match='checkpoint: a checkpoint of another version of this code'):
+            small_model().fit(LOG, checkpoint=path)
 
 
 def test_a_file_that_is_no_checkpoint_is_named_and_left_alone(tmp_path):

@@ -201,6 +201,16 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(data, tmp_path, monk
     assert [r['model'] for r in results_in(tmp_path)] == ['POP', 'Item-KNN', 'BPR-MF']
 
 
+@pytest.mark.parametrize('error, message', [
+    (KeyError('ItemId'), 'ItemId'), (TypeError('no such type'), 'no such type'), (MemoryError(), 'MemoryError')])
+def test_an_error_of_any_kind_takes_one_line(monkeypatch, capsys, error, message):
+    def failing(arguments):
+        raise error
+    monkeypatch.setattr(run_experiments, 'run', failing)
+    assert run_experiments.main([]) == 2
+    assert capsys.readouterr().err == f'run_experiments.py: error: {message}\n'
+
+
 # --- The protocol of VIDEO ------------------------------------------------------------------------------------------
 
 

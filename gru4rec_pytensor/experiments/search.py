@@ -170,9 +170,11 @@ def open_storage(url: str) -> RDBStorage:
     """
     import optuna
     from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+    # Which of PostgreSQL's drivers a URL means by itself depends on the version of SQLAlchemy.
+    address = re.sub('^postgresql://', 'postgresql+psycopg://', url)
     for left in reversed(range(ATTEMPTS)):
         try:
-            return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
+            return optuna.storages.RDBStorage(address, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
         except (SQLAlchemyError, ImportError, ValueError) as error:
             if left and isinstance(error, (IntegrityError, ProgrammingError)):
                 time.sleep(0.5)
