@@ -257,8 +257,7 @@ def on_cluster(address: str) -> Engine:
                        for k, task in enumerate(tasks)}
             try:
                 for future in as_completed(futures, loop=client.loop):
-                    failed = future.status != 'finished'
-                    yield futures[future], Outcome(failure=in_one_line(future)) if failed else future.result()
+                    yield futures[future], outcome_of(future)
             finally:
                 client.cancel([*futures], force=True)
     return engine
@@ -279,10 +278,15 @@ def attempt_on_worker(task: Task, topic: str) -> Outcome:
         return attempt(task, now_and_then(report))
 
 
-def in_one_line(future: Any) -> str:
-    """Why there is no result, in words."""
-    error = future.exception() if future.status == 'error' else 'the connection to the scheduler was lost'
-    return ' '.join(str(error).split()) or type(error).__name__
+def outcome_of(future: Any) -> Outcome:
+    """Of a task that has ended.  If its worker has died with the result, this waits until another has run it again."""
+    from distributed import CancelledError
+    try:
+        return future.result()
+    except CancelledError:
+        return Outcome(failure='the connection to the scheduler was lost')
+    except Exception as error:  # of the scheduler: those of the task are its outcome
+        return Outcome(failure=' '.join(str(error).split()) or type(error).__name__)
 
 
 @contextlib.contextmanager
