@@ -66,7 +66,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=[],
                         help='tables to run (1 3)')
     parser.add_argument('--models', type=listed(str, models), nargs='+', default=[],
-                        help=f'rows to run, of {", ".join(models)} (all)')
+                        help=f'rows to run, of {", ".join(models)} (those of the paper)')
     parser.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[],
                         help=f'rows of Tables 2 and 3, of {", ".join(RSC15.parameters)} (all); Table 2 also takes mrr')
     parser.add_argument('--units', type=listed(positive_number), nargs='+', default=[],
@@ -111,7 +111,8 @@ def fill_in(arguments: argparse.Namespace) -> None:
     arguments.ignored = [f'--{name}' for name in ('table', 'models', 'loss', 'trials', 'storage', 'prune', 'figures')
                          if getattr(arguments, name)] if arguments.claims else []
     usual_units = ([50, 200] if arguments.quick else [100, 1000]) if arguments.claims else [100]
-    defaults = {'table': [1, 3], 'models': [*BASELINES, NETWORK], 'loss': [*RSC15.parameters], 'trials': 100,
+    of_the_paper = [row for row in RSC15.published if row in BASELINES]
+    defaults = {'table': [1, 3], 'models': [*of_the_paper, NETWORK], 'loss': [*RSC15.parameters], 'trials': 100,
                 'epochs': 3 if arguments.quick else 10, 'seeds': [42, 43, 44] if arguments.claims else [42],
                 'units': usual_units}
     for name, value in defaults.items():
@@ -172,7 +173,6 @@ def run(arguments: argparse.Namespace) -> None:
     results.prepare()
     data = load_dataset(source, protocol)
     events = results.folder / 'data' / data.fingerprint
-    split = validation_split(source, data) if 2 in options.tables and not arguments.claims else None
     data = replace(data, **share_events(events, data.train, data.test)._asdict())
     if arguments.claims:
         cells = claims_cells(data, options, arguments.quick)
@@ -185,8 +185,8 @@ def run(arguments: argparse.Namespace) -> None:
     work = Work(data, events, results, engine, arguments.checkpoint_every)
     for _cell in run_cells(cells, work):
         publish(results, data)
-    if split:
-        search_all(arguments, options, split, jobs, work)
+    if 2 in options.tables and not arguments.claims:
+        search_all(arguments, options, source, jobs, work)
     command = search.without_password(shlex.join(['python', 'run_experiments.py', *arguments.words]))
     keep_command(results, data, command, began)
     texts = publish(results, data, with_report=True)
@@ -216,12 +216,13 @@ def check_extras(arguments: argparse.Namespace) -> None:
         raise ValueError("--figures needs Matplotlib: pip install '.[experiments]'")
 
 
-def search_all(arguments: argparse.Namespace, options: Options, split: tuple, jobs: int, work: Work) -> None:
+def search_all(arguments: argparse.Namespace, options: Options, source: Source, jobs: int, work: Work) -> None:
     """Table 2: the search of each loss."""
-    train, valid = split
+    train, valid = validation_split(source, work.data)
     digits = fingerprint(train, valid)
     events = work.results.folder / 'data' / digits
     share_events(events, train, valid)
+    del train, valid  # which the processes have from there
     url = arguments.storage or f"sqlite:///{work.results.folder / 'search.db'}"
     for loss in options.losses:
         settings = dict(data_name=digits, loss=loss, units=options.units[0], epochs=options.epochs,

@@ -83,7 +83,8 @@ class Display:
     """
 
     def __init__(self, total: int) -> None:
-        self._total, self._finished = total, 0
+        self._total = total
+        self._finished: set[str] = set()
         self._running: dict[str, str] = {}
         self._bar = None
         if tqdm and sys.stderr.isatty():
@@ -91,6 +92,8 @@ class Display:
 
     def progress(self, title: str, text: str, is_milestone: bool) -> None:
         """What a task says of itself; what is no milestone is shown on a terminal only, until the next."""
+        if title in self._finished:  # word from another machine that comes late
+            return
         self._running[title] = text
         self._refresh()
         if is_milestone and self._bar is None:
@@ -99,8 +102,8 @@ class Display:
     def finished(self, title: str, text: str) -> None:
         """A task has ended."""
         self._running.pop(title, None)
-        self._finished += 1
-        self.line(f'[{self._finished}/{self._total}] {title}: {text}')
+        self._finished.add(title)
+        self.line(f'[{len(self._finished)}/{self._total}] {title}: {text}')
         if self._bar is not None:
             self._bar.update()
         self._refresh()
@@ -114,7 +117,7 @@ class Display:
 
     def _refresh(self) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str('; '.join(f'{title}: {text}' for title, text in self._running.items()))
+            self._bar.set_postfix_str('; '.join(f'{title}: {text}' for title, text in list(self._running.items())))
 
     def __enter__(self) -> Display:
         return self

@@ -382,12 +382,34 @@ def test_a_cluster_does_the_work_of_a_worker_that_is_killed_in_mid_cell(start, c
         if len(pids) == 2 and not kills or kills and len(list((out / 'cells').glob('*.json'))) > 5 and pids:
             os.kill(pids[0], signal.SIGKILL)
             kills += 1
-            time.sleep(3)
+            time.sleep(3)  # until it is at a cell again
         time.sleep(0.02)
     text, _none = process.communicate()
     assert process.returncode == 0 and kills == 2, text
     assert text.count('taken over from process') == 2
     assert numbers(out) == numbers(tmp_path / 'one') and len(numbers(out)) == 11
+    assert_nothing_is_left(out)
+
+
+@pytest.mark.slow
+@needs_dask
+def test_thirty_kills_of_workers_of_a_cluster_give_the_numbers_of_an_undisturbed_run(start, cluster, tmp_path):
+    """A cell whose workers were killed more often than the scheduler allows has failed, and is run again."""
+    assert start(tmp_path / 'whole', '--jobs', '1').wait() == 0
+    rng, kills, runs, code = random.Random(1), 0, 0, 1
+    while kills < 30 or code:
+        runs += code == 0
+        out = tmp_path / f'out {runs}'
+        process = start(out, '--scheduler', cluster)
+        while process.poll() is None:
+            time.sleep(rng.uniform(0.1, 5))
+            if kills < 30 and (pids := holders(out)):
+                os.kill(rng.choice(pids), signal.SIGKILL)
+                kills += 1
+        code = process.returncode
+        assert code in (0, 1)
+        if code == 0:
+            assert numbers(out) == numbers(tmp_path / 'whole') and len(numbers(out)) == 11
     assert_nothing_is_left(out)
 
 

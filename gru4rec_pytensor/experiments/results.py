@@ -38,6 +38,17 @@ class Results:
         check_writable(self.folder / 'tables.md')
         for kind in KINDS:
             self.load(kind)
+        self.remove_leftovers()
+
+    def remove_leftovers(self) -> None:
+        """Remove locks that nobody holds any more, and checkpoints of cells that are finished."""
+        for path in (self.folder / 'cells').glob('*.lock'):
+            lock = FileLock(path)
+            if lock.acquire(wait=False):
+                lock.release()
+        for path in (self.folder / 'checkpoints').iterdir():
+            if (self.folder / 'cells' / f'{path.name}.json').exists():
+                path.unlink(missing_ok=True)
 
     def path(self, kind: str, key: dict) -> Path:
         """Of the file of a key."""
