@@ -189,12 +189,15 @@ def start_worker(threads: int) -> Worker:
     """A new process, which gives BLAS so many threads unless the user's environment says how many."""
     context = multiprocessing.get_context('spawn')  # a fork would take over locks of the threads that run here
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs,), daemon=False)
+    process = context.Process(target=serve, args=(theirs,))
     added = {name: str(threads) for name in THREAD_VARIABLES if name not in os.environ}
     os.environ.update(added)
+    # Ctrl-C reaches all processes of a terminal.  This one ends the new one, which ignores it from its first moment on.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process.start()
     finally:
+        signal.signal(signal.SIGINT, handler)
         for name in added:
             del os.environ[name]
     theirs.close()  # so that the pipe ends with the process
@@ -203,7 +206,6 @@ def start_worker(threads: int) -> Worker:
 
 def serve(connection: Connection) -> None:
     """What a worker process does: a task at a time, until its parent has no more or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends this one
     threading.Thread(target=end_with_parent, daemon=True).start()
 
     def report(text: str, is_milestone: bool) -> None:

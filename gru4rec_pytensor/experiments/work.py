@@ -128,15 +128,15 @@ def run_search(settings: dict, n_trials: int, url: str, n_processes: int, work: 
     """
     loss = settings['loss']
     settings = settings | {'checkpoints': work.results.folder / 'checkpoints', 'every': work.every}
-    tasks = [Task(f'{loss}, process {k + 1}' if n_processes > 1 else loss, join_search,
+    tasks = [Task(f'search, process {k + 1}' if n_processes > 1 else 'search', join_search,
                   (settings, work.events, n_trials, url)) for k in range(n_processes)]
     found = None
     with Display(len(tasks)) as display:
         for task, outcome in work.engine(tasks, display):
             if outcome.failure:
-                work.failures[task.title] = outcome.failure
+                work.failures[f'{task.title} of {loss}'] = outcome.failure
             found = outcome.value or found
-            display.finished(task.title, outcome.failure or 'all trials are done')
+            display.finished(task.title, outcome.failure or f'all trials of {loss} are done')
     if found:
         keep_search(settings, found, n_trials, work)
         yield
