@@ -213,6 +213,9 @@ def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(f
     assert rows[0] == ['BPR', 'published', '50', '0.2', '0.05', '0.2', '-', '-', '-']
     assert rows[1][-1] == '1 of 1' and float(rows[2][6]) >= float(rows[1][6]) > 0
     assert 'This is a synthetic click log' in text
+    assert run_experiments.main([*command[:4], '--models', 'POP', '--jobs', '1']) == 0  # another command, same folder
+    for name in ('tables.md', 'report.html'):
+        assert all(title in (tmp_path / name).read_text() for title in ('Table 1: baselines', 'Table 2: best'))
 
 
 PROGRAM = """
