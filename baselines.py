@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from gru4rec_pytensor.checks import check_choice, check_flag, check_number, check_whole_number, first_few
-from gru4rec_pytensor.events import check_events, check_times, index_by_appearance
+from gru4rec_pytensor.events import IdIndex, as_ids, check_events, check_times, index_by_appearance
 
 # Sums may be reordered, so that they vectorise, but NaN and infinity keep their meaning: they show a diverged model.
 FAST_SUMS = {'reassoc', 'contract', 'nsz'}
@@ -185,7 +185,7 @@ class Baseline:
     def learn_items(self, data: pd.DataFrame) -> np.ndarray:
         """Number the items of a training frame, forget earlier sessions; returns (n_events,) int64 item indices."""
         codes, self.items_ = _numbers(data, self.item_key)
-        self._index = pd.Index(self.items_)
+        self._index = IdIndex(self.items_)
         self._session_id, self._session, self._n_predicted = None, codes[:0], 0
         return codes
 
@@ -193,10 +193,10 @@ class Baseline:
         """Item indices (int64) of an array-like of item ids; `name` is the argument that gave them."""
         if not hasattr(self, 'items_'):
             raise RuntimeError(f'this {type(self).__name__} is not trained yet: call fit first')
-        wanted = pd.Index(ids)
+        wanted = as_ids(ids, name)
         codes = self._index.get_indexer(wanted)
         if (codes < 0).any():
-            unknown = wanted[codes < 0].unique()
+            unknown = pd.unique(wanted[codes < 0])
             raise KeyError(f'{name}: {len(unknown)} item id(s) are not in the training data: {first_few(unknown)}')
         return codes.astype(np.int64)
 

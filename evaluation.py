@@ -83,7 +83,8 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     model : a trained `GRU4Rec`, a baseline, or any object with the release's `predict_next_batch` or `predict_next`
     test_data : frame of events, not modified; every item must be known to the model
     items : ids of the items among which the target is ranked, the target itself added; all training items when None
-    batch_size : parallel sessions of a `GRU4Rec`; results do not depend on it
+    batch_size : parallel sessions of a `GRU4Rec`; another one changes last digits of scores, since BLAS rounds by the
+        size of matrices, and so at most the order of items whose scores are that close
     carry_states : start from the hidden states of the last evaluation, as the release did; off by default
 
     Returns
@@ -97,7 +98,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     if len(rows) == len(offsets) - 1:
         raise ValueError('every test session has a single event: there is no next item to predict')
     item_ids = test_data[item_key].to_numpy()[rows]
-    ranked = None if items is None else pd.unique(as_ids(items))
+    ranked = None if items is None else pd.unique(as_ids(items, 'items'))
     if ranked is not None and not len(ranked):
         raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
     if hasattr(model, 'tie_counts') and tie_policy != 'tiebreaking':

@@ -52,6 +52,7 @@ from gru4rec_pytensor.checks import (
 )
 from gru4rec_pytensor.events import (
     MAX_SESSION_LENGTH,
+    IdIndex,
     as_ids,
     check_events,
     index_by_appearance,
@@ -1270,7 +1271,7 @@ class GRU4Rec:
     variables_: Variables = field(init=False)
     backend_: str = field(init=False)
     error_during_train: bool = field(init=False)
-    _index_of: pd.Index = field(init=False)
+    _index_of: IdIndex = field(init=False)
     _state_function: Any = field(init=False)  # of `next_states`, compiled when it is needed first
     _rank_program: Any = field(init=False)  # of `next_item_counts`, likewise
     _prediction_state: Any = field(init=False)  # of `predict_next_batch`: ids and states of the last call's sessions
@@ -1377,13 +1378,13 @@ class GRU4Rec:
         if n_epochs is not None:
             check_whole_number('n_epochs', n_epochs)
         check_events(data, *self._columns)
-        ids = data[self.item_key]
-        kinds = {'i' if kind == 'u' else kind for kind in (self.items_.dtype.kind, np.asarray(ids).dtype.kind)}
-        if len(kinds) > 1:
-            raise TypeError(f'column {self.item_key!r} has item ids such as {first_few(ids[:1])}, but those of the '
-                            f'model are such as {first_few(self.items_[:1])}')
+        try:
+            ids = self._index_of.like(data[self.item_key])
+        except ValueError as error:
+            raise TypeError(f'column {self.item_key!r} has item ids such as {error}, but those of the model are such '
+                            f'as {first_few(self.items_[:1])}') from None
         unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
-        item_index = pd.Index(np.concatenate([self.items_, np.asarray(unknown)])).get_indexer(ids)
+        item_index = IdIndex(np.concatenate([self.items_, unknown])).get_indexer(ids)
         rows, offsets = self._session_order(data, item_index)
         losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
         rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
@@ -1438,7 +1439,7 @@ class GRU4Rec:
     def _set_items(self, items: np.ndarray, counts: np.ndarray) -> None:
         """Item ids in the order of their indices, and how often each occurs in the training data."""
         self.items_, self.item_counts_, self.n_items = items, counts, len(items)
-        self._index_of = pd.Index(items)
+        self._index_of = IdIndex(items)
 
     def _set_variables(self, variables: Variables) -> None:
         """Weights and optimiser's state of a model that has not been trained yet, or anew."""
@@ -1516,11 +1517,12 @@ class GRU4Rec:
         state, arrays = checkpoint.saved_state()
         if not state:
             return TrainingPosition()
-        for name, variable in self._trained_variables(states).items():
-            variable.set_value(arrays[name], borrow=True)
-        random_inputs.restore(arrays)
-        self.epoch_losses_ = state['epoch_losses']
-        return TrainingPosition(*state['position'])
+        with checkpoint.refused_unless_whole():
+            for name, variable in self._trained_variables(states).items():
+                variable.set_value(arrays[name], borrow=True)
+            random_inputs.restore(arrays)
+            self.epoch_losses_ = state['epoch_losses']
+            return TrainingPosition(*state['position'])
 
     def _fail(self, reason: str) -> None:
         self.error_during_train = True
@@ -1713,7 +1715,7 @@ class GRU4Rec:
         float32 frame, items x batch: the activated scores; with cross-entropy softmax over the rows
         """
         self._check_usable()
-        sessions, events = as_ids(session_ids), as_ids(input_item_ids)
+        sessions, events = as_ids(session_ids, 'session_ids'), as_ids(input_item_ids, 'input_item_ids')
         if not len(sessions) == len(events) == batch:
             raise ValueError(f'session_ids ({len(sessions)}) and input_item_ids ({len(events)}) must have '
                              f'batch={batch} entries')
@@ -1763,13 +1765,14 @@ class GRU4Rec:
     def known_indices(self, item_ids: ArrayLike) -> np.ndarray:
         """int64 indices of item ids, -1 for those that the training data did not have."""
         self._check_usable()
-        return self._index_of.get_indexer(as_ids(item_ids))
+        return self._index_of.get_indexer(item_ids)
 
     def item_indices(self, item_ids: ArrayLike) -> np.ndarray:
         """int64 indices of item ids; KeyError names those that the training data did not have."""
-        indices = self.known_indices(item_ids)
+        ids = as_ids(item_ids)
+        indices = self.known_indices(ids)
         if (indices < 0).any():
-            unknown = pd.unique(as_ids(item_ids)[indices < 0])
+            unknown = pd.unique(ids[indices < 0])
             raise KeyError(f'{len(unknown)} item id(s) are not in the training data: {first_few(unknown)}')
         return indices
 

@@ -1,6 +1,6 @@
 """The RSC15 protocol of section 4: from the raw click log to training, validation and test files.
 
-    python preprocess_rsc15.py CLICKS OUT           the challenge's yoochoose-clicks.dat, plain or gzipped
+    python preprocess_rsc15.py CLICKS OUT           the challenge's yoochoose-clicks.dat, plain or compressed
     python preprocess_rsc15.py --synthetic OUT      a made-up log of the same kind, then the same protocol
 
 OUT receives `rsc15_train_full.txt` and `rsc15_test.txt`, and, for tuning, the same split made once more inside
@@ -17,11 +17,7 @@ clocks change inside the log's span: clicks after the change move by an hour aga
 from __future__ import annotations
 
 import argparse
-import gzip
 import os
-import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -32,15 +28,15 @@ from gru4rec_pytensor.events import (
     MIN_ITEM_EVENTS,
     check_events,
     check_one_type,
-    check_seconds,
     count,
     drop_rare_items,
     drop_short_sessions,
-    require_events,
+    in_seconds,
+    left_by,
     sort_events,
     split,
 )
-from gru4rec_pytensor.files import files_together
+from gru4rec_pytensor.files import files_together, text_blocks, whole_lines
 from gru4rec_pytensor.synthetic import SYNTHETIC_ITEMS, SYNTHETIC_SESSIONS, synthetic_clicks
 from gru4rec_pytensor.terminal import Parser
 
@@ -66,8 +62,8 @@ def preprocess(clicks: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
     Parameters
     ----------
-    clicks : DataFrame with SessionId, ItemId (any hashable ids) and Time (number, unix seconds), one row an event,
-        in any order. It is not modified, and other columns are left out.
+    clicks : DataFrame with SessionId, ItemId (numbers, text, dates) and Time (timestamps, or numbers as `in_seconds`
+        takes them), one row an event, in any order. It is not modified, and other columns are left out.
 
     Returns
     -------
@@ -81,11 +77,11 @@ def preprocess(clicks: pd.DataFrame) -> dict[str, pd.DataFrame]:
     check_events(clicks, *COLUMNS)
     for name in COLUMNS[:2]:
         check_one_type(clicks[name])
-    check_seconds(clicks['Time'])
-    events = drop_short_sessions(sort_events(clicks[list(COLUMNS)]))
-    require_events(events, 'dropping one-click sessions')
-    events = require_events(drop_rare_items(events), f'dropping items with fewer than {MIN_ITEM_EVENTS} clicks')
-    events = require_events(drop_short_sessions(events), 'dropping sessions that the rare items left with one click')
+    clicks = clicks[list(COLUMNS)].assign(Time=in_seconds(clicks['Time']))
+    events = sort_events(clicks)
+    events = left_by('dropping one-click sessions', events, drop_short_sessions(events))
+    events = left_by(f'dropping items with fewer than {MIN_ITEM_EVENTS} clicks', events, drop_rare_items(events))
+    events = left_by('dropping sessions that the rare items left with one click', events, drop_short_sessions(events))
     train_full, test = split(events, 'test')
     train_tr, valid = split(train_full, 'validation')
     return {'train_full': train_full, 'test': test, 'train_tr': train_tr, 'valid': valid}
@@ -98,56 +94,34 @@ def preprocess(clicks: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 RAW_COLUMNS = ['session', 'time', 'item', 'category']
 RAW_EXAMPLE = '1,2014-04-07T10:51:09.277Z,214536502,0'
-BLOCK_BYTES = 1 << 25
+BLOCK_BYTES = 1 << 25  # that are parsed at a time
 NEWLINE, COMMA, TAB, DOT, ZERO = (ord(c) for c in '\n,\t.0')
 TIME_SHAPE = np.frombuffer(b'0000-00-00T00:00:00.000Z', np.uint8)
 DAYS_BEFORE_MONTH = np.array([0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 365])
 
 
 def read_clicks(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a raw click log: lines of session,time,item,category without a header, plain or gzipped.
+    """Read a raw click log: lines of session,time,item,category without a header, plain or compressed; `-` is standard
+    input.
 
     Returns a DataFrame with SessionId int64, ItemId int64 and Time float64 (unix seconds, UTC, with milliseconds), in
     the file's order; the category is not used. Raises ValueError naming file, line and column for anything else.
     """
     parts, line = [], 1
-    try:
-        with _open_log(path) as file:
-            for text in _whole_lines(file):
-                columns, bad_line = _parse(text)
-                if bad_line is not None:
-                    raise ValueError(f'{path}, line {line + len(columns[0])}: {bad_line}')
-                parts.append(columns)
-                line += len(columns[0])
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f'{path} is a damaged gzip file: {error}') from error
+    for text in whole_lines(text_blocks(path, BLOCK_BYTES)):
+        columns, bad_line = _parse(text)
+        if bad_line is not None:
+            raise ValueError(f'{path}, line {line + len(columns[0])}: {bad_line}')
+        parts.append(columns)
+        line += len(columns[0])
     if not parts:
         raise ValueError(f'{path} is empty; a click log has lines such as {RAW_EXAMPLE}')
     session, millis, item = (np.concatenate(column) for column in zip(*parts))
     return pd.DataFrame({'SessionId': session, 'ItemId': item, 'Time': millis / 1000})
 
 
-def _open_log(path: str | os.PathLike) -> BinaryIO | gzip.GzipFile:
-    with open(path, 'rb') as file:
-        gzipped = file.read(2) == b'\x1f\x8b'
-    return gzip.open(path, 'rb') if gzipped else open(path, 'rb')
-
-
-def _whole_lines(file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
-    """Blocks of a binary file, cut behind the last newline in each; the last one may lack its newline."""
-    rest = b''
-    while block := file.read(BLOCK_BYTES):
-        text = rest + block
-        end = text.rfind(b'\n') + 1 or len(text)
-        yield text[:end]
-        rest = text[end:]
-    if rest:
-        yield rest
-
-
 def _parse(text: bytes) -> tuple[tuple[np.ndarray, ...], str | None]:
     """Columns (session, millis, item) of the lines up to the first bad one, and what is wrong with that, or None."""
-    text = text if text.endswith(b'\n') else text + b'\n'
     columns = tuple(np.empty(text.count(b'\n'), np.int64) for _ in range(3))
     n_lines, bad_start, bad_column = _parse_lines(np.frombuffer(text, np.uint8), *columns)
     if bad_start < 0:
@@ -302,7 +276,8 @@ def _put_number(text: np.ndarray, start: int, value: int, separator: int, min_di
 
 
 def preprocess_log(clicks_path: str | os.PathLike, out_dir: str | os.PathLike) -> dict[str, dict[str, int]]:
-    """Read a raw click log, apply the protocol and write the four files into `out_dir`, all of them or none.
+    """Read a raw click log, apply the protocol and write the four files into `out_dir`, once all of them are
+    made: see `files_together`.
 
     Returns the counts of each, a dict of dicts: {"train_full": {"sessions": ..., "events": ..., "items": ...}, ...}.
     """
@@ -324,6 +299,10 @@ def make_synthetic(out_dir: str | os.PathLike, n_sessions: int = SYNTHETIC_SESSI
 
     Returns the counts of each file, as `preprocess_log` does.
     """
+    real = [name for name in FILES.values() if os.path.exists(os.path.join(out_dir, name))]
+    if real and not os.path.exists(os.path.join(out_dir, SYNTHETIC_LOG)):
+        raise ValueError(f'{out_dir} holds {real[0]}, and no synthetic log that it was made of; choose another folder, '
+                         'so that files of real clicks are not overwritten')
     with files_together(out_dir) as folder:
         clicks = synthetic_clicks(n_sessions, n_items, seed)
         write_raw_log(clicks, os.path.join(folder, SYNTHETIC_LOG))

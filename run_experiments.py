@@ -8,43 +8,41 @@
     python run_experiments.py --claims --quick         # what sections 3 and 4 claim, with small networks
     python run_experiments.py --figures                # Figures 1 and 2 and training curves too, as SVG and PNG
 
-Each finished cell is written to OUT/results.json at once and is not run again when the command is repeated;
-OUT/tables.md holds the tables, OUT/claims.md the claims, OUT/report.html all of it with pictures, and OUT/figures what
---figures draws.
+A cell is what is trained and evaluated for one number.  Each finished one is a file in OUT/cells and is not run again;
+any number of commands may work on the same OUT, also from several machines.  OUT/tables.md, OUT/claims.md and
+OUT/report.html show all that OUT has for the data set, OUT/figures holds what --figures draws.
 """
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
 from evaluation import TIE_POLICIES
 from gru4rec_pytensor import backends
-from gru4rec_pytensor.events import most_frequent
 from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import Options, plan
-from gru4rec_pytensor.experiments.claims import run_claims
+from gru4rec_pytensor.experiments.claims import claims_cells
 from gru4rec_pytensor.experiments.datasets import (
-    Dataset,
     Source,
     fingerprint,
     load_dataset,
+    share_events,
     size_in_words,
     validation_split,
 )
+from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, PROTOCOLS, RSC15, VIDEO
-from gru4rec_pytensor.experiments.report import format_report
-from gru4rec_pytensor.experiments.results import load_results, run_cells, write_text
-from gru4rec_pytensor.experiments.tables import Section, as_markdown, table_2, tables_1_and_3
-from gru4rec_pytensor.files import check_writable
+from gru4rec_pytensor.experiments.publish import keep_claims, keep_command, publish
+from gru4rec_pytensor.experiments.results import Results
+from gru4rec_pytensor.experiments.tables import rows_of_tables
+from gru4rec_pytensor.experiments.work import TasksFailed, Work, run_cells, run_search
 from gru4rec_pytensor.terminal import Parser, listed, note, positive_number, whole_number
 from preprocess_rsc15 import FILES
-
-RESULTS = 'results.json'
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
@@ -65,20 +63,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         f'sessions ({RSC15.sessions:,}; with --dataset video {VIDEO.sessions:,})')
     parser.add_argument('--items', type=positive_number, metavar='N', help='and in items '
                         f'({RSC15.items:,}; with --dataset video {VIDEO.items:,})')
-    parser.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=[[1, 3]],
+    parser.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=[],
                         help='tables to run (1 3)')
-    parser.add_argument('--models', type=listed(str, models), nargs='+', default=[models],
-                        help=f'rows to run, of {", ".join(models)} (all)')
-    parser.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[RSC15.parameters],
+    parser.add_argument('--models', type=listed(str, models), nargs='+', default=[],
+                        help=f'rows to run, of {", ".join(models)} (those of the paper)')
+    parser.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[],
                         help=f'rows of Tables 2 and 3, of {", ".join(RSC15.parameters)} (all); Table 2 also takes mrr')
-    parser.add_argument('--units', type=listed(positive_number), nargs='+', default=[[]],
+    parser.add_argument('--units', type=listed(positive_number), nargs='+', default=[],
                         help='hidden units, for Tables 2 and 3 (100); for the claims those of small and large networks '
                              '(100,1000; with --quick 50,200)')
     parser.add_argument('--epochs', type=positive_number, help='training epochs of GRU4Rec (10; with --quick 3)')
-    parser.add_argument('--seeds', type=listed(whole_number), nargs='+', default=[[]],
+    parser.add_argument('--seeds', type=listed(whole_number), nargs='+', default=[],
                         help='one run for each (42; for the claims 42,43,44)')
-    parser.add_argument('--trials', type=positive_number, default=100, metavar='N',
-                        help='random points of Table 2 (100)')
+    parser.add_argument('--trials', type=positive_number, metavar='N', help='random points of Table 2 (100)')
     parser.add_argument('--storage', metavar='URL', help='database of the trials of Table 2, as SQLAlchemy writes it '
                         '(sqlite:///OUT/search.db); processes that share one work on the same search')
     parser.add_argument('--prune', action='store_true', help='Table 2: stop a trial whose Recall@20 after an epoch is '
@@ -91,8 +88,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help='rank of a target whose score other items share: before them, after them, in the middle '
                              '(conservative: after them)')
     parser.add_argument('--backend', choices=backends.BACKENDS, default='auto')
-    parser.add_argument('--out', metavar='DIR', default='results',
-                        help='folder for results.json and tables.md (results)')
+    parser.add_argument('--jobs', type=positive_number, metavar='N', help='cells or trials that run at the same time, '
+                        'each in a process of its own (one for each core, as far as memory goes; on a GPU 1)')
+    parser.add_argument('--scheduler', metavar='ADDRESS', help='of a Dask cluster, whose workers run them; they must '
+                        'see OUT under the same name')
+    parser.add_argument('--checkpoint-every', type=positive_number, default=600, metavar='SECONDS',
+                        help='how often each training writes what it goes on from after an interruption (600)')
+    parser.add_argument('--out', metavar='DIR', default='results', help='folder for all results (results)')
     parser.add_argument('--cache', metavar='DIR', default='cache', help='folder for the synthetic click log (cache)')
     arguments = parser.parse_args(argv)
     arguments.words = sys.argv[1:] if argv is None else argv
@@ -103,13 +105,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def fill_in(arguments: argparse.Namespace) -> None:
-    """Flatten the lists, and fill in what depends on other arguments."""
+    """Flatten the lists, and fill in what was not given, as far as it depends on nothing but other arguments."""
     for name in ('table', 'models', 'loss', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
         setattr(arguments, name, list(dict.fromkeys(value for values in getattr(arguments, name) for value in values)))
+    arguments.ignored = [f'--{name}' for name in ('table', 'models', 'loss', 'trials', 'storage', 'prune', 'figures')
+                         if getattr(arguments, name)] if arguments.claims else []
     usual_units = ([50, 200] if arguments.quick else [100, 1000]) if arguments.claims else [100]
-    arguments.epochs = arguments.epochs or (3 if arguments.quick else 10)
-    arguments.seeds = arguments.seeds or ([42, 43, 44] if arguments.claims else [42])
-    arguments.units = arguments.units or usual_units
+    of_the_paper = [row for row in RSC15.published if row in BASELINES]
+    defaults = {'table': [1, 3], 'models': [*of_the_paper, NETWORK], 'loss': [*RSC15.parameters], 'trials': 100,
+                'epochs': 3 if arguments.quick else 10, 'seeds': [42, 43, 44] if arguments.claims else [42],
+                'units': usual_units}
+    for name, value in defaults.items():
+        setattr(arguments, name, getattr(arguments, name) or value)
 
 
 def contradiction(arguments: argparse.Namespace) -> str | None:
@@ -122,8 +129,14 @@ def contradiction(arguments: argparse.Namespace) -> str | None:
         return '--sessions and --items are sizes of the synthetic log; they do not go with --data or --train'
     if arguments.quick and not arguments.claims:
         return '--quick goes with --claims'
-    if arguments.figures and arguments.claims:
-        return '--figures goes with tables, not with --claims'
+    if arguments.ignored:
+        return f"{', '.join(arguments.ignored)} and --claims do not go together: they are of the tables"
+    if arguments.scheduler and arguments.jobs:
+        return '--jobs and --scheduler do not go together: a cluster runs one cell on each worker'
+    if arguments.scheduler and 2 in arguments.table and (arguments.storage or 'sqlite:').startswith('sqlite:'):
+        return '--table 2 on a cluster needs a database server: --storage postgresql://USER@HOST/DATABASE'
+    if 2 not in arguments.table and (arguments.storage or arguments.prune):
+        return f"{'--storage' if arguments.storage else '--prune'} goes with --table 2"
     if arguments.claims and (len(arguments.units) != 2 or arguments.units[0] >= arguments.units[1]):
         return '--units of the claims are two numbers, of small and of large networks'
     unpublished = [loss for loss in arguments.loss if loss not in RSC15.parameters]
@@ -152,67 +165,71 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 def run(arguments: argparse.Namespace) -> None:
     """What the command line asks for, as far as it is not in OUT yet; prints tables or claims."""
-    out = Path(arguments.out)
-    if out.is_file():
-        raise ValueError(f'--out {out}: is a file; give the name of a folder')
-    out.mkdir(parents=True, exist_ok=True)
+    began = datetime.now(UTC).isoformat()
     protocol, options, source = PROTOCOLS[arguments.dataset], options_of(arguments), source_of(arguments)
     check_extras(arguments)
     cells = [] if arguments.claims else plan(protocol, options)
-    load_results(out / RESULTS)
-    check_writable(out / RESULTS)
+    results = Results(Path(arguments.out).absolute() if arguments.scheduler else Path(arguments.out))
+    results.prepare()
     data = load_dataset(source, protocol)
-    note(f'{data.name}: train {size_in_words(data.train)}; test {size_in_words(data.test)}; backend {options.backend}')
-    results: list[dict] = []
-    tables: list[Section] = []  # Tables 1 and 3
-    others: list[Section] = []  # Table 2, or the claims
-    text = ''
-    for results in run_cells(cells, data, out / RESULTS):
-        tables = [tables_1_and_3(results, data, options)]
-        text = write_markdown(out / 'tables.md', data, tables)
+    events = results.folder / 'data' / data.fingerprint
+    data = replace(data, **share_events(events, data.train, data.test)._asdict())
     if arguments.claims:
-        for section in run_claims(data, options, arguments.quick, out / RESULTS):
-            others = [section]
-            text = write_markdown(out / 'claims.md', data, others)
-    elif 2 in options.tables:
-        for section in run_search(arguments, options, source, data, out):
-            others = [section]
-            text = write_markdown(out / 'tables.md', data, [*tables, *others])
+        cells = claims_cells(data, options, arguments.quick)
+        keep_claims(results, data, options, arguments.quick)
+    engine, jobs = engine_of(arguments, data.counts['train']['events'], options.backend, results.folder)
+    if jobs > 1:  # the longest come last in the tables; first, no process is left with one at the end
+        cells = cells[::-1]
+    train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
+    note(f'{data.name}: train {train}; test {test}; backend {options.backend}; {jobs} at a time')
+    work = Work(data, events, results, engine, arguments.checkpoint_every)
+    for _cell in run_cells(cells, work):
+        publish(results, data)
+    if 2 in options.tables and not arguments.claims:
+        search_all(arguments, options, source, jobs, work)
     command = search.without_password(shlex.join(['python', 'run_experiments.py', *arguments.words]))
-    write_text(out / 'report.html', format_report(results, data, others, command))
+    keep_command(results, data, command, began)
+    texts = publish(results, data, with_report=True)
     if arguments.figures:
         from gru4rec_pytensor.experiments.figures import write_figures  # which needs Matplotlib
-        write_figures(out / 'figures', results, data, options.losses, options.units)
-    print(text)
+        write_figures(results.folder / 'figures', rows_of_tables(results.load('cells', data.fingerprint), protocol),
+                      data, options.losses, options.units)
+    print(texts.get('claims.md' if arguments.claims else 'tables.md', ''))
+    work.check()
+
+
+def engine_of(arguments: argparse.Namespace, n_events: int, backend: str, folder: Path) -> tuple[Engine, int]:
+    """What runs cells and trials, and how many at a time."""
+    if arguments.scheduler:
+        return on_cluster(arguments.scheduler), count_workers(arguments.scheduler, folder)
+    jobs = arguments.jobs or default_jobs(n_events, backend)
+    return in_processes(jobs), jobs
 
 
 def check_extras(arguments: argparse.Namespace) -> None:
     """ValueError for packages that are needed and not installed."""
     if (2 in arguments.table or arguments.claims) and not find_spec('optuna'):
         raise ValueError("--table 2 and --claims need Optuna: pip install '.[experiments]'")
+    if arguments.scheduler and not find_spec('distributed'):
+        raise ValueError("--scheduler needs Dask: pip install '.[cluster]'")
     if arguments.figures and not find_spec('matplotlib'):
         raise ValueError("--figures needs Matplotlib: pip install '.[experiments]'")
 
 
-def run_search(arguments: argparse.Namespace, options: Options, source: Source, data: Dataset,
-               out: Path) -> Iterator[Section]:
-    """Table 2, after the search of each loss."""
-    train, valid = validation_split(source, data)
-    url = arguments.storage or f'sqlite:///{out / "search.db"}'
-    candidates, outcomes = most_frequent(train.ItemId, data.protocol.candidates), {}
+def search_all(arguments: argparse.Namespace, options: Options, source: Source, jobs: int, work: Work) -> None:
+    """Table 2: the search of each loss."""
+    train, valid = validation_split(source, work.data)
+    digits = fingerprint(train, valid)
+    events = work.results.folder / 'data' / digits
+    share_events(events, train, valid)
+    del train, valid  # which the processes have from there
+    url = arguments.storage or f"sqlite:///{work.results.folder / 'search.db'}"
     for loss in options.losses:
-        of_loss = search.Search(train, valid, f'{data.name}, {fingerprint(train, valid)}', loss, options.units[0],
-                                options.epochs, options.seeds[0], options.backend, options.tie_policy, candidates,
-                                arguments.prune)
-        outcomes[loss] = search.run(of_loss, arguments.trials, url, note)
-        yield table_2(outcomes, of_loss, arguments.trials, data)
-
-
-def write_markdown(path: Path, data: Dataset, sections: list[Section]) -> str:
-    """Write the sections as Markdown; the text."""
-    text = '\n'.join(as_markdown(data, section) for section in sections)
-    write_text(path, text)
-    return text
+        settings = dict(data_name=digits, loss=loss, units=options.units[0], epochs=options.epochs,
+                        seed=options.seeds[0], backend=options.backend, tie_policy=options.tie_policy,
+                        candidates=work.data.protocol.candidates, prune=arguments.prune)
+        for _outcome in run_search(settings, arguments.trials, url, jobs, replace(work, events=events)):
+            publish(work.results, work.data)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -220,9 +237,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
         run(arguments)
-    except (OSError, ValueError) as error:
-        note(f'run_experiments.py: error: {error}')
+    except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        note(f'run_experiments.py: error: {str(message) or type(error).__name__}')
         return 2
+    except TasksFailed as error:
+        note(f'run_experiments.py: {error}')
+        return 1
     except KeyboardInterrupt:
         note('interrupted; the finished cells are kept, and the same command goes on from there')
         return 130

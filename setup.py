@@ -21,7 +21,8 @@ setup(
                                       'gru4rec-experiments=run_experiments:main']},
     install_requires=['pytensor>=3.0.3,<4', 'numpy', 'numba', 'scipy', 'pandas', 'threadpoolctl'],
     extras_require={'experiments': ['tqdm', 'optuna', 'sqlalchemy', 'matplotlib'],
+                    'cluster': ['distributed'], 'postgresql': ['psycopg[binary]'],
                     'jax': ['jax'], 'gpu': ['jax[cuda12]'],
                     'test': ['pytest', 'pytest-xdist', 'pytest-cov', 'tqdm', 'optuna', 'sqlalchemy', 'matplotlib',
-                             'jax', 'nbformat', 'ruff', 'mypy']},
+                             'distributed', 'psycopg[binary]', 'jax', 'nbformat', 'ruff', 'mypy']},
 )

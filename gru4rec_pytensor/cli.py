@@ -13,12 +13,13 @@ input, which is named in one line, or 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ import pandas as pd
 from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import INPUTS, LOSSES, UNITS, GRU4Rec, check_arguments
 from gru4rec_pytensor import backends, click_log, model_file
-from gru4rec_pytensor.events import COLUMNS, MIN_ITEM_EVENTS, MIN_SESSION_LENGTH, count, keep_known_items
+from gru4rec_pytensor.events import (
+    COLUMNS,
+    MIN_ITEM_EVENTS,
+    MIN_SESSION_LENGTH,
+    TIME_UNITS,
+    count,
+    drop_short_sessions,
+    spelling,
+)
 from gru4rec_pytensor.files import atomic_file, check_writable
 from gru4rec_pytensor.terminal import Parser, TrainingProgress, note, positive_number
 
@@ -48,11 +57,10 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     check_output(arguments.output, arguments.file)
     if arguments.checkpoint:
         check_output(arguments.checkpoint, arguments.file)
-    data = click_log.read_events(arguments.file, columns_of(arguments))
+    data = read(arguments, columns_of(arguments))
     if arguments.more:
         model = GRU4Rec.load(arguments.more, backend=arguments.backend)
         check_columns(model, arguments)
-        data = data.assign(**{model.item_key: as_model_ids(model, data[model.item_key])})
     progress = TrainingProgress(f'{model.loss}, {"+".join(map(str, model.layers))} units', arguments.quiet)
     started = time.perf_counter()
     if arguments.more:
@@ -75,16 +83,17 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     columns = [getattr(arguments, name) or getattr(model, name) for name in ('session_key', 'item_key', 'time_key')]
     session, item, _time = columns
-    data = click_log.read_events(arguments.file, columns)
-    known = keep_known_items(data.assign(**{item: as_model_ids(model, data[item])}), model.items_, session, item)
-    known = known.assign(**{item: as_model_ids(model, known[item])})
+    data = read(arguments, columns)
+    index = model.known_indices(data[item])
+    known = drop_short_sessions(data[index >= 0].assign(**{item: model.items_[index[index >= 0]]}), session_key=session)
     if known.empty:
         raise ValueError(f'{arguments.file}: no session has two events with items that the model knows')
     if len(known) < len(data) and not arguments.quiet:
         note(f'dropped {len(data) - len(known)} of {len(data)} events: items that the model does not know, then '
              'one-event sessions')
     ranks = next_item_ranks(model, known, None, 100, arguments.tie_policy, 42, *columns)
-    found = {'predictions': len(ranks), 'sessions': int(known[session].nunique()), 'tie_policy': arguments.tie_policy}
+    found = {'predictions': len(ranks), 'sessions': int(known[session].nunique()), 'tie_policy': arguments.tie_policy,
+             'dropped_events': len(data) - len(known)}
     for n in arguments.cut_off:
         found[f'recall@{n}'], found[f'mrr@{n}'] = recall_mrr(ranks, n)
     return found, [f'{found["predictions"]:,} predictions in {found["sessions"]:,} sessions', *[
@@ -94,10 +103,9 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 def recommend(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec recommend`: the next items of a session."""
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
-    items = as_model_ids(model, pd.Series(arguments.items))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        frame = model.recommend(items.to_numpy(), arguments.k, arguments.exclude_seen)
+        frame = model.recommend(arguments.items, arguments.k, arguments.exclude_seen)
     for warning in caught:
         note(f'gru4rec: {warning.message}')
     rows = [{'item': plain(item), 'score': float(score)} for item, score in zip(frame[model.item_key], frame.Score)]
@@ -131,7 +139,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     for name in ('train.tsv', 'test.tsv') if out.exists() else ():
         check_output(out / name, arguments.file)
     check_writable(out / 'train.tsv' if out.exists() else out)
-    data = click_log.read_events(arguments.file, columns)
+    data = read(arguments, columns)
     train, test = click_log.prepare(
         data, columns, min_session_length=arguments.min_session_length, max_session_length=arguments.max_session_length,
         min_item_events=arguments.min_item_events, test_days=arguments.test_days,
@@ -156,6 +164,12 @@ def columns_of(arguments: argparse.Namespace) -> tuple[str, str, str]:
     return arguments.session_key, arguments.item_key, arguments.time_key
 
 
+def read(arguments: argparse.Namespace, columns: Sequence[str]) -> pd.DataFrame:
+    """The events of the file that the command line names."""
+    return click_log.read_events(arguments.file, columns, time_unit=arguments.time_unit,
+                                 drop_without_session=arguments.drop_without_session)
+
+
 def check_output(output: str | Path, source: str | Path) -> None:
     """OSError or ValueError if a file cannot be written to `output`, or is the one that is read."""
     if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
@@ -170,22 +184,10 @@ def check_columns(model: GRU4Rec, arguments: argparse.Namespace) -> None:
                          f'{model.item_key} --time-key {model.time_key}')
 
 
-def as_model_ids(model: GRU4Rec, ids: pd.Series) -> pd.Series:
-    """Ids of the model's own type where they can be: text that is a whole number for a model of numbers, or numbers as
-    text; what cannot be stays as it is, and is unknown to the model."""
-    if model.items_.dtype.kind not in 'iu':
-        return ids.astype(str)
-    if pd.api.types.is_integer_dtype(ids):
-        return ids
-    texts = ids.astype(str)
-    whole = texts.str.fullmatch(r'-?\d{1,18}').to_numpy(dtype=bool)
-    if whole.all():
-        return texts.astype('int64')
-    return pd.Series([int(text) if good else text for text, good in zip(texts, whole)], ids.index, dtype=object)
-
-
 def plain(value: Any) -> Any:
-    """A NumPy number as one that JSON can hold."""
+    """An id as JSON can hold it, dates as text."""
+    if isinstance(value, (datetime.date, np.datetime64)):
+        return spelling(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -197,6 +199,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     common = Parser(add_help=False)
     common.add_argument('--json', action='store_true', help='print one JSON object')
     common.add_argument('--quiet', action='store_true', help='no progress on standard error')
+    log = Parser(add_help=False)
+    log.add_argument('file', metavar='FILE', help='a log, also compressed; - for standard input')
+    log.add_argument('--time-unit', choices=TIME_UNITS, help='of times that are numbers (told by their size)')
+    log.add_argument('--drop-without-session', action='store_true', help='leave out rows that have no session')
+    model = Parser(add_help=False)
+    model.add_argument('model', metavar='MODEL')
     keys = Parser(add_help=False)
     for name, default in zip(('session', 'item', 'time'), COLUMNS):
         keys.add_argument(f'--{name}-key', default=default, metavar='COLUMN', help=f'column of the {name} ({default})')
@@ -209,14 +217,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         return sub
 
     sub = command(fit, 'Train a model on a file of events.',
-                  'gru4rec fit train.tsv -o model --layers 100 --loss top1 --dropout 0.5 --learning-rate 0.01', keys)
-    sub.add_argument('file', metavar='FILE')
+                  'gru4rec fit train.tsv -o model --layers 100 --loss top1 --dropout 0.5 --learning-rate 0.01',
+                  log, keys)
     sub.add_argument('-o', '--output', metavar='MODEL', required=True, help='file to write')
     add_training_options(sub)
     sub = command(evaluate, 'Recall and MRR of the next item in the sessions of a file.',
-                  'gru4rec evaluate model test.tsv --cut-off 5 20')
-    sub.add_argument('model', metavar='MODEL')
-    sub.add_argument('file', metavar='FILE')
+                  'gru4rec evaluate model test.tsv --cut-off 5 20', model, log)
     for name in ('session', 'item', 'time'):
         sub.add_argument(f'--{name}-key', metavar='COLUMN', help=f'column of the {name} (as in training)')
     sub.add_argument('--cut-off', type=positive_number, nargs='+', default=[CUT_OFF], metavar='N', help=f'({CUT_OFF})')
@@ -224,17 +230,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                      help='rank of a target whose score other items share (conservative: after them)')
     sub.add_argument('--backend', choices=backends.BACKENDS, help='(as in training)')
     sub = command(recommend, 'The items that are most likely next in a session.',
-                  'gru4rec recommend model 214536502 214536500 -k 5 --exclude-seen')
-    sub.add_argument('model', metavar='MODEL')
+                  'gru4rec recommend model 214536502 214536500 -k 5 --exclude-seen', model)
     sub.add_argument('items', metavar='ITEM', nargs='+', help="ids of the session's events so far, in order")
     sub.add_argument('-k', type=positive_number, default=20, help='number of items (20)')
     sub.add_argument('--exclude-seen', action='store_true', help='leave out items of the session')
     sub.add_argument('--backend', choices=backends.BACKENDS, default='python', help='(python: starts at once)')
-    sub = command(info, 'What a model file holds.', 'gru4rec info model')
-    sub.add_argument('model', metavar='MODEL')
+    command(info, 'What a model file holds.', 'gru4rec info model', model)
     sub = command(prepare, 'Filter a log as the paper does, and set the last sessions apart as test data.',
-                  'gru4rec prepare clicks.csv -o DATA --item-key product --test-days 1', keys)
-    sub.add_argument('file', metavar='FILE')
+                  'gru4rec prepare clicks.csv -o DATA --item-key product --test-days 1', log, keys)
     sub.add_argument('-o', '--output', metavar='DIR', required=True, help='folder for train.tsv and test.tsv')
     sub.add_argument('--min-session-length', type=positive_number, default=MIN_SESSION_LENGTH, metavar='N',
                      help=f'({MIN_SESSION_LENGTH})')
@@ -277,6 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; its exit code."""
     arguments = parse(argv)
     logging.basicConfig(level='WARNING', format='gru4rec: %(message)s')
+    logging.getLogger('gru4rec.events').setLevel('WARNING' if arguments.quiet else 'INFO')
     try:
         found, lines = arguments.function(arguments)
     except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:

@@ -5,10 +5,9 @@ files of RSC15, faster and by the paper's rules alone.
 """
 from __future__ import annotations
 
-import mmap
+import logging
 import re
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,171 +21,171 @@ from gru4rec_pytensor.events import (
     MIN_SESSION_LENGTH,
     check_events,
     check_times,
+    left_by,
     require_events,
 )
+from gru4rec_pytensor.files import name_of, plain_text
+from gru4rec_pytensor.text_table import DELIMITERS, line_of, open_table, read_table
 
-DELIMITERS = {'\t': 'tabs', ',': 'commas', ';': 'semicolons', '|': 'bars'}
+logger = logging.getLogger('gru4rec.events')
+Where = Callable[[int], str]  # what to call a row of a file, counted from 0, in messages
 
 
-def read_events(path: str | Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
-    """The events of a file: Parquet by its suffix, else text with a header and tabs, commas, semicolons or bars.
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit: str | None = None,
+                drop_without_session: bool = False) -> pd.DataFrame:
+    """The events of a file: Parquet, or text with a header and tabs, commas, semicolons or bars.
+
+    Text may be compressed (gzip, zip, bzip2, xz, zstandard), and UTF-8 or UTF-16; ``-`` is standard input.
 
     Parameters
     ----------
     columns : names of the columns of sessions, items and times
+    time_unit : of times that are numbers: 's', 'ms', 'us' or 'ns'; None to tell by their size, see `events.in_seconds`
+    drop_without_session : leave out rows whose session is missing; how many is a warning of the logger
+        ``gru4rec.events``
 
     Returns
     -------
     frame with these three columns, in the file's order.  Ids are int64 where all of a column are whole numbers that
-    lose nothing by it, as 007 would, else text; times are numbers, or seconds since 1970 where the file has dates and
-    times such as 2014-04-07T10:51:09.277Z.
+    lose nothing by it, as 007 would, else text; times are seconds since 1970, of numbers or of dates and times such as
+    2014-04-07T10:51:09.277Z or 2019-10-01 00:00:00 UTC.
 
     Raises
     ------
     FileNotFoundError, or ValueError that names the file, the column and the first line that is wrong
     """
-    path = Path(path)
+    title = name_of(path)
     if len(set(columns)) < 3:
         raise ValueError(f'session, item and time must be three columns, not {list(columns)}')
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: {"is a folder, not a file" if path.is_dir() else "no such file"}')
-    frame = _read_parquet(path) if path.suffix in ('.parquet', '.pq') else _read_text(path, columns)
+    with plain_text(path) as plain:
+        read = _read_parquet if _is_parquet(plain) or Path(path).suffix in ('.parquet', '.pq') else _read_text
+        frame, where = read(plain, title, columns)
+        if frame.empty:
+            raise ValueError(f'{title}: has no events')
+        session, item, time = columns
+        if drop_without_session:
+            frame = _with_session(title, frame, session)
+        frame = frame.assign(**{session: _ids(where, frame[session], ' (--drop-without-session leaves such rows out)'),
+                                item: _ids(where, frame[item]), time: _times(where, frame[time])})
+    times = protocol.in_seconds(frame[time], time_unit)
+    return frame.assign(**{time: times}).reset_index(drop=True)
+
+
+def _is_parquet(path: Path) -> bool:
+    with open(path, 'rb') as file:
+        return file.read(4) == b'PAR1'
+
+
+def _read_parquet(path: Path, title: str, columns: Sequence[str]) -> tuple[pd.DataFrame, Where]:
+    try:
+        frame = pd.read_parquet(path)
+    except ImportError:
+        raise ValueError(f'{title}: reading Parquet needs pyarrow: pip install pyarrow') from None
+    except Exception as error:  # of pyarrow, which has errors of its own
+        raise ValueError(f'{title}: not a Parquet file ({str(error).splitlines()[0]})') from None
     names = list(frame.columns)
     for name in columns:
         if names.count(name) != 1:
-            raise ValueError(f'{path}: {"lacks the column" if name not in names else "has more than one column"} '
+            raise ValueError(f'{title}: {"lacks the column" if name not in names else "has more than one column"} '
                              f'{name!r}; it has {names[:12]}')
-    frame = frame[list(columns)]
-    if frame.empty:
-        raise ValueError(f'{path}: has no events')
-    session, item, time = columns
-    return frame.assign(**{session: _ids(path, frame[session]), item: _ids(path, frame[item]),
-                           time: _seconds(path, frame[time])})
+    return frame[list(columns)].reset_index(drop=True), lambda row: f'{title}, row {row}'
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except ImportError:
-        raise ValueError(f'{path}: reading Parquet needs pyarrow: pip install pyarrow') from None
-    except Exception as error:  # of pyarrow, which has errors of its own
-        raise ValueError(f'{path}: not a Parquet file ({str(error).splitlines()[0]})') from None
-
-
-def _read_text(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A text file, as text; the delimiter is the one by which the header has most of the columns."""
-    line, delimiter = _header(path, columns)
-    found = [name.strip().strip('"') for name in line.split(delimiter)]
-    options = dict(sep=delimiter, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True, index_col=False,
-                   low_memory=False)
-    if len(found) > len(columns):
-        options['usecols'] = lambda name: name.strip() in columns
-    ids = [name for name in found if name in columns[:2]]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', pd.errors.ParserWarning)  # rows longer than the header
-            # Numbers are read ten times faster, and take a tenth of the room; but the ids 007 and 7 are not the same.
-            frame = None if _may_have_leading_zeros(path, delimiter) else pd.read_csv(path, **options)
-            if frame is None or any(frame[name].dtype != 'int64' for name in frame if name.strip() in ids):
-                text = {name: str for name in line.split(delimiter) if name.strip().strip('"') in ids}
-                text |= {name.strip().strip('"'): str for name in text}
-                frame = pd.read_csv(path, dtype=text, **options)
-        return frame.rename(columns=str.strip)
-    except pd.errors.ParserWarning:
-        raise ValueError(f'{path}: has rows with more fields than its header, which has {len(found)}') from None
-    except UnicodeDecodeError:
-        raise ValueError(f'{path}: is not UTF-8 text') from None
-    except pd.errors.ParserError as error:
-        raise ValueError(f'{path}: {str(error).strip().removeprefix("Error tokenizing data. C error: ")}') from None
-
-
-def _header(path: Path, columns: Sequence[str]) -> tuple[str, str]:
-    """The first line of a text file that has the wanted columns, and what separates them."""
-    with open(path, 'rb') as file:
-        header = file.readline(1 << 16)
-        sample = header + file.read(1 << 12)
-    if not header.strip():
-        raise ValueError(f'{path}: is empty')
-    if b'\0' in sample:
-        raise ValueError(f'{path}: is a binary file, not text')
-    if header.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
-        raise ValueError(f'{path}: is a web page, not a log: was the download refused?')
-    try:
-        line = header.decode('utf-8-sig').rstrip('\r\n')
-    except UnicodeDecodeError:
-        raise ValueError(f'{path}: is not UTF-8 text') from None
-    names = {delimiter: [name.strip().strip('"') for name in line.split(delimiter)] for delimiter in DELIMITERS}
-    delimiter = max(DELIMITERS, key=lambda d: (sum(name in names[d] for name in columns), len(names[d])))
-    found = names[delimiter]
-    repeated = [name for name in columns if found.count(name) > 1]
+def _read_text(path: Path, title: str, columns: Sequence[str]) -> tuple[pd.DataFrame, Where]:
+    """A text file; the delimiter is the one by which the header has most of the columns."""
+    def n_found(names: list[str]) -> tuple[int]:
+        return (sum(name in names for name in columns),)
+    table = open_table(path, title, n_found)
+    repeated = [name for name in columns if table.names.count(name) > 1]
     if repeated:
-        raise ValueError(f'{path}: has more than one column {repeated[0]!r}')
-    missing = [name for name in columns if name not in found]
+        raise ValueError(f'{title}: has more than one column {repeated[0]!r}')
+    missing = [name for name in columns if name not in table.names]
     if missing:
-        raise ValueError(f'{path}: lacks the column(s) {missing}; by {DELIMITERS[delimiter]} its first line has '
-                         f'{found[:8]}. Expected is a header with {list(columns)}')
-    return line, delimiter
+        raise ValueError(f'{title}: lacks the column(s) {missing}; by {DELIMITERS[table.delimiter]} its first line has '
+                         f'{table.names[:8]}. {_what_is_expected(table.names, columns)}')
+    frame = read_table(table, list(columns), list(columns[:2]), columns[2])
+    return frame, lambda row: f'{title}, line {line_of(table, row)}'
 
 
-def _ids(path: Path, values: pd.Series) -> pd.Series:
+def _what_is_expected(names: list[str], columns: Sequence[str]) -> str:
+    """What to do about a file whose first line, with these fields, has not the columns."""
+    if any(re.fullmatch(r'[\d.:TZ/ +-]+', name) for name in names):
+        if len(names) == 4 and re.fullmatch(r'\d{4}-\d\d-\d\dT[\d:.]+Z', names[1]):
+            return "It looks like the raw log of RSC15, which has no header: preprocess_rsc15.py reads it"
+        return f'It looks like an event: a log needs a first line that names its columns, such as {",".join(columns)}'
+    return f'Expected is a header with {list(columns)}'
+
+
+def _with_session(title: str, frame: pd.DataFrame, session: str) -> pd.DataFrame:
+    """The rows that have a session; says how many have none."""
+    values = frame[session]
+    missing = values.isna() | (values == '') if not pd.api.types.is_numeric_dtype(values) else values.isna()
+    if missing.any():
+        logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}', f'{len(frame):,}',
+                       session)
+    return require_events(frame[~missing], f'leaving out rows without {session}')
+
+
+def _ids(where: Where, values: pd.Series, hint: str = '') -> pd.Series:
     """Ids as int64 if the column holds whole numbers, else as text."""
-    _require(path, values.notna(), values, 'an id')
+    _require(where, values.notna(), values, f'an id{hint}')
+    if pd.api.types.is_bool_dtype(values):
+        return values.astype(str)
     if pd.api.types.is_numeric_dtype(values) and values.dtype != 'uint64':
-        _require(path, values % 1 == 0, values, 'a whole number')
+        _require(where, values % 1 == 0, values, 'a whole number')
         return values.astype('int64')
     types = values.map(type).unique()
-    if len(types) > 1 and path.suffix in ('.parquet', '.pq'):
-        raise ValueError(f'{path}: column {values.name!r} has ids of several types: '
+    if len(types) > 1:
+        raise ValueError(f'{where(0).partition(", ")[0]}: column {values.name!r} has ids of several types: '
                          f'{", ".join(sorted(kind.__name__ for kind in types))}')
     values = values.astype(str).str.strip()
-    _require(path, values != '', values, 'an id')
+    _require(where, values != '', values, f'an id{hint}')
     number = pd.to_numeric(values, errors='coerce')
     return number if number.dtype == 'int64' and (number.astype(str) == values).all() else values
 
 
-def _may_have_leading_zeros(path: Path, delimiter: str) -> bool:
-    """Whether a field begins like 007 or +7: a number would lose that."""
-    pattern = re.compile(rb'(?:^|["\n' + re.escape(delimiter).encode() + rb'])[ ]*(?:\+|-?0[0-9]|-0)')
-    with open(path, 'rb') as file:
-        if not path.stat().st_size:
-            return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            return pattern.search(text) is not None
-
-
-def _seconds(path: Path, values: pd.Series) -> pd.Series:
-    """Times as numbers, in seconds where they were dates."""
+def _times(where: Where, values: pd.Series) -> pd.Series:
+    """Times as numbers or timestamps."""
     if pd.api.types.is_datetime64_any_dtype(values):
-        _require(path, values.notna(), values, 'a time')
-        return _unix_seconds(values)
+        _require(where, values.notna(), values, 'a time')
+        return values
     number = pd.to_numeric(values, errors='coerce')
     if number.isna().all() and not pd.api.types.is_numeric_dtype(values):
         dates = pd.to_datetime(values, errors='coerce', utc=True, format='ISO8601')
-        _require(path, dates.notna(), values, 'a number, or a date and time such as 2014-04-07T10:51:09.277Z')
-        return _unix_seconds(dates)
-    _require(path, number.notna() & np.isfinite(number), values, 'a number')
-    _require(path, number >= 0, values, 'a time: it is negative')
+        bad = dates.isna()
+        if bad.any():  # of what ISO 8601 does not have, one is common: 2019-10-01 00:00:00 UTC
+            texts = values[bad].astype(str)
+            dates[bad] = pd.to_datetime(texts.where(~texts.str.fullmatch(r'.*\d ?(?:UTC|GMT)'),
+                                                    texts.str.slice(stop=-3).str.strip() + 'Z'),
+                                        errors='coerce', utc=True, format='ISO8601')
+        _require(where, dates.notna(), values, 'a number, or a date and time such as 2014-04-07T10:51:09.277Z')
+        return dates
+    _require(where, number.notna() & np.isfinite(number), values, 'a number')
+    _require(where, number >= 0, values, 'a time: it is negative')
     return number
 
 
-def _unix_seconds(dates: pd.Series) -> pd.Series:
-    utc = dates.dt.tz_localize('UTC') if dates.dt.tz is None else dates.dt.tz_convert('UTC')
-    return (utc - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(seconds=1)
-
-
-def _require(path: Path, good: pd.Series, values: pd.Series, wanted: str) -> None:
+def _require(where: Where, good: pd.Series, values: pd.Series, wanted: str) -> None:
     """ValueError that names the first line whose column is not what it should be."""
     if not good.all():
-        row = int((~good).to_numpy().argmax())
-        value = values.iloc[row]
+        first = int((~good).to_numpy().argmax())
+        value = values.iloc[first]
         found = 'missing' if pd.isna(value) or value == '' else repr(getattr(value, 'item', lambda: value)())
-        where = f'row {row}' if path.suffix in ('.parquet', '.pq') else f'line {row + 2}'
-        raise ValueError(f'{path}, {where}: {values.name} is {found}, not {wanted}')
+        raise ValueError(f'{where(int(values.index[first]))}: {values.name} is {found}, not {wanted}')
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Preparing
+# ---------------------------------------------------------------------------------------------------------------------
 
 def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_session_length: int = MIN_SESSION_LENGTH,
             max_session_length: int | None = None, min_item_events: int = MIN_ITEM_EVENTS,
-            test_days: float | None = None, test_fraction: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+            test_days: float | None = None, test_fraction: float | None = None,
+            time_unit: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training and test data of a log, by the filters of the paper's section 4.
 
     Sessions that are too long, then those too short, items that are too rare, and sessions that these left too short
@@ -195,15 +194,17 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
 
     Parameters
     ----------
-    events : frame with the three `columns`, rows in any order; time in seconds
+    events : frame with the three `columns`, rows in any order; times as `events.in_seconds` takes them
     min_session_length, max_session_length : events of a session; None for no limit
     min_item_events : events of an item, in the whole log
     test_days : the sessions that end in so many last days are the test data; 1 when both are None
     test_fraction : instead, this share of the sessions, those that end last
+    time_unit : of times that are numbers, see `events.in_seconds`
 
     Returns
     -------
-    (train, test), rows by session and time, equal times in the order of `events`
+    (train, test), rows by session and time, equal times in the order of `events`; times in seconds.  How many events
+    each step dropped goes to the logger ``gru4rec.events``, at level INFO
 
     Raises
     ------
@@ -217,22 +218,20 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
             check_whole_number(name, limit)
     check_events(events, *columns)
     check_times(events[time])
-    if events[time].max() > 1e11:
-        raise ValueError(f'{time} has numbers such as {events[time].max()}: they must be seconds, and these look like '
-                         'milliseconds')
-    events = protocol.sort_events(events[list(columns)].set_axis(COLUMNS, axis=1))
+    events = events[list(columns)].assign(**{time: protocol.in_seconds(events[time], time_unit)})
+    events = protocol.sort_events(events.set_axis(COLUMNS, axis=1))
     if max_session_length:
-        events = require_events(protocol.drop_long_sessions(events, max_session_length),
-                                f'dropping sessions of more than {max_session_length} events')
+        events = left_by(f'dropping sessions of more than {max_session_length} events', events,
+                         protocol.drop_long_sessions(events, max_session_length))
     short = f'dropping sessions of fewer than {min_session_length} events'
-    events = require_events(protocol.drop_short_sessions(events, min_session_length), short)
-    events = require_events(protocol.drop_rare_items(events, min_item_events),
-                            f'dropping items with fewer than {min_item_events} events')
-    events = require_events(protocol.drop_short_sessions(events, min_session_length), short)
+    events = left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
+    events = left_by(f'dropping items with fewer than {min_item_events} events', events,
+                     protocol.drop_rare_items(events, min_item_events))
+    events = left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
     train, test, what = _split(events, test_days, test_fraction)
     train = require_events(train, what)
-    test = require_events(protocol.keep_known_items(test, train['ItemId'].unique()),
-                          'dropping test items that training does not have, then test sessions of one event')
+    test = left_by('dropping test items that training does not have, then test sessions of one event', test,
+                   protocol.keep_known_items(test, train['ItemId'].unique()))
     train, test = (frame.set_axis(list(columns), axis=1) for frame in (train, test))
     return train.reset_index(drop=True), test.reset_index(drop=True)
 

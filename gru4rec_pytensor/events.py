@@ -5,12 +5,23 @@ the paper's data, `COLUMNS`.
 """
 from __future__ import annotations
 
+import datetime
+import functools
+import logging
+import re
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+logger = logging.getLogger('gru4rec.events')
 COLUMNS = ('SessionId', 'ItemId', 'Time')
 DAY = 86_400  # seconds
+TIME_UNITS = {'s': 1, 'ms': 1000, 'us': 1_000_000, 'ns': 1_000_000_000}  # in a second
+ID_TYPES = (str, int, float, np.number, np.bool_, datetime.date, np.datetime64, datetime.timedelta, np.timedelta64)
+WHAT_IDS_ARE = 'numbers, text, dates or truth values'
+UNIT_NAMES = {'s': 'seconds', 'ms': 'milliseconds', 'us': 'microseconds', 'ns': 'nanoseconds'}
 MIN_SESSION_LENGTH = 2  # a session of a single event has no next item
 MIN_ITEM_EVENTS = 5
 MAX_SESSION_LENGTH = 200  # about as long as RSC15's sessions get; longer ones are likely to be of bots
@@ -23,7 +34,10 @@ MAX_SESSION_LENGTH = 200  # about as long as RSC15's sessions get; longer ones a
 def check_events(data: pd.DataFrame, *columns: str) -> None:
     """TypeError or ValueError unless `data` is a frame that has these columns, once each, events, and no gaps."""
     if not isinstance(data, pd.DataFrame):
-        raise TypeError(f'the data must be a DataFrame with the columns {list(columns)}, not {type(data).__name__}')
+        kind = type(data)
+        found = f'{kind.__module__.partition(".")[0]}.{kind.__name__}'.removeprefix('builtins.')
+        hint = '; its method to_pandas() makes one' if hasattr(data, 'to_pandas') else ''
+        raise TypeError(f'the data must be a pandas DataFrame with the columns {list(columns)}, not {found}{hint}')
     present = list(data.columns)
     for name in columns:
         if present.count(name) != 1:
@@ -34,6 +48,17 @@ def check_events(data: pd.DataFrame, *columns: str) -> None:
             raise ValueError(f'column {name!r} has missing values, the first in row {row}')
     if data.empty:
         raise ValueError('the data has no events')
+    for name in columns:
+        _check_types(data[name])
+
+
+def _check_types(values: pd.Series) -> None:
+    """TypeError unless all values are of a type that can be compared, and saved."""
+    for kind in values.map(type).unique() if values.dtype == object else [type(values.iloc[0])]:
+        if not issubclass(kind, ID_TYPES):
+            example = next(value for value in values if type(value) is kind)
+            raise TypeError(f'column {values.name!r} has values such as {example!r}, of type {kind.__name__}: they '
+                            f'must be {WHAT_IDS_ARE}')
 
 
 def check_times(times: pd.Series) -> None:
@@ -42,15 +67,42 @@ def check_times(times: pd.Series) -> None:
         raise TypeError(f'column {times.name!r} must hold numbers or timestamps, not text such as {times.iloc[0]!r}')
 
 
-def check_seconds(times: pd.Series) -> None:
-    """TypeError or ValueError unless these are times as the paper's data has them: seconds since 1970."""
+def in_seconds(times: pd.Series, unit: str | None = None) -> pd.Series:
+    """Times as seconds since 1970, of timestamps or of numbers; numbers of seconds are returned as they are.
+
+    Parameters
+    ----------
+    unit : of numbers: 's', 'ms', 'us' or 'ns'; None to tell them apart by the largest one.  1e11 seconds are the year
+        5138, and 1e11 milliseconds 1973: below it they are seconds, below 1e14 milliseconds, below 1e17 microseconds.
+        Whatever is not taken for seconds is said, as a warning of the logger ``gru4rec.events``
+
+    Raises
+    ------
+    TypeError or ValueError for text, for numbers that are negative or not finite, and for another unit
+    """
     name = times.name
-    if not pd.api.types.is_numeric_dtype(times):
-        raise TypeError(f'{name} must be a number of seconds since 1970, not {times.dtype}')
-    valid = np.isfinite(times.to_numpy()) & (times.to_numpy() >= 0)
+    if unit is not None and unit not in TIME_UNITS:
+        raise ValueError(f'time_unit={unit!r}: must be one of {", ".join(map(repr, TIME_UNITS))}, or None')
+    if times.dtype == object and isinstance(times.iloc[0], datetime.date):  # of Python: dates, or with a time
+        times = pd.to_datetime(times, utc=True)
+    if pd.api.types.is_datetime64_any_dtype(times):
+        utc = times.dt.tz_localize('UTC') if times.dt.tz is None else times.dt.tz_convert('UTC')
+        return (utc - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(seconds=1)
+    if not pd.api.types.is_numeric_dtype(times) or pd.api.types.is_bool_dtype(times):
+        raise TypeError(f'{name} must be timestamps or a number of seconds since 1970, not {times.dtype}')
+    values = times.to_numpy()
+    valid = np.isfinite(values) & (values >= 0)
     if not valid.all():
         row = int(valid.argmin())
         raise ValueError(f'{name} must be finite and not negative, but is {times.iloc[row]} in row {row}')
+    largest = values.max(initial=0)
+    taken = unit or next(found for found in TIME_UNITS if largest < 1e11 * TIME_UNITS[found] or found == 'ns')
+    if taken == 's':
+        return times
+    if not unit:
+        logger.warning('%s: numbers such as %.0f are taken for %s since 1970 (another unit: time_unit, --time-unit)',
+                       name, largest, UNIT_NAMES[taken])
+    return times / TIME_UNITS[taken]
 
 
 def check_one_type(ids: pd.Series) -> None:
@@ -64,6 +116,16 @@ def require_events(data: pd.DataFrame, step: str) -> pd.DataFrame:
     if data.empty:
         raise ValueError(f'no event is left after {step}')
     return data
+
+
+def left_by(step: str, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """`after`, what a step left of `before`; ValueError if that is no event.
+
+    What it dropped is said, at level INFO of the logger ``gru4rec.events``.
+    """
+    if len(after) < len(before):
+        logger.info('%s: %s of %s events', step, f'{len(before) - len(after):,}', f'{len(before):,}')
+    return require_events(after, step)
 
 
 def count(data: pd.DataFrame) -> dict[str, int]:
@@ -80,9 +142,113 @@ def n_trainable_sessions(data: pd.DataFrame, session_key: str = 'SessionId') -> 
 # Ids and numbers
 # ---------------------------------------------------------------------------------------------------------------------
 
-def as_ids(ids: ArrayLike) -> np.ndarray:
+def check_listed(name: str, ids: Any) -> None:
+    """TypeError unless these are ids in an order: a list, an array, a Series."""
+    if isinstance(ids, (str, bytes, dict, set, frozenset, pd.DataFrame)) or not hasattr(ids, '__len__'):
+        hint = ', such as [1001]' if np.isscalar(ids) else ''
+        found = f'{type(ids).__name__} {ids!r}' if np.isscalar(ids) else f'a {type(ids).__name__}'
+        raise TypeError(f'{name}: must be a list, an array or a Series of ids{hint}, not {found}')
+
+
+def as_ids(ids: ArrayLike, name: str = 'ids') -> np.ndarray:
     """Ids as an array that keeps the type of each: NumPy alone would make strings of numbers beside a string."""
-    return pd.Series(ids).to_numpy()
+    check_listed(name, ids)
+    return pd.Series(ids if hasattr(ids, 'dtype') else list(ids)).to_numpy()  # type: ignore[arg-type]
+
+
+def spelling(value: Any) -> str:
+    """One text for the ways in which files and types write an id.
+
+    >>> [spelling(value) for value in (7, 7.0, '7', '7.0', np.float32(7), '007', 'a ')]
+    ['7', '7', '7', '7', '7', '007', 'a']
+    >>> {spelling(value) for value in (datetime.date(2019, 10, 1), '2019-10-01 00:00:00 UTC', '2019-10-01')}
+    {'2019-10-01T00:00:00'}
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r'-?\d+\.0+', text):
+            return text.partition('.')[0]
+        if not re.match(r'\d{4}-\d\d-\d\d(?:$|[T ])', text):
+            return text.lower() if text.lower() in ('true', 'false') else text
+        try:
+            return spelling(pd.Timestamp(text))
+        except ValueError:
+            return text
+    if isinstance(value, (datetime.date, np.datetime64)):
+        stamp = pd.Timestamp(value)
+        return (stamp.tz_convert(None) if stamp.tz else stamp).isoformat()
+    if isinstance(value, (bool, np.bool_)):
+        return str(value).lower()
+    if isinstance(value, (float, np.floating)):
+        return str(int(value)) if float(value).is_integer() else str(value)
+    return str(value)
+
+
+class IdIndex:
+    """Places of ids in a list, found also where they are spelled in another way, see `spelling`.
+
+    An id that is in the list as it is comes first: a list that has both '7' and '7.0' keeps them apart, and then has no
+    place for 7.
+    """
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.ids = ids
+        self._index = pd.Index(ids, tupleize_cols=False)
+
+    @functools.cached_property
+    def _by_spelling(self) -> pd.Series:
+        places = pd.Series(np.arange(len(self.ids)), index=[*map(spelling, self.ids)])
+        return places[~places.index.duplicated(keep=False)]
+
+    def get_indexer(self, ids: ArrayLike) -> np.ndarray:
+        """int64 places of the ids of an array, -1 for those that are not there."""
+        wanted = as_ids(ids)
+        try:
+            codes, distinct = pd.factorize(wanted)
+        except TypeError:  # what has no hash is no id
+            raise TypeError(f'ids must be {WHAT_IDS_ARE}, not such as {wanted[0]!r}') from None
+        places = np.full(len(distinct), -1)
+        if _kind(wanted) == _kind(self.ids):
+            places = self._index.get_indexer(pd.Index(distinct, tupleize_cols=False))
+        missing = np.flatnonzero(places < 0)
+        if len(missing):
+            found = self._by_spelling.index.get_indexer([*map(spelling, distinct[missing])])
+            places[missing] = np.where(found < 0, -1, np.append(self._by_spelling, -1)[found])
+        return np.append(places, -1)[codes]  # missing ids have the code -1
+
+    def like(self, ids: pd.Series) -> np.ndarray:
+        """These ids as the list has them, and those that are not there as it would have them.
+
+        ValueError, which gives an example, for those that cannot be: a word in a list of numbers.
+        """
+        codes, distinct = index_by_appearance(ids)
+        places = self.get_indexer(distinct)
+        if (places >= 0).all():
+            return self.ids[places][codes]
+        new = [self._converted(value) for value in distinct[places < 0]]
+        own = np.empty(len(distinct), self.ids.dtype)
+        own[places >= 0], own[places < 0] = self.ids[places[places >= 0]], new
+        return own[codes]
+
+    def _converted(self, value: Any) -> Any:
+        """An id as one of the list's own type."""
+        kind, text = self.ids.dtype.kind, spelling(value)
+        if kind in 'iu' and re.fullmatch(r'-?(0|[1-9]\d{0,17})', text):
+            return int(text)
+        if kind == 'f' and re.fullmatch(r'-?(0|[1-9]\d*)(\.\d+)?', text):
+            return float(text)
+        if kind == 'M' and re.match(r'\d{4}-\d\d-\d\dT', text):
+            return np.datetime64(text)
+        if kind == 'O':
+            return value if isinstance(value, str) or not isinstance(self.ids[0], str) else text
+        if kind == _kind(np.array([value])):
+            return value
+        raise ValueError(repr(getattr(value, 'item', lambda: value)()))
+
+
+def _kind(ids: np.ndarray) -> str:
+    """Which ids can be compared as they are: numbers with numbers, text with text, days with days."""
+    return {'i': 'n', 'u': 'n', 'f': 'n', 'U': 'O', 'T': 'O'}.get(ids.dtype.kind, ids.dtype.kind)
 
 
 def index_by_appearance(ids: pd.Series | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +259,7 @@ def index_by_appearance(ids: pd.Series | np.ndarray) -> tuple[np.ndarray, np.nda
     ([0, 1, 0], [30, 10])
     """
     index, distinct = pd.factorize(ids)
-    return index.astype('int64'), np.asarray(distinct)
+    return index.astype('int64'), pd.Series(distinct).to_numpy()
 
 
 def most_frequent(ids: pd.Series, n: int | None) -> np.ndarray | None:
@@ -211,6 +377,6 @@ def split(data: pd.DataFrame, held_out: str) -> tuple[pd.DataFrame, pd.DataFrame
     """
     train, test = split_last_seconds(data)
     require_events(train, f"setting the last day apart as {held_out}: every session ends in the log's last 24 hours")
-    test = require_events(keep_known_items(test, train['ItemId'].unique()),
-                          f'dropping {held_out} items that are not in training, then one-click {held_out} sessions')
+    test = left_by(f'dropping {held_out} items that are not in training, then one-click {held_out} sessions',
+                   test, keep_known_items(test, train['ItemId'].unique()))
     return train.reset_index(drop=True), test.reset_index(drop=True)

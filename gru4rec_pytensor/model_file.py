@@ -6,6 +6,7 @@ version and a checksum of the arrays.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import io
 import json
@@ -14,9 +15,10 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from gru4rec_pytensor.files import atomic_file, check_writable
 
@@ -54,6 +56,7 @@ def read(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
                 raise KeyError('format')
             if header['version'] > VERSION:
                 raise NewerVersion(header['version'])
+            expected = header['sha256']
             arrays = {name.removesuffix('.npy'): np.lib.format.read_array(io.BytesIO(archive.read(name)),
                                                                           allow_pickle=False)
                       for name in archive.namelist() if name != HEADER}
@@ -64,7 +67,7 @@ def read(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
         raise ValueError(f'{path}: not a model file of this package') from None
     except Exception as error:  # zipfile and NumPy have a dozen kinds of error for damaged files
         raise ValueError(f'{path}: not a model file, or a damaged or truncated one ({error})') from None
-    if checksum(arrays) != header['sha256']:
+    if checksum(arrays) != expected:
         raise ValueError(f'{path}: damaged: its checksum is not that of its contents')
     return header, arrays
 
@@ -131,14 +134,25 @@ class Checkpoint:
         if training is None:
             raise ValueError(f'{self._path}: not a checkpoint')
         if training.keys() != self._training.keys():
-            raise ValueError(f'{self._path}: a checkpoint of another version of this code, which cannot be continued; '
-                             'remove it to start anew, or give another path')
+            raise self._other_version()
         for name, value in training.items():
             if value != self._training[name]:
                 difference = ('its data were others' if name == 'data' else
                               f'{name} was {value!r}, and is {self._training[name]!r}')
                 raise ValueError(f'{self._path}: the checkpoint of another training: {difference}; remove it to start '
                                  'anew, or give another path')
+
+    def _other_version(self) -> ValueError:
+        return ValueError(f'{self._path}: a checkpoint of another version of this code, which cannot be continued; '
+                          'remove it to start anew, or give another path')
+
+    @contextlib.contextmanager
+    def refused_unless_whole(self) -> Iterator[None]:
+        """ValueError that names the file, where something is missing in it, or is not what it should be."""
+        try:
+            yield
+        except (KeyError, TypeError) as error:
+            raise self._other_version() from error
 
     def saved_state(self) -> tuple[dict, dict[str, np.ndarray]]:
         """State and arrays of the file that was found, both empty if there was none; to be asked for once."""
@@ -172,19 +186,29 @@ def array_of_ids(ids: np.ndarray) -> np.ndarray:
     """Ids as an array that needs no pickling; those of type object, such as strings, become bytes of JSON."""
     if ids.dtype != object:
         return ids
-    plain = [value.item() if isinstance(value, np.generic) else value for value in ids]
-    for value in plain:
-        if type(value) not in (str, int, float, bool):
-            raise TypeError(f'item id {value!r} is a {type(value).__name__}: only numbers, strings and NumPy times can '
-                            'be saved')
-    return np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)
+    return np.frombuffer(json.dumps([*map(_plain_id, ids)]).encode(), dtype=np.uint8)
+
+
+def _plain_id(value: Any) -> Any:
+    """An id as JSON can hold it; a day or a time as {its type: its text}."""
+    if isinstance(value, datetime.datetime):
+        return {'time': value.isoformat()}
+    if isinstance(value, datetime.date):
+        return {'date': value.isoformat()}
+    plain = value.item() if isinstance(value, np.generic) else value
+    if type(plain) not in (str, int, float, bool):
+        raise TypeError(f'item id {plain!r} is a {type(plain).__name__}: only numbers, strings, dates and times can be '
+                        'saved')
+    return plain
 
 
 def ids_from_array(array: np.ndarray, as_json: bool) -> np.ndarray:
     """Inverse of `array_of_ids`."""
     if not as_json:
         return array
-    values = json.loads(array.tobytes())
+    read = {'time': pd.Timestamp, 'date': datetime.date.fromisoformat}
+    values = [next(read[kind](text) for kind, text in value.items()) if isinstance(value, dict) else value
+              for value in json.loads(array.tobytes())]
     ids = np.empty(len(values), dtype=object)
     ids[:] = values
     return ids

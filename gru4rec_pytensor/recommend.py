@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gru4rec_pytensor.checks import check_whole_number, first_few
-from gru4rec_pytensor.events import as_ids
+from gru4rec_pytensor.events import as_ids, check_listed
 
 
 class Session:
@@ -37,9 +37,10 @@ class Session:
 
     def take(self, item_ids: Sequence, stacklevel: int = 3) -> None:
         """Go on by events, one after the other.  A warning, of the line that called the caller, names unknown items."""
-        indices = self._model.known_indices(item_ids)
+        ids = as_ids(item_ids, 'session_items')
+        indices = self._model.known_indices(ids)
         if (indices < 0).any():
-            unknown = first_few(as_ids(item_ids)[indices < 0])
+            unknown = first_few(ids[indices < 0])
             warnings.warn(f'skipped item id(s) that are not in the training data: {unknown}', stacklevel=stacklevel)
         for index in indices[indices >= 0]:
             self._top, self._states = self._model.next_states(np.array([index]), np.array([False]), self._states)
@@ -66,6 +67,7 @@ class Session:
 def recommendations(model: Any, session_items: Sequence, k: int, exclude_seen: bool) -> pd.DataFrame:
     """The k best next items of one session, or of each of a list of sessions: see `GRU4Rec.recommend`."""
     check_whole_number('k', k)
+    check_listed('session_items', session_items)
     several = len(session_items) > 0 and all(isinstance(item, (list, tuple, np.ndarray, pd.Series))
                                              for item in session_items)
     frames = []

@@ -23,11 +23,12 @@ def note(text: str) -> None:
 class TrainingProgress:
     """Callback of `GRU4Rec.fit`: a bar on a terminal, a line for each epoch elsewhere; and the rate it measured.
 
-    The rate leaves out the time until the first mini-batches are through, which is mostly compilation.
+    The rate leaves out the time until the first mini-batches are through, which is mostly compilation.  Who shows the
+    progress of several trainings gets it by `report`: how far this one is, and whether an epoch has ended.
     """
 
-    def __init__(self, label: str, quiet: bool = False) -> None:
-        self.label, self.quiet = label, quiet
+    def __init__(self, label: str, quiet: bool = False, report: Callable[[str, bool], None] | None = None) -> None:
+        self.label, self.quiet, self.report = label, quiet, report
         self.first: tuple = ()
         self.last: tuple = (0.0, 0)
         self.loss = float('nan')
@@ -48,12 +49,16 @@ class TrainingProgress:
             self.bar.set_postfix_str(f'epoch {progress.epoch + 1}/{progress.n_epochs}, loss {progress.loss:.4f}, '
                                      f'{minibatches}', refresh=False)
             self.bar.update(events - self.bar.n)
-        elif progress.epoch_ends and progress.epoch + 1 < progress.n_epochs and not self.quiet:
-            text = f'{self.label}: epoch {progress.epoch + 1} of {progress.n_epochs} done, loss {progress.loss:.4f}'
-            if rate:
-                left = (progress.n_epochs * progress.total_events - events) / rate
-                text += f', {minibatches}, {rate:,.0f} events/s, about {left:.0f} s left'
-            note(text)
+        done = ' done' if progress.epoch_ends else ''
+        text = f'epoch {progress.epoch + 1} of {progress.n_epochs}{done}, loss {progress.loss:.4f}'
+        if rate:
+            left = (progress.n_epochs * progress.total_events - events) / rate
+            text += f', {minibatches}, {rate:,.0f} events/s, about {left:.0f} s left'
+        epoch_ended = progress.epoch_ends and progress.epoch + 1 < progress.n_epochs
+        if self.report:
+            self.report(text, epoch_ended)
+        elif self.bar is None and epoch_ended and not self.quiet:
+            note(f'{self.label}: {text}')
         self.loss = progress.loss
 
     def close(self, seconds: float) -> float | None:
@@ -67,6 +72,59 @@ class TrainingProgress:
         if self.last[1] == self.first[1]:
             return self.last[1] / seconds
         return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
+
+
+class Display:
+    """How far several tasks are that run at the same time: one bar on a terminal, and lines elsewhere.
+
+    Parameters
+    ----------
+    total : number of tasks
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._finished: set[str] = set()
+        self._running: dict[str, str] = {}
+        self._bar = None
+        if tqdm and sys.stderr.isatty():
+            self._bar = tqdm(total=total, file=sys.stderr, bar_format='{n_fmt}/{total_fmt} [{elapsed}]{postfix}')
+
+    def progress(self, title: str, text: str, is_milestone: bool) -> None:
+        """What a task says of itself; what is no milestone is shown on a terminal only, until the next."""
+        if title in self._finished:  # word from another machine that comes late
+            return
+        self._running[title] = text
+        self._refresh()
+        if is_milestone and self._bar is None:
+            self.line(f'{title}: {text}')
+
+    def finished(self, title: str, text: str) -> None:
+        """A task has ended."""
+        self._running.pop(title, None)
+        self._finished.add(title)
+        self.line(f'[{len(self._finished)}/{self._total}] {title}: {text}')
+        if self._bar is not None:
+            self._bar.update()
+        self._refresh()
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar is None:
+            note(text)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def _refresh(self) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str('; '.join(f'{title}: {text}' for title, text in list(self._running.items())))
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_error: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,5 +1,4 @@
-"""Cells: which of them make up the tables, what one of them gives, and where its result is found again."""
-import json
+"""Cells: which of them make up the tables, what one of them gives, and what tells one from another."""
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +6,7 @@ import pandas as pd
 import pytest
 from conftest import few_items_log
 
-from gru4rec_pytensor.experiments import results
 from gru4rec_pytensor.experiments.cells import (
-    LATER_KEYS,
     RESULT_KEYS,
     Options,
     check_batch_sizes,
@@ -18,8 +15,8 @@ from gru4rec_pytensor.experiments.cells import (
     run_cell,
 )
 from gru4rec_pytensor.experiments.datasets import Dataset
-from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, RSC15, VIDEO
-from gru4rec_pytensor.experiments.results import load_results, result_of
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, RSC15, VIDEO
+from gru4rec_pytensor.experiments.results import digits_of
 
 OPTIONS = Options((1, 3), (*BASELINES, NETWORK), ('top1', 'bpr'), (4, 8), 1, (42, 43), 'conservative', 'python')
 
@@ -38,14 +35,14 @@ def a_cell(model, **changes):
 
 
 def rows_of(cells):
-    return [(cell.table, cell.model, cell.loss, cell.units, cell.seed) for cell in cells]
+    return [(cell.model, cell.loss, cell.units, cell.seed) for cell in cells]
 
 
 def test_the_plan_has_the_rows_of_both_tables_in_the_papers_order_with_each_seed_where_it_matters():
     assert rows_of(plan(RSC15, OPTIONS)) == [
-        (1, 'POP', None, None, None), (1, 'S-POP', None, None, None), (1, 'Item-KNN', None, None, None),
-        (1, 'BPR-MF', None, None, 42), (1, 'BPR-MF', None, None, 43),
-        *[(3, NETWORK, loss, units, seed) for units in (4, 8) for loss in ('top1', 'bpr') for seed in (42, 43)]]
+        ('POP', None, None, None), ('S-POP', None, None, None), ('Item-KNN', None, None, None),
+        ('BPR-MF', None, None, 42), ('BPR-MF', None, None, 43),
+        *[(NETWORK, loss, units, seed) for units in (4, 8) for loss in ('top1', 'bpr') for seed in (42, 43)]]
 
 
 def test_table_3_alone_needs_item_knn_and_table_2_no_cell():
@@ -79,40 +76,33 @@ def test_a_training_that_meets_nan_is_reported_as_unstable(data):
     assert result['recall@20'] is None and result['eval_seconds'] is None
 
 
-def test_other_parameters_make_another_cell(data):
+def test_the_key_of_a_cell_differs_with_all_that_its_number_depends_on():
     network = a_cell(NETWORK)
-    found = [json.loads(json.dumps(run_cell(cell, data))) for cell in (a_cell('POP'), network)]
-    assert result_of(network, found, data.name) == found[1]
-    assert result_of(network._replace(table=0), found, data.name) == found[1]  # as the claims look for it
-    for change in ({'seed': 43}, {'epochs': 2}, {'units': 5}, {'tie_policy': 'median'}, {'candidates': 5},
-                   {'parameters': {'batch_size': 11}}, {'backend': 'numba'}):
-        assert result_of(network._replace(**change), found, data.name) is None
-    assert result_of(network, found, 'other-data') is None
+    changes = ({'seed': 43}, {'epochs': 2}, {'units': 5}, {'tie_policy': 'median'}, {'candidates': 5},
+               {'parameters': {'batch_size': 11}}, {'backend': 'numba'}, {'loss': 'bpr'}, {'model': 'POP'})
+    keys = [network.key('data'), network.key('other data'), *[network._replace(**change).key('data')
+                                                              for change in changes]]
+    assert len({digits_of(key) for key in keys}) == len(keys)
+    assert digits_of(network.key('data')) == digits_of(a_cell(NETWORK).key('data'))
 
 
-def test_results_of_earlier_revisions_are_read_and_do_not_count(data, tmp_path):
-    cells = [a_cell('POP'), a_cell(NETWORK)]
-    old = [{key: value for key, value in run_cell(cell, data).items() if key not in LATER_KEYS} for cell in cells]
-    (tmp_path / 'results.json').write_text(json.dumps(old))
-    found = load_results(tmp_path / 'results.json')
-    assert found == json.loads(json.dumps(old))
-    assert [result_of(cell, found, data.name) for cell in cells] == [None, None]
-    of_now = [result | {'revision': REVISION} for result in found]
-    assert [result_of(cell, of_now, data.name) for cell in cells] == of_now
+def test_a_network_goes_on_from_its_checkpoint_and_says_nothing_of_the_time_that_was_not_measured(data, tmp_path):
+    class Killed(Exception):
+        pass
 
-
-def test_results_that_another_run_has_written_meanwhile_are_kept(data, tmp_path, monkeypatch):
-    path, cells = tmp_path / 'results.json', [a_cell('POP'), a_cell('S-POP')]
-    of_another_run = run_cell(a_cell('Item-KNN'), data)
-
-    def run_beside_another(cell, *arguments):
-        if cell.model == 'S-POP':
-            path.write_text(json.dumps([*load_results(path), of_another_run]))
-        return run_cell(cell, *arguments)
-    monkeypatch.setattr(results, 'run_cell', run_beside_another)
-    *_first, last = results.run_cells(cells, data, path)
-    assert [result['model'] for result in last] == ['POP', 'S-POP']
-    assert [result['model'] for result in load_results(path)] == ['POP', 'Item-KNN', 'S-POP']
+    def killed(text, epoch_ended):
+        if epoch_ended:
+            raise Killed
+    cell = a_cell(NETWORK, epochs=3, parameters={'batch_size': 10, 'dropout_p_hidden': 0.5})
+    whole = run_cell(cell, data)
+    with pytest.raises(Killed):
+        run_cell(cell, data, tmp_path / 'checkpoint', 0.0, killed)
+    told = []
+    resumed = run_cell(cell, data, tmp_path / 'checkpoint', 600.0, lambda text, ended: told.append(text))
+    for name in ('recall@20', 'mrr@20', 'epoch_losses', 'details'):
+        assert resumed[name] == whole[name]
+    assert resumed['fit_seconds'] is None and whole['fit_seconds'] > 0
+    assert told[0].startswith('epoch 2 of 3')
 
 
 def test_the_details_are_counted_by_position_and_popularity():

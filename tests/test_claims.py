@@ -1,12 +1,11 @@
 """The claims of the paper: the rule that judges them, and the command that compares."""
-import json
-
 import numpy as np
 import pytest
 
 import preprocess_rsc15
 import run_experiments
-from gru4rec_pytensor.experiments import claims, results, search
+from gru4rec_pytensor.experiments import claims, search, work
+from gru4rec_pytensor.experiments.results import Results
 
 pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
 
@@ -109,7 +108,7 @@ def test_the_command_compares_judges_and_goes_on(data, tmp_path, monkeypatch, ca
     monkeypatch.setattr(search, 'random_points', lambda space, n, seed: random_points(
         space | {'batch_size': (50,)}, 1, seed))
     command = ['--claims', '--quick', '--units', '4,8', '--epochs', '1', '--seeds', '1,2', '--data', str(data), '--out',
-               str(tmp_path), '--backend', 'python']
+               str(tmp_path), '--backend', 'python', '--jobs', '1']
     assert run_experiments.main(command) == 0
     text = capsys.readouterr().out
     assert (tmp_path / 'claims.md').read_text() == text[:-1]
@@ -118,10 +117,10 @@ def test_the_command_compares_judges_and_goes_on(data, tmp_path, monkeypatch, ca
     assert all(row[-1] in ('holds', 'does not hold', 'too close to tell') for row in rows)
     assert 'cross-entropy 1 of 1, mrr 1 of 1, top1 1 of 1, bpr 1 of 1' in rows[3][2]
     assert 'Quick run' in text and '4 units, 8 where many units are meant; 1 epochs, seeds 1, 2' in text
-    saved = json.loads((tmp_path / 'results.json').read_text())
+    saved = Results(tmp_path).load('cells')
     # TOP1, the embedding and popular candidates for two seeds, Item-KNN, and a random point for each loss
     assert len(saved) == 2 + 2 + 2 + 1 + 4
     assert {result['candidates'] for result in saved} == {None, 40}
-    monkeypatch.setattr(results, 'run_cell', lambda *arguments: pytest.fail('a cell was run again'))
+    monkeypatch.setattr(work, 'run_cell', lambda *arguments: pytest.fail('a cell was run again'))
     assert run_experiments.main(command) == 0
     assert capsys.readouterr().out == text

@@ -1,11 +1,21 @@
 """Reading a session log of any kind, and preparing training and test data from it."""
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import os
+import sys
+import threading
+import zipfile
+
 import numpy as np
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
 import preprocess_rsc15
-from gru4rec_pytensor import click_log
+from gru4rec_pytensor import click_log, events, text_table
 
 DAY = 86_400
 EVENTS = pd.DataFrame({'SessionId': [2, 2, 1], 'ItemId': [10, 7, 10], 'Time': [5, 6, 9]})
@@ -61,6 +71,34 @@ def test_dates_become_seconds_since_1970(tmp_path, texts):
     assert click_log.read_events(path).Time.tolist() == expected
 
 
+@pytest.mark.parametrize('text', ['2019-10-01 00:00:01 UTC', '2019-10-01 00:00:01UTC', '2019-10-01T00:00:01 GMT'])
+def test_a_time_that_says_utc_is_read_beside_others_that_do_not(tmp_path, text):
+    path = written(tmp_path, f'SessionId,ItemId,Time\n1,2,{text}\n1,2,2019-10-01 00:00:01\n')
+    assert click_log.read_events(path).Time.tolist() == [1569888001] * 2
+
+
+@pytest.mark.parametrize('unit, factor', [('ms', 10 ** 3), ('us', 10 ** 6), ('ns', 10 ** 9)])
+def test_the_unit_of_times_is_told_by_their_size_and_said_and_can_be_given(tmp_path, caplog, unit, factor):
+    path = written(tmp_path, f'SessionId,ItemId,Time\n1,2,{5 * factor}\n1,2,{1396861869 * factor}\n')
+    assert click_log.read_events(path).Time.tolist() == [5, 1396861869]
+    assert f'are taken for {events.UNIT_NAMES[unit]}' in caplog.text
+    caplog.clear()
+    assert click_log.read_events(path, time_unit='s').Time.tolist() == [5 * factor, 1396861869 * factor]
+    assert click_log.read_events(path, time_unit=unit).Time.tolist() == [5, 1396861869]
+    assert not caplog.records
+
+
+def test_rows_without_a_session_are_dropped_on_request_and_counted(tmp_path, caplog):
+    path = written(tmp_path, 'SessionId,ItemId,Time\na,1,5\n,1,6\nb,1,7\n,1,8\n')
+    with pytest.raises(ValueError, match='line 3: SessionId is missing, not an id .--drop-without-session'):
+        click_log.read_events(path)
+    assert click_log.read_events(path, drop_without_session=True).Time.tolist() == [5, 7]
+    assert '2 of 4 rows have no SessionId and are left out' in caplog.text
+    later = written(tmp_path, 'SessionId,ItemId,Time\n,1,5\na,1,x\n')
+    with pytest.raises(ValueError, match='line 3: Time is'):
+        click_log.read_events(later, drop_without_session=True)
+
+
 def test_numbers_of_seconds_stay_as_they_are(tmp_path):
     path = written(tmp_path, 'SessionId,ItemId,Time\n1,2,1396861869\n1,2,1396861869.277\n')
     assert click_log.read_events(path).Time.tolist() == [1396861869, 1396861869.277]
@@ -80,6 +118,143 @@ def test_a_parquet_file_is_read_like_text(tmp_path):
     EVENTS.assign(ItemId=[1, None, 3]).to_parquet(tmp_path / 'hole.parquet')
     with pytest.raises(ValueError, match=r'hole.parquet, row 1: ItemId is missing, not an id'):
         click_log.read_events(tmp_path / 'hole.parquet')
+
+
+# --- Quotation marks ------------------------------------------------------------------------------------------------
+
+
+def read_rows(tmp_path, text):
+    return click_log.read_events(written(tmp_path, text)).to_numpy().tolist()
+
+
+def test_an_unclosed_quotation_mark_swallows_no_row(tmp_path):
+    text = ('SessionId\tItemId\tTime\tTitle\n1\t5\t10\t"Live\n1\t6\t20\tb\n2\t5\t30\tc\n2\t6\t40\td"\n3\t5\t50\te\n')
+    expected = [[1, 5, 10], [1, 6, 20], [2, 5, 30], [2, 6, 40], [3, 5, 50]]
+    assert read_rows(tmp_path, text) == expected
+    assert read_rows(tmp_path, text.replace('d"', 'd')) == expected  # never closed
+    assert read_rows(tmp_path, text.replace('d"', 'd').replace('"Live', 'Live"')) == expected
+
+
+def test_fields_that_span_lines_in_a_csv_stay_one_field(tmp_path):
+    for text in ('SessionId,ItemId,Time,Title\n1,5,10,"Live\nat, home"\n1,6,20,b\n',
+                 'Title,SessionId,ItemId,Time\n"Live\nat home",1,5,10\n"a ""b"", c",1,6,20\n'):
+        assert read_rows(tmp_path, text) == [[1, 5, 10], [1, 6, 20]]
+
+
+@pytest.mark.parametrize('quoted', ['"1","5","10"\n"1","6","20"\n', '1,"5",10\n1,"6",20\n', '"1",5,10\n1,6,"20"\n'])
+def test_quotation_marks_around_numbers_are_no_part_of_them(tmp_path, quoted):
+    frame = click_log.read_events(written(tmp_path, '"SessionId",ItemId,"Time"\n' + quoted))
+    assert frame.to_numpy().tolist() == [[1, 5, 10], [1, 6, 20]] and all(frame.dtypes == 'int64')
+
+
+def test_marks_within_fields_are_letters(tmp_path):
+    text = 'SessionId,ItemId,Time\n1,5" disk,10\n1,"say ""a""",20\n1,"b,30\n'
+    assert [row[1] for row in read_rows(tmp_path, text)] == ['5" disk', 'say "a"', '"b']
+
+
+def test_no_file_of_random_marks_loses_a_row_without_an_error(tmp_path):
+    rng = np.random.RandomState(0)
+    n_read = 0
+    for _file in range(150):
+        titles = [''.join(rng.choice(list('ab",\n '), rng.randint(4))) for _row in range(5)]
+        whole = [not (set(title) & set('",\n')) for title in titles]
+        quoted = [title if good else '"' + title.replace('"', '""') + '"' for title, good in zip(titles, whole)]
+        broken = rng.randint(5)
+        damaged = rng.rand() < 0.5
+        if damaged:  # one row has a mark that nobody closes
+            quoted[broken] = '"' + titles[broken].replace('\n', '').replace('"', '').replace(',', '')
+        text = 'SessionId,ItemId,Time,Title\n' + ''.join(f'1,{k},{k},{title}\n' for k, title in enumerate(quoted))
+        try:
+            found = read_rows(tmp_path, text)
+        except ValueError as error:
+            assert damaged and 'quotation mark' in str(error) or 'fields, but' in str(error), text
+            continue
+        assert [row[1] for row in found] == [0, 1, 2, 3, 4], text
+        n_read += 1
+    assert n_read > 75
+
+
+def test_fields_are_counted_as_the_csv_module_counts_them_wherever_marks_are_called_closed(tmp_path):
+    rng = np.random.RandomState(0)
+    n_closed = 0
+    for _text in range(3000):
+        text = ''.join(rng.choice(list('ab,,""\n '), rng.randint(1, 14))) + '\n'
+        found = text_table.look_through(written(tmp_path, text), ',', 1)
+        lengths = [len(row) for row in csv.reader(io.StringIO(text, newline=''), skipinitialspace=True)]
+        if found.closed:
+            n_closed += 1
+            assert len(lengths) == text.count('\n')
+            assert found.too_long == next(((k, n) for k, n in enumerate(lengths, start=1) if n > 2), None)
+            assert found.whole == all(n == 2 or not line.strip() for n, line in zip(lengths, text.split('\n')))
+    assert n_closed > 500
+
+
+# --- Compression, encodings, pipes ----------------------------------------------------------------------------------
+
+
+TEXT = 'SessionId\tItemId\tTime\n2\t10\t5\n2\t7\t6\n1\t10\t9\n'
+
+
+def zipped(text):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, 'w') as archive:
+        archive.writestr('folder/', '')
+        archive.writestr('folder/log', text)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize('pack', [gzip.compress, bz2.compress, lzma.compress, zipped],
+                         ids=['gzip', 'bzip2', 'xz', 'zip'])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_a_file_may_be_compressed_in_any_encoding_of_unicode_whatever_its_name(tmp_path, pack, encoding):
+    (tmp_path / 'log').write_bytes(pack(TEXT.encode(encoding)))
+    assert_frame_equal(click_log.read_events(tmp_path / 'log'), EVENTS)
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-le', 'utf-16-be', 'utf-32', 'utf-8-sig'])
+def test_plain_text_is_read_in_any_encoding_of_unicode(tmp_path, encoding):
+    (tmp_path / 'log').write_bytes(TEXT.replace('2', 'ä').encode(encoding))
+    assert click_log.read_events(tmp_path / 'log').SessionId.tolist() == ['ä', 'ä', '1']
+
+
+def test_zstandard_is_read_where_its_package_is_and_named_where_it_is_not(tmp_path, monkeypatch):
+    (tmp_path / 'log').write_bytes(b'\x28\xb5\x2f\xfd\x00')
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, 'zstandard', None)
+        with pytest.raises(ValueError, match='log: is compressed with zstandard, which needs a package: pip install'):
+            click_log.read_events(tmp_path / 'log')
+    (tmp_path / 'log').write_bytes(pytest.importorskip('zstandard').compress(TEXT.encode()))
+    assert_frame_equal(click_log.read_events(tmp_path / 'log'), EVENTS)
+
+
+def test_standard_input_and_pipes_are_read(tmp_path, monkeypatch):
+    for packed in (TEXT.encode(), gzip.compress(TEXT.encode())):
+        monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(packed)))
+        assert_frame_equal(click_log.read_events('-'), EVENTS)
+    monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(b'SessionId\tItemId\tTime\n1\t2\tx\n')))
+    with pytest.raises(ValueError, match="^standard input, line 2: Time is 'x', not a number"):
+        click_log.read_events('-')
+    os.mkfifo(tmp_path / 'pipe')
+    writer = threading.Thread(target=(tmp_path / 'pipe').write_text, args=[TEXT])
+    writer.start()
+    assert_frame_equal(click_log.read_events(tmp_path / 'pipe'), EVENTS)
+    writer.join()
+
+
+def test_a_block_boundary_changes_nothing(tmp_path, monkeypatch):
+    text = 'SessionId,ItemId,Time,Title\n' + ''.join(f'{k},{k},{k},"a, {k}\nb"\n\n' for k in range(200))
+    path = written(tmp_path, text)
+    expected = click_log.read_events(path)
+    monkeypatch.setattr('gru4rec_pytensor.text_table.BLOCK_BYTES', 64)
+    assert_frame_equal(click_log.read_events(path), expected)
+    with pytest.raises(ValueError, match='line 602: has 5 fields, but the header has 4'):
+        click_log.read_events(written(tmp_path, text + '7,7,7,7,7\n'))
+
+
+def test_lines_are_counted_with_those_that_are_blank_and_those_within_fields(tmp_path):
+    text = '\nSessionId,ItemId,Time,Title\n\n1,5,10,"a\nb"\n   \n1,6,x,c\n'
+    with pytest.raises(ValueError, match="line 7: Time is 'x'"):
+        click_log.read_events(written(tmp_path, text))
 
 
 # --- Preparing ------------------------------------------------------------------------------------------------------
@@ -145,6 +320,26 @@ def test_preparing_names_the_column_or_argument_that_is_wrong(options, error, me
     events = pd.DataFrame({'SessionId': [1, 1], 'ItemId': [1, 2], 'Time': [0.0, 1.0]})
     with pytest.raises(error, match=message):
         click_log.prepare(events, **options)
+
+
+@pytest.mark.parametrize('unit', [10 ** 3, 10 ** 6])
+def test_days_are_days_in_whatever_unit_the_times_are(clicks, unit):
+    clicks = clicks.assign(Time=clicks.Time + 1_400_000_000)
+    expected = click_log.prepare(clicks, test_days=2)
+    stamps = pd.to_datetime(clicks.Time, unit='s')
+    for times in (clicks.Time * unit, stamps, stamps.dt.tz_localize('UTC'), stamps.astype(object)):
+        for frame, wanted in zip(click_log.prepare(clicks.assign(Time=times), test_days=2), expected):
+            assert_frame_equal(frame, wanted, check_dtype=False)
+    with pytest.raises(ValueError, match="time_unit='days': must be one of 's', 'ms', 'us', 'ns', or None"):
+        click_log.prepare(clicks, time_unit='days')
+
+
+def test_every_event_that_preparing_drops_is_counted(clicks, caplog):
+    caplog.set_level('INFO', 'gru4rec.events')
+    train, test = click_log.prepare(clicks, max_session_length=7)
+    dropped = sum(int(record.args[1].replace(',', '')) for record in caplog.records)
+    assert dropped == len(clicks) - len(train) - len(test)
+    assert len(caplog.records) >= 4
 
 
 def test_preparing_refuses_times_that_are_text():

@@ -1,13 +1,16 @@
 """Data sets of the experiments: what is read, what of it is kept, and what is said about it."""
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import click_log
+from conftest import click_log, few_items_log
 
 import preprocess_rsc15
 from gru4rec_pytensor.experiments import datasets
-from gru4rec_pytensor.experiments.datasets import Dataset, Source
-from gru4rec_pytensor.experiments.protocols import RSC15, VIDEO
+from gru4rec_pytensor.experiments.cells import Cell, run_cell
+from gru4rec_pytensor.experiments.datasets import Dataset, Events, Source
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, RSC15, VIDEO
 
 
 def write(path, log):
@@ -72,8 +75,37 @@ def test_the_notice_says_with_what_our_numbers_can_be_compared():
     log = click_log([1, 2], [2, 3, 1])
     mine = Dataset('mine', RSC15, False, log, log)
     assert 'train 2 sessions, 5 events, 3 items' in datasets.data_notice(mine)
-    assert 'only if this is the RSC15 data' in datasets.data_notice(mine)
-    assert 'This is not the data of the published numbers' in datasets.data_notice(mine._replace(protocol=VIDEO))
+    assert "This is not the paper's data: 2 of 7,966,257 sessions" in datasets.data_notice(mine)
+    assert 'This is not the data of the published numbers' in datasets.data_notice(replace(mine, protocol=VIDEO))
     for protocol in (RSC15, VIDEO):
-        synthetic = mine._replace(is_synthetic=True, protocol=protocol)
+        synthetic = replace(mine, is_synthetic=True, protocol=protocol)
         assert 'This is a synthetic click log' in datasets.data_notice(synthetic)
+
+
+def test_only_data_with_the_papers_counts_is_comparable():
+    log = click_log([1, 2], [2, 3, 1])
+    counts = dict(sessions=2, events=5, items=3)
+    same = Dataset('mine', RSC15._replace(counts={'train': counts, 'test': dict(sessions=2)}), False, log, log)
+    assert same.difference_to_the_papers == '' and 'are comparable with' in datasets.data_notice(same)
+    other_test = replace(same, protocol=RSC15._replace(counts={'train': counts, 'test': dict(sessions=1)}))
+    assert other_test.difference_to_the_papers == '2 of 1 sessions for testing'
+    assert replace(same, is_synthetic=True).difference_to_the_papers
+    assert replace(same, protocol=same.protocol._replace(is_private=True)).difference_to_the_papers
+
+
+def is_mapped(array):
+    return isinstance(array, np.memmap) or array is not None and is_mapped(array.base)
+
+
+@pytest.mark.parametrize('name_of', [int, 'item {:03}'.format], ids=['numbers', 'text'])
+def test_events_that_processes_share_give_the_numbers_of_those_that_were_read(tmp_path, name_of):
+    log = few_items_log(60, 8)
+    log = log.assign(ItemId=log.ItemId.map(name_of), SessionId=log.SessionId.map(name_of))
+    read, shared = Events(log, log[10:]), datasets.share_events(tmp_path / 'data' / 'x', log, log[10:])
+    assert all(is_mapped(frame[name].to_numpy()) for frame in shared for name in frame)
+    assert shared.test.Time.tolist() == log.Time[10:].tolist()
+    for model in (*BASELINES, NETWORK):
+        cell = Cell(model, 'top1' if model == NETWORK else None, 4, 1, 42 if model in (NETWORK, 'BPR-MF') else None,
+                    {'batch_size': 10} if model == NETWORK else BASELINES[model][1], 'median', 5, 'python')
+        first, second = (run_cell(cell, events) for events in (read, shared))
+        assert first['details'] == second['details'] and first['epoch_losses'] == second['epoch_losses']

@@ -173,4 +173,4 @@ def test_run_experiments_draws_the_figures_of_its_networks_and_data(tmp_path, ca
 def test_figures_of_claims_are_refused(capsys):
     with pytest.raises(SystemExit):
         run_experiments.main(['--claims', '--figures'])
-    assert '--figures goes with tables' in capsys.readouterr().err
+    assert '--figures and --claims do not go together' in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_training_does_not_go_on_with_data_that_does_not_fit_and_says_why():
     model = small_model().fit(LOG)
     before = state_of(model)
     with pytest.raises(TypeError, match="'ItemId' has item ids such as '.*', but those of the model are such as"):
-        model.fit_more(LOG.astype({'ItemId': str}))
+        model.fit_more(LOG.assign(ItemId='x' + LOG.ItemId.astype(str)))
     with pytest.raises(ValueError, match='batch_size=6 needs at least as many sessions'):
         model.fit_more(NEW[:10])
     with pytest.raises(ValueError, match='n_epochs=0: must be a whole number'):

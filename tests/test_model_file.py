@@ -106,7 +106,8 @@ def test_a_model_can_be_loaded_for_another_backend(model, path, backend):
 
 @pytest.mark.parametrize('ids', [
     [f'item {k}' for k in range(5)], ['ä', '日本', '', "'", '\n'], [1, 'a', 2.5, True, '1'], np.arange(5) / 3,
-    np.arange(5, dtype='int32'), pd.date_range('2014-04-01', periods=5)], ids=lambda ids: str(ids[:1]))
+    np.arange(5, dtype='int32'), pd.date_range('2014-04-01', periods=5),
+    [*pd.date_range('2014-04-01', periods=5).date]], ids=lambda ids: str(ids[:1]))
 def test_item_ids_keep_their_values_and_types(tmp_path, ids):
     names = pd.Series(ids, index=range(0, 50, 10))
     log = LOG.assign(ItemId=LOG.ItemId.map(names) if names.dtype != object
@@ -163,12 +164,13 @@ def changed(path, change):
     (lambda path: path.write_bytes(pickle.dumps({'a': 1})), 'not a model file, or a damaged or truncated one'),
     (lambda path: np.savez(path.open('wb'), a=np.ones(3)), 'not a model file of this'),
     (lambda path: changed(path, lambda header, _contents: header.update(format='other')), 'not a model file of this'),
+    (lambda path: changed(path, lambda header, _contents: header.pop('sha256')), 'not a model file of this'),
     (lambda path: changed(path, lambda header, _contents: header.update(version=2)), 'of version 2, and this'),
     (lambda path: changed(path, lambda header, _contents: header.update(sha256='0')), 'its checksum is not that'),
     (lambda path: changed(path, lambda _header, contents: contents.pop('Wy.npy')), 'its checksum is not'),
     (lambda path: changed(path, lambda header, _contents: header['arguments'].update(magic=1)), 'not a model of this'),
 ], ids=['empty', 'end cut off', 'cut in two', 'bytes changed', 'HTML', 'pickle', 'other archive', 'other format',
-        'newer', 'other checksum', 'array missing', 'unknown argument'])
+        'no checksum', 'newer', 'other checksum', 'array missing', 'unknown argument'])
 def test_a_file_that_is_no_model_is_named_and_explained(path, damage, complaint):
     damage(path)
     with pytest.raises(ValueError, match=complaint) as error:
@@ -205,6 +207,14 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written_and_the_old_one_sta
     with pytest.raises(OSError, match='No space left'):
         model.save(path)
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+def test_a_new_file_has_the_mode_of_any_other_and_the_umask_is_never_touched(model, path, monkeypatch):
+    os.chmod(path, 0o600)
+    monkeypatch.setattr(os, 'umask', None)  # which holds for all threads of the process
+    model.save(path)
+    (path.parent / 'other').touch()
+    assert path.stat().st_mode == (path.parent / 'other').stat().st_mode
 
 
 def test_a_model_that_cannot_be_saved_says_why(model, tmp_path):

@@ -1,5 +1,8 @@
 """The RSC15 protocol (section 4), the raw log's reader, the writer, the synthetic log and the command line."""
+import bz2
+import codecs
 import gzip
+import lzma
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -62,6 +65,25 @@ def test_the_frame_of_the_caller_is_not_modified():
     pd.testing.assert_frame_equal(clicks, before)
 
 
+@pytest.mark.parametrize('unit', [1000, 1_000_000])
+def test_times_in_milliseconds_or_microseconds_give_the_same_split(unit):
+    clicks = WHOLE_LOG.assign(Time=WHOLE_LOG.Time + 1_396_000_000)
+    finer = clicks.assign(Time=(clicks.Time * unit).astype('int64'))
+    for name, part in rsc15.preprocess(finer).items():
+        pd.testing.assert_frame_equal(part, rsc15.preprocess(clicks)[name])
+    stamps = clicks.assign(Time=pd.to_datetime(clicks.Time, unit='s'))
+    assert rows(rsc15.preprocess(stamps)['test']) == rows(rsc15.preprocess(clicks)['test'])
+
+
+def test_every_event_that_a_step_drops_is_counted(caplog):
+    caplog.set_level('INFO', 'gru4rec.events')
+    parts = rsc15.preprocess(WHOLE_LOG)
+    dropped = [int(record.args[1]) for record in caplog.records]
+    assert len(caplog.records) == 5  # three filters, and the unknown items of two splits
+    assert sum(dropped[:-1]) == len(WHOLE_LOG) - len(parts['train_full']) - len(parts['test'])
+    assert dropped[-1] == len(parts['train_full']) - len(parts['train_tr']) - len(parts['valid'])
+
+
 def test_other_columns_and_other_kinds_of_ids_are_welcome():
     named = WHOLE_LOG.assign(ItemId='item ' + WHOLE_LOG['ItemId'].astype(str), Category=7)
     expected = rsc15.preprocess(WHOLE_LOG)
@@ -114,10 +136,10 @@ def test_a_step_that_leaves_nothing_is_named(events, step):
 
 
 @pytest.mark.parametrize('clicks, error, message', [
-    ([1, 2], TypeError, 'must be a DataFrame'),
+    ([1, 2], TypeError, 'must be a pandas DataFrame'),
     (WHOLE_LOG.rename(columns={'Time': 'Timestamp'}), ValueError, "no column 'Time'; its columns are .*Timestamp"),
     (WHOLE_LOG[['SessionId', 'ItemId', 'Time', 'ItemId']], ValueError, "more than one column 'ItemId'"),
-    (WHOLE_LOG.assign(Time='2014-04-07'), TypeError, 'Time must be a number'),
+    (WHOLE_LOG.assign(Time='2014-04-07'), TypeError, 'Time must be timestamps or a number'),
     (WHOLE_LOG.assign(Time=WHOLE_LOG['Time'].where(WHOLE_LOG.index != 3)), ValueError,
      'Time. has missing values, the first in row 3'),
     (WHOLE_LOG.assign(ItemId=WHOLE_LOG['ItemId'].where(WHOLE_LOG.index != 2)), ValueError,
@@ -153,9 +175,12 @@ def test_any_time_from_1970_on_is_read_as_numpy_reads_it(tmp_path):
     np.testing.assert_array_equal(rsc15.read_clicks(path)['Time'], millis / 1000)
 
 
-def test_a_gzipped_log_equals_the_plain_one_whatever_its_name(tmp_path):
+@pytest.mark.parametrize('pack', [gzip.compress, bz2.compress, lzma.compress, codecs.BOM_UTF8.__add__,
+                                  lambda text: text.decode().encode('utf-16')],
+                         ids=['gzip', 'bzip2', 'xz', 'byte order mark', 'utf-16'])
+def test_a_compressed_log_equals_the_plain_one_whatever_its_name(tmp_path, pack):
     (tmp_path / 'plain').write_text(GOOD_LINE * 5)
-    (tmp_path / 'packed.dat').write_bytes(gzip.compress(GOOD_LINE.encode() * 5))
+    (tmp_path / 'packed.dat').write_bytes(pack(GOOD_LINE.encode() * 5))
     pd.testing.assert_frame_equal(rsc15.read_clicks(tmp_path / 'plain'), rsc15.read_clicks(tmp_path / 'packed.dat'))
 
 
@@ -207,6 +232,7 @@ def test_what_a_file_cannot_hold_is_refused(events, message, tmp_path):
 
 def test_an_interrupted_run_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     (tmp_path / 'rsc15_test.txt').write_text('of an earlier run')
+    (tmp_path / rsc15.SYNTHETIC_LOG).write_text('of an earlier run')
     write_events = rsc15.write_events
 
     def interrupted(events, path):
@@ -218,8 +244,8 @@ def test_an_interrupted_run_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     for out in (tmp_path, tmp_path / 'new'):
         with pytest.raises(KeyboardInterrupt):
             rsc15.make_synthetic(out, n_sessions=2000, n_items=200)
-    assert [path.name for path in tmp_path.iterdir()] == ['rsc15_test.txt']
-    assert (tmp_path / 'rsc15_test.txt').read_text() == 'of an earlier run'
+    assert {path.name for path in tmp_path.iterdir()} == {'rsc15_test.txt', rsc15.SYNTHETIC_LOG}
+    assert all(path.read_text() == 'of an earlier run' for path in tmp_path.iterdir())
 
 
 # --- Synthetic log -------------------------------------------------------------------------------------------------
@@ -374,7 +400,7 @@ BAD_LOGS = {
     'tabs': (GOOD_LINE.replace(',', '\t').encode(), 'has 1 comma-separated columns'),
     'semicolons': (GOOD_LINE.replace(',', ';').encode(), 'has 1 comma-separated columns'),
     'binary': (bytes(range(256)) * 9, 'line 1: '),
-    '7z': (b"7z\xbc\xaf'\x1c\x00\x04\n,,,", 'line 1: '),
+    '7z': (b"7z\xbc\xaf'\x1c\x00\x04\n,,,", 'is a 7-Zip archive; unpack it first'),
     'buys': (b'420374,2014-04-06T18:44:58.314Z,214537888,12462,1\n', 'has 5 comma-separated columns'),
     'three columns': (b'1,2014-04-07T10:51:09.277Z,2145\n', 'has 3 comma-separated columns'),
     'a blank line': (GOOD_LINE.encode() + b'\n' + GOOD_LINE.encode(), "line 2: '' has 1 comma-separated columns"),
@@ -416,8 +442,8 @@ def test_a_bad_log_ends_with_one_line_and_nothing_in_the_folder(content, message
     ('', 'required: PATH'),
     ('CLICKS', 'two paths are needed'),
     ('CLICKS OUT MORE', 'two paths are needed'),
-    ('nowhere.dat OUT', "No such file or directory: 'nowhere.dat'"),
-    ('OUT OUT', 'Is a directory'),
+    ('nowhere.dat OUT', 'nowhere.dat: no such file'),
+    ('OUT OUT', 'out: is a folder, not a file'),
     ('CLICKS CLICKS', 'File exists'),
     ('CLICKS CLICKS/out', 'Not a directory'),
     ('CLICKS OUT --seed 1', 'need --synthetic'),
@@ -430,18 +456,21 @@ def test_a_bad_log_ends_with_one_line_and_nothing_in_the_folder(content, message
     ('--synthetic OUT --seed -3', 'seed=-3: must be a whole number of at least 0'),
     ('--synthetic OUT --seed x', "invalid int value: 'x'"),
     ('--synthetic OUT --colour', 'unrecognized arguments: --colour'),
+    ('--synthetic REAL', 'real holds rsc15_test.txt, and no synthetic log that it was made of'),
 ])
 def test_a_bad_command_ends_with_one_line_and_nothing_in_the_folder(arguments, message, raw_log, tmp_path, capsys):
-    out, made = tmp_path / 'out', tmp_path / 'made'
-    out.mkdir()
-    made.mkdir()
+    out, made, real = tmp_path / 'out', tmp_path / 'made', tmp_path / 'real'
+    for folder in (out, made, real):
+        folder.mkdir()
     (made / rsc15.SYNTHETIC_LOG).write_text('')
-    places = {'CLICKS': str(raw_log), 'CLICKS/out': f'{raw_log}/out', 'OUT': str(out), 'MADE': str(made)}
+    (real / 'rsc15_test.txt').write_text('real')
+    places = {'CLICKS': str(raw_log), 'CLICKS/out': f'{raw_log}/out', 'OUT': str(out), 'MADE': str(made),
+              'REAL': str(real)}
     with pytest.raises(SystemExit) as stopped:
         rsc15.main([places.get(word, word) for word in arguments.split()])
     printed = capsys.readouterr()
     assert stopped.value.code == 2 and printed.out == ''
-    assert list(out.iterdir()) == [] and len(list(made.iterdir())) == 1
+    assert list(out.iterdir()) == [] and len(list(made.iterdir())) == len(list(real.iterdir())) == 1
     assert printed.err.startswith('preprocess_rsc15.py: error: ') and printed.err.count('\n') == 1
     assert message in printed.err
 
@@ -450,5 +479,5 @@ def test_run_as_a_script_an_error_is_no_traceback(tmp_path):
     script = Path(rsc15.__file__)
     done = subprocess.run([sys.executable, script, 'nowhere.dat', tmp_path / 'out'], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ''
-    assert done.stderr == "preprocess_rsc15.py: error: [Errno 2] No such file or directory: 'nowhere.dat'\n"
+    assert done.stderr == 'preprocess_rsc15.py: error: nowhere.dat: no such file\n'
     assert not (tmp_path / 'out').exists()

@@ -11,8 +11,8 @@ import run_experiments
 from gru4rec_pytensor.experiments import page, report
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import RSC15
-from gru4rec_pytensor.experiments.results import load_results
-from gru4rec_pytensor.experiments.tables import Section, Table
+from gru4rec_pytensor.experiments.results import Results
+from gru4rec_pytensor.experiments.tables import Section, Table, rows_of_tables
 
 pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed')
 
@@ -22,10 +22,10 @@ def made(tmp_path_factory):
     """The report of a run with two seeds, and its results."""
     folder, out = tmp_path_factory.mktemp('synthetic'), tmp_path_factory.mktemp('out')
     preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=200, seed=1)
-    command = ['--data', str(folder), '--out', str(out), '--backend', 'python', '--epochs', '2', '--units', '4',
-               '--models', 'POP', 'Item-KNN', 'GRU4Rec', '--loss', 'top1', '--seeds', '1,2']
+    command = ['--data', str(folder), '--out', str(out), '--backend', 'python', '--jobs', '1', '--epochs', '2',
+               '--units', '4', '--models', 'POP', 'Item-KNN', 'GRU4Rec', '--loss', 'top1', '--seeds', '1,2']
     assert run_experiments.main(command) == 0
-    return (out / 'report.html').read_text(), load_results(out / 'results.json'), command
+    return (out / 'report.html').read_text(), rows_of_tables(Results(out).load('cells'), RSC15), command
 
 
 class Checker(HTMLParser):
@@ -77,9 +77,13 @@ def test_it_says_what_data_it_is_how_it_was_made_and_what_was_published(made):
     assert 'pytensor' in text and '7,966,257' in text and '37,483' in text
     knn = next(r for r in results if r['model'] == 'Item-KNN')
     change = knn['recall@20'] / 0.5065 - 1
-    kind = 'better' if change > 0 else 'worse'
     assert f'<td class="number">0.5065</td><td class="number">{knn["recall@20"]:.4f}</td>' \
-           f'<td class="number {kind}">{change:+.1%}</td>' in text
+           f'<td class="number">{change:+.1%}</td>' in text
+
+
+def test_a_difference_is_coloured_only_where_the_numbers_compare():
+    assert page.difference(0.6, 0.5, True) == ('+20.0%', 'better') and page.difference(0.4, 0.5, True)[1] == 'worse'
+    assert page.difference(0.6, 0.5, False) == ('+20.0%', '') and page.difference(None, 0.5, True) == ('-', '')
 
 
 def test_text_of_the_data_does_not_become_markup():
@@ -92,7 +96,7 @@ def test_table_2_and_the_claims_stand_in_it_as_they_do_in_markdown():
     log = click_log([1, 2])
     claims = Table('Claims', ('Claim', 'Recall'), [('a < b', 0.5), ('b', '-')])
     section = Section([claims], ['**Quick**\nrun.', 'Last.'])
-    text = report.format_report([], Dataset('mine', RSC15, True, log, log), [section], 'command')
+    text = report.format_report([], Dataset('mine', RSC15, True, log, log), [section], ['command'])
     assert ('<h2>Claims</h2>\n<div class="scroll"><table><thead><tr><th scope="col">Claim</th>'
             '<th scope="col" class="number">Recall</th></tr></thead><tbody><tr><td>a &lt; b</td>'
             '<td class="number">0.5</td></tr>\n<tr><td>b</td><td class="number">-</td></tr></tbody></table></div>\n'

@@ -1,15 +1,17 @@
 """The command line of the experiments: what it runs, writes and prints, and what it says about wrong input."""
-import json
+import shutil
 
 import pandas as pd
 import pytest
 
 import preprocess_rsc15
 import run_experiments
-from gru4rec_pytensor.experiments import protocols, results
-from gru4rec_pytensor.experiments.cells import RESULT_KEYS
+from gru4rec_pytensor.experiments import protocols, work
+from gru4rec_pytensor.experiments.cells import RESULT_KEYS, Cell
+from gru4rec_pytensor.experiments.results import Results
+from gru4rec_pytensor.experiments.tables import rows_of_tables
 
-QUICK = ['--backend', 'python', '--epochs', '1', '--units', '4']
+QUICK = ['--backend', 'python', '--epochs', '1', '--units', '4', '--jobs', '1']
 
 
 @pytest.fixture(scope='module')
@@ -26,17 +28,17 @@ def finished(data, tmp_path_factory):
     return out
 
 
-def results_in(out):
-    return json.loads((out / 'results.json').read_text())
+def results_in(out, protocol=protocols.RSC15):
+    return rows_of_tables(Results(out).load('cells'), protocol)
 
 
 def test_each_row_of_both_tables_becomes_one_result_with_all_its_keys(finished):
     found = results_in(finished)
-    assert [(r['table'], r['model'], r['loss']) for r in found] == [
-        (1, 'POP', None), (1, 'S-POP', None), (1, 'Item-KNN', None), (1, 'BPR-MF', None),
-        (3, 'GRU4Rec', 'top1'), (3, 'GRU4Rec', 'bpr'), (3, 'GRU4Rec', 'cross-entropy')]
+    assert [(r['model'], r['loss']) for r in found] == [
+        ('POP', None), ('S-POP', None), ('Item-KNN', None), ('BPR-MF', None),
+        ('GRU4Rec', 'top1'), ('GRU4Rec', 'bpr'), ('GRU4Rec', 'cross-entropy')]
     for result in found:
-        assert set(result) - {'other_tie_policies'} == set(RESULT_KEYS)
+        assert set(result) - {'other_tie_policies'} == {*RESULT_KEYS, *Cell._fields, 'data', 'revision'}
         assert ('other_tie_policies' in result) == (result['model'] == 'Item-KNN')
         assert result['train_events_per_second'] > 0
         assert 0 <= result['mrr@20'] <= result['recall@19'] <= result['recall@20'] <= 1
@@ -59,27 +61,46 @@ def test_results_are_those_of_the_models_trained_by_hand(data, finished):
 def test_a_finished_cell_is_not_run_again(data, finished, monkeypatch, capsys):
     def fail(*args):
         raise AssertionError('a cell was run again')
-    before = (finished / 'results.json').read_bytes()
-    monkeypatch.setattr(results, 'run_cell', fail)
+    before = {path: path.read_bytes() for path in (finished / 'cells').iterdir()}
+    monkeypatch.setattr(work, 'run_cell', fail)
     assert run_experiments.main(['--data', str(data), '--out', str(finished), *QUICK]) == 0
-    assert (finished / 'results.json').read_bytes() == before
-    assert 'Table 3' in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (finished / 'cells').iterdir()} == before and len(before) == 7
+    out, error = capsys.readouterr()
+    assert 'Table 3' in out and f'7 of 7 cells are in {finished} already' in error
+
+
+def test_a_finished_cell_is_found_again_under_another_name_of_the_data(data, finished, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / 'renamed')
+    monkeypatch.setattr(work, 'run_cell', lambda *args: pytest.fail('a cell was run again'))
+    assert run_experiments.main(['--data', str(tmp_path / 'renamed'), '--out', str(finished), *QUICK]) == 0
+
+
+def test_tables_and_report_show_all_that_the_folder_has_whichever_command_made_it(data, tmp_path, capsys):
+    command = ['--data', str(data), '--out', str(tmp_path), *QUICK]
+    for more in (['--models', 'POP'], ['--models', 'GRU4Rec,Item-KNN', '--loss', 'bpr'], ['--models', 'S-POP']):
+        assert run_experiments.main([*command, *more]) == 0
+    rows = [line.split('|')[1].strip() for line in capsys.readouterr().out.rpartition('### Table 1')[2].splitlines()
+            if line.startswith('| ')]
+    assert rows == ['Baseline', 'POP', 'S-POP', 'Item-KNN', 'Loss', 'BPR']
+    report = (tmp_path / 'report.html').read_text()
+    assert all(f'<td>{row}</td>' in report for row in ('POP', 'S-POP', 'Item-KNN', 'BPR, 4 units'))
+    assert report.count('python run_experiments.py') == 3
 
 
 def test_an_interrupted_run_keeps_its_finished_cells_and_goes_on_from_there(data, tmp_path, monkeypatch):
-    run_cell, trained = results.run_cell, []
+    run_cell, trained = work.run_cell, []
 
     def interrupted(cell, *args):
         if cell.model == 'Item-KNN' and len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(cell.model)
         return run_cell(cell, *args)
-    monkeypatch.setattr(results, 'run_cell', interrupted)
-    command = ['--data', str(data), '--out', str(tmp_path), '--table', '1']
+    monkeypatch.setattr(work, 'run_cell', interrupted)
+    command = ['--data', str(data), '--out', str(tmp_path), '--table', '1', '--jobs', '1']
     assert run_experiments.main(command) == 130
     assert [r['model'] for r in results_in(tmp_path)] == ['POP', 'S-POP']
     assert '| S-POP' in (tmp_path / 'tables.md').read_text()
-    monkeypatch.setattr(results, 'run_cell',
+    monkeypatch.setattr(work, 'run_cell',
                         lambda cell, *args: trained.append(cell.model) or run_cell(cell, *args))
     assert run_experiments.main(command) == 0
     assert trained == ['POP', 'S-POP', 'Item-KNN', 'BPR-MF']
@@ -102,9 +123,9 @@ def test_any_two_files_with_the_three_columns_will_do(tmp_path):
     for name in ('train', 'test'):
         train.to_csv(tmp_path / f'{name}.tsv', sep='\t', index=False)
     assert run_experiments.main(['--train', str(tmp_path / 'train.tsv'), '--test', str(tmp_path / 'test.tsv'),
-                                 '--out', str(tmp_path / 'out'), '--models', 'POP', 'Item-KNN']) == 0
+                                 '--out', str(tmp_path / 'out'), '--models', 'POP', 'Item-KNN', '--jobs', '1']) == 0
     assert {r['model'] for r in results_in(tmp_path / 'out')} == {'POP', 'Item-KNN'}
-    assert results_in(tmp_path / 'out')[0]['dataset'].startswith('train-')
+    assert '`train-' in (tmp_path / 'out' / 'tables.md').read_text()
 
 
 @pytest.mark.parametrize('arguments, complaint', [
@@ -117,6 +138,10 @@ def test_any_two_files_with_the_three_columns_will_do(tmp_path):
     (['--loss', 'hinge'], "'hinge' is none of top1, bpr, cross-entropy"),
     (['--loss', 'mrr'], '--loss mrr goes with --table 2'),
     (['--quick'], '--quick goes with --claims'),
+    (['--claims', '--trials', '5'], '--trials and --claims do not go together'),
+    (['--claims', '--table', '1', '--models', 'POP'], '--table, --models and --claims do not go together'),
+    (['--storage', 'sqlite:///x.db'], '--storage goes with --table 2'), (['--prune'], '--prune goes with --table 2'),
+    (['--jobs', '0'], "'0' is not a whole number of at least 1"),
     (['--claims', '--units', '100'], '--units of the claims are two numbers'),
     (['--table', '2', '--units', '50,100'], '--table 2 searches for networks of one size and with one seed'),
     (['--dataset', 'netflix'], "invalid choice: 'netflix'"),
@@ -136,7 +161,7 @@ def test_a_table_without_a_row_for_the_models_is_an_error(data, tmp_path, capsys
 
 
 def test_too_few_sessions_for_a_row_are_noticed_before_any_training(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(results, 'run_cell', lambda *args: pytest.fail('a cell was run'))
+    monkeypatch.setattr(work, 'run_cell', lambda *args: pytest.fail('a cell was run'))
     log = pd.DataFrame({'SessionId': [k // 2 for k in range(400)], 'ItemId': [k % 9 for k in range(400)], 'Time': 0})
     log.to_csv(tmp_path / 'log.tsv', sep='\t', index=False)
     assert run_experiments.main(['--train', str(tmp_path / 'log.tsv'), '--test', str(tmp_path / 'log.tsv'),
@@ -151,11 +176,39 @@ def test_lists_may_be_written_with_spaces_or_commas():
         assert arguments.seeds == [1, 2] and arguments.models == ['POP', 'GRU4Rec'] and arguments.table == [1, 3]
 
 
-def test_a_results_file_of_another_program_is_not_overwritten(data, tmp_path, capsys):
-    (tmp_path / 'results.json').write_text('{"mine": 1}')
+@pytest.mark.parametrize('name, content', [
+    ('results.json', '{"mine": 1}'), ('results.json', '[1]'), ('cells/mine.json', '[1]'), ('cells/mine.json', '{'),
+    ('searches/mine.json', '{"format": 1, "key": {}, "result": {}}'), ('claims/mine.json', '{"format": 9}')])
+def test_a_file_that_is_no_result_of_this_version_is_named_and_left(data, tmp_path, capsys, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
     assert run_experiments.main(['--data', str(data), '--out', str(tmp_path)]) == 2
-    assert 'not a results file' in capsys.readouterr().err
-    assert (tmp_path / 'results.json').read_text() == '{"mine": 1}'
+    assert f'{path}: not ' in capsys.readouterr().err.splitlines()[-1]
+    assert path.read_text() == content
+
+
+def test_a_cell_that_fails_is_named_and_the_others_are_kept(data, tmp_path, monkeypatch, capsys):
+    run_cell = work.run_cell
+
+    def broken(cell, *args):
+        if cell.model == 'S-POP':
+            raise MemoryError('no room')
+        return run_cell(cell, *args)
+    monkeypatch.setattr(work, 'run_cell', broken)
+    assert run_experiments.main(['--data', str(data), '--out', str(tmp_path), '--table', '1', '--jobs', '1']) == 1
+    assert '1 failed, the others are kept: S-POP: MemoryError: no room' in capsys.readouterr().err.splitlines()[-1]
+    assert [r['model'] for r in results_in(tmp_path)] == ['POP', 'Item-KNN', 'BPR-MF']
+
+
+@pytest.mark.parametrize('error, message', [
+    (KeyError('ItemId'), 'ItemId'), (TypeError('no such type'), 'no such type'), (MemoryError(), 'MemoryError')])
+def test_an_error_of_any_kind_takes_one_line(monkeypatch, capsys, error, message):
+    def failing(arguments):
+        raise error
+    monkeypatch.setattr(run_experiments, 'run', failing)
+    assert run_experiments.main([]) == 2
+    assert capsys.readouterr().err == f'run_experiments.py: error: {message}\n'
 
 
 # --- The protocol of VIDEO ------------------------------------------------------------------------------------------
@@ -168,18 +221,19 @@ def test_the_video_protocol_drops_long_sessions_and_ranks_among_popular_items(da
     monkeypatch.setitem(protocols.PROTOCOLS, 'video', protocol)
     files = [str(data / f'rsc15_{name}.txt') for name in ('train_full', 'test')]
     assert run_experiments.main(['--dataset', 'video', '--train', files[0], '--test', files[1], '--out', str(tmp_path),
-                                 '--models', 'POP', '--table', '1']) == 0
+                                 '--models', 'POP', '--table', '1', '--jobs', '1']) == 0
     train, test = (frame[frame.groupby('SessionId').ItemId.transform('size') <= 9]
                    for frame in (pd.read_csv(file, sep='\t') for file in files))
     test = test[test.ItemId.isin(train.ItemId)]
     test = test[test.groupby('SessionId').ItemId.transform('size') > 1]
     popular = train.ItemId.value_counts().index[:30]
     model = Pop(top_n=100).fit(train)
-    result, = results_in(tmp_path)
+    result, = results_in(tmp_path, protocol)
     assert (result['recall@20'], result['mrr@20']) == recall_mrr(
         next_item_ranks(model, test, popular, tie_policy='conservative'), 20)
-    assert (result['published_recall@20'], result['published_mrr@20'], result['candidates']) == (0.0499, 0.0117, 30)
+    assert result['candidates'] == 30
     out, error = capsys.readouterr()
+    assert '| POP      | 0.0499 ' in out
     assert 'events of sessions of more than 9 events' in error
     assert 'ranked among the 30 most popular items of the training data and itself' in out
     assert 'Published: VIDEO' in out and 'synthetic click log' in out

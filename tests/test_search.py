@@ -1,6 +1,12 @@
 """The parameter search of Table 2: its points, what it finds, and how it goes on."""
+import functools
+import importlib.util
+import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -44,7 +50,7 @@ class Untrained:
         self.recall = learning_rate + (batch_size if learning_rate < 0.05 else -batch_size) / 1000
         self.n_epochs = n_epochs
 
-    def fit(self, data, callback=None):
+    def fit(self, data, callback=None, checkpoint=None, every=None):
         for epoch in range(self.n_epochs if callback else 0):
             for epoch_ends in (False, True):
                 callback(Progress(epoch, self.n_epochs, 1, 1, 1, 0.5, epoch_ends))
@@ -103,9 +109,15 @@ def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_sea
     assert (found['recall'], found['mrr']) == recall_mrr(ranks, 20)
 
 
-def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common(the_search):
-    assert the_search.name == 'data, top1, 4 units, 2 epochs, seed 42, python, conservative, revision 2'
-    assert the_search._replace(prune=True).name.endswith(', conservative, revision 2, pruned')
+def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common(
+        the_search, monkeypatch):
+    assert the_search.name == (
+        'data, top1, 4 units, 2 epochs, seed 42, python, conservative, all items, space '
+        f'{search.digits_of(SMALL_SPACE)}, revision 2')
+    assert the_search._replace(prune=True).name.endswith(', revision 2, pruned')
+    names = {the_search.name, the_search._replace(candidates=30).name}
+    monkeypatch.setattr(search, 'SPACE', SMALL_SPACE | {'momentum': (0.5,)})
+    assert len({*names, the_search.name}) == 3
 
 
 def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
@@ -184,14 +196,14 @@ def test_trials_are_stopped_early_only_when_asked_for(the_search, untrained, tmp
 def test_a_storage_that_cannot_be_opened_is_named(capsys, folder, tmp_path):
     for url, reason in (('nonsense', 'Could not parse'), (f'sqlite:///{tmp_path}/no/where.db', 'unable to open')):
         assert run_experiments.main(['--data', str(folder), '--out', str(tmp_path), '--table', '2', '--backend',
-                                     'python', '--storage', url]) == 2
+                                     'python', '--storage', url, '--jobs', '1']) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         assert f"the storage '{url}' cannot be opened" in error and reason in error
 
 
 def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(folder, tmp_path, capsys):
     command = ['--data', str(folder), '--out', str(tmp_path), '--table', '2', '--trials', '1', '--loss', 'bpr', 'mrr',
-               '--units', '4', '--epochs', '1', '--backend', 'python']
+               '--units', '4', '--epochs', '1', '--backend', 'python', '--jobs', '1']
     assert run_experiments.main(command) == 0
     text = capsys.readouterr().out
     assert (tmp_path / 'tables.md').read_text() == text[:-1] and (tmp_path / 'search.db').exists()
@@ -201,6 +213,9 @@ def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(f
     assert rows[0] == ['BPR', 'published', '50', '0.2', '0.05', '0.2', '-', '-', '-']
     assert rows[1][-1] == '1 of 1' and float(rows[2][6]) >= float(rows[1][6]) > 0
     assert 'This is a synthetic click log' in text
+    assert run_experiments.main([*command[:4], '--models', 'POP', '--jobs', '1']) == 0  # another command, same folder
+    for name in ('tables.md', 'report.html'):
+        assert all(title in (tmp_path / name).read_text() for title in ('Table 1: baselines', 'Table 2: best'))
 
 
 PROGRAM = """
@@ -212,29 +227,100 @@ from gru4rec_pytensor.experiments import search
 def objective(trial, a_search, space, note, n_points):
     parameters = {{name: trial.suggest_categorical(name, values) for name, values in space.items()}}
     trial.set_user_attr('mrr', 0.5)
-    time.sleep(0.05)
+    print('begins', flush=True)
+    time.sleep({seconds})
     print(trial.user_attrs, flush=True)
     return parameters['learning_rate']
 
-search.SPACE, search.objective = {space}, objective
+search.SPACE, search.objective, search.HEARTBEAT = {space}, objective, 1
 frame = pd.DataFrame({{'SessionId': [k // 2 for k in range(100)]}})
 found = search.run(search.Search(frame, frame, 'data', 'top1', 4, 1, 42, 'python', 'standard'), 12, sys.argv[1], print)
 print(found)
 """
 
 
-def test_processes_that_start_at_once_share_the_points_of_a_search(tmp_path):
-    program = PROGRAM.format(root=str(Path(search.__file__).parents[2]), space=SMALL_SPACE)
-    processes = [subprocess.Popen([sys.executable, '-c', program, f'sqlite:///{tmp_path}/shared.db'],
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _process in range(3)]
+def start_search(url, seconds):
+    """A process that takes part in a search whose trials sleep."""
+    program = PROGRAM.format(root=str(Path(search.__file__).parents[2]), space=SMALL_SPACE, seconds=seconds)
+    return subprocess.Popen([sys.executable, '-c', program, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True)
+
+
+def assert_shared(processes):
+    """The processes end with the same outcome, and each point was trained to its end once."""
     lines = []
     for process in processes:
-        out, error = process.communicate(timeout=120)
+        out, error = process.communicate(timeout=240)
         assert process.returncode == 0, error
-        lines.append(out.splitlines())
+        lines.append([line for line in out.splitlines() if line != 'begins'])
     assert len({text[-1] for text in lines}) == 1 and lines[0][-1].startswith('Outcome(n_random=12, n_stable=12')
     trained = [line for text in lines for line in text[:-1]]
-    assert len(trained) == len(set(trained)) == 12 + 2  # and one other value of two parameters
+    assert len(trained) == len(set(trained))
+    return len(trained)
+
+
+def test_processes_that_start_at_once_share_the_points_of_a_search(tmp_path):
+    processes = [start_search(f'sqlite:///{tmp_path}/shared.db', 0.05) for _process in range(3)]
+    assert assert_shared(processes) == 12 + 2  # and one other value of two parameters
+
+
+def postgresql():
+    """The newest PostgreSQL's folder of programs (Debian: apt-get install postgresql), or None."""
+    found = sorted(Path('/usr/lib/postgresql').glob('*/bin'), key=lambda path: float(path.parent.name))
+    on_path = shutil.which('initdb')
+    return found[-1] if found else Path(on_path).parent if on_path else None
+
+
+@pytest.fixture
+def server(tmp_path_factory):
+    """URL of an empty database on a PostgreSQL server of its own, which listens on the loopback interface alone."""
+    folder = Path(tempfile.mkdtemp(prefix='postgresql'))  # a path of sockets has to be short
+    user = {}
+    if os.geteuid() == 0:  # PostgreSQL does not run as root
+        shutil.chown(folder, 'postgres', 'postgres')
+        user = dict(user='postgres', group='postgres')
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    run = functools.partial(subprocess.run, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+    run([postgresql() / 'initdb', '-D', folder / 'data', '-U', 'trials', '--auth=trust'])
+    control = [postgresql() / 'pg_ctl', '-D', folder / 'data', '-w', '-l', folder / 'log']
+    run([*control, '-o', f'-p {port} -h 127.0.0.1 -k {folder}', 'start'])
+    run([postgresql() / 'createdb', '-h', '127.0.0.1', '-p', str(port), '-U', 'trials', 'trials'])
+    yield f'postgresql://trials@127.0.0.1:{port}/trials'
+    run([*control, '-m', 'immediate', 'stop'])
+    shutil.rmtree(folder)
+
+
+needs_postgresql = pytest.mark.skipif(not (postgresql() and importlib.util.find_spec('psycopg')),
+                                      reason='PostgreSQL, or its driver psycopg, an extra, is not installed')
+
+
+@pytest.mark.slow
+@needs_postgresql
+def test_three_processes_share_a_search_on_postgresql_and_do_the_work_of_one_that_is_killed(server):
+    processes = [start_search(server, 1.0) for _process in range(3)]  # on an empty database
+    killed = processes.pop()
+    assert killed.stdout.readline() == 'begins\n', killed.stderr.read()
+    killed.kill()
+    done_before = killed.communicate()[0].count('phase')
+    assert assert_shared(processes) + done_before == 12 + 2
+
+
+@pytest.mark.slow
+@needs_postgresql
+def test_processes_that_open_an_empty_server_at_once_all_find_its_tables(server):
+    program = ('import sys; from gru4rec_pytensor.experiments import search; sys.stdin.readline(); '
+               'search.open_storage(sys.argv[1])')
+    processes = [subprocess.Popen([sys.executable, '-c', program, server], stdin=subprocess.PIPE, text=True,
+                                  stderr=subprocess.PIPE, cwd=Path(search.__file__).parents[2])
+                 for _process in range(6)]
+    for process in processes:
+        process.stdin.write('go\n')
+        process.stdin.flush()
+    for process in processes:
+        _out, error = process.communicate()
+        assert process.returncode == 0, error
 
 
 def test_afterwards_optuna_and_warnings_are_as_they_were(the_search, untrained, tmp_path):

@@ -23,7 +23,7 @@ LONG = {
 
 # Which room may import which: a script at the top, or a file or folder of the package.
 TOP = 'gru4rec evaluation baselines preprocess_rsc15'
-ROOMS = 'backends events checks files terminal model_file recommend click_log synthetic'
+ROOMS = 'backends events checks files terminal model_file recommend text_table click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
     'gru4rec': 'backends events checks model_file recommend draws mrg',
     'evaluation': 'gru4rec backends events checks',
@@ -39,7 +39,8 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'draws': 'mrg',
     'model_file': 'files',
     'recommend': 'events checks',
-    'click_log': 'events checks',
+    'text_table': 'files',
+    'click_log': 'events checks files text_table',
     'synthetic': 'events checks',
     'experiments': f'{TOP} {ROOMS}',
     'cli': f'{TOP} {ROOMS}',

@@ -3,25 +3,32 @@ import pytest
 from conftest import click_log
 
 from gru4rec_pytensor.experiments.datasets import Dataset
-from gru4rec_pytensor.experiments.protocols import NETWORK, PROTOCOLS, RSC15, VIDEO
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, PROTOCOLS, RSC15, VIDEO
 from gru4rec_pytensor.experiments.tables import (
     Section,
     Table,
     as_markdown,
     mean_metric,
     metric_in_words,
+    rows_of_tables,
     table_1,
     table_3,
+    tables_1_and_3,
 )
 
+DATA = Dataset('mine', RSC15, False, click_log([1, 2]), click_log([1, 2]))
 
-def a_result(model, recall, mrr=0.1, loss=None, units=None, seed=None):
+
+def a_result(model, recall, mrr=0.1, loss=None, units=None, seed=None, **more):
     return {'model': model, 'loss': loss, 'units': units, 'seed': seed, 'recall@20': recall, 'mrr@20': mrr,
-            'fit_seconds': 2.0, 'eval_seconds': None if recall is None else 0.5}
+            'fit_seconds': 2.0, 'eval_seconds': None if recall is None else 0.5, 'epochs': 10, 'backend': 'numba',
+            'tie_policy': 'conservative', 'candidates': None,
+            'parameters': RSC15.parameters[loss] if loss else BASELINES[model][1],
+            'other_tie_policies': {}} | more
 
 
-def a_network(recall, mrr=0.1, loss='top1', units=100, seed=42):
-    return a_result(NETWORK, recall, mrr, loss, units, seed)
+def a_network(recall, mrr=0.1, loss='top1', units=100, seed=42, **more):
+    return a_result(NETWORK, recall, mrr, loss, units, seed, **more)
 
 
 def test_published_numbers_are_those_of_the_papers_tables():
@@ -57,7 +64,7 @@ def test_networks_that_were_not_stable_are_counted_and_have_no_part_in_the_mean(
 
 
 def test_a_row_of_table_1_has_published_and_our_numbers():
-    table = table_1([a_result('POP', 0.25, 0.125), a_result('Item-KNN', 0.5, 0.25)], RSC15)
+    table = table_1([a_result('POP', 0.25, 0.125), a_result('Item-KNN', 0.5, 0.25)], DATA)
     assert table.rows == [('POP', '0.0050', '0.2500', '0.0012', '0.1250', '2.0 s', '0.5 s'),
                           ('Item-KNN', '0.5065', '0.5000', '0.2048', '0.2500', '2.0 s', '0.5 s')]
 
@@ -65,15 +72,34 @@ def test_a_row_of_table_1_has_published_and_our_numbers():
 def test_a_row_of_table_3_has_the_gains_over_item_knn():
     results = [a_result('Item-KNN', 0.5, 0.25), a_network(0.6, 0.2), a_network(0.7, 0.2, seed=43),
                a_network(0.4, units=4)]
-    assert table_3(results, RSC15).rows == [
+    assert table_3(results, DATA).rows == [
         ('TOP1', 100, '0.5853 (+15.55%)', '0.6500 ± 0.0707 (+30.00%)', '0.2305 (+12.58%)', '0.2000 ± 0.0000 (-20.00%)',
          '2.0 s', '0.5 s'),
         ('TOP1', 4, '-', '0.4000 (-20.00%)', '-', '0.1000 (-60.00%)', '2.0 s', '0.5 s')]
 
 
 def test_a_gain_over_a_baseline_that_hits_nothing_is_left_out():
-    row, = table_3([a_result('Item-KNN', 0.0, 0.0), a_network(0.6, units=4)], VIDEO).rows
+    row, = table_3([a_result('Item-KNN', 0.0, 0.0), a_network(0.6, units=4)], DATA).rows
     assert row[:6] == ('TOP1', 4, '-', '0.6000', '-', '0.1000')
+
+
+def test_rows_that_were_trained_or_ranked_otherwise_stand_apart_and_say_how():
+    results = [a_result('Item-KNN', 0.5), a_network(0.6), a_network(0.7, epochs=3), a_network(0.8, seed=43),
+               a_result('Item-KNN', 0.25, tie_policy='median'), a_network(0.4, tie_policy='median')]
+    section = tables_1_and_3(results, DATA)
+    assert [(row[:2], row[3]) for row in section.tables[0].rows] == [
+        (('Item-KNN', 'conservative'), '0.5000'), (('Item-KNN', 'median'), '0.2500')]
+    assert [(row[2:4], row[5]) for row in section.tables[1].rows] == [
+        ((10, 'conservative'), '0.7000 ± 0.1414 (+40.00%)'), ((10, 'median'), '0.4000 (+60.00%)'),
+        ((3, 'conservative'), '0.7000 (+40.00%)')]
+    assert 'epochs' not in section.notes[0] and 'policy' not in section.notes[0]
+
+
+def test_results_with_other_parameters_or_candidates_than_the_papers_stand_in_no_table():
+    mine = a_network(0.6)
+    others = [a_network(0.6, parameters={'layers': [100, 100]}), a_network(0.6, candidates=30_000),
+              a_result('POP', 0.1, parameters={'top_n': 5})]
+    assert rows_of_tables([*others, mine], RSC15) == [mine]
 
 
 def test_a_section_in_markdown_has_the_notice_headings_even_columns_and_notes():

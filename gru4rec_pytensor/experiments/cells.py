@@ -4,7 +4,9 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -15,15 +17,13 @@ import pytensor
 from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
-from gru4rec_pytensor.experiments.datasets import Dataset
+from gru4rec_pytensor.experiments.datasets import Dataset, Events
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, Protocol
 from gru4rec_pytensor.terminal import TrainingProgress
 
-# What results.json has of each cell; results of the first versions lack the last ones.
-LATER_KEYS = ('candidates', 'epoch_losses', 'details', 'revision')
-RESULT_KEYS = ('dataset', 'table', 'model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'recall@20', 'recall@19',
-               'mrr@20', 'published_recall@20', 'published_mrr@20', 'fit_seconds', 'eval_seconds',
-               'train_events_per_second', 'eval_events_per_second', 'tie_policy', 'backend', 'versions', *LATER_KEYS)
+# What is kept of each cell beside its key; what can be derived, such as its table and the published numbers, is not.
+RESULT_KEYS = ('recall@20', 'recall@19', 'mrr@20', 'fit_seconds', 'eval_seconds', 'train_events_per_second',
+               'eval_events_per_second', 'epoch_losses', 'details', 'versions')
 
 # The details of a result.  The bins are named, with their last position, or their share of the items at their end.
 CUT_OFFS = (1, 2, 3, 5, 10, 15, 20, 30, 50, 100)
@@ -56,7 +56,6 @@ class Options:
 
 class Cell(NamedTuple):
     """One number of a table: what is trained and evaluated, apart from the data."""
-    table: int  # 0 where it is in none
     model: str
     loss: str | None
     units: int | None
@@ -72,11 +71,15 @@ class Cell(NamedTuple):
         """Model, loss, units and seed, as far as it has them."""
         return ' '.join(str(part) for part in (self.model, self.loss, self.units, self.seed) if part is not None)
 
+    def key(self, fingerprint: str) -> dict:
+        """All that its number depends on; `fingerprint` is that of the data."""
+        return {'data': fingerprint, 'revision': REVISION} | self._asdict()
 
-def network_cell(table: int, loss: str, units: int | None, epochs: int, seed: int, parameters: dict, options: Options,
+
+def network_cell(loss: str, units: int | None, epochs: int, seed: int, parameters: dict, options: Options,
                  candidates: int | None) -> Cell:
     """The cell of a network, ranked by the policy and trained on the backend of the options."""
-    return Cell(table, NETWORK, loss, units, epochs, seed, parameters, options.tie_policy, candidates, options.backend)
+    return Cell(NETWORK, loss, units, epochs, seed, parameters, options.tie_policy, candidates, options.backend)
 
 
 def plan(protocol: Protocol, options: Options) -> list[Cell]:
@@ -89,9 +92,9 @@ def plan(protocol: Protocol, options: Options) -> list[Cell]:
         if model in models and (1 in tables or model == 'Item-KNN'):
             n_epochs = parameters.get('n_iterations')
             for seed in options.seeds if model == 'BPR-MF' else [None]:
-                cells.append(Cell(1, model, None, None, n_epochs, seed, parameters, options.tie_policy, candidates))
+                cells.append(Cell(model, None, None, n_epochs, seed, parameters, options.tie_policy, candidates))
     if 3 in tables and NETWORK in models:
-        cells += [network_cell(3, loss, n, options.epochs, seed, protocol.parameters[loss], options, candidates)
+        cells += [network_cell(loss, n, options.epochs, seed, protocol.parameters[loss], options, candidates)
                   for n in options.units for loss in options.losses for seed in options.seeds]
     if not cells:
         raise ValueError(f'--table {" ".join(map(str, tables))} has no row for --models {" ".join(models)}')
@@ -113,28 +116,39 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
 # Training and evaluation
 # ---------------------------------------------------------------------------------------------------------------------
 
-def run_cell(cell: Cell, data: Dataset) -> dict:
-    """Train and evaluate; the result as it is written to results.json, with `RESULT_KEYS`."""
+def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None, every: float = 600.0,
+             report: Callable[[str, bool], None] | None = None) -> dict:
+    """Train and evaluate; the result as it is kept, with `RESULT_KEYS`.
+
+    Parameters
+    ----------
+    checkpoint : file of a network's training, and where it goes on from if that is there
+    every : seconds between two times that it is written
+    report : is called with how far the training is, and whether an epoch has ended
+    """
+    goes_on = bool(checkpoint and checkpoint.exists())
     started = time.perf_counter()
-    model, events_per_second = (fit_network if cell.model == NETWORK else fit_baseline)(cell, data.train)
-    published = data.protocol.published_for(cell.model, cell.loss, cell.units) if cell.table else (None, None)
-    result = dict.fromkeys(RESULT_KEYS) | cell._asdict() | {
-        'dataset': data.name, 'revision': REVISION, 'fit_seconds': time.perf_counter() - started,
+    if cell.model == NETWORK:
+        model, events_per_second = fit_network(cell, data.train, checkpoint, every, report)
+    else:
+        model, events_per_second = fit_baseline(cell, data.train)
+    result = dict.fromkeys(RESULT_KEYS) | {
+        'fit_seconds': None if goes_on else time.perf_counter() - started,  # the first part was not measured
         'train_events_per_second': events_per_second, 'versions': versions(),
-        'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None,  # BPR-MF has some, too
-        'published_recall@20': published[0], 'published_mrr@20': published[1]}
+        'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None}  # BPR-MF has some, too
     if not getattr(model, 'error_during_train', False):
         result |= evaluate(model, cell, data)
     return result
 
 
-def fit_network(cell: Cell, train: pd.DataFrame) -> tuple[GRU4Rec, float | None]:
+def fit_network(cell: Cell, train: pd.DataFrame, checkpoint: Path | None, every: float,
+                report: Callable[[str, bool], None] | None) -> tuple[GRU4Rec, float | None]:
     """The trained network of a cell, and how many events a second it was trained on, compilation left out."""
     started = time.perf_counter()
-    progress = TrainingProgress(f'{cell.loss}, {cell.units} units')
+    progress = TrainingProgress(cell.title, quiet=True, report=report)
     arguments: dict[str, Any] = {'layers': [cell.units], **cell.parameters}
     model = GRU4Rec(**arguments | dict(n_epochs=cell.epochs, loss=cell.loss, seed=cell.seed, backend=cell.backend))
-    model.fit(train, callback=progress)
+    model.fit(train, callback=progress, checkpoint=checkpoint, every=every)
     return model, progress.close(time.perf_counter() - started)
 
 
@@ -147,7 +161,7 @@ def fit_baseline(cell: Cell, train: pd.DataFrame) -> tuple[Any, float]:
     return model, len(train) * (cell.epochs or 1) / (time.perf_counter() - started)
 
 
-def evaluate(model: Any, cell: Cell, data: Dataset) -> dict:
+def evaluate(model: Any, cell: Cell, data: Dataset | Events) -> dict:
     """Metrics of a trained model, and what evaluation took."""
     started = time.perf_counter()
     candidates = most_frequent(data.train.ItemId, cell.candidates)
@@ -164,7 +178,7 @@ def evaluate(model: Any, cell: Cell, data: Dataset) -> dict:
     return result
 
 
-def rank_details(ranks: np.ndarray, data: Dataset) -> dict:
+def rank_details(ranks: np.ndarray, data: Dataset | Events) -> dict:
     """Recall and MRR over cut-offs; Recall@20 by position in the session, and by popularity of the next item."""
     rows, offsets = session_order(data.test)
     position = np.delete(np.arange(len(rows)) - offsets[session_of_event(offsets)] + 1, offsets[:-1])

@@ -5,8 +5,6 @@ fixed beforehand: see `VERDICTS`.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +15,6 @@ from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import Cell, Options, network_cell
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, VIDEO_CANDIDATES, VIDEO_ITEMS
-from gru4rec_pytensor.experiments.results import result_of, run_cells
 from gru4rec_pytensor.experiments.tables import Section, Table, mean_and_deviation
 
 VERDICTS = """\
@@ -179,35 +176,37 @@ def stability_row(stable: dict[str, tuple[int, int]]) -> tuple:
 # What is trained
 # ---------------------------------------------------------------------------------------------------------------------
 
-def run_claims(data: Dataset, options: Options, is_quick: bool, path: Path) -> Iterator[Section]:
-    """The table of claims: now and then with those that can be judged already, at last with all of them.
+def claims_cells(data: Dataset, options: Options, is_quick: bool) -> list[Cell]:
+    """All that is trained for the claims; `is_quick` for fewer random points of the claim on stability."""
+    cells = [cell for claim in paper_claims(*options.units) for setting in (claim.first, claim.second)
+             for cell in setting_cells(setting, data, options)]
+    cells += [cell for of_loss in stability_cells(data, options, is_quick).values() for cell in of_loss]
+    return [cell for k, cell in enumerate(cells) if cell not in cells[:k]]
 
-    Parameters
-    ----------
-    is_quick : fewer random points for the claim on stability, and a note that the run is reduced
-    path : of the results
-    """
-    claims, n_seeds = paper_claims(*options.units), len(options.seeds)
-    cells_of = [[setting_cells(setting, data, options) for setting in (claim.first, claim.second)] for claim in claims]
-    random_cells = stability_cells(data, options, 10 if is_quick else 100)
-    cells = [cell for both in cells_of for of_setting in both for cell in of_setting]
-    cells += [cell for of_loss in random_cells.values() for cell in of_loss]
-    cells = [cell for k, cell in enumerate(cells) if cell not in cells[:k]]
-    for finished in run_cells(cells, data, path):
-        if len(finished) < len(cells) and len(finished) % n_seeds:
-            continue
 
-        def results_of(part: list[Cell], finished: list[dict] = finished) -> list[dict]:
-            return [result for cell in part if (result := result_of(cell, finished, data.name))]
+def claims_section(results: list[dict], data: Dataset, options: Options, is_quick: bool) -> Section:
+    """The table of claims, with those that can be judged by the results that there are, and what it is of."""
+    def results_of(cells: list[Cell]) -> list[dict]:
+        found = [result_of(cell, results) for cell in cells]
+        return [] if None in found else [result for result in found if result]
 
-        rows = []
-        for claim, both in zip(claims, cells_of):
-            first, second = map(results_of, both)
-            if [len(first), len(second)] == [len(part) for part in both]:
-                rows.append(claim_row(claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds)))
-        if len(finished) == len(cells):
-            rows.append(stability_row({loss: count_stable(results_of(part)) for loss, part in random_cells.items()}))
-        yield claims_section(rows, data, options, is_quick)
+    rows = []
+    for claim in paper_claims(*options.units):
+        first, second = (results_of(setting_cells(setting, data, options)) for setting in (claim.first, claim.second))
+        if first and second:
+            n_seeds = len(options.seeds)
+            rows.append(claim_row(claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds)))
+    stable = {loss: results_of(cells) for loss, cells in stability_cells(data, options, is_quick).items()}
+    if all(stable.values()):
+        rows.append(stability_row({loss: count_stable(of_loss) for loss, of_loss in stable.items()}))
+    header = ('Section', 'Claim', 'First / second', *METRICS.values(), 'Verdict')
+    return Section([Table('Claims', header, rows)], [claims_note(data, options, is_quick), VERDICTS])
+
+
+def result_of(cell: Cell, results: list[dict]) -> dict | None:
+    """The result of a cell, if it is among those of the data set."""
+    wanted = cell._asdict()
+    return next((result for result in results if all(result[name] == wanted[name] for name in wanted)), None)
 
 
 def setting_cells(setting: Setting, data: Dataset, options: Options) -> list[Cell]:
@@ -215,13 +214,13 @@ def setting_cells(setting: Setting, data: Dataset, options: Options) -> list[Cel
     candidates = data.protocol.candidates
     if setting.loss is None:  # a baseline
         parameters = BASELINES[setting.model][1]
-        return [Cell(1, setting.model, None, None, None, None, parameters, options.tie_policy, candidates)]
+        return [Cell(setting.model, None, None, None, None, parameters, options.tie_policy, candidates)]
     if setting.candidates == 'popular':
         candidates = popular_candidates(data.n_items)
     elif setting.candidates == 'all':
         candidates = None
     parameters = data.protocol.parameters[setting.loss] | setting.options
-    return [network_cell(0, setting.loss, setting.units, options.epochs, seed, parameters, options, candidates)
+    return [network_cell(setting.loss, setting.units, options.epochs, seed, parameters, options, candidates)
             for seed in options.seeds]
 
 
@@ -231,11 +230,12 @@ def popular_candidates(n_items: int) -> int:
     return min(VIDEO_CANDIDATES, max(2 * CUT_OFF, share))
 
 
-def stability_cells(data: Dataset, options: Options, n_points: int) -> dict[str, list[Cell]]:
+def stability_cells(data: Dataset, options: Options, is_quick: bool) -> dict[str, list[Cell]]:
     """For each loss, networks at random points of the search space, of which some may be numerically unstable."""
+    n_points = 10 if is_quick else 100
     seed, epochs = options.seeds[0], min(STABILITY_EPOCHS, options.epochs)
     points = search.random_points(search.SPACE, n_points, seed)
-    return {loss: [network_cell(0, loss, options.units[0], epochs, seed, point, options, data.protocol.candidates)
+    return {loss: [network_cell(loss, options.units[0], epochs, seed, point, options, data.protocol.candidates)
                    for point in points] for loss in (*POINTWISE, *PAIRWISE)}
 
 
@@ -244,15 +244,13 @@ def count_stable(results: list[dict]) -> tuple[int, int]:
     return sum(result['recall@20'] is not None for result in results), len(results)
 
 
-def claims_section(rows: list[tuple], data: Dataset, options: Options, is_quick: bool) -> Section:
-    """The table of claims, and what it is of."""
+def claims_note(data: Dataset, options: Options, is_quick: bool) -> str:
+    """What the table of claims is of, in words."""
     small, large = options.units
     reduced = ('**Quick run: fewer epochs and units than the paper\'s 100 and 1000, and fewer random points.** '
                if is_quick else '')
-    note = (f'{reduced}{small} units, {large} where many units are meant; {options.epochs} epochs, seeds '
+    return (f'{reduced}{small} units, {large} where many units are meant; {options.epochs} epochs, seeds '
             f"{', '.join(map(str, options.seeds))}, backend {options.backend}; parameters of Table 2 for "
             f'{data.protocol.title}; rmsprop with learning rate {RMSPROP_RATE}. Cells show first / second, mean ± '
             'standard deviation over seeds, and in brackets their difference ± the half-width of its 95% interval. '
             f'Stability: networks of {small} units with {min(STABILITY_EPOCHS, options.epochs)} epochs and one seed.')
-    header = ('Section', 'Claim', 'First / second', *METRICS.values(), 'Verdict')
-    return Section([Table('Claims', header, rows)], [note, VERDICTS])

@@ -2,15 +2,19 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 import preprocess_rsc15
 from gru4rec_pytensor import click_log, synthetic
 from gru4rec_pytensor.events import COLUMNS, count, drop_long_sessions, keep_known_items, split
 from gru4rec_pytensor.experiments.protocols import Protocol
+from gru4rec_pytensor.files import files_together
 from gru4rec_pytensor.terminal import note
 
 
@@ -30,18 +34,43 @@ class Source(NamedTuple):
     items: int | None = None
 
 
-class Dataset(NamedTuple):
+@dataclass(frozen=True)
+class Dataset:
     """Training and test events, cleaned by the rules of a protocol."""
     name: str  # says where the data is from, and a fingerprint of it
     protocol: Protocol
     is_synthetic: bool
     train: pd.DataFrame
     test: pd.DataFrame
+    fingerprint: str = ''  # eight digits that change with the events
+
+    @cached_property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Sessions, events and items of 'train' and 'test'."""
+        return {'train': count(self.train), 'test': count(self.test)}
 
     @property
     def n_items(self) -> int:
         """Number of items of the training data."""
-        return int(self.train.ItemId.nunique())
+        return self.counts['train']['items']
+
+    @property
+    def difference_to_the_papers(self) -> str:
+        """What tells the data from the paper's, in words; empty where all counts are the same, so that numbers compare.
+        """
+        if self.is_synthetic:
+            return 'a synthetic click log'
+        for part, published in self.protocol.counts.items():
+            for kind, number in published.items():
+                if self.counts[part][kind] != number:
+                    return f'{self.counts[part][kind]:,} of {number:,} {kind}' + ' for testing' * (part == 'test')
+        return 'its counts are the same, but the data is private' if self.protocol.is_private else ''
+
+
+class Events(NamedTuple):
+    """Training and test events, or training and validation events."""
+    train: pd.DataFrame
+    test: pd.DataFrame
 
 
 def load_dataset(source: Source, protocol: Protocol) -> Dataset:
@@ -54,8 +83,9 @@ def load_dataset(source: Source, protocol: Protocol) -> Dataset:
         name = folder.resolve().name
     train, test = read_pair(train_path, test_path, protocol)
     is_synthetic = (train_path.parent / preprocess_rsc15.SYNTHETIC_LOG).exists() or not (source.train or source.folder)
-    return Dataset(f"{'synthetic' if is_synthetic else name}-{fingerprint(train, test)}", protocol, is_synthetic, train,
-                   with_known_items(train, test))
+    digits = fingerprint(train, test)
+    return Dataset(f"{'synthetic' if is_synthetic else name}-{digits}", protocol, is_synthetic, train,
+                   with_known_items(train, test), digits)
 
 
 def validation_split(source: Source, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -110,26 +140,66 @@ def with_known_items(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Events that processes share
+# ---------------------------------------------------------------------------------------------------------------------
+
+def share_events(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -> Events:
+    """Write two frames of events into a folder as arrays, and open them as `open_events` does.
+
+    Ids that are text become whole numbers of the same order, since arrays of objects cannot be shared.  Nothing that is
+    computed depends on more than the order of ids.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for key in COLUMNS:
+        columns = [frame[key].to_numpy() for frame in (train, test)]
+        if columns[0].dtype == object:
+            codes, _ids = pd.factorize(np.concatenate(columns), sort=True)
+            columns = np.split(codes, [len(train)])
+        arrays |= {f'{part}-{key}.npy': column for part, column in zip(('train', 'test'), columns)}
+    if not all((folder / name).exists() for name in arrays):
+        folder.parent.mkdir(exist_ok=True)
+        with files_together(folder) as unfinished:
+            for name, array in arrays.items():
+                np.save(Path(unfinished) / name, array)
+    return open_events(folder)
+
+
+def open_events(folder: Path) -> Events:
+    """The events that `share_events` wrote, mapped into memory, so that all processes of a machine share them."""
+    return Events(*[pd.DataFrame({key: np.load(folder / f'{part}-{key}.npy', mmap_mode='r') for key in COLUMNS},
+                                 copy=False) for part in ('train', 'test')])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is known about a data set
+# ---------------------------------------------------------------------------------------------------------------------
+
 def fingerprint(*frames: pd.DataFrame) -> str:
     """Eight digits that change when the data does."""
     hashes = [pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes() for frame in frames]
     return hashlib.sha256(b''.join(hashes)).hexdigest()[:8]
 
 
-def size_in_words(events: pd.DataFrame) -> str:
-    """Sessions, events and items of a frame of events."""
-    return ', '.join(f'{number:,} {kind}' for kind, number in count(events).items())
+def size_in_words(counts: dict[str, int]) -> str:
+    """Sessions, events and items, as `events.count` returns them."""
+    return ', '.join(f'{number:,} {kind}' for kind, number in counts.items())
 
 
 def data_notice(data: Dataset) -> str:
     """What data our numbers are of, and what they can be compared with."""
+    difference = data.difference_to_the_papers
     if data.is_synthetic:
         comparison = ('**This is a synthetic click log**: our numbers on it are not comparable with the published '
                       'ones, only their order is.')
     elif data.protocol.is_private:
         comparison = ('**This is not the data of the published numbers**, which is private: ours are not comparable '
                       'with them, only their order is.')
+    elif difference:
+        comparison = (f"**This is not the paper's data: {difference}.** Our numbers are not comparable with the "
+                      'published ones.')
     else:
-        comparison = (f'Our numbers are comparable with the published ones only if this is the {data.protocol.title} '
-                      'data of the paper.')
-    return f'Data set `{data.name}`: train {size_in_words(data.train)}; test {size_in_words(data.test)}. {comparison}'
+        comparison = (f'It has as many sessions, events and items as the {data.protocol.title} data of the paper: our '
+                      'numbers are comparable with the published ones.')
+    train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
+    return f'Data set `{data.name}`: train {train}; test {test}. {comparison}'

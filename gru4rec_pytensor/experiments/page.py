@@ -86,12 +86,12 @@ def table(header: Sequence, rows: Sequence[Sequence], caption: str = '') -> str:
             + '</tbody></table></div>')
 
 
-def difference(ours: float | None, published: float | None) -> tuple[str, str]:
-    """Cell with the relative difference of ours to the published number, coloured by its sign."""
+def difference(ours: float | None, published: float | None, is_comparable: bool) -> tuple[str, str]:
+    """Cell with the relative difference of ours to the published number, coloured by its sign if they compare."""
     if ours is None or not published:
         return '-', ''
     change = ours / published - 1
-    return f'{change:+.1%}', 'better' if change > 0 else 'worse' if change < 0 else ''
+    return f'{change:+.1%}', '' if not is_comparable else 'better' if change > 0 else 'worse' if change < 0 else ''
 
 
 # ---------------------------------------------------------------------------------------------------------------------

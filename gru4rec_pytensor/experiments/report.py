@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gru4rec_pytensor.events import count
 from gru4rec_pytensor.experiments import page
 from gru4rec_pytensor.experiments.cells import CUT_OFFS, versions
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
-from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, Protocol
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK
 from gru4rec_pytensor.experiments.tables import (
     TITLES,
     Section,
+    by_row,
     mean_metric,
     metric_in_words,
     networks_note,
+    row_settings,
+    ties_note,
     title_of,
 )
 
@@ -26,17 +28,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def format_report(results: list[dict], data: Dataset, sections: list[Section], command: str) -> str:
+def format_report(results: list[dict], data: Dataset, sections: list[Section], commands: list[str]) -> str:
     """The whole page.
 
     Parameters
     ----------
     results : of the cells of Tables 1 and 3
     sections : Table 2 and the claims, as far as they were run
-    command : that makes the page again
+    commands : that make the page again
     """
     parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>',
-             comparison_section(results, data.protocol)]
+             comparison_section(results, data)]
     parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, section.notes))
               for section in sections for table in section.tables]
     parts += picture_sections(results)
@@ -47,7 +49,7 @@ def format_report(results: list[dict], data: Dataset, sections: list[Section], c
             ['run', 'fit, s', 'training events/s', 'evaluation, s', 'predictions/s'], speed_rows(results),
             'Compilation is part of the seconds of the run that needs it first, not of the events per second.')))
     found = ', '.join(f'{name} {version}' for name, version in versions().items())
-    parts.append(page.section('How to make this report', f'<pre>{html.escape(command)}</pre>',
+    parts.append(page.section('How to make this report', f'<pre>{html.escape(chr(10).join(commands))}</pre>',
                               page.paragraph(f'{found}, on {platform.system()} {platform.machine()}.')))
     return page.page(f'GRU4Rec: the experiments of the paper on {data.name}', [*filter(None, parts)])
 
@@ -56,45 +58,40 @@ def format_report(results: list[dict], data: Dataset, sections: list[Section], c
 # Tables
 # ---------------------------------------------------------------------------------------------------------------------
 
-def comparison_section(results: list[dict], protocol: Protocol) -> str:
+def comparison_section(results: list[dict], data: Dataset) -> str:
     """Tables 1 and 3 with the differences to what was published; empty when there is no result."""
     if not results:
         return ''
-    tables = [comparison_table(results, protocol, TITLES[1], [*BASELINES]),
-              comparison_table(results, protocol, TITLES[3], [NETWORK])]
+    tables = [comparison_table(results, data, TITLES[1], [*BASELINES]),
+              comparison_table(results, data, TITLES[3], [NETWORK])]
+    colours = 'green is above, orange below the published number'
+    if data.difference_to_the_papers:
+        colours = f"neither better nor worse, since this is not the paper's data: {data.difference_to_the_papers}"
     return page.section('Recall@20 and MRR@20, published and ours', *tables, page.paragraph(
-        f'Published: {protocol.title}, arXiv 1511.06939 v4. Difference: ours to published, relative; green is above, '
-        f'orange below the published number. {networks_note(results)}Ties are ranked by the policy '
-        f'{results[0]["tie_policy"]!r}.'))
+        f'Published: {data.protocol.title}, arXiv 1511.06939 v4. Difference: ours to published, relative; {colours}. '
+        f'{networks_note(results)}{ties_note(results)}'))
 
 
-def comparison_table(results: list[dict], protocol: Protocol, caption: str, models: list[str]) -> str:
+def comparison_table(results: list[dict], data: Dataset, caption: str, models: list[str]) -> str:
     """Published and our numbers of some models with their differences; empty when there is no result."""
     rows = []
-    for row, ours in by_row([result for result in results if result['model'] in models]).items():
-        cells: list = [title_of(ours[0], with_seed=False)]
-        for metric, published in zip(('recall@20', 'mrr@20'), protocol.published_for(*row)):
+    results = [result for result in results if result['model'] in models]
+    for (model, loss, units, *_), ours in by_row(results).items():
+        cells: list = [title_of(ours[0], row_settings(results), with_seed=False)]
+        for metric, published in zip(('recall@20', 'mrr@20'), data.protocol.published_for(model, loss, units)):
             cells += [f'{published:.4f}' if published else '-', metric_in_words(ours, metric),
-                      page.difference(mean_metric(ours, metric), published)]
+                      page.difference(mean_metric(ours, metric), published, not data.difference_to_the_papers)]
         rows.append(cells)
     header = ['', *[f'{metric} {which}' for metric in ('Recall@20', 'MRR@20') for which in (
         'published', 'ours', 'difference')]]
     return page.table(header, rows, caption) if rows else ''
 
 
-def by_row(results: list[dict]) -> dict[tuple, list[dict]]:
-    """The results of each row of Tables 1 and 3, which has a model, a loss and hidden units: one for each seed."""
-    rows: dict[tuple, list[dict]] = {}
-    for result in results:
-        rows.setdefault((result['model'], result['loss'], result['units']), []).append(result)
-    return rows
-
-
 def data_rows(data: Dataset) -> list[list[str]]:
     """Sessions, events and items of the data, next to the published counts."""
     rows = []
-    for name, frame in (('train', data.train), ('test', data.test)):
-        for kind, found in count(frame).items():
+    for name, counts in data.counts.items():
+        for kind, found in counts.items():
             published = data.protocol.counts[name].get(kind)
             rows.append([name, kind, f'{found:,}', f'{published:,}' if published else '-'])
     return rows
@@ -103,7 +100,7 @@ def data_rows(data: Dataset) -> list[list[str]]:
 def speed_rows(results: list[dict]) -> list[list[str]]:
     """Seconds and rates of each run."""
     digits_of = {'fit_seconds': 1, 'train_events_per_second': 0, 'eval_seconds': 1, 'eval_events_per_second': 0}
-    return [[title_of(result), *[f'{result[key]:,.{digits}f}' if result[key] is not None else '-'
+    return [[title_of(result, row_settings(results)), *[f'{result[key]:,.{digits}f}' if result[key] is not None else '-'
                                  for key, digits in digits_of.items()]] for result in results]
 
 
@@ -116,7 +113,9 @@ def picture_sections(results: list[dict]) -> list[str]:
     rows = by_row([result for result in results if result.get('details')])
     if not rows:
         return []
-    details = {title_of(ours[0], with_seed=False): [result['details'] for result in ours] for ours in rows.values()}
+    settings = row_settings(results)
+    details = {title_of(ours[0], settings, with_seed=False): [result['details'] for result in ours]
+               for ours in rows.values()}
     recall, mrr = ({title: (CUT_OFFS, np.mean([of_seed[metric] for of_seed in of_row], axis=0).tolist())
                     for title, of_row in details.items()} for metric in ('recall', 'mrr'))
     by_position, by_popularity = ({title: mean_of_bins([of_seed[bins] for of_seed in of_row])
@@ -137,8 +136,8 @@ def mean_of_bins(of_seeds: list[list]) -> tuple[list[str], list[float]]:
 def mean_losses(results: list[dict]) -> dict[str, list[float]]:
     """Loss of each epoch, mean over seeds, of each network that was stable, by title."""
     rows = by_row([result for result in results if result.get('details') and result.get('epoch_losses')])
-    return {title_of(ours[0], with_seed=False): np.mean([result['epoch_losses'] for result in ours], axis=0).tolist()
-            for ours in rows.values()}
+    return {title_of(ours[0], row_settings(results), with_seed=False):
+            np.mean([result['epoch_losses'] for result in ours], axis=0).tolist() for ours in rows.values()}
 
 
 def cut_off_figure(recall: dict[str, tuple], mrr: dict[str, tuple]) -> str:

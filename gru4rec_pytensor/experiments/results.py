@@ -1,50 +1,104 @@
-"""Results on disk: finished cells are kept in results.json, and only those that it lacks are run."""
+"""Results on disk: a file for each, under a key that holds what it depends on, for any number of processes at once."""
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
-from gru4rec_pytensor.experiments.cells import LATER_KEYS, RESULT_KEYS, Cell, check_batch_sizes, run_cell
-from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import REVISION
-from gru4rec_pytensor.files import atomic_file
-from gru4rec_pytensor.terminal import note
+from gru4rec_pytensor.files import FileLock, atomic_file, check_writable, remove_leftovers
+
+FORMAT = 1  # of the files; raised when what they hold changes
+KINDS = ('cells', 'searches', 'claims', 'commands')
 
 
-def run_cells(cells: list[Cell], data: Dataset, path: Path) -> Iterator[list[dict]]:
-    """Run the cells that the file of results lacks; after each cell, yields the results of those up to it."""
-    results = load_results(path)
-    check_batch_sizes([cell for cell in cells if not result_of(cell, results, data.name)], data.train)
-    for number, cell in enumerate(cells, 1):
-        done = result_of(cell, results, data.name)
-        note(f'[{number}/{len(cells)}] {cell.title}' + (f': already in {path}' if done else ''))
-        if not done:
-            result = json.loads(json.dumps(run_cell(cell, data)))  # as it will be read
-            others = [other for other in load_results(path) if other not in results]  # of another run, meanwhile
-            results = [*results, *others, result]
-            write_text(path, json.dumps(results, indent=1) + '\n')
-        yield [found for cell in cells[:number] if (found := result_of(cell, results, data.name))]
+class Results:
+    """What a folder has: finished cells, searches, and which claims were asked for, by which commands.
+
+    Each is a file KIND/TITLE-DIGITS.json, which is whole or not there, and the digits are those of its key.  So
+    processes that share the folder, on a shared disk too, write without regard to one another; who is about to train
+    holds `lock` meanwhile.  Checkpoints lie beside them, in a folder of their own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def prepare(self) -> None:
+        """Make the folders; OSError or ValueError if that cannot be, or if results lie there that cannot be read."""
+        if self.folder.is_file():
+            raise ValueError(f'--out {self.folder}: is a file; give the name of a folder')
+        earlier = self.folder / 'results.json'
+        if earlier.exists():
+            raise ValueError(f'{earlier}: not of this version, which keeps each result in a file of its own, in '
+                             f'{self.folder / "cells"}; move it away, or choose another --out')
+        for name in (*KINDS, 'checkpoints'):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder / name)
+        check_writable(self.folder / 'tables.md')
+        for kind in KINDS:
+            self.load(kind)
+        self.remove_leftovers()
+
+    def remove_leftovers(self) -> None:
+        """Remove locks that nobody holds any more, and checkpoints of cells that are finished."""
+        for path in (self.folder / 'cells').glob('*.lock'):
+            lock = FileLock(path)
+            if lock.acquire(wait=False):
+                lock.release()
+        for path in (self.folder / 'checkpoints').iterdir():
+            if (self.folder / 'cells' / f'{path.name}.json').exists():
+                path.unlink(missing_ok=True)
+
+    def path(self, kind: str, key: dict) -> Path:
+        """Of the file of a key."""
+        words = [str(key[name]) for name in ('model', 'loss', 'units', 'seed') if key.get(name) is not None]
+        title = re.sub(r'[^\w.-]', '_', '-'.join(words) or kind)
+        return self.folder / kind / f'{title}-{digits_of(key)}.json'
+
+    def has(self, kind: str, key: dict) -> bool:
+        """Whether there is something under a key."""
+        return self.path(kind, key).exists()
+
+    def save(self, kind: str, key: dict, result: dict) -> None:
+        """Keep what belongs to a key."""
+        text = json.dumps({'format': FORMAT, 'key': key, 'result': result}, indent=1)
+        write_text(self.path(kind, key), text + '\n')
+
+    def load(self, kind: str, fingerprint: str | None = None) -> list[dict]:
+        """What there is of a kind and of the data set with this fingerprint, each as one dictionary with its key.
+
+        What other revisions of the models computed does not count.  ValueError names a file that is something else.
+        """
+        found = [read_result(path) for path in sorted((self.folder / kind).glob('*.json'))]
+        return [result for result in found if result['revision'] == REVISION
+                and fingerprint in (None, result['data'])]
+
+    def lock(self, key: dict) -> FileLock:
+        """For the process that trains a cell."""
+        return FileLock(self.path('cells', key).with_suffix('.lock'))
+
+    def checkpoint(self, key: dict) -> Path:
+        """Of the training of a cell or a trial."""
+        return self.folder / 'checkpoints' / self.path('cells', key).stem
 
 
-def load_results(path: Path) -> list[dict]:
-    """Results of earlier runs; an empty list when there are none.  ValueError if the file is of something else."""
-    if not path.exists():
-        return []
-    with contextlib.suppress(ValueError):
-        results = json.loads(path.read_text())
-        if isinstance(results, list) and all(
-                set(RESULT_KEYS) - set(LATER_KEYS) <= set(result) for result in results):
-            return results
-    raise ValueError(f'{path}: not a results file of this program; move it away, or choose another --out')
+def digits_of(key: dict) -> str:
+    """Digits that differ from key to key."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def result_of(cell: Cell, results: list[dict], dataset: str) -> dict | None:
-    """The result of a cell on a data set, if it is among `results`; those of other revisions do not count."""
-    wanted = cell._asdict() | {'dataset': dataset, 'revision': REVISION}
-    wanted.pop('table')  # the claims compare cells of the tables, too
-    return next((result for result in results if all(result.get(key) == value for key, value in wanted.items())), None)
+def read_result(path: Path) -> dict:
+    """Key and result of a file; ValueError, which names it, if it is none of ours."""
+    try:
+        content = json.loads(path.read_bytes())
+        key, result = content['key'], content['result']
+        if content['format'] != FORMAT or not path.stem.endswith(f'-{digits_of(key)}'):
+            raise KeyError('format')
+        return {name: key[name] for name in ('data', 'revision')} | key | result
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f'{path}: not a result of this version of the program, or damaged; move it away, or choose '
+                         'another --out') from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,25 +8,22 @@ or machines with a database server between them, work on one search together.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from evaluation import CUT_OFF, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
-from gru4rec_pytensor.events import n_trainable_sessions
+from gru4rec_pytensor.events import most_frequent, n_trainable_sessions
 from gru4rec_pytensor.experiments.protocols import REVISION
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from gru4rec_pytensor.files import FileLock
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -42,6 +39,7 @@ SPACE: dict[str, tuple] = {
     'momentum': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 }
 HEARTBEAT = 30  # seconds; a process that gives no sign of life for two of these has lost its trial
+ATTEMPTS = 10  # to open a database server while other processes make its tables
 
 
 class Unstable(Exception):
@@ -52,9 +50,11 @@ class Search(NamedTuple):
     """One search: what its trials have in common.
 
     data_name : of the training and validation data, and different for others
-    candidates : ids among which the next item is ranked; None for all
+    candidates : among how many of the most popular items, next to the target, it is ranked; None for all
     prune : stop a trial when its Recall@20 after some epoch is below the median of the earlier trials at that epoch.
         It is likely to lose, not certain to; without this every trial is trained to its end
+    checkpoints : folder for those of trials that are not pruned, which go on from there on this machine; None for none
+    every : seconds between two times that a checkpoint is written
     """
     train: pd.DataFrame
     valid: pd.DataFrame
@@ -65,14 +65,29 @@ class Search(NamedTuple):
     seed: int
     backend: str
     tie_policy: str
-    candidates: np.ndarray | None = None
+    candidates: int | None = None
     prune: bool = False
+    checkpoints: Path | None = None
+    every: float = 600.0
 
     @property
     def name(self) -> str:
-        """Under this name it is found again in the storage."""
+        """Under this name it is found again in the storage: it says all that its trials have in common."""
+        candidates = f'{self.candidates} candidates' if self.candidates else 'all items'
         return (f'{self.data_name}, {self.loss}, {self.units} units, {self.epochs} epochs, seed {self.seed}, '
-                f'{self.backend}, {self.tie_policy}, revision {REVISION}' + (', pruned' if self.prune else ''))
+                f'{self.backend}, {self.tie_policy}, {candidates}, space {digits_of(SPACE)}, revision {REVISION}'
+                + (', pruned' if self.prune else ''))
+
+    def checkpoint(self, parameters: dict) -> Path | None:
+        """File of the checkpoint of a trial."""
+        if self.prune or not self.checkpoints:  # a trial that goes on could not be compared after its first epochs
+            return None
+        return self.checkpoints / f'trial-{digits_of(self.name, parameters)}'
+
+
+def digits_of(*values: Any) -> str:
+    """Digits that differ when the values do."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:8]
 
 
 class Outcome(NamedTuple):
@@ -112,7 +127,7 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
     import optuna
 
     pruner = optuna.pruners.MedianPruner(n_startup_trials=10) if search.prune else optuna.pruners.NopPruner()
-    with Lock(url):
+    with storage_lock(url):
         study = optuna.create_study(storage=open_storage(url), study_name=search.name, direction='maximize',
                                     pruner=pruner, sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
     n_sessions = n_trainable_sessions(search.train)
@@ -121,55 +136,54 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
         raise ValueError(f'the training data has {n_sessions} sessions of two or more events: too few for a search, '
                          f"whose smallest batch_size is {SPACE['batch_size'][0]}")
     phases = ['random']
-    run_phase(study, 'random', random_points(space, n_trials, search.seed), search, space, Lock(url), note)
+    run_phase(study, 'random', random_points(space, n_trials, search.seed), search, space, url, note)
     for name, values in space.items():
         best = best_trial(trials_of(study, phases, n_trials), phases)
         if best is None:
             break
         points = [best.params | {name: value} for value in values if value != best.params[name]]
         phases.append(f'{name}, from {" ".join(str(best.params[key]) for key in space)}')
-        run_phase(study, phases[-1], points, search, space, Lock(url), note)
+        run_phase(study, phases[-1], points, search, space, url, note)
     return outcome_of(trials_of(study, phases, n_trials), phases)
 
 
-class Lock:
+@contextlib.contextmanager
+def storage_lock(url: str) -> Iterator[Callable[[], None]]:
     """Held while trials are looked at and one is taken, where the database is a file: SQLite locks no rows.
 
-    Processes on other machines have to share a database server, which does.
+    Yields a function that lets others in before the block ends.  Processes on other machines have to share a database
+    server, which locks rows.
     """
-
-    def __init__(self, url: str) -> None:
-        self._path = url.removeprefix('sqlite:///') + '.lock' if url.startswith('sqlite:///') else None
-        self._file: TextIO | None = None
-
-    def __enter__(self) -> Lock:
-        if self._path and fcntl:
-            with contextlib.suppress(OSError):  # a folder that is not there: the database says so
-                self._file = open(self._path, 'w')
-                fcntl.flock(self._file, fcntl.LOCK_EX)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Let others in, before the block ends."""
-        if self._file:
-            self._file.close()
-            self._file = None
+    path = Path(url.removeprefix('sqlite:///') + '.lock')
+    if not url.startswith('sqlite:///') or not path.parent.is_dir():  # which the database says
+        yield lambda: None
+        return
+    with FileLock(path) as lock:
+        yield lock.release
 
 
 def open_storage(url: str) -> RDBStorage:
-    """The database of the trials, which is made if it is not there; ValueError if it cannot be opened."""
+    """The database of the trials, which is made if it is not there; ValueError if it cannot be opened.
+
+    Of processes that make its tables at the same moment, a server refuses all but one, and the others find the tables
+    when they look again.
+    """
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-    try:
-        return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        reason = without_password(str(error).strip().splitlines()[0])
-        raise ValueError(f'the storage {without_password(url)!r} cannot be opened: {reason}. It is written like '
-                         'sqlite:///search.db or postgresql://USER@HOST/DATABASE, whose driver has to be installed'
-                         ) from None
+    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+    # Which of PostgreSQL's drivers a URL means by itself depends on the version of SQLAlchemy.
+    address = re.sub('^postgresql://', 'postgresql+psycopg://', url)
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return optuna.storages.RDBStorage(address, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            if left and isinstance(error, (IntegrityError, ProgrammingError)):
+                time.sleep(0.5)
+                continue
+            reason = without_password(str(error).strip().splitlines()[0])
+            raise ValueError(f'the storage {without_password(url)!r} cannot be opened: {reason}. It is written like '
+                             'sqlite:///search.db or postgresql://USER@HOST/DATABASE, which needs a driver: '
+                             "pip install '.[postgresql]'") from None
+    raise AssertionError('the last attempt returns or raises')
 
 
 def without_password(text: str) -> str:
@@ -187,7 +201,7 @@ def random_points(space: dict[str, tuple], n: int, seed: int) -> list[dict]:
     return [study.ask(distributions).params for _ in range(n)]
 
 
-def run_phase(study: Study, phase: str, points: list[dict], search: Search, space: dict[str, tuple], lock: Lock,
+def run_phase(study: Study, phase: str, points: list[dict], search: Search, space: dict[str, tuple], url: str,
               note: Callable[[str], None]) -> None:
     """Run the points of a phase that nobody has finished, and wait for those that other processes are at.
 
@@ -195,7 +209,7 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
     an error that says nothing about the network, is put there again.
     """
     def one_trial(trial: Trial) -> float:
-        lock.release()  # the trial is taken
+        release()  # the trial is taken
         if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points) or is_duplicate(
                 trial, trials_of(study, [phase], len(points))):
             raise optuna.TrialPruned
@@ -203,7 +217,7 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
 
     import optuna
     while True:
-        with lock:
+        with storage_lock(url) as release:
             fail_lost_trials(study)
             trials = trials_of(study, [phase], len(points))
             known = {trial.user_attrs['number'] for trial in trials
@@ -249,19 +263,24 @@ def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Calla
              + ', '.join(f'{name} {value}' for name, value in parameters.items()))
     model = GRU4Rec([search.units], n_epochs=search.epochs, loss=search.loss, seed=search.seed, backend=search.backend,
                     **parameters)
-    started = time.perf_counter()
+    checkpoint, started = search.checkpoint(parameters), time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', RuntimeWarning)  # that the network is unstable, which is reported below
-            model.fit(search.train, callback=stop_early(trial, model, search) if search.prune else None)
+            model.fit(search.train, callback=stop_early(trial, model, search) if search.prune else None,
+                      checkpoint=checkpoint, every=search.every)
         if model.error_during_train:
             raise Unstable(f'not finite after {len(model.epoch_losses_)} epochs')
     except Exception as error:
         reason = 'stopped early' if isinstance(error, optuna.TrialPruned) else f'{type(error).__name__}: {error}'
         trial.set_user_attr('reason', reason)
+        if checkpoint and isinstance(error, Unstable):
+            checkpoint.unlink(missing_ok=True)
         note(f'{title}: {reason}')
         raise
     recall, mrr = validate(model, search)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
     trial.set_user_attr('mrr', mrr)
     trial.set_user_attr('seconds', time.perf_counter() - started)
     note(f'{title}: Recall@{CUT_OFF} {recall:.4f}')
@@ -282,7 +301,8 @@ def stop_early(trial: Trial, model: GRU4Rec, search: Search) -> Callable[[Progre
 
 def validate(model: GRU4Rec, search: Search) -> tuple[float, float]:
     """Recall@20 and MRR@20 of a model on the validation data."""
-    return recall_mrr(next_item_ranks(model, search.valid, search.candidates, tie_policy=search.tie_policy), CUT_OFF)
+    candidates = most_frequent(search.train.ItemId, search.candidates)
+    return recall_mrr(next_item_ranks(model, search.valid, candidates, tie_policy=search.tie_policy), CUT_OFF)
 
 
 def is_finished(trial: FrozenTrial) -> bool:

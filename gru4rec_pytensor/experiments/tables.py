@@ -1,16 +1,21 @@
 """Tables 1 to 3 from results: what stands in their rows, and how they look as Markdown."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from gru4rec_pytensor.experiments import search
-from gru4rec_pytensor.experiments.cells import Options
-from gru4rec_pytensor.experiments.datasets import Dataset, data_notice, size_in_words
+from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, Protocol
 
 TITLES = {1: 'Table 1: baselines', 2: 'Table 2: best parameters', 3: 'Table 3: GRU4Rec, one layer'}
+
+# What rows of a table may differ in, beside model, loss and units; seeds are put together.
+SETTINGS = {'epochs': 'Epochs', 'tie_policy': 'Ties', 'backend': 'Backend'}
+# And what searches of one Table 2 have in common.
+SEARCH_SETTINGS = ('units', 'epochs', 'seed', 'backend', 'tie_policy', 'candidates', 'prune', 'space', 'validation',
+                   'n_trials')
 
 
 class Table(NamedTuple):
@@ -30,90 +35,152 @@ class Section(NamedTuple):
 # The paper's tables
 # ---------------------------------------------------------------------------------------------------------------------
 
-def tables_1_and_3(results: list[dict], data: Dataset, options: Options) -> Section:
-    """As far as there are results, with what the numbers are and how ties were ranked."""
+def tables_1_and_3(results: list[dict], data: Dataset) -> Section:
+    """Of all results that belong there, with what the numbers are and how ties were ranked.
+
+    Who adds a table of other rows (a baseline of a later paper, a network with other parameters) adds it here, and what
+    belongs to it to `rows_of_tables`.
+    """
     tables = []
-    if 1 in options.tables and any(result['model'] in BASELINES for result in results):
-        tables.append(table_1(results, data.protocol))
+    results = rows_of_tables(results, data.protocol)
+    if any(result['model'] in BASELINES for result in results):
+        tables.append(table_1(results, data))
     if of_model(results, NETWORK):
-        tables.append(table_3(results, data.protocol))
+        tables.append(table_3(results, data))
     candidates = data.protocol.candidates
     ranked_among = 'all items of the training data'
     if candidates and candidates < data.n_items:
         ranked_among = f'the {candidates:,} most popular items of the training data and itself'
-    note = (f'Published: {data.protocol.title}, arXiv 1511.06939 v4. {networks_note(results)}Items with equal scores '
-            f'are ranked by the policy {results[0]["tie_policy"]!r} in every row. The next item is ranked among '
-            f'{ranked_among}.')
+    note = (f'Published: {data.protocol.title}, arXiv 1511.06939 v4. {networks_note(results)}{ties_note(results)}The '
+            f'next item is ranked among {ranked_among}.')
     return Section(tables, [note, *tie_notes(results)])
 
 
-def table_1(results: list[dict], protocol: Protocol) -> Table:
+def rows_of_tables(results: list[dict], protocol: Protocol) -> list[dict]:
+    """The results that belong to Tables 1 and 3, in the paper's order: those with its parameters and candidates."""
+    def preset(result: dict) -> dict | None:
+        model, loss = result['model'], result['loss']
+        return protocol.parameters.get(loss) if model == NETWORK else BASELINES.get(model, (None, None))[1]
+
+    def place(result: dict) -> tuple:
+        losses = [*protocol.parameters]
+        rank = losses.index(result['loss']) if result['loss'] in losses else -1
+        return ([*BASELINES, NETWORK].index(result['model']), result['units'] or 0, rank,
+                *[str(result[name]) for name in SETTINGS], result['seed'] or 0)
+
+    return sorted((result for result in results if preset(result) is not None
+                   and result['parameters'] == preset(result) and result['candidates'] == protocol.candidates),
+                  key=place)
+
+
+def row_settings(results: list[dict]) -> list[str]:
+    """Which of `SETTINGS` are not the same for all results of a model, so that a row has to say its own."""
+    models = {result['model'] for result in results}
+    return [name for name in SETTINGS
+            if len({(result['model'], result.get(name)) for result in results}) > len(models)]
+
+
+def by_row(results: list[dict]) -> dict[tuple, list[dict]]:
+    """The results of each row of Tables 1 and 3: one for each seed."""
+    rows: dict[tuple, list[dict]] = {}
+    for result in results:
+        row = tuple(result.get(name) for name in ('model', 'loss', 'units', *SETTINGS))
+        rows.setdefault(row, []).append(result)
+    return rows
+
+
+def table_1(results: list[dict], data: Dataset) -> Table:
     """The baselines, published and ours."""
+    baselines = [result for result in results if result['model'] in BASELINES]
+    settings = row_settings(baselines)
     rows = []
-    for model in BASELINES:
-        if ours := of_model(results, model):
-            recall, mrr = (f'{number:.4f}' if number else '-' for number in protocol.published_for(model, None, None))
-            rows.append((model, recall, metric_in_words(ours, 'recall@20'), mrr, metric_in_words(ours, 'mrr@20'),
-                         *durations(ours)))
-    return Table(TITLES[1], ('Baseline', 'Recall@20 published', 'Recall@20 ours', 'MRR@20 published', 'MRR@20 ours',
-                             'fit', 'evaluation'), rows)
+    for (model, *_), ours in by_row(baselines).items():
+        recall, mrr = (f'{number:.4f}' if number else '-' for number in data.protocol.published_for(model, None, None))
+        rows.append((model, *[ours[0][name] for name in settings], recall, metric_in_words(ours, 'recall@20'), mrr,
+                     metric_in_words(ours, 'mrr@20'), *durations(ours)))
+    return Table(TITLES[1], ('Baseline', *[SETTINGS[name] for name in settings], 'Recall@20 published',
+                             'Recall@20 ours', 'MRR@20 published', 'MRR@20 ours', 'fit', 'evaluation'), rows)
 
 
-def table_2(outcomes: dict[str, search.Outcome], a_search: search.Search, n_trials: int, data: Dataset) -> Section:
-    """For each loss, the parameters of the paper, of the best random point, and of the best after tuning.
+def tables_2(searches: list[dict], data: Dataset) -> list[Section]:
+    """Table 2 of each kind of search, which has a search for each loss."""
+    kinds: dict[str, list[dict]] = {}
+    for found in searches:
+        kinds.setdefault(str([found[name] for name in SEARCH_SETTINGS]), []).append(found)
+    return [table_2(sorted(of_kind, key=lambda found: [*LOSS_NAMES].index(found['loss'])), data)
+            for of_kind in kinds.values()]
 
-    `outcomes` are by loss; `a_search` is that of any of them.
-    """
+
+def table_2(searches: list[dict], data: Dataset) -> Section:
+    """For each loss, the parameters of the paper, of the best random point, and of the best after tuning."""
     rows: list[tuple] = []
-    for loss, found in outcomes.items():
+    names = [*searches[0]['space']]
+    for found in searches:
+        loss = found['loss']
         published, stable = data.protocol.parameters.get(loss, {}), data.protocol.stable.get(loss)
-        rows.append((LOSS_NAMES[loss], 'published', *[published.get(name, '-') for name in search.SPACE], '-', '-',
+        rows.append((LOSS_NAMES[loss], 'published', *[published.get(name, '-') for name in names], '-', '-',
                      f'{stable} of 100' if stable else '-'))
-        counted = f'{found.n_stable} of {found.n_random}'
-        counted += f' ({found.n_stopped} stopped early)' if found.n_stopped else ''
-        for title, best, stable_networks in (('ours, best random point', found.best_random, counted),
-                                             ('ours, tuned', found.tuned, '')):
-            values = [best[name] for name in search.SPACE] if best else ['-'] * len(search.SPACE)
+        counted = f"{found['n_stable']} of {found['n_random']}"
+        counted += f" ({found['n_stopped']} stopped early)" if found['n_stopped'] else ''
+        for title, best, stable_networks in (('ours, best random point', found['best_random'], counted),
+                                             ('ours, tuned', found['tuned'], '')):
+            values = [best[name] for name in names] if best else ['-'] * len(names)
             metrics = [f'{best[name]:.4f}' for name in ('recall', 'mrr')] if best else ['-'] * 2
             rows.append((LOSS_NAMES[loss], title, *values, *metrics, stable_networks))
-    header = ('Loss', 'Parameters', *[name.replace('_', ' ') for name in search.SPACE], 'Recall@20', 'MRR@20',
+    header = ('Loss', 'Parameters', *[name.replace('_', ' ') for name in names], 'Recall@20', 'MRR@20',
               'stable networks')
+    return Section([Table(TITLES[2], header, rows)], [search_note(searches[0])])
+
+
+def search_note(found: dict) -> str:
+    """What the searches of a table have in common, in words."""
     space = '; '.join(f"{name.replace('_', ' ')} {', '.join(map(str, values))}"
-                      for name, values in search.SPACE.items())
-    note = (f'Recall@20 and MRR@20 are those of the validation data (train {size_in_words(a_search.train)}; validation '
-            f'{size_in_words(a_search.valid)}). {n_trials} random points of this space, each value equally likely: '
-            f'{space}. {a_search.units} units, {a_search.epochs} epochs, adagrad, seed {a_search.seed}, '
-            f'backend {a_search.backend}. The paper gives neither its space nor these metrics.')
-    return Section([Table(TITLES[2], header, rows)], [note])
+                      for name, values in found['space'].items())
+    candidates = f"the {found['candidates']:,} most popular items and itself" if found['candidates'] else 'all items'
+    return (f"Recall@20 and MRR@20 are those of the validation data (train {found['train']}; validation "
+            f"{found['valid']}), ranked among {candidates}, ties by the policy {found['tie_policy']!r}. "
+            f"{found['n_trials']} random points of this space, each value equally likely: {space}. {found['units']} "
+            f"units, {found['epochs']} epochs, adagrad, seed {found['seed']}, backend {found['backend']}"
+            f"{', pruned' if found['prune'] else ''}. The paper gives neither its space nor these metrics.")
 
 
-def table_3(results: list[dict], protocol: Protocol) -> Table:
+def table_3(results: list[dict], data: Dataset) -> Table:
     """Networks of one layer, published and ours, with the gains over Item-KNN."""
-    knn = of_model(results, 'Item-KNN')
-    rows = []
-    for loss, units in dict.fromkeys((result['loss'], result['units']) for result in of_model(results, NETWORK)):
-        ours = [result for result in of_model(results, NETWORK) if (result['loss'], result['units']) == (loss, units)]
-        row = [LOSS_NAMES[loss], units]
+    networks, rows = of_model(results, NETWORK), []
+    settings = row_settings(networks)
+    for (_model, loss, units, *_), ours in by_row(networks).items():
+        knn = [result for result in of_model(results, 'Item-KNN') if result['tie_policy'] == ours[0]['tie_policy']]
+        row = [LOSS_NAMES[loss], units, *[ours[0][name] for name in settings]]
         for i, metric in enumerate(('recall@20', 'mrr@20')):
-            published = protocol.published_for(NETWORK, loss, units)[i]
-            row.append(f'{published:.4f} ({protocol.gains[loss, units][i]:+.2%})' if published else '-')
+            published = data.protocol.published_for(NETWORK, loss, units)[i]
+            row.append(f'{published:.4f} ({data.protocol.gains[loss, units][i]:+.2%})' if published else '-')
             mean, base = mean_metric(ours, metric), mean_metric(knn, metric)
             gain = f' ({mean / base - 1:+.2%})' if mean is not None and base else ''
             row.append(metric_in_words(ours, metric) + gain)
         rows.append((*row, *durations(ours)))
     return Table(TITLES[3], (
-        'Loss', 'Units', 'Recall@20 published (gain over Item-KNN)', 'Recall@20 ours (gain)',
-        'MRR@20 published (gain)', 'MRR@20 ours (gain)', 'fit', 'evaluation'), rows)
+        'Loss', 'Units', *[SETTINGS[name] for name in settings], 'Recall@20 published (gain over Item-KNN)',
+        'Recall@20 ours (gain)', 'MRR@20 published (gain)', 'MRR@20 ours (gain)', 'fit', 'evaluation'), rows)
 
 
 def networks_note(results: list[dict]) -> str:
-    """In words: the epochs and seeds behind the rows of networks."""
+    """In words: the epochs and seeds behind the rows of networks, as far as they are the same for all."""
     networks = of_model(results, NETWORK)
     if not networks:
         return ''
     seeds = sorted({result['seed'] for result in networks})
-    return (f"GRU4Rec: epochs {networks[0]['epochs']}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, "
-            f"backend {networks[0]['backend']}. ")
+    words = [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
+    differing = row_settings(networks)
+    words = [f"epochs {networks[0]['epochs']}"] * ('epochs' not in differing) + words
+    words += [f"backend {networks[0]['backend']}"] * ('backend' not in differing)
+    return f"GRU4Rec: {', '.join(words)}. "
+
+
+def ties_note(results: list[dict]) -> str:
+    """How items with equal scores are ranked, in words; empty where each row says it."""
+    policies = {result['tie_policy'] for result in results}
+    return f'Items with equal scores are ranked by the policy {policies.pop()!r} in every row. ' if len(
+        policies) == 1 else ''
 
 
 def tie_notes(results: list[dict]) -> list[str]:
@@ -169,11 +236,14 @@ def durations(results: list[dict]) -> tuple[str, ...]:
                  for key in ('fit_seconds', 'eval_seconds'))
 
 
-def title_of(result: dict, with_seed: bool = True) -> str:
-    """'TOP1, 100 units, seed 42', or a baseline's name."""
-    if result['model'] != NETWORK:
-        return result['model']
-    return f"{LOSS_NAMES[result['loss']]}, {result['units']} units" + (f", seed {result['seed']}" if with_seed else '')
+def title_of(result: dict, settings: Sequence[str] = (), with_seed: bool = True) -> str:
+    """'TOP1, 100 units, seed 42', or a baseline's name; and those of `SETTINGS` that are asked for."""
+    words = [result['model']]
+    if result['model'] == NETWORK:
+        words = [LOSS_NAMES[result['loss']], f"{result['units']} units"]
+        words += [f"seed {result['seed']}"] * with_seed
+    words += [f'{SETTINGS[name].lower()} {result[name]}' for name in settings if result[name] is not None]
+    return ', '.join(words)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,237 @@
+"""A text file with a header as a frame: what separates its fields, what its quotation marks mean, which line is which.
+
+A quotation mark before a field promises another one behind it, and whatever stands between them, line ends too, is one
+field.  Where the second one is missing, a reader that trusts the first swallows the rows up to the next quotation mark.
+So marks are trusted only where they have to be: if every line by itself has as many fields as the header, each line is
+a row.  Else fields may span lines, unless those lines look like rows of their own, which is an error.
+"""
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from gru4rec_pytensor.files import BLOCK_BYTES, whole_lines
+
+DELIMITERS = {'\t': 'tabs', ',': 'commas', ';': 'semicolons', '|': 'bars'}
+NEWLINE, RETURN, QUOTE, SPACE, MINUS, PLUS, ZERO = b'\n\r" -+0'
+MAX_HEADER_BYTES = 1 << 16
+END_OF_FILE = '\0end of file'
+
+
+class Lines(NamedTuple):
+    """What `look_through` found; of lines that are not blank.
+
+    has_quotes : whether there are quotation marks
+    same_length : whether every line has as many fields as the header, if quotation marks are letters like others
+    closed : whether quotation marks stand around fields only, each pair within a line
+    whole : whether every line has as many fields as the header, if quotation marks are closed and hold fields together
+    too_long : number of the first line that then has more fields, and how many
+    odd_numbers : whether a field begins like 007 or +7, so that a number would lose something
+    """
+    has_quotes: bool
+    same_length: bool
+    closed: bool
+    whole: bool
+    too_long: tuple[int, int] | None
+    odd_numbers: bool
+
+
+class TextTable(NamedTuple):
+    """A text file with a header, looked through but not read yet."""
+    path: Path
+    title: str  # what messages call it
+    names: list[str]  # of its columns
+    delimiter: str
+    quoting: Literal[0, 3]  # csv.QUOTE_MINIMAL, or csv.QUOTE_NONE where marks are letters like others
+    lines: Lines
+
+
+def open_table(path: Path, title: str, value_of: Callable[[list[str]], tuple]) -> TextTable:
+    """Look a text file through.
+
+    Parameters
+    ----------
+    path : of plain UTF-8 text, see `files.plain_text`
+    title : what to call the file in messages
+    value_of : names of columns -> how good they are; the delimiter is the one by which the header is best
+
+    Raises
+    ------
+    ValueError if it is no text, or a row has more fields than the header
+    """
+    line = header_line(path, title)
+    names = {delimiter: [clean(name) for name in line.split(delimiter)] for delimiter in DELIMITERS}
+    delimiter = max(DELIMITERS, key=lambda found: (value_of(names[found]), len(names[found])))
+    lines = look_through(path, delimiter, line.count(delimiter))
+    if lines.too_long and lines.closed:
+        raise ValueError(f'{title}, line {lines.too_long[0]}: has {lines.too_long[1]} fields, but the header has '
+                         f'{len(names[delimiter])}')
+    trusted = not lines.same_length or (lines.closed and lines.whole)
+    return TextTable(path, title, names[delimiter], delimiter, csv.QUOTE_MINIMAL if trusted else csv.QUOTE_NONE, lines)
+
+
+def clean(text: str) -> str:
+    """A field without spaces and quotation marks around it.
+
+    >>> clean(' "a ""b"" c" '), clean('"Live')
+    ('a "b" c', '"Live')
+    """
+    text = text.strip()
+    return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def header_line(path: Path, title: str) -> str:
+    """The first line that is not blank; ValueError if this is no text with lines."""
+    with open(path, 'rb') as file:
+        sample = file.read(MAX_HEADER_BYTES)
+    if not sample.strip():
+        raise ValueError(f'{title}: is empty')
+    if b'\0' in sample[: 1 << 13]:
+        raise ValueError(f'{title}: is a binary file, not text')
+    if sample.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
+        raise ValueError(f'{title}: is a web page, not a log: was the download refused?')
+    try:
+        return sample.lstrip(b' \r\n').splitlines()[0].decode()
+    except UnicodeDecodeError:
+        raise ValueError(f'{title}: is not UTF-8 text') from None
+
+
+def look_through(path: Path, delimiter: str, n_delimiters: int) -> Lines:
+    """Count the fields of every line and look at its quotation marks; block by block, with NumPy."""
+    found, n_lines = Lines(False, True, True, True, None, False), 0
+    with open(path, 'rb') as file:
+        for text in whole_lines(iter(lambda: file.read(BLOCK_BYTES), b'')):
+            block, n_of_block = _look_at(text, delimiter, n_delimiters)
+            too_long = block.too_long and (block.too_long[0] + n_lines, block.too_long[1])
+            n_lines += n_of_block
+            found = Lines(found.has_quotes or block.has_quotes, found.same_length and block.same_length,
+                          found.closed and block.closed, found.whole and block.whole, found.too_long or too_long,
+                          found.odd_numbers or block.odd_numbers)
+    return found
+
+
+def _look_at(text: bytes, delimiter: str, n_delimiters: int) -> tuple[Lines, int]:
+    """`look_through` for a block of whole lines, and how many it has."""
+    letters = np.frombuffer(text, np.uint8)
+    ends, separators = np.flatnonzero(letters == NEWLINE), np.flatnonzero(letters == ord(delimiter))
+    marks = np.flatnonzero(letters == QUOTE)
+    counts = np.diff(np.searchsorted(separators, ends), prepend=0)
+    outside, closed = counts, True
+    if marks.size:
+        closed = _are_closed(letters, marks, ends, ord(delimiter))
+        parted = separators[np.searchsorted(marks, separators) % 2 == 0]
+        outside = np.diff(np.searchsorted(parted, ends), prepend=0)
+
+    def is_no_blank(line: np.intp) -> bool:
+        start = ends[line - 1] + 1 if line else 0
+        return not is_blank(text[start : ends[line]].decode(errors='replace'), delimiter)
+    same, whole = (not any(map(is_no_blank, np.flatnonzero(found != n_delimiters))) for found in (counts, outside))
+    longer = np.flatnonzero(outside > n_delimiters)
+    too_long = (int(longer[0]) + 1, int(outside[longer[0]]) + 1) if longer.size else None
+    starts = np.concatenate([[0], separators + 1, ends[:-1] + 1])
+    return Lines(marks.size > 0, same, closed, whole, too_long, _have_odd_numbers(letters, starts)), len(ends)
+
+
+def _are_closed(letters: np.ndarray, marks: np.ndarray, ends: np.ndarray, delimiter: int) -> bool:
+    """Whether quotation marks come in pairs around fields, doubled ones within, and no line end between them."""
+    if marks.size % 2 or (np.searchsorted(marks, ends) % 2).any():
+        return False
+    before, behind = letters[marks[::2] - 1], letters[marks[1::2] + 1]
+    if marks[0] == 0:
+        before[0] = NEWLINE
+    return bool(np.isin(before, [delimiter, NEWLINE, QUOTE]).all()
+                and np.isin(behind, [delimiter, NEWLINE, RETURN, QUOTE]).all())
+
+
+def _have_odd_numbers(letters: np.ndarray, starts: np.ndarray) -> bool:
+    """Whether one of the fields that start there begins like 007, -0 or +7, or with too many spaces to tell."""
+    for _letter in range(3):
+        starts = starts + np.isin(letters[starts], [SPACE, QUOTE])
+    negative = letters[starts] == MINUS
+    starts = starts + negative
+    first, second = letters[starts], letters[np.minimum(starts + 1, letters.size - 1)]
+    is_digit = (second >= ZERO) & (second <= ZERO + 9)
+    return bool(((first == PLUS) | (first == SPACE) | (first == QUOTE)
+                 | (first == ZERO) & (negative | is_digit)).any())
+
+
+def is_blank(line: str, delimiter: str) -> bool:
+    """Whether a line is one that pandas skips."""
+    return not line.strip(' \t\r\n'.replace(delimiter, ''))
+
+
+def records(table: TextTable) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Every record of a file, blank lines left out: number of its first line, its fields, and its lines."""
+    lines: list[str] = []
+
+    def kept() -> Iterator[str]:
+        for line in file:
+            lines.append(line)
+            yield line
+        yield END_OF_FILE
+    start = 1
+    with open(table.path, encoding='utf-8', newline='') as file:
+        reader = csv.reader(kept(), delimiter=table.delimiter, quoting=table.quoting, skipinitialspace=True)
+        try:
+            for fields in reader:
+                if lines and not (len(lines) == 1 and is_blank(lines[0], table.delimiter)):
+                    yield start, fields, lines
+                start += len(lines)
+                lines.clear()
+        except UnicodeDecodeError:
+            raise ValueError(f'{table.title}: is not UTF-8 text') from None
+        except csv.Error as error:
+            raise ValueError(f'{table.title}, line {start}: {error}; is a quotation mark missing?') from None
+
+
+def line_of(table: TextTable, row: int) -> int:
+    """Number of the line where a row, counted from 0, begins."""
+    return next(start for k, (start, _fields, _lines) in enumerate(records(table)) if k == row + 1)
+
+
+def check_records(table: TextTable, time: str) -> None:
+    """ValueError for a row that is too long, or a field that swallows what looks like rows, with a `time` in each."""
+    n, place = len(table.names), table.names.index(time)
+    for start, fields, lines in records(table):
+        if fields and fields[-1].endswith(END_OF_FILE):
+            raise ValueError(f'{table.title}, line {start}: a quotation mark is opened and never closed')
+        if len(lines) > 1 and lines[0].count(table.delimiter) >= n - 1:
+            for line in lines[1:]:
+                alone = line.split(table.delimiter)
+                if len(alone) >= n and re.fullmatch(r'[\d\s.:TZUC+"-]+', alone[place]):
+                    raise ValueError(f'{table.title}, line {start}: a quotation mark is opened there and closed in '
+                                     f'line {start + len(lines) - 1}, and what is between looks like rows; close it in '
+                                     'its line, or leave it out')
+        if len(fields) > n:
+            raise ValueError(f'{table.title}, line {start}: has {len(fields)} fields, but the header has {n}')
+
+
+def read_table(table: TextTable, columns: list[str], ids: list[str], time: str) -> pd.DataFrame:
+    """These columns of a file, rows in its order; `ids` are int64 where all of a column are whole numbers, else text.
+
+    Numbers are read ten times faster than text, and take a tenth of the room; but the ids 007 and 7 are not the same.
+    """
+    if table.quoting == csv.QUOTE_MINIMAL and not table.lines.closed:
+        check_records(table, time)
+    labels = [name if name in columns else f'{place}: {name}' for place, name in enumerate(table.names)]
+    options = dict(sep=table.delimiter, quoting=table.quoting, names=labels, header=0, usecols=columns,
+                   keep_default_na=False, encoding='utf-8', skipinitialspace=True, index_col=False, low_memory=False)
+    try:
+        if table.quoting == csv.QUOTE_NONE:
+            frame = pd.read_csv(table.path, dtype=str, **options)
+            return frame.apply(lambda values: values.map(clean, na_action='ignore'))[columns]
+        frame = None if table.lines.odd_numbers else pd.read_csv(table.path, **options)
+        if frame is None or any(frame[name].dtype != 'int64' for name in ids):
+            frame = pd.read_csv(table.path, dtype=dict.fromkeys(ids, str), **options)
+        return frame[columns]
+    except UnicodeDecodeError:
+        raise ValueError(f'{table.title}: is not UTF-8 text') from None
+    except pd.errors.ParserError as error:
+        message = str(error).strip().removeprefix('Error tokenizing data. C error: ')
+        raise ValueError(f'{table.title}: {message}') from None

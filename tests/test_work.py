@@ -1,0 +1,441 @@
+"""Several processes and several commands on one folder: locks, left-overs, workers that die, Ctrl-C, and kills."""
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import preprocess_rsc15
+import run_experiments
+from gru4rec_pytensor.experiments import engines
+from gru4rec_pytensor.experiments.engines import Outcome, Task, in_processes, in_this_process
+from gru4rec_pytensor.experiments.protocols import RSC15
+from gru4rec_pytensor.experiments.results import Results
+from gru4rec_pytensor.experiments.tables import rows_of_tables
+from gru4rec_pytensor.files import FileLock, atomic_file, files_together
+
+ROOT = Path(__file__).parents[1]
+needs_locks = pytest.mark.skipif(sys.platform == 'win32', reason='files are not locked on Windows')
+
+
+def run_python(program, *arguments, **options):
+    """A process that runs a program of this project."""
+    return subprocess.Popen([sys.executable, '-c', textwrap.dedent(program), *map(str, arguments)], text=True,
+                            env=os.environ | {'PYTHONPATH': str(ROOT)}, **options)
+
+
+# --- Files ----------------------------------------------------------------------------------------------------------
+
+
+HOLD = """
+    import sys, time
+    from pathlib import Path
+    from gru4rec_pytensor.files import FileLock, atomic_file, files_together
+    with {context}:
+        print('ready', flush=True)
+        time.sleep(600)
+"""
+
+
+def killed_holding(context, path):
+    """The process id of a process that was killed inside a context."""
+    process = run_python(HOLD.format(context=context), path, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == 'ready\n'
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    return process.pid
+
+
+@needs_locks
+def test_a_lock_excludes_others_and_ends_with_its_process_of_which_it_tells(tmp_path):
+    path = tmp_path / 'cell.lock'
+    lock, other = FileLock(path), FileLock(path)
+    assert lock.acquire() and lock.last_holder == '' and not other.acquire(wait=False)
+    lock.release()
+    assert other.acquire(wait=False) and other.last_holder == ''
+    other.release()
+    assert not path.exists()
+    pid = killed_holding('FileLock(Path(sys.argv[1]))', path)
+    assert lock.acquire(wait=False) and lock.last_holder.startswith(f'process {pid} on ')
+    lock.release()
+
+
+@needs_locks
+def test_what_a_killed_process_has_left_of_a_file_is_removed_when_it_is_written_again(tmp_path):
+    path = tmp_path / 'a [1]'
+    killed_holding('atomic_file(Path(sys.argv[1]))', path)
+    assert len(list(tmp_path.iterdir())) == 1
+    with atomic_file(path) as file:
+        with atomic_file(path) as second:  # of another process, say
+            second.write(b'second')
+        assert len(list(tmp_path.iterdir())) == 2
+        file.write(b'first')
+    assert [found.name for found in tmp_path.iterdir()] == ['a [1]'] and path.read_bytes() == b'first'
+
+
+@needs_locks
+def test_what_a_killed_process_has_left_of_files_that_belong_together_is_removed(tmp_path):
+    killed_holding('files_together(Path(sys.argv[1]))', tmp_path)
+    assert list(tmp_path.glob('.unfinished-*'))
+    with files_together(tmp_path) as folder:
+        (Path(folder) / 'new').write_text('x')
+    assert [path.name for path in tmp_path.iterdir()] == ['new']
+
+
+# --- Engines --------------------------------------------------------------------------------------------------------
+
+
+class Lines:
+    """In place of `terminal.Display`."""
+
+    def __init__(self):
+        self.lines = []
+
+    def progress(self, title, text, is_milestone):
+        self.lines.append(f'{title}: {text}')
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+def double(number, report):
+    report(f'at {number}', True)
+    return 2 * number
+
+
+def fail(error, report):
+    raise error
+
+
+def die_once(path, report):
+    if not os.path.exists(path):
+        open(path, 'w').close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 'lives'
+
+
+def die(report):
+    os._exit(3)
+
+
+def threads(report):
+    return {name: os.environ.get(name) for name in engines.THREAD_VARIABLES}
+
+
+def outcomes(engine, tasks):
+    shown = Lines()
+    return {task.title: outcome for task, outcome in engine(tasks, shown)}, shown.lines
+
+
+@pytest.mark.parametrize('engine', [in_this_process, in_processes(2)], ids=['this process', 'two processes'])
+def test_every_task_has_its_outcome_and_is_heard(engine):
+    tasks = [Task(str(n), double, (n,)) for n in range(5)] + [
+        Task('bad', fail, (ValueError('no'),)), Task('wrong', fail, (KeyError('x'),))]
+    found, lines = outcomes(engine, tasks)
+    assert found == {**{str(n): Outcome(2 * n) for n in range(5)}, 'bad': Outcome(failure='ValueError: no'),
+                     'wrong': Outcome(failure="KeyError: 'x'")}
+    assert {f'{n}: at {n}' for n in range(5)} < set(lines)
+    tracebacks = [line for line in lines if 'Traceback' in line]
+    assert len(tracebacks) == 1 and tracebacks[0].startswith('wrong:')  # a ValueError says what it is
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='signals')
+def test_a_process_that_dies_costs_its_task_one_retry_and_is_reported_by_name(tmp_path):
+    tasks = [Task('once', die_once, (str(tmp_path / 'died'),)), Task('always', die, ()), Task('four', double, (2,))]
+    found, lines = outcomes(in_processes(2), tasks)
+    assert found == {'once': Outcome('lives'), 'four': Outcome(4),
+                     'always': Outcome(failure='its process died again (exit code 3)')}
+    died = sorted(line.split(':')[0] for line in lines if 'it is tried once more' in line)
+    assert died == ['always', 'once'] and any('died (SIGKILL, perhaps out of memory)' in line for line in lines)
+
+
+def test_the_processes_share_the_cores_unless_the_environment_says_how_many_threads(monkeypatch):
+    for name in engines.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('MKL_NUM_THREADS', '7')
+    monkeypatch.setattr(engines, 'available_cores', lambda: 9)
+    found, _lines = outcomes(in_processes(2), [Task(name, threads, ()) for name in 'ab'])
+    assert found['a'].value == {'OMP_NUM_THREADS': '4', 'OPENBLAS_NUM_THREADS': '4', 'MKL_NUM_THREADS': '7'}
+    assert 'OMP_NUM_THREADS' not in os.environ
+
+
+def test_the_usual_number_of_jobs_fills_the_cores_as_far_as_memory_goes(monkeypatch):
+    monkeypatch.setattr(engines, 'available_cores', lambda: 8)
+    monkeypatch.setattr(os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1, 'SC_PHYS_PAGES': 16e9}[name])
+    assert engines.default_jobs(1000, 'numba') == 8
+    assert engines.default_jobs(31_500_000, 'numba') == 2  # 12 of 16 GB, in parts of 4.3 GB
+    assert engines.default_jobs(10 ** 9, 'numba') == engines.default_jobs(1000, 'jax') == 1
+
+
+# --- Commands -------------------------------------------------------------------------------------------------------
+
+
+COMMAND = """
+    import signal, sys
+    from pathlib import Path
+    if __name__ in ('__main__', '__mp_main__'):
+        import run_experiments
+        from gru4rec_pytensor.experiments import work
+        run_cell = work.run_cell
+
+        def counted(cell, *arguments):
+            result = run_cell(cell, *arguments)
+            with open(Path(sys.argv[2]) / 'trained', 'a') as file:
+                file.write(cell.title + '\\n')
+            return result
+        work.run_cell = counted
+    if __name__ == '__main__':
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background tasks lack
+        sys.exit(run_experiments.main(['--data', sys.argv[1], '--out', sys.argv[2], '--backend', 'python', '--epochs',
+                                       '2', '--units', '4', '--seeds', '1,2', '--checkpoint-every', '1',
+                                       *sys.argv[3:]]))
+"""
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('synthetic')
+    preprocess_rsc15.make_synthetic(folder, n_sessions=4000, n_items=300, seed=1)
+    return folder
+
+
+@pytest.fixture
+def start(data, tmp_path):
+    """Starts the command in a group of processes of its own, as a terminal does.
+
+    BLAS has one thread for any number of jobs, since the last digits of the interpreter's products depend on it.
+    """
+    environment = os.environ | {'PYTHONPATH': str(ROOT)} | dict.fromkeys(engines.THREAD_VARIABLES, '1')
+    program = tmp_path / 'command.py'
+    program.write_text(textwrap.dedent(COMMAND))
+    started = []
+
+    def begin(out, *arguments):
+        out.mkdir(exist_ok=True)
+        started.append(subprocess.Popen(
+            [sys.executable, str(program), str(data), str(out), *arguments], text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True, env=environment))
+        return started[-1]
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def numbers(out):
+    """What the cells of a folder hold, without times."""
+    return {json.dumps([result[name] for name in ('model', 'loss', 'units', 'seed')]):
+            [result[name] for name in ('recall@20', 'mrr@20', 'epoch_losses', 'details')]
+            for result in rows_of_tables(Results(out).load('cells'), RSC15)}
+
+
+def trained_once(out):
+    """Whether every cell was trained to its end once."""
+    trained = (out / 'trained').read_text().splitlines()
+    assert len(trained) == len(set(trained)) == 11
+
+
+def assert_nothing_is_left(out):
+    assert list((out / 'checkpoints').iterdir()) == []
+    assert not [path for path in out.rglob('*') if path.suffix in ('.lock', '.unfinished')]
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_share_the_cells_and_each_shows_all_of_them(start, tmp_path):
+    one = start(tmp_path / 'one', '--jobs', '1')
+    assert one.wait() == 0
+    both = [start(tmp_path / 'both', '--jobs', '2'), start(tmp_path / 'both', '--jobs', '1')]
+    texts = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    assert numbers(tmp_path / 'both') == numbers(tmp_path / 'one')
+    trained_once(tmp_path / 'both')
+    assert_nothing_is_left(tmp_path / 'both')
+    tables = [text[text.index('Data set'):text.index('Published:')] for text in texts]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == 'win32', reason='signals')
+def test_ctrl_c_ends_all_processes_at_once_and_keeps_the_finished_cells(start, tmp_path):
+    out = tmp_path / 'out'
+    process = start(out, '--jobs', '2')
+    while not list((out / 'cells').glob('*.json')):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    text, _none = process.communicate(timeout=20)
+    assert process.returncode == 130 and 'the finished cells are kept' in text and 'Traceback' not in text
+    with pytest.raises(ProcessLookupError):  # of the whole group
+        while True:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    assert 1 <= len(numbers(out)) < 11
+    assert start(out, '--jobs', '2').wait() == 0
+    trained_once(out)
+
+
+def processes_of(group):
+    """Process ids of a group, its leader first."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            fields = path.read_text().rpartition(')')[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != 'Z':
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='finds processes in /proc')
+def test_thirty_kills_at_random_moments_give_the_numbers_of_an_undisturbed_run(start, tmp_path):
+    """Of the command or of one of its workers; a command that has lost too many workers ends, and is run again."""
+    assert start(tmp_path / 'whole', '--jobs', '1').wait() == 0
+    rng, out, kills, runs = random.Random(1), tmp_path / 'out', 0, 0
+    while kills < 30:
+        process = start(out, '--jobs', '2')
+        while process.poll() is None and kills < 30:
+            time.sleep(rng.uniform(0.5, 9))
+            victims = processes_of(process.pid)
+            if victims and process.poll() is None:
+                os.kill(rng.choice(victims), signal.SIGKILL)
+                kills += 1
+        if process.poll() is None:
+            process.wait()
+        if process.returncode == 0 and kills < 30:  # all is done: once more from the start
+            assert numbers(out) == numbers(tmp_path / 'whole')
+            trained_once(out)
+            runs, out = runs + 1, tmp_path / f'out {runs}'
+    while (process := start(out, '--jobs', '2')).wait():
+        assert process.returncode == 1
+    assert numbers(out) == numbers(tmp_path / 'whole')
+    trained_once(out)
+    assert_nothing_is_left(out)
+
+
+# --- A Dask cluster -------------------------------------------------------------------------------------------------
+
+
+needs_dask = pytest.mark.skipif(not importlib.util.find_spec('distributed'), reason='Dask, an extra, is not installed')
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Address of a scheduler with two workers; each has a nanny, which replaces it when it dies."""
+    file = tmp_path / 'scheduler.json'
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'} | dict.fromkeys(
+        engines.THREAD_VARIABLES, '1')
+    common = dict(env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    commands = [['dask_scheduler', '--port', '0', '--host', '127.0.0.1', '--no-dashboard'],
+                *[['dask_worker', '--nthreads', '1', '--no-dashboard']] * 2]
+    processes = [subprocess.Popen([sys.executable, '-m', f'distributed.cli.{command[0]}', '--scheduler-file', str(file),
+                                   *command[1:]], **common) for command in commands]
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    address = json.loads(file.read_text())['address']
+    while len(workers_of(address)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    yield address
+    for process in reversed(processes):  # the nannies before the scheduler that they would look for
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def workers_of(address):
+    with engines.connected(address) as client:
+        return client.run(os.getpid)
+
+
+def holders(out):
+    """Process ids of those who are at a cell."""
+    found = []
+    for path in (out / 'cells').glob('*.lock'):
+        try:
+            found.append(int(path.read_text().split()[1]))
+        except (OSError, IndexError):  # it has just ended, or begun
+            continue
+    return found
+
+
+@pytest.mark.slow
+@needs_dask
+def test_a_cluster_does_the_work_of_a_worker_that_is_killed_in_mid_cell(start, cluster, tmp_path):
+    assert start(tmp_path / 'one', '--jobs', '1').wait() == 0
+    out = tmp_path / 'out'
+    process = start(out, '--scheduler', cluster)
+    kills = 0
+    while process.poll() is None and kills < 2:
+        pids = holders(out)
+        if len(pids) == 2 and not kills or kills and len(list((out / 'cells').glob('*.json'))) > 5 and pids:
+            os.kill(pids[0], signal.SIGKILL)
+            kills += 1
+            time.sleep(3)  # until it is at a cell again
+        time.sleep(0.02)
+    text, _none = process.communicate()
+    assert process.returncode == 0 and kills == 2, text
+    assert text.count('taken over from process') == 2
+    assert numbers(out) == numbers(tmp_path / 'one') and len(numbers(out)) == 11
+    assert_nothing_is_left(out)
+
+
+@pytest.mark.slow
+@needs_dask
+def test_thirty_kills_of_workers_of_a_cluster_give_the_numbers_of_an_undisturbed_run(start, cluster, tmp_path):
+    """A cell whose workers were killed more often than the scheduler allows has failed, and is run again."""
+    assert start(tmp_path / 'whole', '--jobs', '1').wait() == 0
+    rng, kills, runs, code = random.Random(1), 0, 0, 1
+    while kills < 30 or code:
+        runs += code == 0
+        out = tmp_path / f'out {runs}'
+        process = start(out, '--scheduler', cluster)
+        while process.poll() is None:
+            time.sleep(rng.uniform(0.1, 5))
+            if kills < 30 and (pids := holders(out)):
+                with contextlib.suppress(ProcessLookupError):  # the lock of one that is dead already
+                    os.kill(rng.choice(pids), signal.SIGKILL)
+                    kills += 1
+        code = process.returncode
+        assert code in (0, 1)
+        if code == 0:
+            assert numbers(out) == numbers(tmp_path / 'whole') and len(numbers(out)) == 11
+    assert_nothing_is_left(out)
+
+
+@pytest.mark.slow
+@needs_dask
+def test_ctrl_c_ends_the_work_on_a_cluster_too_and_its_workers_are_free_for_another_command(start, cluster, tmp_path):
+    out = tmp_path / 'out'
+    process = start(out, '--scheduler', cluster)
+    while not list((out / 'cells').glob('*.json')):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    text, _none = process.communicate(timeout=20)
+    assert process.returncode == 130 and 'the finished cells are kept' in text
+    assert start(out, '--scheduler', cluster).wait() == 0
+    assert len(numbers(out)) == 11
+    assert_nothing_is_left(out)
+
+
+@needs_dask
+def test_a_scheduler_that_is_not_there_is_named(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engines, 'CONNECT', 1)
+    assert run_experiments.main(['--data', str(data), '--out', str(tmp_path), '--scheduler', 'tcp://127.0.0.1:1']) == 2
+    assert '--scheduler tcp://127.0.0.1:1: no Dask scheduler is reached there' in capsys.readouterr().err
