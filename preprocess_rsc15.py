@@ -443,7 +443,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line, see the module's text; wrong input ends with one line on stderr and exit code 2."""
     parser, args = _parse_arguments(argv)
     logging.basicConfig(level='WARNING', format='%(message)s')
-    logging.getLogger('gru4rec.events').setLevel('INFO')
+    logging.getLogger('gru4rec.events').setLevel('INFO')  # how many events each filter drops
     try:
         if args.synthetic:
             counts = make_synthetic(args.paths[0], **args.options, protocol=args.protocol, fraction=args.fraction)

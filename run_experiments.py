@@ -15,6 +15,7 @@ OUT/tables.md holds the tables, OUT/claims.md the claims, OUT/report.html all of
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
 from collections.abc import Iterator
@@ -218,6 +219,8 @@ def write_markdown(path: Path, data: Dataset, sections: list[Section]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for; its exit code."""
     arguments = parse(argv)
+    logging.basicConfig(level='WARNING', format='%(message)s')
+    logging.getLogger('gru4rec.events').setLevel('INFO')  # how many events each filter drops
     try:
         run(arguments)
     except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
