@@ -195,12 +195,18 @@ class IdIndex:
 
     def __init__(self, ids: np.ndarray) -> None:
         self.ids = ids
-        self._index = pd.Index(ids, tupleize_cols=False)
+        self._index = _with_table(pd.Index(ids, tupleize_cols=False))
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles make their tables anew."""
+        return IdIndex, (self.ids,)
 
     @functools.cached_property
-    def _by_spelling(self) -> pd.Series:
-        places = pd.Series(np.arange(len(self.ids)), index=[*map(spelling, self.ids)])
-        return places[~places.index.duplicated(keep=False)]
+    def _by_spelling(self) -> tuple[pd.Index, np.ndarray]:
+        """Spellings that are of one id only, and the places of these."""
+        spelled = pd.Index([*map(spelling, self.ids)], dtype=object)
+        places = np.flatnonzero(~spelled.duplicated(keep=False))
+        return _with_table(spelled[places]), places
 
     def get_indexer(self, ids: ArrayLike) -> np.ndarray:
         """int64 places of the ids of an array, -1 for those that are not there."""
@@ -214,8 +220,9 @@ class IdIndex:
             places = self._index.get_indexer(pd.Index(distinct, tupleize_cols=False))
         missing = np.flatnonzero(places < 0)
         if len(missing):
-            found = self._by_spelling.index.get_indexer([*map(spelling, distinct[missing])])
-            places[missing] = np.where(found < 0, -1, np.append(self._by_spelling, -1)[found])
+            spellings, places_of_spellings = self._by_spelling
+            found = spellings.get_indexer(pd.Index([*map(spelling, distinct[missing])], dtype=object))
+            places[missing] = np.append(places_of_spellings, -1)[found]  # not found is -1, the last one
         return np.append(places, -1)[codes]  # missing ids have the code -1
 
     def like(self, ids: pd.Series) -> np.ndarray:
@@ -246,6 +253,12 @@ class IdIndex:
         if kind == _kind(np.array([value])):
             return value
         raise ValueError(repr(getattr(value, 'item', lambda: value)()))
+
+
+def _with_table(index: pd.Index) -> pd.Index:
+    """`index`, whose table pandas would make when it is asked first, while other threads look into it."""
+    index.get_indexer(index[:1])
+    return index
 
 
 def _kind(ids: np.ndarray) -> str:

@@ -1,5 +1,9 @@
 """Ids of every kind, in every method, command and file, however they are written."""
+import copy
 import json
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -100,6 +104,20 @@ def test_new_items_are_taken_over_in_the_spelling_of_the_model():
         assert found.tolist() == expected and {*map(type, found.tolist())} == {*map(type, expected)}
     model = small_model().fit(LOG).fit_more(LOG.assign(ItemId=(LOG.ItemId + 10).astype(str)), 1)
     assert model.items_.tolist() == [*small_model().fit(LOG).items_, 50]
+
+
+def test_threads_that_ask_for_ids_for_the_first_time_get_the_same_answer():
+    ids = np.arange(2_000)
+    wanted = np.random.RandomState(0).permutation(2_000)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for copied in (IdIndex(ids), pickle.loads(pickle.dumps(IdIndex(ids))), copy.deepcopy(IdIndex(ids))):
+            with ThreadPoolExecutor(8) as pool:
+                found = list(pool.map(copied.get_indexer, [wanted, wanted.astype(str)] * 8))
+            assert all((places == wanted).all() for places in found)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_ids_that_a_list_spells_apart_stay_apart():
