@@ -39,7 +39,7 @@ from gru4rec_pytensor.events import (
     spelling,
 )
 from gru4rec_pytensor.files import atomic_file, check_writable
-from gru4rec_pytensor.terminal import Parser, TrainingProgress, note, positive_number
+from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, positive_number
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The commands; each returns what is printed: a dictionary for --json, and the lines for people
@@ -217,7 +217,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     model = Parser(add_help=False)
     model.add_argument('model', metavar='MODEL')
     log.add_argument('--event-key', metavar='COLUMN', help='column of the kind of event')
-    log.add_argument('--event-types', nargs='+', default=(), metavar='KIND', help='kinds of event to keep (all)')
+    log.add_argument('--event-types', type=listed(str), default=(), metavar='KIND,KIND', help='kinds to keep (all)')
     log.add_argument('--session-gap', type=float, metavar='SECONDS', help='the column of the session has visitors, '
                      'whose sessions end where no event follows for so long')
     keys = Parser(add_help=False)

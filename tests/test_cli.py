@@ -55,6 +55,17 @@ def test_retailrockets_log_is_prepared_without_options_and_what_was_taken_is_sai
         assert said in caplog.text
 
 
+def test_kinds_of_event_are_a_list_with_commas(tmp_path, capsys):
+    log = few_items_log(n_sessions=100, n_items=4)
+    log.assign(Time=log.SessionId * 10 ** 5 + log.Time, what=['see', 'buy', 'drop', 'see'] * (len(log) // 4)
+               + ['see'] * (len(log) % 4)).to_csv(tmp_path / 'log.csv', index=False)
+    found = json.loads(run(f'prepare --event-key what --event-types see,buy {tmp_path}/log.csv -o {tmp_path}/data '
+                           '--json --min-session-length 1', capsys).out)
+    kept = len(log) - len(log) // 4
+    n_written = sum(found[name]['events'] for name in ('train', 'test'))
+    assert 0 < n_written == kept - found['dropped_events']
+
+
 def test_fit_saves_the_model_that_the_class_would_train(folder):
     train = click_log.read_events(folder / 'data' / 'train.tsv')
     expected = GRU4Rec([6], n_epochs=2, batch_size=10, backend='python').fit(train)
