@@ -18,7 +18,7 @@ from threadpoolctl import ThreadpoolController
 from gru4rec import column_of_item, session_parallel_minibatches
 from gru4rec_pytensor.backends.numba_ops import float_order
 from gru4rec_pytensor.checks import check_choice, check_whole_number
-from gru4rec_pytensor.events import as_ids, session_of_event, session_order
+from gru4rec_pytensor.events import IdIndex, as_ids, session_of_event, session_order
 
 CUT_OFF = 20  # the paper's
 TIE_POLICIES = ('standard', 'conservative', 'median', 'tiebreaking')
@@ -118,6 +118,31 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     for block in blocks:
         ranks[block.prediction] = block_ranks(block, ties)
     return ranks
+
+
+def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: ArrayLike | None = None,
+                                batch_size: int = 100, tie_policy: str = 'standard', seed: int = 42,
+                                session_key: str = 'SessionId', item_key: str = 'ItemId',
+                                time_key: str = 'Time') -> np.ndarray:
+    """`next_item_ranks` of test sessions with items that training does not have: these are never recommended.
+
+    The rank of such an item is infinite, and so is that of an item before which the session has no known one; the other
+    ranks are those of the sessions without unknown items.  Papers count so whose training data is a part of that of the
+    test data's protocol, such as the most recent 1/64.
+
+    Returns
+    -------
+    float64 (n_events - n_sessions,), ordered by session, then time
+    """
+    rows, offsets = session_order(test_data, session_key, item_key, time_key)
+    events, session = test_data.iloc[rows], session_of_event(offsets)
+    known = np.flatnonzero(IdIndex(model.items_).get_indexer(events[item_key]) >= 0)
+    has_rank = known[1:][session[known[1:]] == session[known[:-1]]]
+    ranks = np.full(len(rows), np.inf)
+    if len(has_rank):
+        ranks[has_rank] = next_item_ranks(model, events.iloc[known], items, batch_size, tie_policy, seed, session_key,
+                                          item_key, time_key)
+    return np.delete(ranks, offsets[:-1])
 
 
 class Ties(NamedTuple):

@@ -15,6 +15,7 @@ OUT/report.html show all that OUT has for the data set, OUT/figures holds what -
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
 from dataclasses import replace
@@ -235,6 +236,8 @@ def search_all(arguments: argparse.Namespace, options: Options, source: Source, 
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for; its exit code."""
     arguments = parse(argv)
+    logging.basicConfig(level='WARNING', format='%(message)s')
+    logging.getLogger('gru4rec.events').setLevel('INFO')  # how many events each filter drops
     try:
         run(arguments)
     except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:

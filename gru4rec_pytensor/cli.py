@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
+from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, next_item_ranks_with_misses, recall_mrr
 from gru4rec import INPUTS, LOSSES, UNITS, GRU4Rec, check_arguments
 from gru4rec_pytensor import backends, click_log, model_file
 from gru4rec_pytensor.events import (
@@ -39,7 +39,7 @@ from gru4rec_pytensor.events import (
     spelling,
 )
 from gru4rec_pytensor.files import atomic_file, check_writable
-from gru4rec_pytensor.terminal import Parser, TrainingProgress, note, positive_number
+from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, positive_number
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The commands; each returns what is printed: a dictionary for --json, and the lines for people
@@ -84,6 +84,9 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     columns = [getattr(arguments, name) or getattr(model, name) for name in ('session_key', 'item_key', 'time_key')]
     session, item, _time = columns
     data = read(arguments, columns)
+    if arguments.unknown == 'miss':
+        ranks = next_item_ranks_with_misses(model, data, None, 100, arguments.tie_policy, 42, *columns)
+        return accuracy(arguments, ranks, data[session].nunique(), 0)
     index = model.known_indices(data[item])
     known = drop_short_sessions(data[index >= 0].assign(**{item: model.items_[index[index >= 0]]}), session_key=session)
     if known.empty:
@@ -92,8 +95,14 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         note(f'dropped {len(data) - len(known)} of {len(data)} events: items that the model does not know, then '
              'one-event sessions')
     ranks = next_item_ranks(model, known, None, 100, arguments.tie_policy, 42, *columns)
-    found = {'predictions': len(ranks), 'sessions': int(known[session].nunique()), 'tie_policy': arguments.tie_policy,
-             'dropped_events': len(data) - len(known)}
+    return accuracy(arguments, ranks, known[session].nunique(), len(data) - len(known))
+
+
+def accuracy(arguments: argparse.Namespace, ranks: np.ndarray, n_sessions: int,
+             n_dropped: int) -> tuple[dict, list[str]]:
+    """Results and lines of `evaluate`."""
+    found = {'predictions': len(ranks), 'sessions': n_sessions, 'tie_policy': arguments.tie_policy,
+             'unknown': arguments.unknown, 'dropped_events': n_dropped}
     for n in arguments.cut_off:
         found[f'recall@{n}'], found[f'mrr@{n}'] = recall_mrr(ranks, n)
     return found, [f'{found["predictions"]:,} predictions in {found["sessions"]:,} sessions', *[
@@ -143,16 +152,18 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     train, test = click_log.prepare(
         data, columns, min_session_length=arguments.min_session_length, max_session_length=arguments.max_session_length,
         min_item_events=arguments.min_item_events, test_days=arguments.test_days,
-        test_fraction=arguments.test_fraction)
+        test_fraction=arguments.test_fraction, drop_repeats=arguments.drop_repeats, until_stable=arguments.until_stable,
+        test_by=arguments.test_by)
     out.mkdir(exist_ok=True)
-    found = {}
+    found: dict[str, Any] = {}
     for name, frame in (('train', train), ('test', test)):
         path, renamed = out / f'{name}.tsv', frame.set_axis(COLUMNS, axis=1)
         with atomic_file(path) as file:
             renamed.to_csv(file, sep='\t', index=False)
         found[name] = {'file': str(path)} | count(renamed)
-    return found, [f'{part["file"]}: {part["sessions"]:,} sessions, {part["events"]:,} events, {part["items"]:,} items'
-                   for part in found.values()]
+    lines = [f'{part["file"]}: {part["sessions"]:,} sessions, {part["events"]:,} events, {part["items"]:,} items'
+             for part in found.values()]
+    return found | {'dropped_events': len(data) - len(train) - len(test)}, lines
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,8 +177,8 @@ def columns_of(arguments: argparse.Namespace) -> tuple[str, str, str]:
 
 def read(arguments: argparse.Namespace, columns: Sequence[str]) -> pd.DataFrame:
     """The events of the file that the command line names."""
-    return click_log.read_events(arguments.file, columns, time_unit=arguments.time_unit,
-                                 drop_without_session=arguments.drop_without_session)
+    names = ('time_unit', 'drop_without_session', 'event_key', 'event_types', 'session_gap')
+    return click_log.read_events(arguments.file, columns, **{name: getattr(arguments, name) for name in names})
 
 
 def check_output(output: str | Path, source: str | Path) -> None:
@@ -205,6 +216,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     log.add_argument('--drop-without-session', action='store_true', help='leave out rows that have no session')
     model = Parser(add_help=False)
     model.add_argument('model', metavar='MODEL')
+    log.add_argument('--event-key', metavar='COLUMN', help='column of the kind of event')
+    log.add_argument('--event-types', type=listed(str), default=(), metavar='KIND,KIND', help='kinds to keep (all)')
+    log.add_argument('--session-gap', type=float, metavar='SECONDS', help='the column of the session has visitors, '
+                     'whose sessions end where no event follows for so long')
     keys = Parser(add_help=False)
     for name, default in zip(('session', 'item', 'time'), COLUMNS):
         keys.add_argument(f'--{name}-key', default=default, metavar='COLUMN', help=f'column of the {name} ({default})')
@@ -226,6 +241,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ('session', 'item', 'time'):
         sub.add_argument(f'--{name}-key', metavar='COLUMN', help=f'column of the {name} (as in training)')
     sub.add_argument('--cut-off', type=positive_number, nargs='+', default=[CUT_OFF], metavar='N', help=f'({CUT_OFF})')
+    sub.add_argument('--unknown', choices=('drop', 'miss'), default='drop', help='leave out events with items that the '
+                     'model does not know, or count them as misses (drop)')
     sub.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
                      help='rank of a target whose score other items share (conservative: after them)')
     sub.add_argument('--backend', choices=backends.BACKENDS, help='(as in training)')
@@ -246,6 +263,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                      help=f'({MIN_ITEM_EVENTS})')
     sub.add_argument('--test-days', type=float, metavar='DAYS', help='sessions that end in the last DAYS (1)')
     sub.add_argument('--test-fraction', type=float, metavar='SHARE', help='instead, this share of the sessions')
+    sub.add_argument('--test-by', choices=('last', 'first'), default='last', help='whether the last sessions are those '
+                     'that end last, or those that start last; then training ends where they start (last)')
+    sub.add_argument('--drop-repeats', action='store_true', help='of events of an item in a row keep the first')
+    sub.add_argument('--until-stable', action='store_true', help='drop short sessions and rare items until nothing '
+                     'changes')
     return parser.parse_args(argv)
 
 

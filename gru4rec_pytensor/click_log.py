@@ -9,12 +9,13 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from gru4rec_pytensor import events as protocol
-from gru4rec_pytensor.checks import check_number, check_whole_number
+from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number
 from gru4rec_pytensor.events import (
     COLUMNS,
     MIN_ITEM_EVENTS,
@@ -35,18 +36,54 @@ Where = Callable[[int], str]  # what to call a row of a file, counted from 0, in
 # Reading
 # ---------------------------------------------------------------------------------------------------------------------
 
+class Format(NamedTuple):
+    """Which columns a log has, and what to make of them.
+
+    title : what to call it
+    columns : of sessions, items and times
+    day : column of the date, where the times are milliseconds within a session
+    event_key, event_types : column of the kind of event, and the kinds to keep; all when there are none
+    session_gap : seconds without an event that end a session, where the first column has visitors
+    """
+    title: str
+    columns: tuple[str, ...]
+    day: str | None = None
+    event_key: str | None = None
+    event_types: tuple[str, ...] = ()
+    session_gap: float | None = None
+
+    @property
+    def needed(self) -> list[str]:
+        """All columns that are read."""
+        others = (self.day, self.event_key if self.event_types else None)
+        return [*self.columns, *(name for name in others if name)]
+
+
+FORMATS = (  # that are known by their headers
+    Format('the events of retailrocket', ('visitorid', 'itemid', 'timestamp'), None, 'event', ('view',), 3600),
+    Format('the views of Diginetica', ('sessionId', 'itemId', 'timeframe'), 'eventdate'),
+    Format('the views of Diginetica', ('session_id', 'item_id', 'timeframe'), 'eventdate'),
+    Format('interactions of RecBole', ('session_id:token', 'item_id:token', 'timestamp:float')),
+)
+
+
 def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit: str | None = None,
-                drop_without_session: bool = False) -> pd.DataFrame:
+                drop_without_session: bool = False, event_key: str | None = None, event_types: Sequence[str] = (),
+                session_gap: float | None = None) -> pd.DataFrame:
     """The events of a file: Parquet, or text with a header and tabs, commas, semicolons or bars.
 
-    Text may be compressed (gzip, zip, bzip2, xz, zstandard), and UTF-8 or UTF-16; ``-`` is standard input.
+    Text may be compressed (gzip, zip, bzip2, xz, zstandard), and UTF-8 or UTF-16; ``-`` is standard input.  Files
+    without the `columns` SessionId, ItemId and Time are read as they are if their header is one of `FORMATS`.  What was
+    taken, and how many rows are left out, is said by the logger ``gru4rec.events``.
 
     Parameters
     ----------
     columns : names of the columns of sessions, items and times
     time_unit : of times that are numbers: 's', 'ms', 'us' or 'ns'; None to tell by their size, see `events.in_seconds`
-    drop_without_session : leave out rows whose session is missing; how many is a warning of the logger
-        ``gru4rec.events``
+    drop_without_session : leave out rows whose session is missing
+    event_key, event_types : a column, and the values with which rows are kept; all rows without them
+    session_gap : seconds; the column of sessions has visitors, whose sessions end where no event follows for so long,
+        see `events.sessions_by_gap`
 
     Returns
     -------
@@ -61,18 +98,70 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
     title = name_of(path)
     if len(set(columns)) < 3:
         raise ValueError(f'session, item and time must be three columns, not {list(columns)}')
+    if session_gap is not None:
+        check_number('session_gap', session_gap)
+    asked = Format('', tuple(columns), None, event_key, tuple(event_types), session_gap)
     with plain_text(path) as plain:
         read = _read_parquet if _is_parquet(plain) or Path(path).suffix in ('.parquet', '.pq') else _read_text
-        frame, where = read(plain, title, columns)
+        frame, where, form = read(plain, title, asked)
         if frame.empty:
             raise ValueError(f'{title}: has no events')
-        session, item, time = columns
+        frame = _of_types(title, frame, form)
         if drop_without_session:
-            frame = _with_session(title, frame, session)
-        frame = frame.assign(**{session: _ids(where, frame[session], ' (--drop-without-session leaves such rows out)'),
-                                item: _ids(where, frame[item]), time: _times(where, frame[time])})
-    times = protocol.in_seconds(frame[time], time_unit)
-    return frame.assign(**{time: times}).reset_index(drop=True)
+            frame = _with_session(title, frame, form.columns[0])
+        events = _checked(where, frame, form, time_unit).set_axis(list(columns), axis=1).reset_index(drop=True)
+    if form.session_gap is not None:
+        session, _item, time = columns
+        events = events.assign(**{session: protocol.sessions_by_gap(events, form.session_gap, session, time)})
+        logger.info('%s: sessions of a visitor (%s) are parted by more than %g seconds without an event: %s sessions',
+                    title, form.columns[0], form.session_gap, f'{events[session].max() + 1:,}')
+    return events
+
+
+def _checked(where: Where, frame: pd.DataFrame, form: Format, time_unit: str | None) -> pd.DataFrame:
+    """Ids of sessions, ids of items, and seconds; ValueError that names the first line where they are none."""
+    session, item, time = form.columns
+    hint = ' (--drop-without-session leaves such rows out)'
+    times = _times(where, frame[time])
+    if form.day:
+        times = protocol.in_seconds(_times(where, frame[form.day])) + times / 1000
+    return pd.DataFrame({session: _ids(where, frame[session], hint), item: _ids(where, frame[item]),
+                         time: times if form.day else protocol.in_seconds(times, time_unit)})
+
+
+def _chosen(title: str, names: list[str], asked: Format) -> Format:
+    """What was asked for, or else the format that is known by such names; ValueError unless the columns are there."""
+    form = asked
+    if asked.columns == COLUMNS and not set(COLUMNS) <= set(names):
+        known = next((known for known in FORMATS if set(known.needed) <= set(names)), None)
+        if known:
+            logger.info('%s: read as %s: session %s, item %s, time %s', title, known.title, known.columns[0],
+                        known.columns[1], ' in the day '.join(filter(None, [known.columns[2], known.day])))
+            form = known._replace(event_key=asked.event_key or known.event_key,
+                                  event_types=asked.event_types or known.event_types,
+                                  session_gap=known.session_gap if asked.session_gap is None else asked.session_gap)
+    if form.event_types and not form.event_key:
+        raise ValueError('event_types needs event_key, the column that holds them')
+    repeated = [name for name in form.needed if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f'{title}: has more than one column {repeated[0]!r}')
+    return form
+
+
+def _of_types(title: str, frame: pd.DataFrame, form: Format) -> pd.DataFrame:
+    """The events of the wanted kinds; says how many others there are."""
+    if not form.event_types:
+        return frame
+    kinds = frame[form.event_key].astype(str)
+    kept = frame[kinds.isin(form.event_types)]
+    others = kinds[~kinds.isin(form.event_types)].value_counts()
+    found = ', '.join(f'{number:,} {kind}' for kind, number in others.head(8).items())
+    if kept.empty:
+        raise ValueError(f'{title}: no {form.event_key} is {" or ".join(form.event_types)}; there are {found}')
+    if len(others):
+        logger.warning('%s: events with the %s %s are kept, and %s of %s left out: %s', title, form.event_key,
+                       ' or '.join(form.event_types), f'{others.sum():,}', f'{len(frame):,}', found)
+    return kept
 
 
 def _is_parquet(path: Path) -> bool:
@@ -80,7 +169,7 @@ def _is_parquet(path: Path) -> bool:
         return file.read(4) == b'PAR1'
 
 
-def _read_parquet(path: Path, title: str, columns: Sequence[str]) -> tuple[pd.DataFrame, Where]:
+def _read_parquet(path: Path, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
     try:
         frame = pd.read_parquet(path)
     except ImportError:
@@ -88,27 +177,25 @@ def _read_parquet(path: Path, title: str, columns: Sequence[str]) -> tuple[pd.Da
     except Exception as error:  # of pyarrow, which has errors of its own
         raise ValueError(f'{title}: not a Parquet file ({str(error).splitlines()[0]})') from None
     names = list(frame.columns)
-    for name in columns:
-        if names.count(name) != 1:
-            raise ValueError(f'{title}: {"lacks the column" if name not in names else "has more than one column"} '
-                             f'{name!r}; it has {names[:12]}')
-    return frame[list(columns)].reset_index(drop=True), lambda row: f'{title}, row {row}'
+    form = _chosen(title, names, asked)
+    missing = [name for name in form.needed if name not in names]
+    if missing:
+        raise ValueError(f'{title}: lacks the column {missing[0]!r}; it has {names[:12]}')
+    return frame[form.needed].reset_index(drop=True), lambda row: f'{title}, row {row}', form
 
 
-def _read_text(path: Path, title: str, columns: Sequence[str]) -> tuple[pd.DataFrame, Where]:
+def _read_text(path: Path, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
     """A text file; the delimiter is the one by which the header has most of the columns."""
-    def n_found(names: list[str]) -> tuple[int]:
-        return (sum(name in names for name in columns),)
-    table = open_table(path, title, n_found)
-    repeated = [name for name in columns if table.names.count(name) > 1]
-    if repeated:
-        raise ValueError(f'{title}: has more than one column {repeated[0]!r}')
-    missing = [name for name in columns if name not in table.names]
+    known = [asked, *(FORMATS if asked.columns == COLUMNS else ())]
+    table = open_table(path, title, lambda names: (max(sum(name in names for name in form.needed) for form in known),))
+    form = _chosen(title, table.names, asked)
+    missing = [name for name in form.needed if name not in table.names]
     if missing:
         raise ValueError(f'{title}: lacks the column(s) {missing}; by {DELIMITERS[table.delimiter]} its first line has '
-                         f'{table.names[:8]}. {_what_is_expected(table.names, columns)}')
-    frame = read_table(table, list(columns), list(columns[:2]), columns[2])
-    return frame, lambda row: f'{title}, line {line_of(table, row)}'
+                         f'{table.names[:8]}. {_what_is_expected(table.names, asked.columns)}')
+    time = form.columns[2]
+    frame = read_table(table, form.needed, [name for name in form.needed if name not in (time, form.day)], time)
+    return frame, lambda row: f'{title}, line {line_of(table, row)}', form
 
 
 def _what_is_expected(names: list[str], columns: Sequence[str]) -> str:
@@ -149,7 +236,7 @@ def _ids(where: Where, values: pd.Series, hint: str = '') -> pd.Series:
 
 
 def _times(where: Where, values: pd.Series) -> pd.Series:
-    """Times as numbers or timestamps."""
+    """Times as numbers or timestamps; days too."""
     if pd.api.types.is_datetime64_any_dtype(values):
         _require(where, values.notna(), values, 'a time')
         return values
@@ -184,13 +271,15 @@ def _require(where: Where, good: pd.Series, values: pd.Series, wanted: str) -> N
 
 def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_session_length: int = MIN_SESSION_LENGTH,
             max_session_length: int | None = None, min_item_events: int = MIN_ITEM_EVENTS,
-            test_days: float | None = None, test_fraction: float | None = None,
-            time_unit: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+            test_days: float | None = None, test_fraction: float | None = None, time_unit: str | None = None,
+            drop_repeats: bool = False, until_stable: bool = False, test_by: str = 'last',
+            ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training and test data of a log, by the filters of the paper's section 4.
 
     Sessions that are too long, then those too short, items that are too rare, and sessions that these left too short
     are dropped.  The sessions that end last are set apart as test data, whole; of these, items that training does not
-    have are dropped, and then sessions with fewer than two events.
+    have are dropped, and then sessions with fewer than two events.  The last three arguments of the list make it the
+    protocol that the paper's authors use since 2023: ``drop_repeats=True, until_stable=True, test_by='first'``.
 
     Parameters
     ----------
@@ -200,6 +289,10 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     test_days : the sessions that end in so many last days are the test data; 1 when both are None
     test_fraction : instead, this share of the sessions, those that end last
     time_unit : of times that are numbers, see `events.in_seconds`
+    drop_repeats : of events of an item that follow one another in a session, keep the first
+    until_stable : drop short sessions and rare items until nothing changes, not just once
+    test_by : 'last' for the sessions that end last; 'first' for those that start last, and training ends where the
+        first of them starts: sessions that go on are cut there
 
     Returns
     -------
@@ -212,6 +305,7 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     """
     time = columns[2]
     _check_split(test_days, test_fraction)
+    check_choice('test_by', test_by, ('last', 'first'))
     for name, limit in (('min_session_length', min_session_length), ('max_session_length', max_session_length),
                         ('min_item_events', min_item_events)):
         if limit is not None:
@@ -220,20 +314,33 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     check_times(events[time])
     events = events[list(columns)].assign(**{time: protocol.in_seconds(events[time], time_unit)})
     events = protocol.sort_events(events.set_axis(COLUMNS, axis=1))
+    if drop_repeats:
+        events = left_by('dropping repeats', events, protocol.drop_repeats(events))
     if max_session_length:
         events = left_by(f'dropping sessions of more than {max_session_length} events', events,
                          protocol.drop_long_sessions(events, max_session_length))
-    short = f'dropping sessions of fewer than {min_session_length} events'
-    events = left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
-    events = left_by(f'dropping items with fewer than {min_item_events} events', events,
-                     protocol.drop_rare_items(events, min_item_events))
-    events = left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
-    train, test, what = _split(events, test_days, test_fraction)
-    train = require_events(train, what)
+    events = _filtered(events, min_session_length, min_item_events, until_stable)
+    train, test, what = _split(events, test_days, test_fraction, test_by)
+    train = require_events(protocol.drop_short_sessions(train, min_session_length), what)
+    if len(train) + len(test) < len(events):
+        logger.info('cutting training sessions where test sessions begin: %s of %s events',
+                    f'{len(events) - len(train) - len(test):,}', f'{len(events):,}')
     test = left_by('dropping test items that training does not have, then test sessions of one event', test,
                    protocol.keep_known_items(test, train['ItemId'].unique()))
     train, test = (frame.set_axis(list(columns), axis=1) for frame in (train, test))
     return train.reset_index(drop=True), test.reset_index(drop=True)
+
+
+def _filtered(events: pd.DataFrame, min_session_length: int, min_item_events: int, until_stable: bool) -> pd.DataFrame:
+    """The events of sessions that are long enough and of items that are frequent enough."""
+    short = f'dropping sessions of fewer than {min_session_length} events'
+    rare = f'dropping items with fewer than {min_item_events} events'
+    if until_stable:
+        return left_by(f'{short} and {rare} until nothing changes', events,
+                       protocol.filter_until_stable(events, min_session_length, min_item_events))
+    events = left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
+    events = left_by(rare, events, protocol.drop_rare_items(events, min_item_events))
+    return left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
 
 
 def _check_split(test_days: float | None, test_fraction: float | None) -> None:
@@ -246,12 +353,16 @@ def _check_split(test_days: float | None, test_fraction: float | None) -> None:
         check_number('test_days', test_days, above=True)
 
 
-def _split(events: pd.DataFrame, test_days: float | None,
-           test_fraction: float | None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """Training and test events, no session divided, and in words what was done."""
+def _split(events: pd.DataFrame, test_days: float | None, test_fraction: float | None,
+           test_by: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Training and test events, no test session divided, and in words what was done."""
     if test_fraction is None:
-        train, test = protocol.split_last_seconds(events, protocol.DAY * (test_days or 1))
+        by = protocol.split_last_seconds if test_by == 'last' else protocol.split_at_start
+        train, test = by(events, protocol.DAY * (test_days or 1))
         return train, test, f'setting the last {test_days or 1:g} day(s) apart as test data'
-    ends = events.groupby('SessionId').Time.max().sort_values(kind='stable')
-    in_test = events.SessionId.isin(ends.index[len(ends) - max(1, round(test_fraction * len(ends))):])
-    return events[~in_test], events[in_test], f'setting the last {test_fraction:g} of the sessions apart as test data'
+    times = events.groupby('SessionId').Time.agg({'last': 'max', 'first': 'min'}[test_by]).sort_values(kind='stable')
+    times = times[len(times) - max(1, round(test_fraction * len(times))):]
+    in_test = events.SessionId.isin(times.index)
+    in_train = ~in_test & (events.Time < times.iloc[0] if test_by == 'first' else True)
+    return (events[in_train], events[in_test],
+            f'setting the last {test_fraction:g} of the sessions apart as test data')

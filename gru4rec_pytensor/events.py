@@ -9,6 +9,7 @@ import datetime
 import functools
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -123,9 +124,10 @@ def left_by(step: str, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFram
 
     What it dropped is said, at level INFO of the logger ``gru4rec.events``.
     """
+    require_events(after, step)
     if len(after) < len(before):
         logger.info('%s: %s of %s events', step, f'{len(before) - len(after):,}', f'{len(before):,}')
-    return require_events(after, step)
+    return after
 
 
 def count(data: pd.DataFrame) -> dict[str, int]:
@@ -193,12 +195,18 @@ class IdIndex:
 
     def __init__(self, ids: np.ndarray) -> None:
         self.ids = ids
-        self._index = pd.Index(ids, tupleize_cols=False)
+        self._index = _with_table(pd.Index(ids, tupleize_cols=False))
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles make their tables anew."""
+        return IdIndex, (self.ids,)
 
     @functools.cached_property
-    def _by_spelling(self) -> pd.Series:
-        places = pd.Series(np.arange(len(self.ids)), index=[*map(spelling, self.ids)])
-        return places[~places.index.duplicated(keep=False)]
+    def _by_spelling(self) -> tuple[pd.Index, np.ndarray]:
+        """Spellings that are of one id only, and the places of these."""
+        spelled = pd.Index([*map(spelling, self.ids)], dtype=object)
+        places = np.flatnonzero(~spelled.duplicated(keep=False))
+        return _with_table(spelled[places]), places
 
     def get_indexer(self, ids: ArrayLike) -> np.ndarray:
         """int64 places of the ids of an array, -1 for those that are not there."""
@@ -212,8 +220,9 @@ class IdIndex:
             places = self._index.get_indexer(pd.Index(distinct, tupleize_cols=False))
         missing = np.flatnonzero(places < 0)
         if len(missing):
-            found = self._by_spelling.index.get_indexer([*map(spelling, distinct[missing])])
-            places[missing] = np.where(found < 0, -1, np.append(self._by_spelling, -1)[found])
+            spellings, places_of_spellings = self._by_spelling
+            found = spellings.get_indexer(pd.Index([*map(spelling, distinct[missing])], dtype=object))
+            places[missing] = np.append(places_of_spellings, -1)[found]  # not found is -1, the last one
         return np.append(places, -1)[codes]  # missing ids have the code -1
 
     def like(self, ids: pd.Series) -> np.ndarray:
@@ -244,6 +253,12 @@ class IdIndex:
         if kind == _kind(np.array([value])):
             return value
         raise ValueError(repr(getattr(value, 'item', lambda: value)()))
+
+
+def _with_table(index: pd.Index) -> pd.Index:
+    """`index`, whose table pandas would make when it is asked first, while other threads look into it."""
+    index.get_indexer(index[:1])
+    return index
 
 
 def _kind(ids: np.ndarray) -> str:
@@ -351,6 +366,79 @@ def drop_rare_items(data: pd.DataFrame, min_events: int = MIN_ITEM_EVENTS) -> pd
     return data[size_of_group(data['ItemId']) >= min_events]
 
 
+def drop_repeats(data: pd.DataFrame) -> pd.DataFrame:
+    """Keep the first of the events of an item that follow one another in a session; rows by session and time."""
+    session, item = (pd.factorize(data[name])[0] for name in COLUMNS[:2])
+    repeated = (session[1:] == session[:-1]) & (item[1:] == item[:-1])
+    return data[np.append(True, ~repeated)]
+
+
+def filter_until_stable(data: pd.DataFrame, min_length: int = MIN_SESSION_LENGTH,
+                        min_events: int = MIN_ITEM_EVENTS) -> pd.DataFrame:
+    """`drop_short_sessions` and `drop_rare_items`, one after the other, until neither drops an event."""
+    while True:
+        kept = drop_rare_items(drop_short_sessions(data, min_length), min_events)
+        if len(kept) == len(data):
+            return kept
+        data = kept
+
+
+def sessions_by_gap(data: pd.DataFrame, gap: float, visitor_key: str = 'SessionId',
+                    time_key: str = 'Time') -> np.ndarray:
+    """Number of the session of each event, int64 (n_events,), where a log has visitors and no sessions.
+
+    A visitor's session ends where the next event is more than `gap` seconds later.  Sessions are numbered from 0 in the
+    order of their first events.
+
+    >>> visits = pd.DataFrame({'SessionId': [*'abaa'], 'Time': [30, 20, 10, 99]})
+    >>> sessions_by_gap(visits, 60).tolist()
+    [0, 1, 0, 2]
+    """
+    visitor, time = pd.factorize(data[visitor_key])[0], data[time_key].to_numpy()
+    order = np.lexsort((time, visitor))
+    visitor, time = visitor[order], time[order]
+    starts = np.append(True, (visitor[1:] != visitor[:-1]) | (np.diff(time) > gap))
+    number = np.empty(starts.sum(), np.int64)
+    number[np.argsort(time[starts], kind='stable')] = np.arange(len(number))
+    found = np.empty(len(data), np.int64)
+    found[order] = number[np.cumsum(starts) - 1]
+    return found
+
+
+def most_recent_prefixes(data: pd.DataFrame, share: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The most recent 1 / `share` of all prefixes, as the sessions that have just these.
+
+    A session of n events has n - 1 prefixes, each with the event after it as target.  Sessions are in the order of
+    their last events, and within a session longer prefixes come before shorter ones; so of the session in which the
+    share is reached, going back, the first events stay.  The number of prefixes is rounded to a whole one.
+
+    Returns (kept, whole): the events of the kept prefixes, and those of the same sessions, none cut.
+    """
+    by_session = data.groupby('SessionId', sort=True).Time.agg(['max', 'size'])
+    by_session = by_session.sort_values('max', kind='stable')
+    from_end = (by_session['size'] - 1)[::-1].cumsum()
+    n_wanted = round(int(from_end.iloc[-1]) / share)
+    n_sessions = int(np.searchsorted(from_end.to_numpy(), n_wanted)) + (n_wanted > 0)
+    sessions = from_end.index[:n_sessions]
+    whole = data[data.SessionId.isin(sessions)]
+    if not n_sessions:  # a share of less than half a prefix
+        return whole, whole
+    surplus = from_end.iloc[n_sessions - 1] - n_wanted
+    left = whole.groupby('SessionId', sort=False).cumcount(ascending=False)  # events after this one
+    return whole[(whole.SessionId != sessions[-1]) | (left >= surplus)], whole
+
+
+def split_at_start(data: pd.DataFrame, seconds: float = DAY) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split by the time of each session's first event.
+
+    Returns (train, test): test holds the sessions that start at most `seconds` before the last event of the frame;
+    training ends there, so that sessions that go on lose what comes later, and those left with one event all.
+    """
+    border = data['Time'].max() - seconds
+    in_test = data.groupby('SessionId', sort=False)['Time'].transform('min') >= border
+    return drop_short_sessions(data[~in_test & (data['Time'] < border)]), data[in_test]
+
+
 def split_last_seconds(data: pd.DataFrame, seconds: float = DAY) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split by the time of each session's last event; no session is divided.
 
@@ -370,13 +458,20 @@ def keep_known_items(test: pd.DataFrame, known: ArrayLike, session_key: str = 'S
     return drop_short_sessions(test[test[item_key].isin(known)], session_key=session_key)
 
 
-def split(data: pd.DataFrame, held_out: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def split(data: pd.DataFrame, held_out: str,
+          by: Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]] = split_last_seconds,
+          ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One train/test split as section 4 describes it, cleaned; `held_out` names the second part in errors.
 
-    Returns (train, test) with new row numbers.  Raises ValueError, naming the step, when one of them is empty.
+    `by` is what divides the events, `split_last_seconds` or `split_at_start`.  Returns (train,
+    test) with new row numbers.  Raises ValueError, naming the step, when one of them is empty.
     """
-    train, test = split_last_seconds(data)
-    require_events(train, f"setting the last day apart as {held_out}: every session ends in the log's last 24 hours")
+    train, test = by(data)
+    verb = 'ends' if by is split_last_seconds else 'starts'
+    require_events(train, f"setting the last day apart as {held_out}: every session {verb} in the log's last 24 hours")
+    if len(train) + len(test) < len(data):
+        logger.info('cutting training sessions where %s begins: %s of %s events', held_out,
+                    f'{len(data) - len(train) - len(test):,}', f'{len(data):,}')
     test = left_by(f'dropping {held_out} items that are not in training, then one-click {held_out} sessions',
                    test, keep_known_items(test, train['ItemId'].unique()))
     return train.reset_index(drop=True), test.reset_index(drop=True)

@@ -227,8 +227,9 @@ def read_table(table: TextTable, columns: list[str], ids: list[str], time: str) 
             frame = pd.read_csv(table.path, dtype=str, **options)
             return frame.apply(lambda values: values.map(clean, na_action='ignore'))[columns]
         frame = None if table.lines.odd_numbers else pd.read_csv(table.path, **options)
-        if frame is None or any(frame[name].dtype != 'int64' for name in ids):
-            frame = pd.read_csv(table.path, dtype=dict.fromkeys(ids, str), **options)
+        text = [name for name in ids if frame is None or frame[name].dtype != 'int64']
+        if text:
+            frame = pd.read_csv(table.path, dtype=dict.fromkeys(text, str), **options)
         return frame[columns]
     except UnicodeDecodeError:
         raise ValueError(f'{table.title}: is not UTF-8 text') from None

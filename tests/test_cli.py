@@ -41,6 +41,31 @@ def test_prepare_writes_what_the_function_returns(folder):
         pd.testing.assert_frame_equal(click_log.read_events(folder / 'data' / f'{name}.tsv'), frame)
 
 
+def test_retailrockets_log_is_prepared_without_options_and_what_was_taken_is_said(tmp_path, capsys, caplog):
+    log = few_items_log(n_sessions=200, n_items=8)
+    visits = pd.DataFrame({'timestamp': 1_433_221_332_000 + log.SessionId * 4_000_000 + log.Time, 'visitorid': 7,
+                           'event': 'view', 'itemid': log.ItemId})
+    visits.to_csv(tmp_path / 'events.csv', index=False)
+    found = json.loads(run(f'prepare {tmp_path}/events.csv -o {tmp_path}/data --json', capsys).out)
+    prepared = pd.concat([click_log.read_events(tmp_path / 'data' / f'{name}.tsv') for name in ('train', 'test')])
+    assert prepared.SessionId.nunique() == found['train']['sessions'] + found['test']['sessions'] > 100
+    assert len(prepared) == len(log) - found['dropped_events']
+    assert prepared.Time.diff().loc[prepared.SessionId.diff() == 0].max() <= 3600
+    for said in ('read as the events of retailrocket', 'milliseconds', 'parted by more than 3600 seconds', 'dropping'):
+        assert said in caplog.text
+
+
+def test_kinds_of_event_are_a_list_with_commas(tmp_path, capsys):
+    log = few_items_log(n_sessions=100, n_items=4)
+    log.assign(Time=log.SessionId * 10 ** 5 + log.Time, what=['see', 'buy', 'drop', 'see'] * (len(log) // 4)
+               + ['see'] * (len(log) % 4)).to_csv(tmp_path / 'log.csv', index=False)
+    found = json.loads(run(f'prepare --event-key what --event-types see,buy {tmp_path}/log.csv -o {tmp_path}/data '
+                           '--json --min-session-length 1', capsys).out)
+    kept = len(log) - len(log) // 4
+    n_written = sum(found[name]['events'] for name in ('train', 'test'))
+    assert 0 < n_written == kept - found['dropped_events']
+
+
 def test_fit_saves_the_model_that_the_class_would_train(folder):
     train = click_log.read_events(folder / 'data' / 'train.tsv')
     expected = GRU4Rec([6], n_epochs=2, batch_size=10, backend='python').fit(train)
@@ -65,6 +90,19 @@ def test_evaluate_drops_and_counts_what_the_model_does_not_know(folder, tmp_path
     out, error = run(f'evaluate {folder}/model {tmp_path}/more.csv', capsys)
     assert out == run(f'evaluate {folder}/model {folder}/data/test.tsv', capsys).out
     assert f'dropped 2 of {len(more)} events' in error
+
+
+def test_evaluate_counts_unknown_items_as_misses_where_asked_to(folder, tmp_path, capsys):
+    test = click_log.read_events(folder / 'data' / 'test.tsv')
+    new = pd.DataFrame({'SessionId': [-1, -1, -1, -2, -2], 'ItemId': ['new', 'p10', 'p20', 'p10', 'other'],
+                        'Time': range(5)})
+    pd.concat([test, new]).to_csv(tmp_path / 'more.csv', index=False)
+    model = GRU4Rec.load(folder / 'model')
+    ranks = next_item_ranks(model, pd.concat([new[1:3], test]), tie_policy='conservative')
+    found = json.loads(run(f'evaluate {folder}/model {tmp_path}/more.csv --unknown miss --json', capsys).out)
+    assert found['predictions'] == len(ranks) + 2 and found['dropped_events'] == 0
+    for name, value in zip(('recall@20', 'mrr@20'), recall_mrr(ranks)):
+        assert found[name] == pytest.approx(value * len(ranks) / (len(ranks) + 2))
 
 
 def test_recommend_prints_what_the_model_recommends(folder, capsys):

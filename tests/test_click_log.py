@@ -257,6 +257,99 @@ def test_lines_are_counted_with_those_that_are_blank_and_those_within_fields(tmp
         click_log.read_events(written(tmp_path, text))
 
 
+# --- Logs that are known by their headers ---------------------------------------------------------------------------
+
+
+RETAILROCKET = """timestamp,visitorid,event,itemid,transactionid
+1433221332117,257597,view,355908,
+1433221332117,992329,view,248676,
+1433224932118,257597,view,111016,
+1433224932117,992329,view,248676,
+1433224932500,992329,addtocart,248676,
+1433221332999,111016,transaction,318965,4000
+1433221332100,257597,view,253185,
+"""
+DIGINETICA = """{}
+1;NA;81766;526309;2016-05-09
+1;NA;31331;1031018;2016-05-09
+2;12;32118;0;2016-05-10
+1;NA;32118;243569;2016-05-09
+"""
+RECBOLE = """session_id:token\titem_id:token\ttimestamp:float\tnumber of times:float
+2\t33043\t1462752000.5\t1
+1\t9\t1462752001\t1
+"""
+
+
+def test_the_events_of_retailrocket_are_read_as_they_are(tmp_path, caplog):
+    caplog.set_level('INFO', 'gru4rec.events')
+    found = click_log.read_events(written(tmp_path, RETAILROCKET, 'events.csv'))
+    # 257597: 1433221332.100, .117, and one event 3600.001 s later; 992329: two events 3600.000 s apart
+    expected = pd.DataFrame({'SessionId': [0, 1, 2, 1, 0], 'ItemId': [355908, 248676, 111016, 248676, 253185],
+                             'Time': [1433221332.117, 1433221332.117, 1433224932.118, 1433224932.117, 1433221332.1]})
+    assert_frame_equal(found, expected)
+    for said in ('read as the events of retailrocket: session visitorid, item itemid, time timestamp',
+                 'timestamp: numbers such as 1433224932118 are taken for milliseconds',
+                 'with the event view are kept, and 2 of 7 left out: 1 addtocart, 1 transaction',
+                 'parted by more than 3600 seconds without an event: 3 sessions'):
+        assert said in caplog.text
+    found = click_log.read_events(tmp_path / 'events.csv', event_types=['view', 'transaction'], session_gap=10 ** 6)
+    assert found.SessionId.tolist() == [0, 1, 0, 1, 2, 0]
+    with pytest.raises(ValueError, match='no event is click; there are 5 view, 1 addtocart, 1 transaction'):
+        click_log.read_events(tmp_path / 'events.csv', event_types=['click'])
+
+
+@pytest.mark.parametrize('header', ['sessionId;userId;itemId;timeframe;eventdate',
+                                    'session_id;user_id;item_id;timeframe;eventdate'])
+def test_the_views_of_diginetica_have_a_day_and_a_time_in_it(tmp_path, header):
+    found = click_log.read_events(written(tmp_path, DIGINETICA.format(header), 'train-item-views.csv'))
+    day = pd.Timestamp('2016-05-09').timestamp()
+    assert_frame_equal(found, pd.DataFrame({
+        'SessionId': [1, 1, 2, 1], 'ItemId': [81766, 31331, 32118, 32118],
+        'Time': [day + 526.309, day + 1031.018, day + DAY, day + 243.569]}))
+    with pytest.raises(ValueError, match="line 3: eventdate is '2016-13-09', not a number, or a date"):
+        click_log.read_events(written(tmp_path, DIGINETICA.format(header).replace('1031018;2016-05', '1;2016-13')))
+
+
+def test_interactions_of_recbole_are_read_by_their_typed_names(tmp_path):
+    found = click_log.read_events(written(tmp_path, RECBOLE, 'diginetica.inter'))
+    assert found.SessionId.tolist() == [2, 1] and found.ItemId.tolist() == [33043, 9]
+    assert found.Time.tolist() == [1462752000.5, 1462752001]
+
+
+def test_a_log_with_the_usual_names_is_what_it_says_whatever_else_it_has(tmp_path):
+    path = written(tmp_path, 'visitorid,itemid,timestamp,event,SessionId,ItemId,Time\n1,2,3,view,4,5,6\n')
+    assert click_log.read_events(path).to_numpy().tolist() == [[4, 5, 6]]
+
+
+def test_kinds_of_event_and_sessions_by_a_gap_are_options_for_any_log(tmp_path):
+    path = written(tmp_path, 'who,what,when,kind\na,1,0,7\nb,1,5,7\na,2,60,8\na,2,100,7\na,3,201,7\n')
+    columns = ('who', 'what', 'when')
+    found = click_log.read_events(path, columns, event_key='kind', event_types=['7'], session_gap=100)
+    assert found.to_numpy().tolist() == [[0, 1, 0], [1, 1, 5], [0, 2, 100], [2, 3, 201]]
+    with pytest.raises(ValueError, match='event_types needs event_key'):
+        click_log.read_events(path, columns, event_types=['7'])
+    with pytest.raises(ValueError, match='session_gap=-1: must be'):
+        click_log.read_events(path, columns, session_gap=-1)
+
+
+def test_sessions_by_a_gap_are_those_that_a_loop_finds():
+    rng = np.random.RandomState(0)
+    visits = pd.DataFrame({'SessionId': rng.choice(list('abcdef'), 500), 'Time': rng.randint(40_000, size=500) / 4})
+    found = pd.Series(events.sessions_by_gap(visits, 100), visits.index)
+    starts = []
+    for _visitor, group in visits.groupby('SessionId'):
+        last = None
+        for row, time in group.Time.sort_values(kind='stable').items():
+            if last is None or time - visits.Time[last] > 100:
+                starts.append(time)
+                session = found[row]
+            assert found[row] == session
+            last = row
+    assert found.nunique() == len(starts)
+    assert visits.groupby(found).Time.min().tolist() == sorted(starts)
+
+
 # --- Preparing ------------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +425,27 @@ def test_days_are_days_in_whatever_unit_the_times_are(clicks, unit):
             assert_frame_equal(frame, wanted, check_dtype=False)
     with pytest.raises(ValueError, match="time_unit='days': must be one of 's', 'ms', 'us', 'ns', or None"):
         click_log.prepare(clicks, time_unit='days')
+
+
+def test_preparing_as_the_authors_do_since_2023_is_the_protocol_of_that_name(clicks):
+    expected = preprocess_rsc15.preprocess(clicks, '2023')
+    found = click_log.prepare(clicks, drop_repeats=True, until_stable=True, test_by='first')
+    for frame, name in zip(found, ('train_full', 'test')):
+        assert_frame_equal(frame, expected[name])
+    assert not expected['test'].equals(preprocess_rsc15.preprocess(clicks)['test'])
+
+
+def test_test_sessions_are_counted_by_their_first_events_where_asked_for(clicks):
+    for options in (dict(test_days=3), dict(test_fraction=0.2)):
+        train, test = click_log.prepare(clicks, min_item_events=1, test_by='first', **options)
+        starts = clicks.groupby('SessionId').Time.min()
+        assert train.Time.max() < starts[test.SessionId.unique()].min()
+        assert starts[train.SessionId.unique()].max() < starts[test.SessionId.unique()].min()
+        if 'test_days' in options:
+            assert test.Time.min() >= clicks.Time.max() - 3 * DAY - DAY / 24
+        assert (train.groupby('SessionId').size() >= 2).all()
+    with pytest.raises(ValueError, match="test_by='start': must be one of 'last', 'first'"):
+        click_log.prepare(clicks, test_by='start')
 
 
 def test_every_event_that_preparing_drops_is_counted(clicks, caplog):

@@ -104,6 +104,20 @@ def test_tiebreaking_is_fair_to_a_target_that_is_no_candidate(dtype):
     assert np.abs(counts - 300).max() < 5 * np.sqrt(900 * 1 / 3 * 2 / 3)
 
 
+def test_unknown_items_count_as_misses_and_the_rest_is_ranked_as_without_them():
+    model = baselines.ItemKNN(lmbd=0).fit(click_log('abc', 'bca', 'abd'))
+    test = click_log('xab', 'axb', 'abx', 'xya', 'xy', 'ab', 'x')
+    found = evaluation.next_item_ranks_with_misses(model, test.sample(frac=1, random_state=0))
+    rank = next_item_ranks(model, click_log('ab'))[0]
+    miss = np.inf
+    assert found.tolist() == [miss, rank, miss, rank, rank, miss, miss, miss, miss, rank]
+    assert recall_mrr(found) == (0.4, 0.4 / rank)
+    everything_known = click_log('abc', 'dab')
+    assert_array_equal(evaluation.next_item_ranks_with_misses(model, everything_known),
+                       next_item_ranks(model, everything_known))
+    assert evaluation.next_item_ranks_with_misses(model, click_log('xyz', 'ax')).tolist() == [miss] * 3
+
+
 def test_tiebreaking_does_not_change_the_order_of_scores_that_differ():
     model, log = FixedScores(a=0.5, b=0.5 + 2e-8, c=0.5 - 2e-8), click_log(*[['b', 'a']] * 200)
     assert_array_equal(next_item_ranks(model, log, tie_policy='tiebreaking'), 2)

@@ -1,5 +1,9 @@
 """Ids of every kind, in every method, command and file, however they are written."""
+import copy
 import json
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -36,6 +40,11 @@ def world(request, tmp_path_factory):
     model.save(folder / 'model')
     log.to_csv(folder / 'log.csv', index=False)
     return log, model, GRU4Rec.load(folder / 'model'), folder
+
+
+@pytest.fixture(scope='module')
+def trained():
+    return small_model().fit(LOG)
 
 
 def test_a_saved_model_has_the_same_ids_and_knows_those_of_its_training_data(world):
@@ -98,8 +107,23 @@ def test_new_items_are_taken_over_in_the_spelling_of_the_model():
                                ([1.0, 2.5], ['2', '2.5'], [2.0, 2.5])]:
         found = IdIndex(pd.Series(old).to_numpy()).like(pd.Series(new))
         assert found.tolist() == expected and {*map(type, found.tolist())} == {*map(type, expected)}
+    items = pd.unique(LOG.ItemId)
     model = small_model().fit(LOG).fit_more(LOG.assign(ItemId=(LOG.ItemId + 10).astype(str)), 1)
-    assert model.items_.tolist() == [*small_model().fit(LOG).items_, 50]
+    assert model.items_.tolist() == [*items, items.max() + 10]
+
+
+def test_threads_that_ask_for_ids_for_the_first_time_get_the_same_answer():
+    ids = np.arange(2_000)
+    wanted = np.random.RandomState(0).permutation(2_000)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for copied in (IdIndex(ids), pickle.loads(pickle.dumps(IdIndex(ids))), copy.deepcopy(IdIndex(ids))):
+            with ThreadPoolExecutor(8) as pool:
+                found = list(pool.map(copied.get_indexer, [wanted, wanted.astype(str)] * 8))
+            assert all((places == wanted).all() for places in found)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_ids_that_a_list_spells_apart_stay_apart():
@@ -117,10 +141,9 @@ def test_ids_that_a_list_spells_apart_stay_apart():
     (iter([10]), 'session_items: must be .* not a list_iterator'),
     (LOG[['ItemId']], 'session_items: must be .* not a DataFrame'),
     ([[10], 20], r'ids must be numbers, text, dates or truth values, not such as \[10\]')])
-def test_what_is_no_list_of_ids_gets_one_sentence(ids, message):
-    model = small_model().fit(LOG)
+def test_what_is_no_list_of_ids_gets_one_sentence(trained, ids, message):
     with pytest.raises(TypeError, match=message):
-        model.recommend(ids)
+        trained.recommend(ids)
 
 
 @pytest.mark.parametrize('values, message', [

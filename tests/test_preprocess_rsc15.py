@@ -13,7 +13,15 @@ import pandas as pd
 import pytest
 
 import preprocess_rsc15 as rsc15
-from gru4rec_pytensor.events import COLUMNS, DAY, drop_rare_items, drop_short_sessions, sort_events, split_last_seconds
+from gru4rec_pytensor.events import (
+    COLUMNS,
+    DAY,
+    drop_rare_items,
+    drop_short_sessions,
+    filter_until_stable,
+    sort_events,
+    split_last_seconds,
+)
 from gru4rec_pytensor.synthetic import synthetic_clicks
 
 GOOD_LINE = '1,2014-04-07T10:51:09.277Z,214536502,0\n'
@@ -152,6 +160,97 @@ def test_a_step_that_leaves_nothing_is_named(events, step):
 def test_a_frame_that_is_no_click_log_is_refused(clicks, error, message):
     with pytest.raises(error, match=message):
         rsc15.preprocess(clicks)
+
+
+# --- Other splits ---------------------------------------------------------------------------------------------------
+
+
+def prefixes_by_hand(events):
+    """[(items of the prefix, target)], sessions by their last click, then id; within a session the longest first."""
+    sessions = sorted(events.groupby('SessionId'), key=lambda found: (found[1].Time.max(), found[0]))
+    items = [group.ItemId.tolist() for _session, group in sessions]
+    return [(tuple(session[:n]), session[n]) for session in items for n in range(len(session) - 1, 0, -1)]
+
+
+@pytest.mark.parametrize('share', [1, 2, 4, 7, 64])
+def test_a_fraction_holds_the_most_recent_prefixes_as_the_narm_family_counts_them(share):
+    parts = rsc15.preprocess(synthetic_clicks(3000, 200, seed=3))
+    found, counts = rsc15.most_recent_fraction(parts, share)
+    for name in ('train_full', 'train_tr'):
+        everything = prefixes_by_hand(parts[name])
+        wanted = everything[len(everything) - round(len(everything) / share):]
+        assert sorted(prefixes_by_hand(found[name])) == sorted(wanted)
+    assert counts['training prefixes'] == round(len(prefixes_by_hand(parts['train_full'])) / share)
+    sessions = parts['train_full'][parts['train_full'].SessionId.isin(found['train_full'].SessionId)]
+    assert counts['clicks'] == len(sessions) + len(parts['test'])
+    assert counts['items'] == len({*sessions.ItemId, *parts['test'].ItemId})
+    for name in ('test', 'valid'):  # with clicks on items that the fraction lacks
+        pd.testing.assert_frame_equal(found[name], parts[name])
+
+
+def test_a_fraction_without_a_prefix_is_refused():
+    with pytest.raises(ValueError, match='no event is left after keeping the most recent 1/1000 of the prefixes'):
+        rsc15.most_recent_fraction(rsc15.preprocess(WHOLE_LOG), 1000)
+
+
+def test_published_counts_of_a_fraction_are_compared_one_by_one():
+    counts = {'test': {'sessions': 15_324, 'events': 71_222, 'items': 0},
+              'fraction': rsc15.PUBLISHED_FRACTIONS[64] | {'items': 7}}
+    text = rsc15.format_counts(counts, fraction=64)
+    assert 'matches: 15,324 sessions, 71,222 events' in text
+    assert text.endswith('published: 369,859 training prefixes matches, 55,898 test prefixes matches, '
+                         '557,248 clicks matches, 16,766 items differs')
+    assert 'matches' not in rsc15.format_counts(counts, synthetic=True, fraction=64)
+    assert rsc15.format_counts(counts, fraction=5).count('matches') == 1  # the test file's
+
+
+def test_published_prefixes_are_a_rounded_share_of_those_of_the_whole_log():
+    train, test = (rsc15.PUBLISHED[name] for name in ('train_full', 'test'))
+    for share, published in rsc15.PUBLISHED_FRACTIONS.items():
+        assert published['training prefixes'] == round((train['events'] - train['sessions']) / share)
+        assert published['test prefixes'] == test['events'] - test['sessions']
+
+
+def test_the_protocol_of_2023_is_as_by_hand():
+    popular = [(100 + k, k * DAY, item) for k in range(3) for item in (1, 2, 1, 2)]
+    border = END - DAY
+    events = log(*popular, (1, 3 * DAY, 1), (1, 3 * DAY + 1, 1), (1, 3 * DAY + 2, 2), (1, 3 * DAY + 3, 1),
+                 (2, 3 * DAY, 2), (2, 3 * DAY + 1, 2),  # one click once repeats are dropped
+                 (3, 3 * DAY, 3), (3, 3 * DAY + 1, 4), (4, 3 * DAY, 3), (4, 3 * DAY + 1, 4),  # rare items
+                 (5, border - 9, 2), (5, border - 8, 1), (5, border, 2),  # starts before the last day, and is cut there
+                 (6, border - 5, 1), (6, border + 5, 2),  # what is left of it is one click
+                 (7, border, 1), (7, border + 1, 2), (8, END - 5, 2), (8, END - 4, 2), (8, END, 1))
+    parts = rsc15.preprocess(pd.concat([events, log((9, 8 * DAY, 1), (9, 8 * DAY + 1, 2))]), protocol='2023')
+    assert rows(parts['test']) == [(7, border, 1), (7, border + 1, 2), (8, END - 5, 2), (8, END, 1)]
+    train = parts['train_full']
+    assert rows(train[train.SessionId < 100]) == [
+        (1, 3 * DAY, 1), (1, 3 * DAY + 2, 2), (1, 3 * DAY + 3, 1), (5, border - 9, 2), (5, border - 8, 1),
+        (9, 8 * DAY, 1), (9, 8 * DAY + 1, 2)]
+    assert set(parts['valid'].SessionId) == {5}
+    with pytest.raises(ValueError, match="protocol='2018': must be one of '2016', '2023'"):
+        rsc15.preprocess(events, protocol='2018')
+
+
+def test_filters_run_until_neither_drops_an_event(synthetic):
+    kept = filter_until_stable(synthetic[:20_000], 3, 8)
+    assert kept.groupby('SessionId').size().min() >= 3 and kept.groupby('ItemId').size().min() >= 8
+    once = drop_rare_items(drop_short_sessions(synthetic[:20_000], 3), 8)
+    assert 0 < len(kept) < len(once)
+
+
+def test_a_fraction_and_the_protocol_of_2023_are_options_of_the_command(tmp_path, capsys):
+    words = ['--sessions', '3000', '--items', '200']
+    rsc15.main(['--synthetic', str(tmp_path / 'all'), *words])
+    rsc15.main(['--synthetic', str(tmp_path / 'quarter'), '--fraction', '4', *words])
+    rsc15.main(['--synthetic', str(tmp_path / 'later'), '--protocol', '2023', *words])
+    assert 'the most recent 1/4: ' in capsys.readouterr().out
+    everything, quarter, later = (pd.read_csv(tmp_path / name / rsc15.FILES['train_full'], sep='\t')
+                                  for name in ('all', 'quarter', 'later'))
+    prefixes = [len(frame) - frame.SessionId.nunique() for frame in (everything, quarter)]
+    assert prefixes[1] == round(prefixes[0] / 4)
+    pd.testing.assert_frame_equal(later, rsc15.preprocess(synthetic_clicks(3000, 200), '2023')['train_full'])
+    with pytest.raises(SystemExit):
+        rsc15.main(['--synthetic', str(tmp_path / 'x'), '--protocol', '2023', '--fraction', '4'])
 
 
 # --- Raw log -------------------------------------------------------------------------------------------------------
