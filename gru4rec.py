@@ -19,8 +19,10 @@ docs/deviations.md lists the few differences.
 """
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -989,6 +991,8 @@ class GRU4Rec:
     _state_function: Any = field(init=False)  # of `next_states`, compiled when it is needed first
     _rank_program: Any = field(init=False)  # of `next_item_counts`, likewise
     _prediction_state: Any = field(init=False)  # of `predict_next_batch`: ids and states of the last call's sessions
+    _trainer: Any = field(init=False, default=None)  # while one thread trains, and so is alone: see `_alone`
+    _predictor: Any = field(init=False, default=None)  # likewise, while one is in `predict_next_batch`
 
     def __repr__(self) -> str:
         """The layers, and the arguments that are not the default."""
@@ -1052,10 +1056,11 @@ class GRU4Rec:
         if checkpoint:
             training = self._what_determines_training((events, offsets, *(dropout_masks or ())))
             file = model_file.Checkpoint(checkpoint, every, training)
-        self._set_items(items, np.bincount(item_index))
-        rng = np.random.RandomState(self.seed)
-        self._set_variables(Variables.of(settings, initial_weights(settings, rng)))
-        self._train(events, offsets, rng, RandomInputs(settings, dropout_masks), callback, file)
+        with self._alone('_trainer'):
+            self._set_items(items, np.bincount(item_index))
+            rng = np.random.RandomState(self.seed)
+            self._set_variables(Variables.of(settings, initial_weights(settings, rng)))
+            self._train(events, offsets, rng, RandomInputs(settings, dropout_masks), callback, file)
         return self
 
     def fit_more(self, data: pd.DataFrame, n_epochs: int | None = None, *,
@@ -1091,13 +1096,14 @@ class GRU4Rec:
         unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
         item_index = pd.Index(np.concatenate([self.items_, np.asarray(unknown)])).get_indexer(ids)
         rows, offsets = self._session_order(data, item_index)
-        losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
-        rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
-        self._add_items(unknown, rng)
-        self.epoch_losses_ = losses  # to which those of the new epochs are appended
-        self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
-        random_inputs = RandomInputs(self.settings(), n_epochs_before=n_epochs_before)
-        self._train(item_index[rows], offsets, rng, random_inputs, callback, None, n_epochs)
+        with self._alone('_trainer'):
+            losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
+            rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
+            self._add_items(unknown, rng)
+            self.epoch_losses_ = losses  # to which those of the new epochs are appended
+            self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
+            random_inputs = RandomInputs(self.settings(), n_epochs_before=n_epochs_before)
+            self._train(item_index[rows], offsets, rng, random_inputs, callback, None, n_epochs)
         return self
 
     @property
@@ -1134,7 +1140,13 @@ class GRU4Rec:
     def _set_items(self, items: np.ndarray, counts: np.ndarray) -> None:
         """Item ids in the order of their indices, and how often each occurs in the training data."""
         self.items_, self.item_counts_, self.n_items = items, counts, len(items)
-        self._index_of = pd.Index(items)
+        self._index_items()
+
+    def _index_items(self) -> None:
+        """pandas makes an index's table when it is needed first, and lets other threads look into an unfinished one."""
+        index = pd.Index(self.items_)
+        index.get_indexer(index[:1])
+        self._index_of = index
 
     def _set_variables(self, variables: Variables) -> None:
         """Weights and optimiser's state of a model that has not been trained yet, or anew."""
@@ -1157,7 +1169,7 @@ class GRU4Rec:
                   for name, state in zip(state_shapes(settings), initial_states(settings, self.batch_size))]
         events = shared('events', items)
         weakref.finalize(random_inputs, free_arrays, [events, *states])  # which this call alone refers to
-        with pytensor.config.change_flags(floatX=FLOAT):
+        with backends.symbols_of_float32():
             step = training_step(settings, events, self.variables_, states)
         run = backends.compile_loop(*step, backend=self.backend_)
         position = self._resume(checkpoint, states, random_inputs) if checkpoint else TrainingPosition()
@@ -1257,9 +1269,11 @@ class GRU4Rec:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: everything but compiled functions, which are made again; variables as arrays."""
+        self._check_not_in_training()
+        state = {name: value for name, value in vars(self).items() if name not in ('_trainer', '_predictor')}
         if not hasattr(self, 'variables_'):
-            return vars(self)
-        state = vars(self) | {'_state_function': None, '_rank_program': None}
+            return state
+        state |= {'_state_function': None, '_rank_program': None}
         if self._prediction_state is not None:
             session_ids, states = self._prediction_state
             state['_prediction_state'] = session_ids, [np.asarray(H) for H in states]
@@ -1268,6 +1282,7 @@ class GRU4Rec:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if 'variables_' in state:
+            self._index_items()
             self.variables_ = Variables.of(self.settings(), *state['variables_'])
 
     def save(self, path: str | Path, *, dtype: str = 'float32') -> None:
@@ -1329,11 +1344,13 @@ class GRU4Rec:
         states : list of arrays with a row for each session, as `initial_states` or the last call returned them
         """
         self._check_usable()
-        if self._state_function is None:
-            with pytensor.config.change_flags(floatX=FLOAT):
-                inputs, outputs = prediction_step(self.settings(), self.variables_.weights)
-                self._state_function = backends.compile_function(inputs, outputs, backend=self.backend_)
-        top, *states = self._state_function(items, starts, *states)
+        self._check_not_in_training()
+        function = self._state_function
+        if function is None:
+            with backends.symbols_of_float32():  # one thread compiles, the others find it
+                function = self._state_function = self._state_function or backends.compile_step(
+                    *prediction_step(self.settings(), self.variables_.weights), backend=self.backend_)
+        top, *states = function(items, starts, *states)
         return top, states
 
     def output_weights(self, candidates: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -1366,14 +1383,16 @@ class GRU4Rec:
         many the same; bool (K, B): where the target's score is not a number
         """
         output = self._device_output()
-        if self._rank_program is None:
+        self._check_not_in_training()
+        program = self._rank_program
+        if program is None:
             settings, x = self.settings(), pt.matrix('scores', dtype=FLOAT)
-            with pytensor.config.change_flags(floatX=FLOAT):
-                self._rank_program = backends.compile_ranks(*prediction_step(settings, self.variables_.weights), x,
-                                                            ACTIVATIONS[settings.final_activation](x))
+            with backends.symbols_of_float32():
+                program = self._rank_program = self._rank_program or backends.compile_ranks(
+                    *prediction_step(settings, self.variables_.weights), x, ACTIVATIONS[settings.final_activation](x))
         ranked = output if candidates is None else [array[candidates] for array in output]
         column = column_of_item(candidates, self.n_items)
-        return self._rank_program(items, starts, targets, states, column, output, ranked)
+        return program(items, starts, targets, states, column, output, ranked)
 
     def score_activation(self, scores: np.ndarray) -> np.ndarray:
         """The final activation of raw scores, elementwise and monotone; for cross-entropy the softmax is left out."""
@@ -1396,7 +1415,9 @@ class GRU4Rec:
         """Scores of the next item for `batch` parallel sessions, given their current events.
 
         The hidden state is kept between calls.  Where a session id differs from the one that the last call had in the
-        same place, a new session starts.  Another `batch`, or training, starts all of them anew.
+        same place, a new session starts.  Another `batch`, or training, starts all of them anew.  So the sessions are
+        those of one caller: a thread that calls while another one is in here gets a RuntimeError.  `recommend`,
+        `session`, `next_states` and `evaluation.next_item_ranks` keep nothing, and are for any number of threads.
 
         Parameters
         ----------
@@ -1416,13 +1437,14 @@ class GRU4Rec:
                              f'batch={batch} entries')
         items = self.item_indices(events)
         candidates = None if predict_for_item_ids is None else self.item_indices(predict_for_item_ids)
-        if self._prediction_state is None or len(self._prediction_state[0]) != batch:
-            starts, states = np.ones(batch, dtype=bool), self.initial_states(batch)
-        else:
-            last_ids, states = self._prediction_state
-            starts = np.asarray(sessions != last_ids)
-        H, states = self.next_states(items, starts, states)
-        self._prediction_state = sessions.copy(), states
+        with self._alone('_predictor'):
+            if self._prediction_state is None or len(self._prediction_state[0]) != batch:
+                starts, states = np.ones(batch, dtype=bool), self.initial_states(batch)
+            else:
+                last_ids, states = self._prediction_state
+                starts = np.asarray(sessions != last_ids)
+            H, states = self.next_states(items, starts, states)
+            self._prediction_state = sessions.copy(), states
         Wy, By = self.output_weights(candidates)
         scored = self.items_ if candidates is None else self.items_[candidates]
         return pd.DataFrame(self.activate(H @ Wy.T + By).T, index=scored)
@@ -1474,8 +1496,29 @@ class GRU4Rec:
         if not hasattr(self, 'items_'):
             raise RuntimeError('this GRU4Rec is not trained yet: call fit first')
 
+    @contextlib.contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """For one thread: RuntimeError in a second one, or in a call within a call."""
+        thread = [threading.get_ident()]
+        if vars(self).setdefault(what, thread) is not thread:  # in one step, which no other thread can come between
+            raise RuntimeError(
+                'this GRU4Rec is being trained already: train a copy (copy.deepcopy)' if what == '_trainer' else
+                'another thread is in predict_next_batch, whose sessions are those of one caller: call recommend or '
+                'session, or give each thread a copy (copy.deepcopy)')
+        try:
+            yield
+        finally:
+            del vars(self)[what]
+
+    def _check_not_in_training(self) -> None:
+        """RuntimeError while another thread trains: weights change under way, and with JAX are where it works."""
+        if self._trainer not in (None, [threading.get_ident()]):
+            raise RuntimeError('another thread is training this GRU4Rec: train a copy (copy.deepcopy), and take that '
+                               'when it is ready')
+
     def _own_variables(self) -> Variables:
         self._check_trained()
+        self._check_not_in_training()
         return self.variables_
 
     def _check_usable(self) -> None:
