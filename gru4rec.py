@@ -1030,7 +1030,7 @@ class GRU4Rec:
         checkpoint : path of a file that is written at the end, and after a chunk of mini-batches when `every` seconds
             have passed since the last time.  Where it is there already, the training goes on from it: after an
             interruption at any moment, the same call ends with the same bits as one without (for what that takes of the
-            compiler see `backends.compile_in_child`).  ValueError if it belongs to other data or arguments; `n_epochs`
+            compiler see `backends.add_code_on_disk`).  ValueError if it belongs to other data or arguments; `n_epochs`
             alone may differ
         every : seconds
 

@@ -464,7 +464,8 @@ def test_the_fast_backend_gives_the_same_bits_for_the_same_seed():
         assert (first[name] != other[name]).any(), name
 
 
-def test_auto_is_the_fast_backend():
+def test_auto_is_the_fast_backend_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(backends, '_gpu', lambda: False)
     default = gru4rec.GRU4Rec(**DROPOUT).fit(few_items_log())
-    assert default.backend == 'auto'
+    assert default.backend == 'auto' and default.backend_ == 'numba'
     assert_same_bits(state_of(default), state_of(small_model(**DROPOUT, backend='numba').fit(few_items_log())))

@@ -156,14 +156,29 @@ def test_jax_that_does_not_work_is_explained_before_any_work(broken_jax):
     assert '\n' not in str(error.value)
 
 
-def test_auto_goes_on_without_a_jax_that_does_not_work_and_says_so(broken_jax, caplog, monkeypatch):
+@pytest.fixture
+def gpu_hardware(monkeypatch, tmp_path):
+    """A plugin of JAX for GPUs, and a driver that shows one."""
     monkeypatch.setattr(backends, 'find_spec', lambda name: True)
+    monkeypatch.setattr(backends, 'GPU_FILES', [str(tmp_path)])
+
+
+def test_auto_goes_on_without_a_jax_that_does_not_work_and_says_so(broken_jax, gpu_hardware, caplog):
     assert backends.resolve('auto') == 'numba'
     assert 'JAX is installed but does not work' in caplog.text
 
 
-def test_auto_takes_jax_when_it_sees_a_gpu(monkeypatch):
+def test_auto_takes_jax_when_it_sees_a_gpu(gpu_hardware, monkeypatch):
     monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
     assert backends.resolve('auto') == 'jax'
     monkeypatch.setattr('jax.default_backend', lambda: 'cpu')
     assert backends.resolve('auto') == 'numba'
+
+
+@pytest.mark.parametrize('what, is_there', [('jax', False), ('jax_plugins', False), ('driver', False), ('all', True)])
+def test_auto_asks_jax_only_where_it_may_have_a_gpu(gpu_hardware, monkeypatch, what, is_there):
+    monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
+    monkeypatch.setattr(backends, 'find_spec', lambda name: name != what)
+    if what == 'driver':
+        monkeypatch.setattr(backends, 'GPU_FILES', ['/nowhere/gpu*'])
+    assert (backends.resolve('auto') == 'jax') == is_there
