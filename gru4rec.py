@@ -33,6 +33,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gru4rec_pytensor  # noqa: F401 (before PyTensor: finds it a folder to write to)
+
+# isort: split
 import numba
 import numpy as np
 import pandas as pd
@@ -1282,6 +1285,7 @@ class GRU4Rec:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if 'variables_' in state:
+            self.backend_ = backends.resolve('auto') if self.backend == 'auto' else self.backend_  # of this machine
             self._index_items()
             self.variables_ = Variables.of(self.settings(), *state['variables_'])
 
