@@ -1054,6 +1054,7 @@ class GRU4Rec:
         rows, offsets = self._session_order(data, item_index)
         settings = self.settings(len(items))
         check_masks(dropout_masks, settings)
+        warn_of_constant_loss(settings)
         events = item_index[rows]
         file = None
         if checkpoint:
@@ -1099,6 +1100,7 @@ class GRU4Rec:
         unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
         item_index = pd.Index(np.concatenate([self.items_, np.asarray(unknown)])).get_indexer(ids)
         rows, offsets = self._session_order(data, item_index)
+        warn_of_constant_loss(self.settings(self.n_items + len(unknown)))
         with self._alone('_trainer'):
             losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
             rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
@@ -1582,6 +1584,23 @@ def check_masks(dropout_masks: list | None, settings: Settings) -> None:
     if dropout_masks is not None and ([np.shape(mask) for mask in dropout_masks] != shapes or not shapes):
         raise ValueError('dropout_masks needs dropout_p_hidden > 0 and an array for each layer, of the shapes '
                          f'{shapes}; got {[np.shape(mask) for mask in dropout_masks]}')
+
+
+def warn_of_constant_loss(settings: Settings) -> None:
+    """One warning, of the line that called the caller, where the loss hardly depends on what a model may learn."""
+    n_others = settings.batch_size - 1
+    if settings.n_items == 1:
+        reason = 'the training data has one item only, which is always the next one'
+    elif not n_others:
+        reason = 'with batch_size=1 there are no other targets to rank a target among, and the loss is constant'
+    elif settings.loss == 'mrr' and n_others == 1:
+        reason = ("with batch_size=2 there is one other target, and of two scores loss='mrr' sees which is higher, but "
+                  'not by how much')
+    elif not np.float32(settings.learning_rate):
+        reason = f'learning_rate={settings.learning_rate} is zero as a float32'
+    else:
+        return
+    warnings.warn(f'nothing can be learned: {reason}', stacklevel=3)
 
 
 def check_arguments(model: GRU4Rec) -> None:
