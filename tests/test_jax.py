@@ -39,15 +39,40 @@ QUICK = [('top1', 'adagrad', 0.2), ('bpr', 'rmsprop', 0.2), ('cross-entropy', No
 # --- Training -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('loss, adapt, momentum', [
+every_rule = pytest.mark.parametrize('loss, adapt, momentum', [
     pytest.param(*rule, marks=() if rule in QUICK else pytest.mark.slow) for rule in EVERY_RULE])
-def test_jax_trains_like_the_reference(loss, adapt, momentum):
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """The whole of a training in float64, from the same initial weights."""
+    in_float32 = gru4rec.initial_weight
+    monkeypatch.setattr(gru4rec, 'initial_weight', lambda *a, **k: in_float32(*a, **k).astype('f4').astype('f8'))
+    for module in ('gru4rec', *(f'gru4rec_pytensor.backends{name}' for name in ('', '.common', '.jax_loops'))):
+        monkeypatch.setattr(f'{module}.FLOAT', 'float64')
+
+
+def with_rule(loss, adapt, momentum):
+    """An untrained model with this loss and update rule, and its fixed dropout masks."""
     rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
-    masks = fixed_masks([4, 3], 6, 0.3)
-    model = small_model(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate, layers=[4, 3], lmbd=0.01,
-                        dropout_p_hidden=0.3, n_epochs=3, backend='jax')
+    return small_model(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate, layers=[4, 3], lmbd=0.01,
+                       dropout_p_hidden=0.3, n_epochs=3, backend='jax'), fixed_masks([4, 3], 6, 0.3)
+
+
+@every_rule
+def test_jax_trains_like_the_reference(loss, adapt, momentum, in_float64):
+    model, masks = with_rule(loss, adapt, momentum)
     reference = reference_of(model, LOG, masks)
-    assert_close(state_of(model.fit(LOG, dropout_masks=masks)), state_of(reference), 1e-5)
+    assert_close(state_of(model.fit(LOG, dropout_masks=masks)), state_of(reference), 1e-11)
+
+
+@every_rule
+def test_jax_rounds_to_float32_no_worse_than_the_reference_does(loss, adapt, momentum):
+    """1e-5, or more where a rule makes rounding grow: MRR divides by the spread of scores, and adagrad by small g."""
+    model, masks = with_rule(loss, adapt, momentum)
+    exact, rounded = (state_of(reference_of(model, LOG, masks, dtype=dtype)) for dtype in ('float64', 'float32'))
+    limit = max(np.max(np.abs(rounded[name] - exact[name]) / np.maximum(1, np.abs(exact[name]))) for name in exact)
+    assert_close(state_of(model.fit(LOG, dropout_masks=masks)), exact, max(1e-5, limit))
 
 
 def test_jax_draws_the_dropout_masks_and_session_orders_of_the_other_backends():

@@ -254,9 +254,10 @@ BUSY_COMPILING = textwrap.dedent("""
     for number in range(4):
         threading.Thread(target=compile_all_the_time, args=[number], daemon=True).start()
 """)
-# Children that end are forgotten at once, no more of them can be made, there is no folder to work in, and no home.
+# Children that end are forgotten at once, and none can be made; there is no home, no folder to work in and no input.
 BARE = textwrap.dedent("""
-    import os, resource, signal, tempfile
+    import os, signal, tempfile
+    import gru4rec
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.fork = os.posix_spawn = None
     os.environ.pop('HOME', None)
