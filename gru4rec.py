@@ -1048,6 +1048,7 @@ class GRU4Rec:
             return self.fit_more(data, callback=callback)
         check_arguments(self)
         check_number('every', every)
+        backends.check_working_directory()
         self.backend_ = backends.resolve(self.backend)
         check_events(data, *self._columns)
         item_index, items = index_by_appearance(data[self.item_key])
@@ -1091,6 +1092,7 @@ class GRU4Rec:
         check_arguments(self)
         if n_epochs is not None:
             check_whole_number('n_epochs', n_epochs)
+        backends.check_working_directory()
         check_events(data, *self._columns)
         ids = data[self.item_key]
         kinds = {'i' if kind == 'u' else kind for kind in (self.items_.dtype.kind, np.asarray(ids).dtype.kind)}

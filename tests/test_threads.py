@@ -254,16 +254,13 @@ BUSY_COMPILING = textwrap.dedent("""
     for number in range(4):
         threading.Thread(target=compile_all_the_time, args=[number], daemon=True).start()
 """)
-# Children that end are forgotten at once, and none can be made; there is no home, no folder to work in and no input.
+# Children that end are forgotten at once, and none can be made; there is no home, no input, and nothing to work in.
 BARE = textwrap.dedent("""
-    import os, signal, tempfile
-    import gru4rec
+    import os, signal
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.fork = os.posix_spawn = None
     os.environ.pop('HOME', None)
-    folder = tempfile.mkdtemp()
-    os.chdir(folder)
-    os.rmdir(folder)
+    os.chdir('/proc')
     os.close(0)
 """)
 
@@ -329,6 +326,26 @@ def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_
     assert output.splitlines() == [
         "this process was forked while another thread compiled, and so cannot compile: start it with multiprocessing's "
         "method 'spawn' or 'forkserver'", 'trained']
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows does not remove a folder that is in use')
+def test_a_working_directory_that_is_gone_is_one_clear_error():
+    output = run_python(textwrap.dedent("""
+        import os, tempfile
+        from conftest import few_items_log, small_model
+        model = small_model(n_epochs=1).fit(few_items_log())
+        folder = tempfile.mkdtemp()
+        os.chdir(folder)
+        os.rmdir(folder)
+        for fit in (model.fit, model.fit_more):
+            try:
+                fit(few_items_log())
+            except OSError as error:
+                print(error)
+    """))
+    assert output.splitlines() == 2 * [
+        'the working directory of this process is gone, and Numba does not compile without one: go to another with '
+        'os.chdir']
 
 
 @needs_jax

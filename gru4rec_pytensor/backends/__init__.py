@@ -37,15 +37,23 @@ from pytensor.graph.basic import Variable
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, NUMBA_CACHE_PATH, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit
 
-from gru4rec_pytensor.backends.common import FLOAT, compiling, one_blas_thread, symbols_of_float32, version_of
+from gru4rec_pytensor.backends.common import (
+    FLOAT,
+    check_working_directory,
+    compiling,
+    one_blas_thread,
+    symbols_of_float32,
+    version_of,
+)
 from gru4rec_pytensor.backends.numba_ops import TRICKS, fast_activations, numba_mode
 from gru4rec_pytensor.checks import check_choice
 
 if TYPE_CHECKING:
     from gru4rec_pytensor.backends.jax_loops import JaxRanks
 
-__all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'compile_function', 'compile_loop', 'compile_ranks', 'compile_step',
-           'fast_activations', 'loop_source', 'one_blas_thread', 'resolve', 'symbols_of_float32']
+__all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'check_working_directory', 'compile_function', 'compile_loop',
+           'compile_ranks', 'compile_step', 'fast_activations', 'loop_source', 'one_blas_thread', 'resolve',
+           'symbols_of_float32']
 
 logger = logging.getLogger('gru4rec')
 

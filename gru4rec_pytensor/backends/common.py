@@ -66,6 +66,15 @@ def compiling() -> Iterator[None]:
         yield
 
 
+def check_working_directory() -> None:
+    """OSError where it is gone: Numba, which looks at it, cannot compile then."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise OSError('the working directory of this process is gone, and Numba does not compile without one: go to '
+                      'another with os.chdir') from error
+
+
 @contextmanager
 def symbols_of_float32() -> Iterator[None]:
     """Within it, the numbers in a graph are float32; for one thread at a time."""
