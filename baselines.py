@@ -186,6 +186,7 @@ class Baseline:
         """Number the items of a training frame, forget earlier sessions; returns (n_events,) int64 item indices."""
         codes, self.items_ = _numbers(data, self.item_key)
         self._index = pd.Index(self.items_)
+        self._index.get_indexer(self._index[:1])  # pandas makes its table now, not while other threads look into it
         self._session_id, self._session, self._n_predicted = None, codes[:0], 0
         return codes
 
