@@ -13,9 +13,9 @@ import numba
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from threadpoolctl import ThreadpoolController
 
 from gru4rec import column_of_item, session_parallel_minibatches
+from gru4rec_pytensor.backends import one_blas_thread
 from gru4rec_pytensor.backends.numba_ops import float_order
 from gru4rec_pytensor.checks import check_choice, check_whole_number
 from gru4rec_pytensor.events import IdIndex, as_ids, session_of_event, session_order
@@ -221,9 +221,7 @@ def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: 
         for block in network_blocks(model, steps, candidates, ties.policy == 'tiebreaking'):
             ranks[block.prediction] = block_ranks(block, ties)
 
-    blas = ThreadpoolController().select(user_api='blas')
-    n_threads = max((library.num_threads for library in blas.lib_controllers), default=1)
-    with blas.limit(limits=1), ThreadPoolExecutor(n_threads) as pool:
+    with one_blas_thread as n_threads, ThreadPoolExecutor(n_threads) as pool:
         for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
             steps = []
             for position, starts in zip(*batches):

@@ -19,9 +19,11 @@ docs/deviations.md lists the few differences.
 """
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -32,6 +34,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gru4rec_pytensor  # noqa: F401 (before PyTensor: finds it a folder to write to)
+
+# isort: split
 import numba
 import numpy as np
 import pandas as pd
@@ -1275,6 +1280,8 @@ class GRU4Rec:
     _state_function: Any = field(init=False)  # of `next_states`, compiled when it is needed first
     _rank_program: Any = field(init=False)  # of `next_item_counts`, likewise
     _prediction_state: Any = field(init=False)  # of `predict_next_batch`: ids and states of the last call's sessions
+    _trainer: Any = field(init=False, default=None)  # while one thread trains, and so is alone: see `_alone`
+    _predictor: Any = field(init=False, default=None)  # likewise, while one is in `predict_next_batch`
 
     def __repr__(self) -> str:
         """The layers, and the arguments that are not the default."""
@@ -1314,7 +1321,7 @@ class GRU4Rec:
         checkpoint : path of a file that is written at the end, and after a chunk of mini-batches when `every` seconds
             have passed since the last time.  Where it is there already, the training goes on from it: after an
             interruption at any moment, the same call ends with the same bits as one without (for what that takes of the
-            compiler see `backends.compile_in_child`).  ValueError if it belongs to other data or arguments; `n_epochs`
+            compiler see `backends.add_code_on_disk`).  ValueError if it belongs to other data or arguments; `n_epochs`
             alone may differ
         every : seconds
 
@@ -1329,12 +1336,14 @@ class GRU4Rec:
             return self.fit_more(data, callback=callback)
         check_arguments(self)
         check_number('every', every)
+        backends.check_working_directory()
         self.backend_ = backends.resolve(self.backend)
         check_events(data, *self._columns)
         item_index, items = index_by_appearance(data[self.item_key])
         rows, offsets = self._session_order(data, item_index)
         settings = self.settings(len(items))
         check_masks(dropout_masks, settings)
+        warn_of_constant_loss(settings)
         rng = np.random.RandomState(self.seed)
         weights = initial_weights(settings, rng)
         negatives = None
@@ -1347,10 +1356,11 @@ class GRU4Rec:
             given = [*(dropout_masks or ()), *([] if negatives is None else [negatives])]
             training = self._what_determines_training((events, offsets, *given))
             file = model_file.Checkpoint(checkpoint, every, training)
-        self._set_items(items, np.bincount(item_index))
-        self._set_variables(Variables.of(settings, weights))
-        random_inputs = RandomInputs(settings, self.item_counts_, dropout_masks, negatives)
-        self._train(events, offsets, rng, random_inputs, callback, file)
+        with self._alone('_trainer'):
+            self._set_items(items, np.bincount(item_index))
+            self._set_variables(Variables.of(settings, weights))
+            random_inputs = RandomInputs(settings, self.item_counts_, dropout_masks, negatives)
+            self._train(events, offsets, rng, random_inputs, callback, file)
         return self
 
     def fit_more(self, data: pd.DataFrame, n_epochs: int | None = None, *,
@@ -1377,6 +1387,7 @@ class GRU4Rec:
         check_arguments(self)
         if n_epochs is not None:
             check_whole_number('n_epochs', n_epochs)
+        backends.check_working_directory()
         check_events(data, *self._columns)
         try:
             ids = self._index_of.like(data[self.item_key])
@@ -1386,13 +1397,15 @@ class GRU4Rec:
         unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
         item_index = IdIndex(np.concatenate([self.items_, unknown])).get_indexer(ids)
         rows, offsets = self._session_order(data, item_index)
-        losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
-        rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
-        self._add_items(unknown, rng)
-        self.epoch_losses_ = losses  # to which those of the new epochs are appended
-        self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
-        random_inputs = RandomInputs(self.settings(), self.item_counts_, n_epochs_before=n_epochs_before)
-        self._train(item_index[rows], offsets, rng, random_inputs, callback, None, n_epochs)
+        warn_of_constant_loss(self.settings(self.n_items + len(unknown)))
+        with self._alone('_trainer'):
+            losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
+            rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
+            self._add_items(unknown, rng)
+            self.epoch_losses_ = losses  # to which those of the new epochs are appended
+            self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
+            random_inputs = RandomInputs(self.settings(), self.item_counts_, n_epochs_before=n_epochs_before)
+            self._train(item_index[rows], offsets, rng, random_inputs, callback, None, n_epochs)
         return self
 
     @property
@@ -1439,7 +1452,10 @@ class GRU4Rec:
     def _set_items(self, items: np.ndarray, counts: np.ndarray) -> None:
         """Item ids in the order of their indices, and how often each occurs in the training data."""
         self.items_, self.item_counts_, self.n_items = items, counts, len(items)
-        self._index_of = IdIndex(items)
+        self._index_items()
+
+    def _index_items(self) -> None:
+        self._index_of = IdIndex(self.items_)
 
     def _set_variables(self, variables: Variables) -> None:
         """Weights and optimiser's state of a model that has not been trained yet, or anew."""
@@ -1462,7 +1478,7 @@ class GRU4Rec:
                   for name, state in zip(state_shapes(settings), initial_states(settings, self.batch_size))]
         events = shared('events', items)
         weakref.finalize(random_inputs, free_arrays, [events, *states])  # which this call alone refers to
-        with pytensor.config.change_flags(floatX=FLOAT):
+        with backends.symbols_of_float32():
             log_counts = shared('log_counts', np.log(self.item_counts_).astype(FLOAT))
             step = training_step(settings, events, self.variables_, states, log_counts)
         run = backends.compile_loop(*step, backend=self.backend_)
@@ -1562,9 +1578,11 @@ class GRU4Rec:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: everything but compiled functions, which are made again; variables as arrays."""
+        self._check_not_in_training()
+        state = {name: value for name, value in vars(self).items() if name not in ('_trainer', '_predictor')}
         if not hasattr(self, 'variables_'):
-            return vars(self)
-        state = vars(self) | {'_state_function': None, '_rank_program': None}
+            return state
+        state |= {'_state_function': None, '_rank_program': None}
         if self._prediction_state is not None:
             session_ids, states = self._prediction_state
             state['_prediction_state'] = session_ids, [np.asarray(H) for H in states]
@@ -1573,6 +1591,8 @@ class GRU4Rec:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if 'variables_' in state:
+            self.backend_ = backends.resolve('auto') if self.backend == 'auto' else self.backend_  # of this machine
+            self._index_items()
             self.variables_ = Variables.of(self.settings(), *state['variables_'])
 
     def save(self, path: str | Path, *, dtype: str = 'float32') -> None:
@@ -1634,11 +1654,13 @@ class GRU4Rec:
         states : list of arrays with a row for each session, as `initial_states` or the last call returned them
         """
         self._check_usable()
-        if self._state_function is None:
-            with pytensor.config.change_flags(floatX=FLOAT):
-                inputs, outputs = prediction_step(self.settings(), self.variables_.weights)
-                self._state_function = backends.compile_function(inputs, outputs, backend=self.backend_)
-        top, *states = self._state_function(items, starts, *states)
+        self._check_not_in_training()
+        function = self._state_function
+        if function is None:
+            with backends.symbols_of_float32():  # one thread compiles, the others find it
+                function = self._state_function = self._state_function or backends.compile_step(
+                    *prediction_step(self.settings(), self.variables_.weights), backend=self.backend_)
+        top, *states = function(items, starts, *states)
         return top, states
 
     def output_weights(self, candidates: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -1671,14 +1693,16 @@ class GRU4Rec:
         many the same; bool (K, B): where the target's score is not a number
         """
         output = self._device_output()
-        if self._rank_program is None:
+        self._check_not_in_training()
+        program = self._rank_program
+        if program is None:
             settings, x = self.settings(), pt.matrix('scores', dtype=FLOAT)
-            with pytensor.config.change_flags(floatX=FLOAT):
-                self._rank_program = backends.compile_ranks(*prediction_step(settings, self.variables_.weights), x,
-                                                            activation(settings.final_activation)(x))
+            with backends.symbols_of_float32():
+                program = self._rank_program = self._rank_program or backends.compile_ranks(
+                    *prediction_step(settings, self.variables_.weights), x, activation(settings.final_activation)(x))
         ranked = output if candidates is None else [array[candidates] for array in output]
         column = column_of_item(candidates, self.n_items)
-        return self._rank_program(items, starts, targets, states, column, output, ranked)
+        return program(items, starts, targets, states, column, output, ranked)
 
     def score_activation(self, scores: np.ndarray) -> np.ndarray:
         """The final activation of raw scores, elementwise and monotone; for cross-entropy the softmax is left out."""
@@ -1701,7 +1725,9 @@ class GRU4Rec:
         """Scores of the next item for `batch` parallel sessions, given their current events.
 
         The hidden state is kept between calls.  Where a session id differs from the one that the last call had in the
-        same place, a new session starts.  Another `batch`, or training, starts all of them anew.
+        same place, a new session starts.  Another `batch`, or training, starts all of them anew.  So the sessions are
+        those of one caller: a thread that calls while another one is in here gets a RuntimeError.  `recommend`,
+        `session`, `next_states` and `evaluation.next_item_ranks` keep nothing, and are for any number of threads.
 
         Parameters
         ----------
@@ -1721,13 +1747,14 @@ class GRU4Rec:
                              f'batch={batch} entries')
         items = self.item_indices(events)
         candidates = None if predict_for_item_ids is None else self.item_indices(predict_for_item_ids)
-        if self._prediction_state is None or len(self._prediction_state[0]) != batch:
-            starts, states = np.ones(batch, dtype=bool), self.initial_states(batch)
-        else:
-            last_ids, states = self._prediction_state
-            starts = np.asarray(sessions != last_ids)
-        H, states = self.next_states(items, starts, states)
-        self._prediction_state = sessions.copy(), states
+        with self._alone('_predictor'):
+            if self._prediction_state is None or len(self._prediction_state[0]) != batch:
+                starts, states = np.ones(batch, dtype=bool), self.initial_states(batch)
+            else:
+                last_ids, states = self._prediction_state
+                starts = np.asarray(sessions != last_ids)
+            H, states = self.next_states(items, starts, states)
+            self._prediction_state = sessions.copy(), states
         Wy, By = self.output_weights(candidates)
         scored = self.items_ if candidates is None else self.items_[candidates]
         return pd.DataFrame(self.activate(H @ Wy.T + By).T, index=scored)
@@ -1780,8 +1807,29 @@ class GRU4Rec:
         if not hasattr(self, 'items_'):
             raise RuntimeError('this GRU4Rec is not trained yet: call fit first')
 
+    @contextlib.contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """For one thread: RuntimeError in a second one, or in a call within a call."""
+        thread = [threading.get_ident()]
+        if vars(self).setdefault(what, thread) is not thread:  # in one step, which no other thread can come between
+            raise RuntimeError(
+                'this GRU4Rec is being trained already: train a copy (copy.deepcopy)' if what == '_trainer' else
+                'another thread is in predict_next_batch, whose sessions are those of one caller: call recommend or '
+                'session, or give each thread a copy (copy.deepcopy)')
+        try:
+            yield
+        finally:
+            del vars(self)[what]
+
+    def _check_not_in_training(self) -> None:
+        """RuntimeError while another thread trains: weights change under way, and with JAX are where it works."""
+        if self._trainer not in (None, [threading.get_ident()]):
+            raise RuntimeError('another thread is training this GRU4Rec: train a copy (copy.deepcopy), and take that '
+                               'when it is ready')
+
     def _own_variables(self) -> Variables:
         self._check_trained()
+        self._check_not_in_training()
         return self.variables_
 
     def _check_usable(self) -> None:
@@ -1854,6 +1902,23 @@ def checked_negatives(sampled_negatives: ArrayLike, settings: Settings, n_miniba
     if negatives.dtype.kind not in 'iu' or negatives.min() < 0 or negatives.max() >= settings.n_items:
         raise ValueError(f'sampled_negatives must be item indices, integers from 0 to {settings.n_items - 1}')
     return negatives.astype(np.int64)
+
+
+def warn_of_constant_loss(settings: Settings) -> None:
+    """One warning, of the line that called the caller, where the loss hardly depends on what a model may learn."""
+    n_others = settings.batch_size - 1 + settings.n_sample
+    if settings.n_items == 1:
+        reason = 'the training data has one item only, which is always the next one'
+    elif not n_others:
+        reason = 'with batch_size=1 there are no other targets to rank a target among, and the loss is constant'
+    elif settings.loss == 'mrr' and n_others == 1:
+        reason = ("with batch_size=2 there is one other target, and of two scores loss='mrr' sees which is higher, but "
+                  'not by how much')
+    elif not np.float32(settings.learning_rate):
+        reason = f'learning_rate={settings.learning_rate} is zero as a float32'
+    else:
+        return
+    warnings.warn(f'nothing can be learned: {reason}', stacklevel=3)
 
 
 def check_arguments(model: GRU4Rec) -> None:

@@ -1,6 +1,7 @@
 """What to recommend to a visitor: for a whole session, or click by click."""
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,8 @@ from gru4rec_pytensor.events import as_ids, check_listed
 class Session:
     """One visitor's session: `click` takes an event and recommends; its cost does not grow with the session.
 
-    `model` is a trained `GRU4Rec`.
+    `model` is a trained `GRU4Rec`, which any number of sessions share.  Threads that click in one session wait for one
+    another.
     """
 
     def __init__(self, model: Any) -> None:
@@ -23,17 +25,26 @@ class Session:
         self._top: np.ndarray | None = None
         self._states = model.initial_states(1)
         self._seen: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != '_lock'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def click(self, item: Any, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
         """The visitor's next event, and what `GRU4Rec.recommend` gives for the session up to it."""
         check_whole_number('k', k)  # before the click counts
-        self.take([item])
-        return self.best(k, exclude_seen)
+        with self._lock:
+            self.take([item])
+            return self.best(k, exclude_seen)
 
     def recommend(self, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
         """The k best next items of the session as it is; of the most popular ones where nothing is known of it."""
         check_whole_number('k', k)
-        return self.best(k, exclude_seen)
+        with self._lock:
+            return self.best(k, exclude_seen)
 
     def take(self, item_ids: Sequence, stacklevel: int = 3) -> None:
         """Go on by events, one after the other.  A warning, of the line that called the caller, names unknown items."""

@@ -102,11 +102,11 @@ def drawn_inputs(settings, n_minibatches, **arguments):
         gru4rec.Chunk(position, position == 0))
 
 
-def reference_of(model, log, dropout_masks=None):
-    """The NumPy implementation, in float64, trained with the arguments of `model`."""
+def reference_of(model, log, dropout_masks=None, dtype='float64'):
+    """The NumPy implementation trained with the arguments of `model`."""
     arguments = {name: value for name, value in vars(model).items()
                  if not name.startswith('_') and name in NumpyGRU4Rec.__init__.__code__.co_varnames}
-    return NumpyGRU4Rec(**arguments).fit(log, dropout_masks)
+    return NumpyGRU4Rec(**arguments, dtype=dtype).fit(log, dropout_masks)
 
 
 def state_of(model):

@@ -400,6 +400,36 @@ def test_code_of_a_loop_is_not_found_again_once_the_file_that_makes_it_has_chang
     assert key() != first
 
 
+def test_a_disk_that_is_full_is_one_error_that_says_which_and_what_to_set(monkeypatch):
+    def full(*_arguments):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('numba.core.caching.IndexDataCacheFile.save', full)
+    x = pt.fvector('x')
+    new = np.float32(np.random.default_rng().random())  # in no cache yet
+    step = backends.compile_step([x], [x * new], backend='numba')
+    with pytest.raises(OSError, match='cannot be written to .*: No space left.*set PYTENSOR_FLAGS=base_compiledir=FO'):
+        step(np.ones(3, 'float32'))
+
+
+@both_backends
+def test_a_step_takes_what_its_inputs_take_and_leaves_them_and_its_results_alone(backend):
+    x, n = pt.fmatrix('x'), pt.lscalar('n')
+    step = backends.compile_step([x, n], [x, x.T * pt.cast(n, 'float32')], backend=backend)
+    given = random_matrix(3, 5)
+    for matrix in (given, np.asfortranarray(given), given[::-1], given.astype('float16')):
+        before = matrix.copy()
+        same, product = step(matrix, np.int8(3))
+        assert_array_equal(same, before)
+        assert_array_equal(product, before.astype('float32').T * 3)
+        same += 1
+        assert_array_equal(matrix, before)
+        assert_array_equal(product, before.astype('float32').T * 3)
+    for wrong in ((given, 0.5), (given[0], 3), (given.astype('float64'), 3)):
+        with pytest.raises(TypeError):
+            step(*wrong)
+
+
 def test_the_version_of_a_file_is_another_when_a_byte_of_it_is(tmp_path):
     file = tmp_path / 'code.py'
     file.write_text('x = 1')
@@ -464,7 +494,8 @@ def test_the_fast_backend_gives_the_same_bits_for_the_same_seed():
         assert (first[name] != other[name]).any(), name
 
 
-def test_auto_is_the_fast_backend():
+def test_auto_is_the_fast_backend_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(backends, '_gpu', lambda: False)
     default = gru4rec.GRU4Rec(**DROPOUT).fit(few_items_log())
-    assert default.backend == 'auto'
+    assert default.backend == 'auto' and default.backend_ == 'numba'
     assert_same_bits(state_of(default), state_of(small_model(**DROPOUT, backend='numba').fit(few_items_log())))

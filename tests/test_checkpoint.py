@@ -175,17 +175,6 @@ def test_fifty_kills_at_random_moments_lose_nothing_of_a_training(tmp_path):
     assert len(times) >= 2
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != 'linux', reason='compiles in a child process on Linux only')
-def test_a_first_run_with_nothing_compiled_ends_with_the_same_bits_as_a_second_one(tmp_path):
-    environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1]), 'NUMBA_CACHE_DIR': f'{tmp_path}/numba',
-                                'PYTENSOR_FLAGS': f'base_compiledir={tmp_path}/compiled'}
-    program = PROGRAM.replace("backend='python'", "backend='numba'")
-    for name in ('first', 'second'):
-        subprocess.run([sys.executable, '-c', program, str(tmp_path / name)], env=environment, check=True)
-    assert_same_bits(*[state_of(GRU4Rec.load(tmp_path / name)) for name in ('first', 'second')])
-
-
 SEARCH_PROGRAM = textwrap.dedent("""
     import sys
     import run_experiments

@@ -4,6 +4,8 @@ import gc
 import warnings
 
 import numpy as np
+import pytensor
+import pytensor.tensor as pt
 import pytest
 from conftest import (
     CASES,
@@ -176,6 +178,37 @@ def test_bad_training_data_is_explained(log, message):
     with pytest.raises(ValueError) as error:
         small_model().fit(log)
     assert message in str(error.value)
+
+
+ONE_ITEM = click_log(*['aa'] * 10)
+
+
+@pytest.mark.parametrize('arguments, log, reason', [
+    (dict(batch_size=1), LOG, 'with batch_size=1 there are no other targets to rank a target among'),
+    (dict(batch_size=1, negatives='uniform'), LOG, 'with batch_size=1 there are no other targets'),
+    (dict(batch_size=2, loss='mrr'), LOG, "with batch_size=2 .* loss='mrr' sees which is higher"),
+    (dict(learning_rate=1e-46), LOG, 'learning_rate=1e-46 is zero as a float32'),
+    (dict(), ONE_ITEM, 'the training data has one item only')], ids=str)
+def test_a_training_that_cannot_learn_anything_says_why(arguments, log, reason):
+    model = small_model(n_epochs=1, **arguments)
+    for fit in (model.fit, model.fit_more):
+        with pytest.warns(UserWarning, match=f'^nothing can be learned: {reason}') as caught:
+            fit(log)
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize('loss', gru4rec.LOSSES)
+@pytest.mark.parametrize('batch_size', [1, 2, 3])
+def test_a_loss_is_constant_where_the_warning_says_so_and_nowhere_else(loss, batch_size):
+    x = pt.dmatrix('scores')
+    value = pytensor.function([x], gru4rec.LOSSES[loss](x), mode='FAST_COMPILE')
+    scores = np.random.RandomState(0).randn(20, batch_size, batch_size)
+    moved = max(abs(value(x) - value(x + 0.3 * x ** 3)) for x in scores)  # others, in the same order
+    settings = small_model(loss=loss, batch_size=batch_size).settings(n_items=10)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        gru4rec.warn_of_constant_loss(settings)
+    assert len(caught) == (moved < 1e-3)
 
 
 @pytest.mark.parametrize('masks, p', [

@@ -40,15 +40,40 @@ QUICK = [('top1', 'adagrad', 0.2), ('bpr', 'rmsprop', 0.2), ('cross-entropy', No
 # --- Training -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('loss, adapt, momentum', [
+every_rule = pytest.mark.parametrize('loss, adapt, momentum', [
     pytest.param(*rule, marks=() if rule in QUICK else pytest.mark.slow) for rule in EVERY_RULE])
-def test_jax_trains_like_the_reference(loss, adapt, momentum):
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """The whole of a training in float64, from the same initial weights."""
+    in_float32 = gru4rec.initial_weight
+    monkeypatch.setattr(gru4rec, 'initial_weight', lambda *a, **k: in_float32(*a, **k).astype('f4').astype('f8'))
+    for module in ('gru4rec', *(f'gru4rec_pytensor.backends{name}' for name in ('', '.common', '.jax_loops'))):
+        monkeypatch.setattr(f'{module}.FLOAT', 'float64')
+
+
+def with_rule(loss, adapt, momentum):
+    """An untrained model with this loss and update rule, and its fixed dropout masks."""
     rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
-    masks = fixed_masks([4, 3], 6, 0.3)
-    model = small_model(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate, layers=[4, 3], lmbd=0.01,
-                        dropout_p_hidden=0.3, n_epochs=3, backend='jax')
+    return small_model(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate, layers=[4, 3], lmbd=0.01,
+                       dropout_p_hidden=0.3, n_epochs=3, backend='jax'), fixed_masks([4, 3], 6, 0.3)
+
+
+@every_rule
+def test_jax_trains_like_the_reference(loss, adapt, momentum, in_float64):
+    model, masks = with_rule(loss, adapt, momentum)
     reference = reference_of(model, LOG, masks)
-    assert_close(state_of(model.fit(LOG, dropout_masks=masks)), state_of(reference), 1e-5)
+    assert_close(state_of(model.fit(LOG, dropout_masks=masks)), state_of(reference), 1e-11)
+
+
+@every_rule
+def test_jax_rounds_to_float32_no_worse_than_the_reference_does(loss, adapt, momentum):
+    """1e-5, or more where a rule makes rounding grow: MRR divides by the spread of scores, and adagrad by small g."""
+    model, masks = with_rule(loss, adapt, momentum)
+    exact, rounded = (state_of(reference_of(model, LOG, masks, dtype=dtype)) for dtype in ('float64', 'float32'))
+    limit = max(np.max(np.abs(rounded[name] - exact[name]) / np.maximum(1, np.abs(exact[name]))) for name in exact)
+    assert_close(state_of(model.fit(LOG, dropout_masks=masks)), exact, max(1e-5, limit))
 
 
 def test_jax_draws_the_dropout_masks_and_session_orders_of_the_other_backends():
@@ -157,14 +182,29 @@ def test_jax_that_does_not_work_is_explained_before_any_work(broken_jax):
     assert '\n' not in str(error.value)
 
 
-def test_auto_goes_on_without_a_jax_that_does_not_work_and_says_so(broken_jax, caplog, monkeypatch):
+@pytest.fixture
+def gpu_hardware(monkeypatch, tmp_path):
+    """A plugin of JAX for GPUs, and a driver that shows one."""
     monkeypatch.setattr(backends, 'find_spec', lambda name: True)
+    monkeypatch.setattr(backends, 'GPU_FILES', [str(tmp_path)])
+
+
+def test_auto_goes_on_without_a_jax_that_does_not_work_and_says_so(broken_jax, gpu_hardware, caplog):
     assert backends.resolve('auto') == 'numba'
     assert 'JAX is installed but does not work' in caplog.text
 
 
-def test_auto_takes_jax_when_it_sees_a_gpu(monkeypatch):
+def test_auto_takes_jax_when_it_sees_a_gpu(gpu_hardware, monkeypatch):
     monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
     assert backends.resolve('auto') == 'jax'
     monkeypatch.setattr('jax.default_backend', lambda: 'cpu')
     assert backends.resolve('auto') == 'numba'
+
+
+@pytest.mark.parametrize('what, is_there', [('jax', False), ('jax_plugins', False), ('driver', False), ('all', True)])
+def test_auto_asks_jax_only_where_it_may_have_a_gpu(gpu_hardware, monkeypatch, what, is_there):
+    monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
+    monkeypatch.setattr(backends, 'find_spec', lambda name: name != what)
+    if what == 'driver':
+        monkeypatch.setattr(backends, 'GPU_FILES', ['/nowhere/gpu*'])
+    assert (backends.resolve('auto') == 'jax') == is_there

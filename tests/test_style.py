@@ -30,7 +30,7 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'baselines': 'events checks',
     'preprocess_rsc15': 'events synthetic files terminal checks',
     'run_experiments': 'experiments evaluation preprocess_rsc15 backends events files terminal',
-    'backends': '',
+    'backends': 'checks',
     'events': '',
     'checks': '',
     'files': '',

@@ -10,17 +10,19 @@ mini-batches, as many as are handed over at once.  Three backends are offered:
 
 ``'auto'`` is JAX where it sees a GPU, and Numba elsewhere.
 
-This file is the interface, with the two loops for the CPU.  `numba_ops` has operations for Numba and the rewrites that
-put them into a graph, `jax_loops` what runs on JAX, and is imported only where JAX is asked for; `common` is what both
+This file is the interface, with what runs on the CPU.  `numba_ops` has operations for Numba and the rewrites that put
+them into a graph, `jax_loops` what runs on JAX, and is imported only where JAX is asked for; `common` is what both
 share.  Importing them changes nothing for other graphs of the process.
+
+Graphs are made (`symbols_of_float32`) and compiled by one thread of a process at a time.  What `compile_step` gives may
+be called by several at once.
 """
 from __future__ import annotations
 
 import logging
-import os
-import sys
-import warnings
+import threading
 from collections.abc import Callable, Sequence
+from glob import glob
 from hashlib import sha256
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -28,32 +30,43 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 import pytensor
+from numba.core.registry import cpu_target
 from pytensor.compile.executor import Function
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Variable
-from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
+from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, NUMBA_CACHE_PATH, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit
-from threadpoolctl import ThreadpoolController
 
-from gru4rec_pytensor.backends.common import FLOAT, version_of
+from gru4rec_pytensor.backends.common import (
+    FLOAT,
+    check_working_directory,
+    compiling,
+    one_blas_thread,
+    symbols_of_float32,
+    version_of,
+)
 from gru4rec_pytensor.backends.numba_ops import TRICKS, fast_activations, numba_mode
+from gru4rec_pytensor.checks import check_choice
 
 if TYPE_CHECKING:
     from gru4rec_pytensor.backends.jax_loops import JaxRanks
 
-__all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'compile_function', 'compile_loop', 'compile_ranks', 'fast_activations',
-           'loop_source', 'resolve']
+__all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'check_working_directory', 'compile_function', 'compile_loop',
+           'compile_ranks', 'compile_step', 'fast_activations', 'loop_source', 'one_blas_thread', 'resolve',
+           'symbols_of_float32']
 
 logger = logging.getLogger('gru4rec')
 
 BACKENDS = ('auto', 'numba', 'jax', 'python')
+GPU_FILES = ('/dev/nvidia[0-9]*', '/dev/kfd', '/dev/dxg')  # which drivers make for a GPU: NVIDIA's, AMD's, Windows's
 VERSION = version_of(__file__)
 
 
 def resolve(backend: str) -> str:
-    """The backend that a name stands for; ValueError if it is JAX and JAX does not work."""
+    """The backend that a name stands for; ValueError if it is none, or JAX and JAX does not work."""
+    check_choice('backend', backend, BACKENDS)
     if backend == 'auto':
-        return 'jax' if find_spec('jax') and _gpu() else 'numba'
+        return 'jax' if _gpu() else 'numba'
     if backend == 'jax':
         try:
             import jax
@@ -65,7 +78,13 @@ def resolve(backend: str) -> str:
 
 
 def _gpu() -> bool:
-    """Whether JAX works and sees a GPU."""
+    """Whether JAX works and sees a GPU.
+
+    It is asked, and imported, only where it has a plugin for GPUs, and a driver shows one: it takes its time, starts
+    threads, and sets PyTensor's and its own precision for the whole process.
+    """
+    if not (find_spec('jax') and find_spec('jax_plugins') and any(map(glob, GPU_FILES))):
+        return False
     try:
         import jax
         return jax.default_backend() == 'gpu'
@@ -80,7 +99,8 @@ def _gpu() -> bool:
 
 def compile_function(inputs: Sequence[Variable], outputs: Variable | Sequence[Variable], updates: dict | None = None, *,
                      backend: str) -> Function:
-    """`pytensor.function` for a backend."""
+    """`pytensor.function` for a backend.  What it gives is for one thread at a time."""
+    check_choice('backend', backend, BACKENDS[1:])
     if backend == 'python':
         # Fused loops would run element by element in Python; unfused, each operation is a call of NumPy.
         mode = Mode(linker='py', optimizer='fast_run').excluding('fusion')
@@ -89,7 +109,25 @@ def compile_function(inputs: Sequence[Variable], outputs: Variable | Sequence[Va
         mode = jax_mode()
     else:
         mode = numba_mode()
-    return pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
+    with compiling():
+        return pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
+
+
+def compile_step(inputs: Sequence[Variable], outputs: Sequence[Variable], *,
+                 backend: str) -> Callable[..., Sequence]:
+    """Compile a graph without updates.
+
+    Returns
+    -------
+    function of arrays, one for each of `inputs`, that returns the outputs, which are the caller's; several threads may
+    call it at once
+    """
+    check_choice('backend', backend, BACKENDS[1:])
+    if backend == 'jax':
+        from gru4rec_pytensor.backends.jax_loops import JaxStep
+        with compiling():
+            return JaxStep(inputs, outputs)
+    return (PythonStep if backend == 'python' else NumbaStep)(inputs, outputs)
 
 
 def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict, *,
@@ -107,9 +145,11 @@ def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict,
     function of arrays with a leading axis of K rows, one array for each of `sequences`; it runs the step K times and
     returns the outputs (K,).  After an output that is not finite it stops, and returns those up to it.
     """
+    check_choice('backend', backend, BACKENDS[1:])
     if backend == 'jax':
         from gru4rec_pytensor.backends.jax_loops import JaxLoop
-        return JaxLoop(sequences, output, updates)
+        with compiling():
+            return JaxLoop(sequences, output, updates)
     return (PythonLoop if backend == 'python' else NumbaLoop)(sequences, output, updates)
 
 
@@ -117,7 +157,20 @@ def compile_ranks(inputs: Sequence[Variable], outputs: Sequence[Variable], score
                   block: int = 16_384) -> JaxRanks:
     """Compile the counting of ranks on a GPU, for the backend 'jax'; arguments as of `jax_loops.JaxRanks`."""
     from gru4rec_pytensor.backends.jax_loops import JaxRanks
-    return JaxRanks(inputs, outputs, scores, activated, block)
+    with compiling():
+        return JaxRanks(inputs, outputs, scores, activated, block)
+
+
+class PythonStep:
+    """A graph run by PyTensor's interpreter, which keeps what it computes in one place: one thread at a time."""
+
+    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable]) -> None:
+        self._function: Any = compile_function(inputs, outputs, backend='python')
+        self._lock = threading.Lock()
+
+    def __call__(self, *arrays: Any) -> list[np.ndarray]:
+        with self._lock:
+            return [np.array(output) for output in self._function(*arrays)]
 
 
 class PythonLoop:
@@ -135,59 +188,101 @@ class PythonLoop:
         return outputs
 
 
+class NumbaFunction:
+    """A graph as a function of Numba: ``function(*inputs, *arrays of the shared variables)`` -> outputs.
+
+    It writes into the arrays of the variables that are updated where it may, and nowhere else.
+
+    fgraph : the graph as it was compiled
+    storage : one-element lists that hold the arrays of the shared variables
+    """
+
+    def __init__(self, inputs: Sequence[Variable], outputs: Variable | Sequence[Variable],
+                 updates: dict | None = None) -> None:
+        function: Any = compile_function(inputs, outputs, updates, backend='numba')
+        self._function, self.fgraph = function.vm.jit_fn, function.maker.fgraph
+        self.storage = [function.vm.storage_map[variable] for variable in self.fgraph.inputs[len(inputs):]]
+
+    def arrays(self) -> list[np.ndarray]:
+        """Those of the shared variables, as they are now."""
+        return [cell[0] for cell in self.storage]
+
+    def within(self, name: str, source: str) -> Any:
+        """A function of this name and source, in which the graph's function is called ``step``."""
+        # PyTensor has a key for the step's machine code on disk; with a key made of it this one's is found again, too.
+        step_key = CACHED_SRC_FUNCTIONS.get(self._function.py_func)
+        key = step_key and sha256(f'{step_key} {source} {VERSION}'.encode()).hexdigest()
+        names = {'__name__': __name__, 'step': self._function, 'np': np}
+        function = compile_numba_function_src(source, name, names, cache_key=key)
+        return numba_njit(function, final_function=True, cache=key is not None)
+
+
+class NumbaStep:
+    """A graph as machine code, without PyTensor's interpreter around it."""
+
+    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable]) -> None:
+        self._step, self._types = NumbaFunction(inputs, outputs), [variable.type for variable in inputs]
+        arguments = ', '.join(f'array{i}' for i in range(len(self._step.fgraph.inputs)))
+        self._function = self._step.within('once', f'def once({arguments}):\n    return step({arguments})')
+
+    def __call__(self, *arrays: Any) -> tuple:
+        inputs = [np.asarray(kind.filter(array), order='C') for kind, array in zip(self._types, arrays, strict=True)]
+        return call(self._function, (*inputs, *self._step.arrays()))
+
+
 class NumbaLoop:
     """The step and the loop around it as one compiled function, so that no Python runs between two steps.
 
-    PyTensor makes the step a Numba function of (a row of each sequence, arrays of the shared variables) that returns
-    (output, new arrays) and writes into the old arrays where it may.  The loop hands the new arrays to the next step.
-    Its source is generated, since the number of arrays differs from model to model.
+    The loop hands the arrays that the step returns, which may be those that it got, to the next step.  Its source is
+    generated, since the number of arrays differs from model to model.
     """
 
     def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict) -> None:
-        function: Any = compile_function(sequences, output, updates, backend='numba')
-        fgraph, step = function.maker.fgraph, function.vm.jit_fn
-        self._storage = [function.vm.storage_map[variable] for variable in fgraph.inputs[len(sequences):]]
-        source = loop_source(len(sequences), len(self._storage), len(fgraph.outputs), fgraph.update_mapping)
-        # PyTensor has a key for the step's machine code on disk; with a key made of it the loop's is found again, too.
-        step_key = CACHED_SRC_FUNCTIONS.get(step.py_func)
-        key = step_key and sha256(f'{step_key} {source} {VERSION}'.encode()).hexdigest()
-        loop = compile_numba_function_src(source, 'loop', {'__name__': __name__, 'step': step, 'np': np}, cache_key=key)
-        self._is_cached = key is not None
-        self._loop: Any = numba_njit(loop, final_function=True, cache=self._is_cached)
-        self._threads = ThreadpoolController()
+        self._step = NumbaFunction(sequences, output, updates)
+        fgraph = self._step.fgraph
+        source = loop_source(len(sequences), len(self._step.storage), len(fgraph.outputs), fgraph.update_mapping)
+        self._loop = self._step.within('loop', source)
 
     def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         outputs = np.empty(len(sequences[0]), dtype=FLOAT)
-        if self._is_cached and not self._loop.signatures:
-            compile_in_child(self._loop, (outputs, *sequences, *(cell[0] for cell in self._storage)))
         # The products of a step are small: handing them to more threads costs more than it brings, and with another
         # busy process on the machine a hundred times more, since the threads wait for one another by spinning.
-        with self._threads.limit(limits=1, user_api='blas'):
-            n_done, states = self._loop(outputs, *sequences, *(cell[0] for cell in self._storage))
-        for cell, state in zip(self._storage, states):
+        with one_blas_thread:
+            n_done, states = call(self._loop, (outputs, *sequences, *self._step.arrays()))
+        for cell, state in zip(self._step.storage, states):
             cell[0] = state
         return outputs[:n_done]
 
 
-def compile_in_child(function: Any, arguments: tuple) -> None:
-    """Compile a function that Numba caches in a child process, so that this one finds it in the cache.
+def call(function: Any, arguments: tuple) -> Any:
+    """What a function of Numba returns; before its first call the code that is on disk is put into it."""
+    if not function.overloads and function.stats.cache_path:
+        with compiling():
+            if not function.overloads:
+                add_code_on_disk(function, tuple(map(numba.typeof, arguments)))
+    return function(*arguments)
 
-    In the process that compiles it, the functions that it calls are those that were compiled one by one; what the cache
-    has is one piece, which was optimised as a whole.  Both are right, but last digits differ.  This way the first run
-    of a model on a machine gives the same bits as all later ones.  On other systems than Linux, and where JAX is
-    loaded, whose threads do not survive a fork, nothing is done: this process compiles the function when it calls it.
+
+def add_code_on_disk(function: Any, signature: tuple) -> None:
+    """Give a function that Numba caches its machine code as it is on disk, where it is put first if need be.
+
+    In the process that compiles it, the functions that it calls are those that were compiled one by one; what is on
+    disk is one piece, which was optimised as a whole.  Both are right, but last digits differ.  And of parts that have
+    one name, an execution engine takes those that it was given first.  So the code is loaded from disk into an engine
+    of its own: the first run of a model on a machine gives the same bits as all later ones, whatever else the process
+    has compiled.
     """
-    if sys.platform != 'linux' or 'jax' in sys.modules:
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # of a fork with threads: BLAS's, which the child leaves
-        child = os.fork()
-    if not child:
+    cache, engine = function._cache, type(cpu_target.target_context)(cpu_target.typing_context)
+    code = cache.load_overload(signature, engine)
+    if code is None:
+        compiler: Any = numba_njit(function.py_func, final_function=True, cache=True)
         try:
-            function.compile(tuple(map(numba.typeof, arguments)))
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+            compiler.compile(signature)
+        except OSError as error:
+            raise OSError(f'compiled code cannot be written to {NUMBA_CACHE_PATH}: {error.strerror}; set '
+                          'PYTENSOR_FLAGS=base_compiledir=FOLDER for another folder') from error
+        code = cache.load_overload(signature, engine) or compiler.overloads[signature]  # if it cannot be cached
+    function.add_overload(code)
 
 
 def loop_source(n_sequences: int, n_states: int, n_outputs: int, update_mapping: dict[int, int]) -> str:

@@ -1,14 +1,22 @@
 """What `numba_ops` and `jax_loops` share."""
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import pytensor
+from numba.core.compiler_lock import global_compiler_lock
 from pytensor.graph.basic import Apply
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor import subtensor
 from pytensor.tensor.math import Sum
+from threadpoolctl import ThreadpoolController
 
 FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
 BEFORE_FUSION = 48.9  # position among PyTensor's rewrites: before element-wise operations are fused into loops
@@ -26,6 +34,87 @@ def version_of(file: str | Path) -> int:
     """
     return int(sha256(Path(file).read_bytes()).hexdigest()[:12], 16)
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What threads of a process share
+# ---------------------------------------------------------------------------------------------------------------------
+
+COMPILER_LOCK = threading.RLock()
+FORKED_WHILE_COMPILING = threading.Event()
+
+
+def _after_fork() -> None:
+    """Notice, in a new child process, a lock whose holder is a thread of the parent: nobody will ever release it."""
+    for lock in (COMPILER_LOCK, global_compiler_lock._lock):
+        if lock.acquire(blocking=False):
+            lock.release()
+        else:
+            FORKED_WHILE_COMPILING.set()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """For one thread at a time: PyTensor's settings, which it changes while it compiles, are those of the process."""
+    if FORKED_WHILE_COMPILING.is_set():
+        raise RuntimeError('this process was forked while another thread compiled, and so cannot compile: start it '
+                           "with multiprocessing's method 'spawn' or 'forkserver'")
+    with COMPILER_LOCK:
+        yield
+
+
+def check_working_directory() -> None:
+    """OSError where it is gone: Numba, which looks at it, cannot compile then."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise OSError('the working directory of this process is gone, and Numba does not compile without one: go to '
+                      'another with os.chdir') from error
+
+
+@contextmanager
+def symbols_of_float32() -> Iterator[None]:
+    """Within it, the numbers in a graph are float32; for one thread at a time."""
+    with compiling(), pytensor.config.change_flags(floatX=FLOAT):
+        yield
+
+
+class OneBlasThread:
+    """BLAS with one thread, in the whole process, which has one number for all, while any thread is within.
+
+    Entering gives the number from before, which comes back when the last thread leaves.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._n_within, self._n_outside = threading.Lock(), 0, 1
+        self._blas: Any = None
+        self._limit: Any = None
+
+    def __enter__(self) -> int:
+        with self._lock:
+            if not self._n_within:
+                self._blas = self._blas or ThreadpoolController().select(user_api='blas')
+                self._n_outside = max((library.num_threads for library in self._blas.lib_controllers), default=1)
+                self._limit = self._blas.limit(limits=1)
+            self._n_within += 1
+            return self._n_outside
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._n_within -= 1
+            if not self._n_within:
+                self._limit.restore_original_limits()
+
+
+one_blas_thread = OneBlasThread()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A rewrite
+# ---------------------------------------------------------------------------------------------------------------------
 
 @node_rewriter([Sum])
 def sums_in_own_precision(fgraph: FunctionGraph, node: Apply) -> list | None:

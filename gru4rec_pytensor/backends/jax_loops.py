@@ -83,6 +83,18 @@ def padded(rows: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
+class JaxStep:
+    """A graph as one program of XLA, which holds no state but the variables that it reads."""
+
+    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable]) -> None:
+        self._step = JaxFunction(inputs, outputs)
+        self._program = jax.jit(self._step.function)
+
+    def __call__(self, *arrays: Any) -> list[Array]:
+        with jax.default_matmul_precision('float32'):
+            return self._program(*arrays, *self._step.values())
+
+
 class JaxLoop:
     """The step and the loop around it as one program of XLA, which owns the weights and overwrites them.
 

@@ -1,0 +1,109 @@
+"""Where compiled code goes on a machine that gives the user no folder to write to."""
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import gru4rec_pytensor
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Runs a program of a process without a home, from an installation that cannot be written to."""
+    tree = tmp_path / 'tree'
+    shutil.copytree(ROOT / 'gru4rec_pytensor', tree / 'gru4rec_pytensor', ignore=shutil.ignore_patterns('__pycache__'))
+    for script in ROOT.glob('*.py'):
+        shutil.copy(script, tree)
+    for folder in (tree, tree / 'gru4rec_pytensor'):
+        (folder / '__pycache__').touch()  # a file: no folder can be made here, not even by root
+    (tmp_path / 'tmp').mkdir()
+    foreign = ('HOME', 'PYTENSOR_FLAGS', 'PYTENSORRC', 'NUMBA_CACHE_DIR', 'XDG_CACHE_HOME')
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    environment |= {'HOME': str(tree / '__pycache__' / 'home'), 'PYTHONPATH': str(tree), 'TMPDIR': f'{tmp_path}/tmp',
+                    'PYTHONDONTWRITEBYTECODE': '1'}
+
+    def run(program, **more):
+        return subprocess.run([sys.executable, '-c', textwrap.dedent(program)], env=environment | more, cwd=tmp_path,
+                              capture_output=True, text=True)
+    return run
+
+
+def test_without_a_folder_to_write_to_one_warning_names_the_variables_and_all_works(bare, tmp_path):
+    done = bare("""
+        import os, subprocess, sys
+        import numba, pandas as pd
+        import gru4rec, evaluation, baselines, preprocess_rsc15
+        log = pd.DataFrame({'SessionId': [1, 1, 1, 2, 2, 2], 'ItemId': [*'abcdef'], 'Time': range(6)})
+        model = gru4rec.GRU4Rec([8], batch_size=2, n_epochs=1, backend='python').fit(log)
+        print(evaluation.next_item_ranks(model, log, batch_size=2).shape, os.environ['PYTENSOR_FLAGS'])
+        subprocess.run([sys.executable, '-W', 'error::UserWarning', '-c', 'import gru4rec'], check=True)
+    """)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / 'tmp').iterdir()
+    assert done.stdout == f'(4,) base_compiledir={folder}\n'
+    assert done.stderr.count('UserWarning') == 1
+    assert f'{folder}, and is compiled again when that is gone' in done.stderr
+    assert 'set PYTENSOR_FLAGS=base_compiledir=FOLDER and NUMBA_CACHE_DIR=FOLDER' in done.stderr
+    assert {path.name.split('_')[0] for path in folder.iterdir()} >= {'gru4rec', 'numba', 'tree'}  # of both
+
+
+def test_variables_that_are_set_are_left_as_they_are_and_nothing_warns(bare, tmp_path):
+    done = bare("import gru4rec; print(gru4rec.pytensor.config.base_compiledir, gru4rec.numba.config.CACHE_DIR)",
+                PYTENSOR_FLAGS=f'base_compiledir={tmp_path}/compiled', NUMBA_CACHE_DIR=f'{tmp_path}/numba')
+    assert (done.stdout, done.stderr) == (f'{tmp_path}/compiled {tmp_path}/numba\n', '')
+    assert not any((tmp_path / 'tmp').iterdir())
+
+
+def test_other_flags_of_pytensor_are_kept(bare):
+    program = 'import gru4rec; print(gru4rec.pytensor.config.optimizer_verbose)'
+    done = bare(program, PYTENSOR_FLAGS='optimizer_verbose=True')
+    assert done.stdout == 'True\n' and done.stderr.count('UserWarning') == 1
+
+
+def test_a_folder_in_the_settings_file_of_pytensor_counts(bare, tmp_path):
+    (tmp_path / 'settings').write_text(f'[global]\nbase_compiledir = {tmp_path}/compiled\n')
+    done = bare("import gru4rec; print(gru4rec.pytensor.config.base_compiledir)", PYTENSORRC=f'{tmp_path}/settings',
+                NUMBA_CACHE_DIR=f'{tmp_path}/numba')
+    assert (done.stdout, done.stderr) == (f'{tmp_path}/compiled\n', '')
+
+
+def test_a_pytensor_that_was_imported_before_and_cannot_write_is_one_clear_error(bare):
+    done = bare("""
+        import sys, types
+        sys.modules['pytensor'] = types.SimpleNamespace(config=types.SimpleNamespace(base_compiledir='/dev/null/none'))
+        try:
+            import gru4rec
+        except OSError as error:
+            print(error)
+    """)
+    assert done.stdout == ('PyTensor, which was imported before, cannot write to /dev/null/none: import gru4rec first, '
+                           'or set PYTENSOR_FLAGS=base_compiledir=FOLDER\n')
+
+
+def test_the_temporary_folder_is_the_same_each_time_and_never_one_that_others_can_write_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(gru4rec_pytensor.tempfile, 'gettempdir', lambda: str(tmp_path))
+    folder = gru4rec_pytensor.temporary_folder()
+    assert gru4rec_pytensor.temporary_folder() == folder and Path(folder).parent == tmp_path
+    if hasattr(os, 'getuid'):
+        assert Path(folder).stat().st_mode & 0o777 == 0o700
+        Path(folder).chmod(0o777)
+        other = gru4rec_pytensor.temporary_folder()
+        assert other != folder and Path(other).stat().st_mode & 0o777 == 0o700
+        os.rmdir(folder)
+        Path(folder).symlink_to(tmp_path)
+        assert gru4rec_pytensor.temporary_folder() not in (folder, str(tmp_path))
+
+
+def test_without_even_a_temporary_folder_one_clear_error_names_the_variables(monkeypatch):
+    def no_folder():
+        raise FileNotFoundError('No usable temporary directory found')
+
+    monkeypatch.setattr(gru4rec_pytensor.tempfile, 'gettempdir', no_folder)
+    with pytest.raises(OSError, match='set PYTENSOR_FLAGS=base_compiledir=FOLDER and NUMBA_CACHE_DIR=FOLDER'):
+        gru4rec_pytensor.temporary_folder()

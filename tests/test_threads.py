@@ -1,0 +1,417 @@
+"""A model in a process that does other things: threads that share it, fits beside others, children, copies."""
+import copy
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NUMBA_CASE, TRAIN, assert_same_bits, few_items_log, needs_jax, small_model, state_of
+from conftest import trained_as_recorded as trained
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import gru4rec
+from evaluation import next_item_ranks
+from gru4rec import GRU4Rec
+from gru4rec_pytensor import backends
+from gru4rec_pytensor.backends.common import OneBlasThread
+
+LOG = few_items_log(n_sessions=60, n_items=30)
+PATH = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))  # of the project and the tests
+every_backend = pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=needs_jax)])
+
+
+@pytest.fixture
+def hurried():
+    """Threads that take turns far more often than they would."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def in_threads(function, arguments):
+    """Results of a function of each of the arguments, computed in as many threads that begin at one moment."""
+    start = threading.Barrier(len(arguments))
+
+    def run(argument):
+        start.wait()
+        return function(argument)
+
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(run, arguments))
+
+
+def some_sessions(n=200):
+    """Sessions of one to five items of the recorded training data."""
+    rng, items = np.random.RandomState(0), TRAIN.ItemId.unique()
+    return [rng.choice(items, rng.randint(1, 6)).tolist() for _session in range(n)]
+
+
+# --- Threads that share a model -------------------------------------------------------------------------------------
+
+
+@every_backend
+@pytest.mark.parametrize('n', [160, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_recommendations_from_eight_threads_are_those_of_one(hurried, backend, n):
+    sessions = some_sessions()
+    model = copy.copy(trained(NUMBA_CASE, backend))  # has nothing compiled yet: the threads come to that together
+    by_one_thread = [trained(NUMBA_CASE, backend).recommend(session, k=5) for session in sessions]
+
+    def recommend(seed):
+        numbers = np.random.RandomState(seed).randint(len(sessions), size=n // 8)
+        return sum(model.recommend(sessions[k], k=5).equals(by_one_thread[k]) for k in numbers)
+
+    assert in_threads(recommend, range(8)) == [n // 8] * 8
+
+
+@every_backend
+def test_sessions_that_go_on_in_eight_threads_are_those_of_one(hurried, backend):
+    model, sessions = trained(NUMBA_CASE, backend), some_sessions(40)
+
+    def clicks(sessions):
+        visits = [model.session() for _session in sessions]
+        return [[visit.click(item, k=5, exclude_seen=True) for item in session]
+                for visit, session in zip(visits, sessions)]
+
+    expected = clicks(sessions)
+    for part, answers in enumerate(in_threads(clicks, [sessions[part::8] for part in range(8)])):
+        for answer, right in zip(answers, expected[part::8]):
+            assert all(frame.equals(wanted) for frame, wanted in zip(answer, right, strict=True))
+
+
+def test_a_session_that_several_threads_click_in_has_all_of_their_clicks(hurried):
+    model = trained(NUMBA_CASE, 'python')
+    items, visit = model.items_[:32].tolist(), model.session()
+    in_threads(lambda part: [visit.click(item, k=1) for item in part], [items[k::8] for k in range(8)])
+    left = visit.recommend(k=model.n_items, exclude_seen=True)
+    assert set(left.ItemId) == set(model.items_) - set(items)
+
+
+def test_a_session_can_be_copied_and_goes_on_apart():
+    visit = trained(NUMBA_CASE, 'python').session()
+    visit.click(TRAIN.ItemId[0])
+    for twin in (copy.deepcopy(visit), pickle.loads(pickle.dumps(visit))):
+        assert twin.recommend(k=5).equals(visit.recommend(k=5))
+        assert not twin.click(TRAIN.ItemId[1], k=5).equals(visit.recommend(k=5))
+
+
+@every_backend
+def test_evaluations_in_several_threads_give_the_ranks_of_one_and_leave_the_threads_of_blas_as_they_were(hurried,
+                                                                                                        backend):
+    model = trained(NUMBA_CASE, backend)
+    with threadpool_limits(2, user_api='blas'):
+        before = threadpool_info()
+        expected = next_item_ranks(model, TRAIN, batch_size=10)
+        for ranks in in_threads(lambda _number: next_item_ranks(model, TRAIN, batch_size=10), range(4)):
+            np.testing.assert_array_equal(ranks, expected)
+        assert threadpool_info() == before
+
+
+def test_the_last_thread_to_leave_gives_blas_its_threads_back():
+    def n_threads():
+        return {library['num_threads'] for library in threadpool_info() if library['user_api'] == 'blas'}
+
+    one_thread = OneBlasThread()
+    with threadpool_limits(2, user_api='blas'):
+        assert one_thread.__enter__() == 2
+        assert one_thread.__enter__() == 2 and n_threads() == {1}
+        one_thread.__exit__()  # of the one that came first
+        assert n_threads() == {1}
+        one_thread.__exit__()
+        assert n_threads() == {2}
+
+
+def test_a_model_is_saved_while_it_serves(hurried, tmp_path):
+    model, session = trained(NUMBA_CASE, 'python'), some_sessions(1)[0]
+    expected = model.recommend(session)
+    done = threading.Event()
+
+    def serve(_number):
+        while not done.is_set():
+            assert model.recommend(session).equals(expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        serving = [pool.submit(serve, number) for number in range(4)]
+        for _time in range(5):
+            model.save(tmp_path / 'model')
+            assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(model))
+        done.set()
+        for served in serving:
+            served.result()
+
+
+def test_a_thread_that_comes_into_anothers_predict_next_batch_is_refused(monkeypatch):
+    model, items = small_model().fit(LOG), LOG.ItemId.to_numpy()
+    by_one_caller = copy.deepcopy(model)
+    inside, go_on, step = threading.Event(), threading.Event(), model.next_states
+
+    def slow_step(*arguments):
+        inside.set()
+        go_on.wait()
+        return step(*arguments)
+
+    monkeypatch.setattr(model, 'next_states', slow_step)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(model.predict_next_batch, [1], items[:1], None, 1)
+        inside.wait()
+        with pytest.raises(RuntimeError, match='another thread is in predict_next_batch.*call recommend or session'):
+            model.predict_next_batch([2], items[1:2], None, 1)
+        go_on.set()
+        assert first.result().equals(by_one_caller.predict_next_batch([1], items[:1], None, 1))
+    second = model.predict_next_batch([1], items[2:3], None, 1)
+    assert second.equals(by_one_caller.predict_next_batch([1], items[2:3], None, 1))
+
+
+def test_item_ids_are_looked_up_in_a_table_that_was_finished_before():
+    """pandas would make it at the first look, and show it to other threads while it does."""
+    model = trained(NUMBA_CASE, 'python')
+    for twin in (model, pickle.loads(pickle.dumps(model))):
+        assert twin._index_of._engine.is_mapping_populated
+
+
+# --- Trainings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
+def test_trainings_in_several_threads_give_the_bits_of_one_after_the_other(hurried, backend, monkeypatch):
+    inside, training_step = [], gru4rec.training_step
+
+    def only_one(*arguments):
+        inside.append(1)
+        step = training_step(*arguments)
+        assert len(inside) == 1
+        inside.clear()
+        return step
+
+    monkeypatch.setattr(gru4rec, 'training_step', only_one)
+    floatX = gru4rec.pytensor.config.floatX
+    arguments = gru4rec.plain_arguments(trained(NUMBA_CASE, backend)) | {'n_epochs': 1}
+    models = in_threads(lambda seed: GRU4Rec(**arguments | {'seed': seed}).fit(TRAIN), range(2))
+    for seed, model in enumerate(models):
+        assert_same_bits(state_of(model), state_of(GRU4Rec(**arguments | {'seed': seed}).fit(TRAIN)))
+    assert gru4rec.pytensor.config.floatX == floatX
+
+
+def test_a_model_in_training_is_refused_to_other_threads_and_predicts_in_its_own(tmp_path):
+    model, refused = small_model(n_epochs=1), []
+    calls = [lambda: model.recommend([10]), lambda: model.fit(LOG), lambda: model.fit_more(LOG), model.weights,
+             lambda: model.save(tmp_path / 'model'), lambda: copy.deepcopy(model), lambda: model.move_to('python'),
+             lambda: next_item_ranks(model, LOG)]
+
+    def callback(_progress):
+        assert len(model.recommend([10], k=3)) == len(next_item_ranks(model, LOG)[:3]) == 3
+        with pytest.raises(RuntimeError, match='is being trained already'):
+            model.fit(LOG)
+        with ThreadPoolExecutor(1) as pool:
+            for call in calls:
+                error = pool.submit(call).exception()
+                refused.append(isinstance(error, RuntimeError) and 'train a copy (copy.deepcopy)' in str(error))
+
+    model.fit(LOG, callback=callback)
+    assert refused == [True] * len(calls)
+    assert_same_bits(state_of(model), state_of(small_model(n_epochs=1).fit(LOG)))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(model.recommend, [10], 3).result().equals(model.recommend([10], 3))
+
+
+def test_a_training_that_an_error_ends_leaves_the_model_to_others():
+    model = small_model(n_epochs=1)
+    with pytest.raises(ZeroDivisionError):
+        model.fit(LOG, callback=lambda _progress: 1 / 0)
+    assert len(model.recommend([10], k=3)) == 3
+    assert_same_bits(state_of(model.fit(LOG)), state_of(small_model(n_epochs=1).fit(LOG)))
+
+
+# --- Whatever the process does --------------------------------------------------------------------------------------
+
+
+TRAINING = textwrap.dedent("""
+    import numpy as np, pandas as pd
+    import gru4rec
+    rng = np.random.RandomState(0)
+    log = pd.DataFrame({'SessionId': np.arange(8000) // 4, 'ItemId': rng.randint(50, size=8000), 'Time': 0})
+    model = gru4rec.GRU4Rec([8], n_epochs=2, batch_size=10, dropout_p_hidden=0.5, backend='numba').fit(log)
+    H, states = model.next_states(np.arange(50), np.ones(50, bool), model.initial_states(50))
+    np.savez(sys.argv[1], H=H, **model.weights(), **model.optimizer_state())
+""")
+BUSY_COMPILING = textwrap.dedent("""
+    import threading
+    import numba
+
+    def compile_all_the_time(number):
+        for k in range(10 ** 6):
+            names = {}
+            exec(f'def f(x):\\n    for i in range({k}):\\n        x += i * {number}\\n    return x', names)
+            numba.njit(names['f'])(1.0)
+
+    for number in range(4):
+        threading.Thread(target=compile_all_the_time, args=[number], daemon=True).start()
+""")
+# Children that end are forgotten at once, and none can be made; there is no home, no input, and nothing to work in.
+BARE = textwrap.dedent("""
+    import os, signal
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    os.fork = os.posix_spawn = None
+    os.environ.pop('HOME', None)
+    os.chdir('/proc')
+    os.close(0)
+""")
+
+
+def run_python(program, *arguments, **environment):
+    """Run a program in a process of its own; its output."""
+    environment = os.environ | {'PYTHONPATH': PATH} | environment
+    done = subprocess.run([sys.executable, '-c', program, *map(str, arguments)], env=environment, capture_output=True,
+                          text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('host', [
+    '', BUSY_COMPILING, pytest.param('import jax; jax.devices()', marks=needs_jax),
+    pytest.param(BARE, marks=pytest.mark.skipif(sys.platform != 'linux', reason='signals and limits of Linux'))],
+    ids=['nothing', 'compiles', 'jax', 'bare'])
+def test_a_first_training_ends_with_the_bits_of_later_ones_whatever_the_process_does(tmp_path, host):
+    """Nothing is compiled yet, in the first run; the second finds all on disk."""
+    cache = {'NUMBA_CACHE_DIR': f'{tmp_path}/numba', 'PYTENSOR_FLAGS': f'base_compiledir={tmp_path}/compiled'}
+    run_python('import sys\n' + host + TRAINING, tmp_path / 'first.npz', **cache)
+    run_python('import sys\n' + TRAINING, tmp_path / 'second.npz', **cache)
+    with np.load(tmp_path / 'first.npz') as first, np.load(tmp_path / 'second.npz') as second:
+        assert_same_bits(dict(first), dict(second))
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
+@pytest.mark.parametrize('lock', ['COMPILER_LOCK', 'global_compiler_lock'])
+def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_not_hang(lock):
+    output = run_python(textwrap.dedent(f"""
+        import os, threading
+        from conftest import few_items_log, small_model
+        from gru4rec_pytensor.backends import common
+        held, done = threading.Event(), threading.Event()
+
+        def hold():
+            with common.{lock}:
+                held.set()
+                done.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        child = os.fork()
+        if not child:
+            try:
+                small_model().fit(few_items_log())
+            except RuntimeError as error:
+                print(error, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        done.set()
+        thread.join()
+        small_model(n_epochs=1).fit(few_items_log())  # the parent's locks are as they were
+        child = os.fork()
+        if not child:
+            small_model(n_epochs=1).fit(few_items_log())  # and so are those of a child of a quiet moment
+            print('trained', flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    """), PYTHONWARNINGS='ignore')
+    assert output.splitlines() == [
+        "this process was forked while another thread compiled, and so cannot compile: start it with multiprocessing's "
+        "method 'spawn' or 'forkserver'", 'trained']
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows does not remove a folder that is in use')
+def test_a_working_directory_that_is_gone_is_one_clear_error():
+    output = run_python(textwrap.dedent("""
+        import os, tempfile
+        from conftest import few_items_log, small_model
+        model = small_model(n_epochs=1).fit(few_items_log())
+        folder = tempfile.mkdtemp()
+        os.chdir(folder)
+        os.rmdir(folder)
+        for fit in (model.fit, model.fit_more):
+            try:
+                fit(few_items_log())
+            except OSError as error:
+                print(error)
+    """))
+    assert output.splitlines() == 2 * [
+        'the working directory of this process is gone, and Numba does not compile without one: go to another with '
+        'os.chdir']
+
+
+@needs_jax
+def test_looking_for_a_gpu_does_not_import_jax_where_no_driver_shows_one():
+    run_python("import sys; from gru4rec_pytensor import backends; backends.GPU_FILES = ('/dev/none*',)\n"
+               "assert backends.resolve('auto') == 'numba' and 'jax' not in sys.modules")
+
+
+# --- Copies ---------------------------------------------------------------------------------------------------------
+
+
+def recommended(model):
+    """What a model recommends, where it is needed as a function of a module: in another process."""
+    return model.recommend(TRAIN.ItemId[:2].tolist(), k=5), model.predict_next_batch([1], TRAIN.ItemId[:1], None, 1)
+
+
+def by_joblib(model, folder):
+    joblib = pytest.importorskip('joblib', reason='joblib is not installed')
+    joblib.dump(model, folder / 'model')
+    return joblib.load(folder / 'model')
+
+
+COPIES = {'pickle': lambda model, folder: pickle.loads(pickle.dumps(model)), 'joblib': by_joblib,
+          'deepcopy': lambda model, folder: copy.deepcopy(model)}
+
+
+@every_backend
+@pytest.mark.parametrize('way', COPIES)
+def test_a_copy_made_before_or_after_prediction_predicts_the_same(backend, way, tmp_path):
+    model = copy.copy(trained(NUMBA_CASE, backend))
+    fresh = COPIES[way](model, tmp_path)
+    expected = recommended(model)
+    next_item_ranks(model, TRAIN, batch_size=10)
+    for twin in (fresh, COPIES[way](fresh, tmp_path), COPIES[way](COPIES[way](model, tmp_path), tmp_path)):
+        assert_same_bits(state_of(twin), state_of(model))
+    for answer, right in zip(recommended(fresh), expected):
+        assert answer.equals(right)
+
+
+@every_backend
+def test_models_go_to_processes_of_a_pool_before_and_after_they_predicted(backend, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', PATH)
+    fresh, used = (copy.copy(trained(NUMBA_CASE, backend)) for _model in range(2))
+    expected = recommended(used)
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        for answers in pool.map(recommended, [fresh, used]):
+            assert answers[0].equals(expected[0])
+
+
+# --- Backends that are none -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('call', [
+    lambda: small_model().fit(LOG).move_to('cuda'), lambda: small_model(backend='cuda').fit(LOG),
+    lambda: backends.resolve('cuda'), lambda: backends.compile_function([], [], backend='cuda'),
+    lambda: backends.compile_loop([], None, {}, backend='cuda'), lambda: backends.compile_step([], [], backend='cuda')])
+def test_a_backend_that_is_none_is_refused(call):
+    with pytest.raises(ValueError, match="^backend='cuda': must be one of .*'numba', 'jax', 'python'$"):
+        call()
+
+
+def test_a_backend_that_is_none_leaves_the_model_as_it_was(tmp_path):
+    model = small_model().fit(LOG)
+    with pytest.raises(ValueError, match="backend='cuda'"):
+        model.move_to('cuda')
+    assert model.backend == model.backend_ == 'python' and len(model.recommend([10], k=3)) == 3
+    model.save(tmp_path / 'model')
+    with pytest.raises(ValueError, match="backend='cuda': must be one of"):
+        GRU4Rec.load(tmp_path / 'model', backend='cuda')
