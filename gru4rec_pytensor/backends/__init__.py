@@ -31,11 +31,12 @@ import pytensor
 from pytensor.compile.executor import Function
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Variable
+from pytensor.graph.rewriting.basic import in2out
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit
 from threadpoolctl import ThreadpoolController
 
-from gru4rec_pytensor.backends.common import FLOAT, version_of
+from gru4rec_pytensor.backends.common import BEFORE_FUSION, FLOAT, two_by_two, version_of
 from gru4rec_pytensor.backends.numba_ops import TRICKS, fast_activations, numba_mode
 
 if TYPE_CHECKING:
@@ -82,14 +83,23 @@ def compile_function(inputs: Sequence[Variable], outputs: Variable | Sequence[Va
                      backend: str) -> Function:
     """`pytensor.function` for a backend."""
     if backend == 'python':
-        # Fused loops would run element by element in Python; unfused, each operation is a call of NumPy.
-        mode = Mode(linker='py', optimizer='fast_run').excluding('fusion')
+        mode = python_mode()
     elif backend == 'jax':
         from gru4rec_pytensor.backends.jax_loops import jax_mode
         mode = jax_mode()
     else:
         mode = numba_mode()
     return pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
+
+
+def python_mode() -> Mode:
+    """PyTensor's mode for its interpreter, in which each operation is one call of NumPy.
+
+    Fused loops, and sums and products of three and more, would run element by element in Python.  To find out which
+    loops may overwrite their inputs takes a third of the time of a compilation, and brings nothing here.
+    """
+    mode = Mode(linker='py', optimizer='fast_run').excluding('fusion', 'inplace_elemwise')
+    return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION))
 
 
 def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict, *,
