@@ -8,13 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytensor
 import pytest
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import equal_computations
+from pytensor.graph.traversal import graph_inputs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the tests run without an installation
 
 from numpy_gru4rec import NumpyGRU4Rec
 
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import backends
 
 GOLDEN = Path(__file__).parent / 'golden'
 CASES = json.loads((GOLDEN / 'release.json').read_text())
@@ -39,6 +44,37 @@ LONGEST = ['test_variants.py', 'test_release.py', 'test_search.py', 'test_jax.py
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+# --- Compilation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compiled_once():
+    """The interpreter compiles a graph once: one that differs in its shared variables only gets a copy with those.
+
+    Half of the time of the tests, since most train some small model, goes into compiling the same few steps again.
+    """
+    compile_function, known = backends.compile_function, {}
+
+    def compile_or_copy(inputs, outputs, updates=None, *, backend):
+        if backend != 'python':
+            return compile_function(inputs, outputs, updates, backend=backend)
+        updates = updates or {}
+        graph = [*(outputs if isinstance(outputs, (list, tuple)) else [outputs]), *updates.values()]
+        shared = [v for v in dict.fromkeys([*updates, *graph_inputs(graph)]) if isinstance(v, SharedVariable)]
+        free, like = [*inputs, *shared], (len(graph), len(updates), pytensor.config.floatX)
+        for other_graph, other_free, other_shared, function in known.setdefault(like, []):
+            if [v.type for v in free] == [v.type for v in other_free] and equal_computations(
+                    graph, other_graph, free, other_free):
+                return function.copy(swap=dict(zip(other_shared, shared)))
+        function = compile_function(inputs, outputs, updates, backend=backend)
+        known[like].append((graph, free, shared, function))
+        return function
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, 'compile_function', compile_or_copy)
+        yield
 
 
 # --- Click logs -----------------------------------------------------------------------------------------------------
