@@ -1,13 +1,16 @@
 """The baselines against recorded runs of the release, counts made by hand, direct loops, and dense scores."""
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_array
 
 import baselines
 from baselines import BPR, CoOccurence, Cosine, ItemKNN, PersonalPop, Pop, RandomPred, SessionPop
+from evaluation import next_item_ranks
 
 GOLDEN = Path(__file__).parent / 'golden'
 TRAIN, TEST = (pd.read_csv(GOLDEN / name, sep='\t') for name in ('train.tsv', 'test.tsv'))
@@ -512,6 +515,82 @@ def test_score_block_gives_the_numbers_of_predict_next_whatever_the_block(make):
     assert_array_equal(model.score_block(item_ids, offsets, 0, n), expected)
     assert_array_equal(model.score_block(item_ids, offsets, 3, 11), expected[3:11])
     assert model.score_block(item_ids, offsets, n, n).shape == (0, len(model.items_))
+
+
+@every_baseline
+def test_score_block_scores_the_candidates_in_the_order_given(make):
+    model = make().fit(TINY)
+    item_ids, offsets = [A, B, A, C, B], [0, 3, 5]
+    every = model.score_block(item_ids, offsets, 0, 3)
+    columns = [list(model.items_).index(item) for item in (C, A)]
+    assert_array_equal(model.score_block(item_ids, offsets, 0, 3, [C, A]), every[:, columns])
+
+
+@pytest.mark.parametrize('policy', ['standard', 'tiebreaking'])
+def test_bpr_computes_no_score_of_an_item_that_is_neither_candidate_nor_target(monkeypatch, policy):
+    log = log_of(*np.random.default_rng(0).integers(500, size=(300, 4)))
+    model, asked = BPR(n_factors=3, n_iterations=1).fit(log), []
+    dot_scores = baselines._dot_scores
+    monkeypatch.setattr(baselines, '_dot_scores', lambda vectors, factors: asked.append(len(factors)) or dot_scores(
+        vectors, factors))
+    test, candidates = log[:40], model.items_[:10]
+    ranks = next_item_ranks(model, test, candidates, tie_policy=policy)
+    targets = np.delete(test.ItemId.to_numpy(), np.arange(0, 40, 4))
+    assert asked == [len({*candidates, *targets})] and asked[0] < 60
+    scores, _targets = followed(model, test.ItemId.to_numpy(), np.arange(0, 41, 4))
+    assert_array_equal(ranks, 1 + np.array(counted(scores, targets, candidates)[0]))
+
+
+@every_baseline
+def test_a_session_of_thousands_of_events_takes_memory_in_proportion_to_its_length(make):
+    """All its prefixes together have two hundred million events; and its ranks are those of scores at some places."""
+    train, n = random_log(17), 20_000
+    model = make().fit(train)
+    item_ids = np.random.default_rng(1).choice(model.items_, n)
+    item_ids[n // 2:n // 2 + 900] = model.items_[0]
+    model.tie_counts(item_ids[:5], [0, 5])  # compiles
+    tracemalloc.start()
+    greater, equal = model.tie_counts(item_ids, [0, n])
+    _size, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40e6
+    for k in (0, 1, 300, 4095, 4096, n // 2 + 450, n - 2):
+        row = pd.Series(model.score_block(item_ids, [0, n], k, k + 1)[0], index=model.items_)
+        assert_array_equal(counted([row], [item_ids[k + 1]], None), [[greater[k]], [equal[k]]])
+
+
+class Given(baselines.Baseline):
+    """Scores that are given, in place of a model."""
+    def __init__(self, scores):
+        self.scores, self.item_key = np.array(scores), 'ItemId'
+        self.learn_items(TINY)
+
+    def _scores(self, prefixes, items=slice(None)):
+        rows = prefixes.number + np.arange(len(prefixes.ends))
+        return self.scores[rows][:, items]
+
+
+class GivenSparsely(baselines.SparseBaseline, Given):
+    """The same, split into common and added scores."""
+    def sparse_scores(self, prefixes):
+        rows = prefixes.number + np.arange(len(prefixes.ends))
+        return self.scores[0], csr_array(self.scores[rows] - self.scores[0])
+
+
+@pytest.mark.parametrize('kind', [Given, GivenSparsely])
+@pytest.mark.parametrize('policy', ['standard', 'conservative', 'median', 'tiebreaking'])
+def test_a_next_item_whose_score_is_not_a_number_has_no_rank(kind, policy):
+    model = kind([[1, 2, 3, 4], [1, np.nan, 3, 4], [4, 3, 2, 1]])
+    assert next_item_ranks(model, log_of([A, B], [B, C], [C, A]), tie_policy=policy).tolist() == [3, 2, 1]
+    with pytest.raises(ValueError, match='^prediction 1: the score of the next item is not a number$'):
+        next_item_ranks(model, log_of([A, B], [C, B], [C, A]), tie_policy=policy)
+
+
+@pytest.mark.parametrize('kind', [Given, GivenSparsely])
+def test_other_items_whose_scores_are_not_numbers_are_not_greater(kind):
+    model = kind([[1, np.nan, 3, 4], [1, 2, 3, np.nan], [np.nan, np.nan, 2, 1]])
+    counts = model.tie_counts([A, C, A, C, B, D], [0, 2, 4, 6])
+    assert_array_equal(counts, [[1, 0, 1], [0, 0, 0]])
 
 
 def test_bpr_scores_keep_their_last_bit_with_many_items_and_the_default_number_of_factors():
