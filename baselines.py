@@ -1,4 +1,5 @@
-"""The baselines of the paper (arXiv 1511.06939, section 4.1): POP, S-POP, Item-KNN and BPR-MF.
+"""The baselines of the paper (arXiv 1511.06939, section 4.1): POP, S-POP, Item-KNN and BPR-MF; and three simple ones
+that later comparisons found hard to beat: a Markov chain and the session kNN methods S-KNN and V-SKNN.
 
 A session is a sequence of clicked items. Given its first events, the prefix, a recommender scores every item, and the
 item that is clicked next should rank high:
@@ -29,7 +30,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from gru4rec_pytensor.checks import check_choice, check_flag, check_number, check_whole_number, first_few
-from gru4rec_pytensor.events import check_events, check_times, index_by_appearance
+from gru4rec_pytensor.events import check_events, check_times, index_by_appearance, session_order
 
 # Sums may be reordered, so that they vectorise, but NaN and infinity keep their meaning: they show a diverged model.
 FAST_SUMS = {'reassoc', 'contract', 'nsz'}
@@ -665,6 +666,238 @@ def _ends_of_runs(*columns: np.ndarray) -> np.ndarray:
     changes = np.any([np.diff(column) != 0 for column in columns], axis=0)
     bounds = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(columns[0])]])
     return np.repeat(bounds[1:], np.diff(bounds))
+
+
+@dataclass(eq=False)
+class Markov(SparseBaseline):
+    """First-order Markov chain, MC of Ludewig and Jannach, "Evaluation of Session-based Recommendation Algorithms",
+    User Modeling and User-Adapted Interaction 2018 (arXiv 1803.09587).
+
+    score(j) = the share of j among the items that came right after the current item in the training sessions:
+
+        score(j) = count(i, j) / sum_k count(i, k),    i the last item of the session,
+
+    where count(i, j) is the number of events of j whose previous event in their session is of i. Where i was never
+    followed by anything all scores are 0. Events of a session with equal times keep the order of the frame.
+
+    Parameters
+    ----------
+    session_key, item_key, time_key : str
+
+    Attributes
+    ----------
+    transitions_ : float64 csr_array of shape (n_items, n_items)
+        Row i holds the shares of what came after i.
+
+    Examples
+    --------
+    >>> log = pd.DataFrame({'SessionId': [1, 1, 1, 2, 2], 'ItemId': list('abaab'), 'Time': range(5)})
+    >>> Markov().fit(log).predict_next(session_id=1, input_item_id='a', predict_for_item_ids=['a', 'b']).tolist()
+    [0.0, 1.0]
+    """
+    session_key: str = 'SessionId'
+    item_key: str = 'ItemId'
+    time_key: str = 'Time'
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        """Count what follows what in `data`, a DataFrame with one row for each event; returns the model."""
+        items = self.learn_items(data)
+        rows, offsets = session_order(data, self.session_key, self.item_key, self.time_key)
+        items, n_items = items[rows].astype(np.int32), len(self.items_)
+        before, after = np.delete(items, offsets[1:] - 1), np.delete(items, offsets[:-1])
+        counts = csr_array((np.ones(len(before)), (before, after)), shape=(n_items, n_items))
+        counts.sum_duplicates()
+        total = np.repeat(counts.sum(axis=1), np.diff(counts.indptr))
+        self.transitions_ = csr_array((counts.data / total, counts.indices, counts.indptr), shape=counts.shape)
+        return self
+
+    def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
+        return np.zeros(len(self.items_)), self.transitions_[prefixes.last]
+
+
+@dataclass(eq=False)
+class SKNN(SparseBaseline):
+    """S-KNN: what the most similar sessions contain (Jannach and Ludewig, "When Recurrent Neural Networks meet the
+    Neighborhood for Session-Based Recommendation", RecSys 2017, and in the same form arXiv 1803.09587, see `Markov`).
+
+        score(j) = sum over the neighbours n of the session s, those that contain j, of sim(s, n)
+        sim(s, n) = |s and n| / sqrt(|s| |n|)
+
+    Sessions count as sets of items, so that sim is the cosine of two vectors of zeros and ones. Neighbours are the `k`
+    most similar of the `sample_size` most recent training sessions that have an item of s at all, as both papers
+    sample them; a session is as recent as its last event. Of equally similar sessions at the cut the more recent are
+    taken, of equally recent ones those that appear later in the frame.
+
+    Parameters
+    ----------
+    k : int, default 500
+        Neighbours.
+    sample_size : int, default 1000
+        Sessions among which they are looked for; the papers' m.
+    session_key, item_key, time_key : str
+
+    Attributes
+    ----------
+    sessions_ : int32 csr_array of shape (n_sessions, n_items)
+        1 where a training session contains an item; the rows in the order of the sessions' last events.
+    """
+    k: int = 500
+    sample_size: int = 1000
+    session_key: str = 'SessionId'
+    item_key: str = 'ItemId'
+    time_key: str = 'Time'
+    _by_position = False  # whether later clicks weigh more
+    _block = 1024
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        """Make an index of the sessions of `data`, a DataFrame with one row for each event; returns the model."""
+        check_whole_number('k', self.k)
+        check_whole_number('sample_size', self.sample_size)
+        items = self.learn_items(data)
+        check_events(data, self.session_key, self.time_key)
+        check_times(data[self.time_key])
+        self.sessions_ = _count_pairs(_by_last_event(data[self.session_key], data[self.time_key]), items)
+        self.sessions_.data[:] = 1
+        by_item = self.sessions_.tocsc()
+        self._first_recent, self._recent = _most_recent(by_item.indptr, by_item.indices, self.sample_size)
+        return self
+
+    def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
+        indptr, items, scores = _neighbours_scores(
+            prefixes.codes, prefixes.starts, prefixes.ends, self._first_recent, self._recent, self.sessions_.indptr,
+            self.sessions_.indices, self.k, self.sample_size, self._by_position)
+        n_items = len(self.items_)
+        return np.zeros(n_items), csr_array((scores, items, indptr), shape=(len(prefixes.ends), n_items))
+
+
+class VSKNN(SKNN):
+    """V-SKNN: S-KNN in which later clicks of the session count more ("Vector Multiplication Session-Based kNN" of
+    Ludewig and Jannach 2018, arXiv 1803.09587, see `Markov`).
+
+        sim(s, n) = sum over the items i that s and n share of  w(i),    w(i) = (position of i in s) / (length of s)
+
+    the product of a vector of weights that rise linearly to 1 for the last click, and one of zeros and ones. An item
+    that occurs several times has the position of its last click. All else, the arguments too, is as in `SKNN`. Later
+    work by the same authors, and their code, add a weight of rare items and of the place of the match: not here.
+    """
+    _by_position = True
+
+
+def _by_last_event(ids: pd.Series, times: pd.Series) -> np.ndarray:
+    """Number the sessions in the order of their last events, equal ones by appearance: (n_events,) int32."""
+    sessions, session_ids = index_by_appearance(ids)
+    times = pd.factorize(times, sort=True)[0]
+    last = np.zeros(len(session_ids), dtype=np.int64)
+    np.maximum.at(last, sessions, times)
+    number = np.empty(len(last), dtype=np.int32)
+    number[np.argsort(last, kind='stable')] = np.arange(len(last))
+    return number[sessions]
+
+
+@numba.njit(cache=True)
+def _most_recent(item_ptr: np.ndarray, sessions: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each item the sessions that contain it, of the latest to the earliest, at most `most`: indptr, and they.
+
+    Item i is in the sessions `sessions[item_ptr[i]:item_ptr[i + 1]]`, numbered by time and in that order.
+    """
+    first = np.zeros(len(item_ptr), dtype=np.int64)
+    for i in range(len(item_ptr) - 1):
+        first[i + 1] = first[i] + min(item_ptr[i + 1] - item_ptr[i], most)
+    recent = np.empty(first[-1], dtype=np.int32)
+    for i in range(len(item_ptr) - 1):
+        for k in range(first[i], first[i + 1]):
+            recent[k] = sessions[item_ptr[i + 1] - 1 - (k - first[i])]
+    return first, recent
+
+
+@numba.njit(cache=True, nogil=True)
+def _neighbours_scores(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, first_recent: np.ndarray,
+                       recent: np.ndarray, session_ptr: np.ndarray, session_items: np.ndarray, k: int,
+                       sample_size: int, by_position: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of n prefixes by their neighbours, see `SKNN`, as indptr, indices and data of a csr matrix.
+
+    With each click the sample of the click before is merged with the sessions of the item. No session comes back that
+    an earlier click knew and that has fallen out of the sample, since the sample only becomes more recent. So what
+    its sessions share with the prefix need not be counted again.
+    """
+    place = np.zeros(len(first_recent) - 1)  # of each item in the prefix; 0 where it is not
+    total = np.zeros(len(first_recent) - 1)
+    indptr, items, scores = np.zeros(len(ends) + 1, dtype=np.int64), np.empty(0, dtype=np.int32), np.empty(0)
+    sample, shared = np.empty(0, dtype=np.int32), np.empty(0)
+    for row in range(len(ends)):
+        new = starts[row]
+        if row and starts[row] == starts[row - 1]:
+            new = ends[row - 1]
+        elif row:
+            place[codes[starts[row - 1]:ends[row - 1]]] = 0
+        if new == starts[row]:
+            sample, shared, n_items = sample[:0], shared[:0], 0
+        for event in range(new, ends[row]):
+            item, now = codes[event], event - starts[row] + 1.0 if by_position else 1.0
+            sample, shared = _merged(sample, shared, recent[first_recent[item]:first_recent[item + 1]],
+                                     now - place[item], sample_size)
+            n_items += place[item] == 0
+            place[item] = now
+        similarity = shared / (ends[row] - starts[row])
+        if not by_position:
+            similarity = shared / np.sqrt(n_items * (session_ptr[sample + 1] - session_ptr[sample]))
+        nearest = np.argsort(-similarity, kind='mergesort')[:k]  # stable: the more recent ones first
+        found = _sum_by_item(sample[nearest], similarity[nearest], session_ptr, session_items, total)
+        indptr[row + 1] = indptr[row] + len(found)
+        while len(items) < indptr[row + 1]:
+            items, scores = _twice_as_long(items, indptr[row]), _twice_as_long(scores, indptr[row])
+        items[indptr[row]:indptr[row + 1]], scores[indptr[row]:indptr[row + 1]] = found, total[found]
+        total[found] = 0
+    return indptr, items[:indptr[-1]], scores[:indptr[-1]]
+
+
+@numba.njit(cache=True, nogil=True)
+def _merged(sample: np.ndarray, shared: np.ndarray, sessions: np.ndarray, weight: float,
+            most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most recent of `sample` and `sessions`, both from the latest to the earliest; `weight` more for `sessions`.
+
+    Returns their numbers, and for each the sum of the weights of the items that it shares with the prefix.
+    """
+    most = min(most, len(sample) + len(sessions))
+    numbers, sums = np.empty(most, dtype=np.int32), np.zeros(most)
+    a, b, n = 0, 0, 0
+    while n < most and (a < len(sample) or b < len(sessions)):
+        from_a = b == len(sessions) or (a < len(sample) and sample[a] >= sessions[b])
+        from_b = a == len(sample) or (b < len(sessions) and sessions[b] >= sample[a])
+        if from_a:
+            numbers[n], sums[n] = sample[a], shared[a]
+            a += 1
+        if from_b:
+            numbers[n] = sessions[b]
+            sums[n] += weight
+            b += 1
+        n += 1
+    return numbers[:n], sums[:n]
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_by_item(sessions: np.ndarray, weights: np.ndarray, session_ptr: np.ndarray, session_items: np.ndarray,
+                 total: np.ndarray) -> np.ndarray:
+    """Add the weight of each session to `total` of its items, which is 0 before; returns these items, once each."""
+    n_found = 0
+    for session in sessions:
+        n_found += session_ptr[session + 1] - session_ptr[session]
+    found, n_found = np.empty(n_found, dtype=np.int32), 0
+    for k, session in enumerate(sessions):
+        for item in session_items[session_ptr[session]:session_ptr[session + 1]]:
+            if total[item] == 0:
+                found[n_found] = item
+                n_found += 1
+            total[item] += weights[k]
+    return found[:n_found]
+
+
+@numba.njit(cache=True, nogil=True)
+def _twice_as_long(values: np.ndarray, n_used: int) -> np.ndarray:
+    """An array of twice the length, at least 4096, with the first `n_used` values."""
+    longer = np.empty(max(2 * len(values), 4096), dtype=values.dtype)
+    longer[:n_used] = values[:n_used]
+    return longer
 
 
 @dataclass(eq=False)

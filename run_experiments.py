@@ -67,8 +67,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         f'({RSC15.items:,}; with --dataset video {VIDEO.items:,})')
     parser.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=[[1, 3]],
                         help='tables to run (1 3)')
-    parser.add_argument('--models', type=listed(str, models), nargs='+', default=[models],
-                        help=f'rows to run, of {", ".join(models)} (all)')
+    parser.add_argument('--models', type=listed(str, models), nargs='+',
+                        default=[[model for model in models if model in {*RSC15.published, NETWORK}]],
+                        help=f'rows to run, of {", ".join(models)} (those of the paper)')
     parser.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[RSC15.parameters],
                         help=f'rows of Tables 2 and 3, of {", ".join(RSC15.parameters)} (all); Table 2 also takes mrr')
     parser.add_argument('--units', type=listed(positive_number), nargs='+', default=[[]],

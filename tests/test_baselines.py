@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 
 import baselines
-from baselines import BPR, CoOccurence, Cosine, ItemKNN, PersonalPop, Pop, RandomPred, SessionPop
+from baselines import BPR, SKNN, VSKNN, CoOccurence, Cosine, ItemKNN, Markov, PersonalPop, Pop, RandomPred, SessionPop
 from evaluation import next_item_ranks
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -77,6 +77,9 @@ MODELS = {
     'SessionPop': lambda: SessionPop(top_n=4),
     'ItemKNN': lambda: ItemKNN(n_sims=4, lmbd=2, alpha=0.3),
     'CoOccurence': lambda: CoOccurence(n_sims=5, later_only=True),
+    'Markov': Markov,
+    'SKNN': lambda: SKNN(k=5, sample_size=8),
+    'VSKNN': lambda: VSKNN(k=5, sample_size=8),
     'BPR': lambda: BPR(n_factors=7, n_iterations=3, learning_rate=0.1),
     'BPR in float32': lambda: BPR(n_factors=7, n_iterations=3, learning_rate=0.1, dtype='float32'),
 }
@@ -342,6 +345,98 @@ def test_the_order_of_events_needs_times_that_can_be_ordered():
         CoOccurence(later_only=True).fit(TINY.assign(Time=TINY.Time.astype(str)))
     with pytest.raises(ValueError, match='missing values'):
         CoOccurence(later_only=True).fit(TINY.assign(Time=TINY.Time.where(TINY.Time != 3)))
+
+
+# Markov chain
+
+def test_a_markov_chain_scores_the_shares_of_what_came_next():
+    model = Markov().fit(TINY)  # [A, B, A], [B, C], [A, C, B], [D]
+    for item, shares in ((A, [0, 1 / 2, 1 / 2, 0]), (B, [1 / 2, 0, 1 / 2, 0]), (C, [0, 1, 0, 0]), (D, [0, 0, 0, 0])):
+        assert_array_equal(model.predict_next(1, item, [A, B, C, D]), shares)
+
+
+def test_a_markov_chain_equals_a_direct_loop_over_pairs_of_events():
+    log = random_log(18)
+    model = Markov().fit(log)
+    sessions = [frame.ItemId.tolist() for _session, frame in log.sort_values('Time').groupby('SessionId')]
+    for item in model.items_:
+        after = [j for session in sessions for i, j in zip(session, session[1:]) if i == item]
+        assert_allclose(model.predict_next(1, item, model.items_),
+                        [after.count(j) / max(len(after), 1) for j in model.items_], rtol=1e-15)
+
+
+# Session kNN
+
+def followed_once(model, *items):
+    """Scores of A, B, C and D after the events of a session."""
+    for item in items:
+        scores = model.predict_next(str(items), item, [A, B, C, D])
+    return scores.to_numpy()
+
+
+def test_s_knn_sums_the_cosines_of_the_sessions_that_contain_an_item():
+    model = SKNN().fit(TINY)  # {A, B}, {B, C}, {A, B, C}, {D}
+    assert_allclose(followed_once(model, A), [2 ** -0.5 + 3 ** -0.5, 2 ** -0.5 + 3 ** -0.5, 3 ** -0.5, 0], rtol=1e-15)
+    last = 2 / 6 ** 0.5  # of {A, B, C} to {A, B}; of {A, B} it is 1, of {B, C} 1/2
+    assert_allclose(followed_once(model, A, B), [1 + last, 1.5 + last, 0.5 + last, 0], rtol=1e-15)
+    assert_allclose(followed_once(model, B, A, A, B), [1 + last, 1.5 + last, 0.5 + last, 0], rtol=1e-15)
+    assert_allclose(followed_once(model, D), [0, 0, 0, 1])
+
+
+def test_v_sknn_weighs_items_by_the_position_of_their_last_click():
+    model = VSKNN().fit(TINY)
+    # A counts 1/2 and B 1: {A, B} has 3/2, {B, C} 1, {A, B, C} 3/2
+    assert_allclose(followed_once(model, A, B), [3, 4, 2.5, 0], rtol=1e-15)
+    # A counts 1 and B 2/3: 5/3, 2/3, 5/3
+    assert_allclose(followed_once(model, A, B, A), [10 / 3, 4, 7 / 3, 0], rtol=1e-15)
+
+
+@pytest.mark.parametrize('model', [SKNN, VSKNN])
+def test_session_knn_looks_among_the_most_recent_sessions_with_one_of_the_items(model):
+    recent = log_of([A, B], [A, C], [D, C], [A, D])
+    assert (followed_once(model(sample_size=1).fit(recent), A) > 0).tolist() == [True, False, False, True]
+    assert (followed_once(model(sample_size=2).fit(recent), A) > 0).tolist() == [True, False, True, True]
+    first_is_last = recent.assign(Time=np.where(np.arange(8) == 0, 99, recent.Time))
+    assert (followed_once(model(sample_size=1).fit(first_is_last), A) > 0).tolist() == [True, True, False, False]
+    equal = recent.assign(Time=0)
+    assert (followed_once(model(sample_size=1).fit(equal), A) > 0).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize('model', [SKNN, VSKNN])
+def test_session_knn_takes_the_most_similar_and_of_equally_similar_sessions_the_more_recent(model):
+    log = log_of([A, B], [A, C], [A, D])
+    assert (followed_once(model(k=1).fit(log), A) > 0).tolist() == [True, False, False, True]
+    assert (followed_once(model(k=1).fit(log), C, A) > 0).tolist() == [True, False, True, False]
+
+
+def session_knn_loop(log, prefix, items, k, sample_size, by_position):
+    """Scores of `items`, written without a look at baselines.py's."""
+    sessions = [(frame.Time.max(), number, set(frame.ItemId))
+                for number, (_session, frame) in enumerate(log.groupby('SessionId', sort=False))]
+    sessions = sorted(sessions, key=lambda session: session[:2], reverse=True)
+    near = []
+    for _last, _number, others in [session for session in sessions if session[2] & set(prefix)][:sample_size]:
+        shared = others & set(prefix)
+        if by_position:
+            similarity = sum(len(prefix) - prefix[::-1].index(item) for item in shared) / len(prefix)
+        else:
+            similarity = len(shared) / np.sqrt(len(set(prefix)) * len(others))
+        near.append((similarity, others))
+    near = sorted(near, key=lambda pair: -pair[0])[:k]
+    return [sum(similarity for similarity, others in near if item in others) for item in items]
+
+
+@pytest.mark.parametrize('k, sample_size', [(500, 1000), (3, 1000), (500, 6), (3, 6), (1, 2)])
+@pytest.mark.parametrize('model', [SKNN, VSKNN])
+def test_session_knn_equals_a_direct_loop_over_sessions(model, k, sample_size):
+    log = random_log(19).assign(Time=lambda log: log.Time // 9)  # some sessions end at one time
+    item_ids, offsets = held_out_events(log, seed=20)
+    trained = model(k=k, sample_size=sample_size).fit(log)
+    n = len(item_ids) - len(offsets) + 1
+    prefixes = [item_ids[start:end].tolist() for start, stop in zip(offsets[:-1], offsets[1:])
+                for end in range(start + 1, stop)]
+    expected = [session_knn_loop(log, prefix, trained.items_, k, sample_size, model is VSKNN) for prefix in prefixes]
+    assert_allclose(trained.score_block(item_ids, offsets, 0, n), expected, rtol=1e-13)
 
 
 # BPR-MF
@@ -690,7 +785,10 @@ def test_columns_may_have_other_names(make):
     (BPR(seed=-1), ValueError, 'seed=-1'), (BPR(seed=2**32), ValueError, 'seed=4294967296'),
     (BPR(dtype='float16'), ValueError, "dtype='float16'.*'float64', 'float32'"),
     (RandomPred(seed=None), TypeError, 'seed=None'), (Pop(item_key='x'), ValueError, "no column 'x'"),
-    (ItemKNN(session_key='x'), ValueError, "no column 'x'"), (Pop(support_by_key='x'), ValueError, "no column 'x'")])
+    (ItemKNN(session_key='x'), ValueError, "no column 'x'"),
+    (SKNN(k=0), ValueError, 'k=0'), (VSKNN(sample_size=1.5), TypeError, 'sample_size=1.5'),
+    (SKNN(time_key='x'), ValueError, "no column 'x'"), (Markov(session_key='x'), ValueError, "no column 'x'"),
+    (Pop(support_by_key='x'), ValueError, "no column 'x'")])
 def test_fit_names_the_argument_that_is_wrong(model, error, message):
     with pytest.raises(error, match=message):
         model.fit(TINY)
