@@ -3,7 +3,9 @@ import functools
 import importlib.util
 import itertools
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ TEST = pd.read_csv(GOLDEN / 'test.tsv', sep='\t')
 NUMBA_CASE = 'cross-entropy_rmsprop_m00'
 NUMBA_DROPOUT_CASE = 'x_dropout_fixedmask'
 
+PROMISE = [pytest.mark.slow, pytest.mark.promise]  # the marks of a slow test that .ci/run runs nevertheless
 needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX, an extra, is not installed')
 
 
@@ -47,6 +50,16 @@ def pytest_collection_modifyitems(items):
 
 
 # --- Compilation ----------------------------------------------------------------------------------------------------
+
+
+def pytest_configure(config):
+    """Programs of JAX that are the same are compiled once, by one of the processes that run the tests."""
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        config.add_cleanup(lambda: os.environ.pop('JAX_COMPILATION_CACHE_DIR'))
+        os.environ.update(JAX_COMPILATION_CACHE_DIR=folder.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+                          JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -15,7 +15,7 @@ QUICK = ['--backend', 'python', '--epochs', '1', '--units', '4']
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('synthetic')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=4000, n_items=300, seed=1)
+    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=300, seed=1)
     return folder
 
 
