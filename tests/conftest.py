@@ -85,7 +85,8 @@ def compiled_once():
         known[like].append((graph, free, shared, function))
         return function
 
-    with pytest.MonkeyPatch.context() as patch:
+    # Nor does each symbol note where it was made, which takes a tenth of what is left.
+    with pytest.MonkeyPatch.context() as patch, pytensor.config.change_flags(traceback__limit=0):
         patch.setattr(backends, 'compile_function', compile_or_copy)
         yield
 
