@@ -1,4 +1,5 @@
-"""The baselines of the paper (arXiv 1511.06939, section 4.1): POP, S-POP, Item-KNN and BPR-MF.
+"""The baselines of the paper (arXiv 1511.06939, section 4.1): POP, S-POP, Item-KNN and BPR-MF; and three simple ones
+that later comparisons found hard to beat: a Markov chain and the session kNN methods S-KNN and V-SKNN.
 
 A session is a sequence of clicked items. Given its first events, the prefix, a recommender scores every item, and the
 item that is clicked next should rank high:
@@ -29,22 +30,27 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from gru4rec_pytensor.checks import check_choice, check_flag, check_number, check_whole_number, first_few
-from gru4rec_pytensor.events import IdIndex, as_ids, check_events, check_times, index_by_appearance
+from gru4rec_pytensor.events import IdIndex, as_ids, check_events, check_times, index_by_appearance, session_order
 
 # Sums may be reordered, so that they vectorise, but NaN and infinity keep their meaning: they show a diverged model.
 FAST_SUMS = {'reassoc', 'contract', 'nsz'}
 
 
 class Prefixes(NamedTuple):
-    """What a baseline may know about n prefixes of sessions, one row for each item to predict."""
-    counts: csr_array  # (n, n_items) float32, clicks on each item so far
-    last: np.ndarray   # (n,) int64, index of the item clicked last
-    number: int        # how many predictions came before the first of these
+    """What a baseline may know about n prefixes of sessions, one for each item to predict: `codes[start:end]` each.
 
+    Those of one session follow one another, each with one event more. What is computed for one can be kept for the
+    next, so that a long session takes time in proportion to its length.
+    """
+    codes: np.ndarray   # (n_events,) int64, item indices, session after session
+    starts: np.ndarray  # (n,) int64, where the session begins
+    ends: np.ndarray    # (n,) int64, the event after the last one
+    number: int         # how many predictions came before the first of these
 
-def _cut_prefixes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, number: int, n_items: int) -> Prefixes:
-    """The prefixes `codes[start:end]` for every pair of `starts` and `ends`, int64 arrays of shape (n,)."""
-    return Prefixes(_count_items(codes, starts, ends, n_items), codes[ends - 1], number)
+    @property
+    def last(self) -> np.ndarray:
+        """Index of the item clicked last, int64 (n,)."""
+        return self.codes[self.ends - 1]
 
 
 def _count_items(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, n_items: int) -> csr_array:
@@ -87,13 +93,13 @@ class Baseline:
         if session_id != self._session_id:
             self._session_id, self._session = session_id, clicked[:0]
         self._session = np.append(self._session, clicked)
-        start, end = np.array([0]), np.array([len(self._session)])
-        prefix = _cut_prefixes(self._session, start, end, self._n_predicted, len(self.items_))
+        prefix = Prefixes(self._session, np.array([0]), np.array([len(self._session)]), self._n_predicted)
         self._n_predicted += 1
         return pd.Series(self._scores(prefix, wanted)[0], index=predict_for_item_ids)
 
-    def score_block(self, item_ids: ArrayLike, offsets: ArrayLike, first: int, last: int) -> np.ndarray:
-        """Scores of all items for the predictions `first` to `last - 1` of a test set, the numbers of `predict_next`.
+    def score_block(self, item_ids: ArrayLike, offsets: ArrayLike, first: int, last: int,
+                    candidates: ArrayLike | None = None) -> np.ndarray:
+        """Scores of items for the predictions `first` to `last - 1` of a test set, the numbers of `predict_next`.
 
         Predictions are numbered through the sessions: session s predicts its events `offsets[s] + 1` to
         `offsets[s + 1] - 1`, each from the events of the session before it.
@@ -106,10 +112,12 @@ class Baseline:
             Session s owns the events `offsets[s]` to `offsets[s + 1] - 1`, at least one.
         first, last : int
             0 <= first <= last <= n_events - n_sessions.
+        candidates : array-like of shape (n,), optional
+            Items to score. Default: `items_`.
 
         Returns
         -------
-        floating array of shape (last - first, n_items), columns in the order of `items_`.
+        floating array of shape (last - first, n), a column for each candidate.
 
         Raises
         ------
@@ -118,7 +126,8 @@ class Baseline:
         codes, offsets, n_predictions = self._read_test(item_ids, offsets)
         if not 0 <= first <= last <= n_predictions:
             raise ValueError(f'first={first!r}, last={last!r}: needs 0 <= first <= last <= {n_predictions}')
-        return self._scores(self._prefixes(codes, offsets, first, last)[0])
+        items = slice(None) if candidates is None else self.item_indices(candidates, 'candidates')
+        return self._scores(self._prefixes(codes, offsets, first, last)[0], items)
 
     def tie_counts(self, item_ids: ArrayLike, offsets: ArrayLike,
                    candidates: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +149,7 @@ class Baseline:
 
         Raises
         ------
-        KeyError, TypeError, ValueError as in `score_block`.
+        KeyError, TypeError, ValueError as in `score_block`; ValueError if a target's score is not a number.
         """
         codes, offsets, n_predictions = self._read_test(item_ids, offsets)
         ranked = np.full(len(self.items_), candidates is None)
@@ -170,7 +179,9 @@ class Baseline:
         needed[targets] = True
         items = np.flatnonzero(needed)
         scores = self._scores(prefixes, items if len(items) < len(needed) else slice(None))
-        greater, equal = _count_dense_ties(scores, np.searchsorted(items, targets), ranked[items])
+        columns = np.searchsorted(items, targets)
+        _check_target_scores(scores[np.arange(len(scores)), columns], prefixes.number)
+        greater, equal = _count_dense_ties(scores, columns, ranked[items])
         return greater, equal
 
     def _prefixes(self, codes: np.ndarray, offsets: np.ndarray, first: int, last: int) -> tuple[Prefixes, np.ndarray]:
@@ -180,7 +191,7 @@ class Baseline:
         predictions = np.arange(first, last)
         sessions = np.searchsorted(offsets - np.arange(len(offsets)), predictions, side='right') - 1
         targets = predictions + sessions + 1
-        return _cut_prefixes(codes, offsets[sessions], targets, first, len(self.items_)), codes[targets]
+        return Prefixes(codes, offsets[sessions], targets, first), codes[targets]
 
     def learn_items(self, data: pd.DataFrame) -> np.ndarray:
         """Number the items of a training frame, forget earlier sessions; returns (n_events,) int64 item indices."""
@@ -209,6 +220,13 @@ class Baseline:
         if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(codes) or (np.diff(offsets) < 1).any():
             raise ValueError(f'offsets={offsets!r}: must rise from 0 to the number of events, {len(codes)}')
         return codes, offsets, len(codes) - len(offsets) + 1
+
+
+def _check_target_scores(scores: np.ndarray, first: int) -> None:
+    """ValueError if the score of a target is NaN, which is neither greater than others nor smaller: it has no rank."""
+    if np.isnan(scores).any():
+        raise ValueError(f'prediction {first + int(np.isnan(scores).argmax())}: '
+                         'the score of the next item is not a number')
 
 
 @numba.njit(cache=True, nogil=True)
@@ -249,8 +267,9 @@ class SparseBaseline(Baseline):
         target_scores = common[targets]
         is_target = items == targets[rows]
         target_scores[rows[is_target]] = after[is_target]
+        _check_target_scores(target_scores, prefixes.number)
 
-        ordered = np.sort(common[ranked])
+        ordered = _sorted_numbers(common[ranked])
         not_greater = np.searchsorted(ordered, target_scores, side='right')
         greater = len(ordered) - not_greater
         equal = not_greater - np.searchsorted(ordered, target_scores, side='left') - ranked[targets]
@@ -261,6 +280,11 @@ class SparseBaseline(Baseline):
         np.add.at(greater, rows, (after > goal) * 1 - (before > goal))
         np.add.at(equal, rows, (after == goal) * 1 - (before == goal))
         return greater, equal
+
+
+def _sorted_numbers(scores: np.ndarray) -> np.ndarray:
+    """Scores in rising order, those left out that are not a number: none of them is greater than a target's."""
+    return np.sort(scores[~np.isnan(scores)])
 
 
 @dataclass(eq=False)
@@ -291,7 +315,32 @@ class RandomPred(Baseline):
 
 
 @dataclass(eq=False)
-class Pop(SparseBaseline):
+class _Popularity(Baseline):
+    """What POP and S-POP share: the popularity of the `top_n` most popular items, see `Pop`."""
+    top_n: int = 100
+    item_key: str = 'ItemId'
+    support_by_key: str | None = None
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        """Count the support of the items of `data`, a DataFrame with one row for each event; returns the model."""
+        check_whole_number('top_n', self.top_n)
+        items = self.learn_items(data)
+        if self.support_by_key is None:
+            support = np.bincount(items)
+        else:
+            values, _ = _numbers(data, self.support_by_key)
+            support = np.diff(_count_pairs(items, values).indptr)
+        by_id = np.argsort(pd.factorize(self.items_, sort=True)[0])
+        # Of this type NumPy has but one quicksort, which old pandas used; those of float64 depend on the processor.
+        by_support = np.argsort(support[by_id].astype(np.longdouble), kind='quicksort')
+        top = by_id[by_support[::-1][:self.top_n]]
+        self.popularity_ = np.zeros(len(support))
+        self.popularity_[top] = support[top] / (support[top] + 1)
+        return self
+
+
+@dataclass(eq=False)
+class Pop(_Popularity, SparseBaseline):
     """POP (section 4.1): the most popular items of the training set, whatever the session.
 
     score(i) = supp_i / (supp_i + 1) for the `top_n` items with the largest support, 0 for the others. Of items with
@@ -317,33 +366,13 @@ class Pop(SparseBaseline):
     >>> pop.predict_next(session_id=1, input_item_id='b', predict_for_item_ids=['a', 'b']).tolist()
     [0.75, 0.5]
     """
-    top_n: int = 100
-    item_key: str = 'ItemId'
-    support_by_key: str | None = None
-
-    def fit(self, data: pd.DataFrame) -> Self:
-        """Count the support of the items of `data`, a DataFrame with one row for each event; returns the model."""
-        check_whole_number('top_n', self.top_n)
-        items = self.learn_items(data)
-        if self.support_by_key is None:
-            support = np.bincount(items)
-        else:
-            values, _ = _numbers(data, self.support_by_key)
-            support = np.diff(_count_pairs(items, values).indptr)
-        by_id = np.argsort(pd.factorize(self.items_, sort=True)[0])
-        # Of this type NumPy has but one quicksort, which old pandas used; those of float64 depend on the processor.
-        by_support = np.argsort(support[by_id].astype(np.longdouble), kind='quicksort')
-        top = by_id[by_support[::-1][:self.top_n]]
-        self.popularity_ = np.zeros(len(support))
-        self.popularity_[top] = support[top] / (support[top] + 1)
-        return self
 
     def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
-        return self.popularity_, csr_array(prefixes.counts.shape)
+        return self.popularity_, csr_array((len(prefixes.ends), len(self.items_)))
 
 
 @dataclass(eq=False)
-class SessionPop(Pop):
+class SessionPop(_Popularity):
     """S-POP (section 4.1): the most popular items of the current session.
 
     score(i) = (clicks on i in the session so far) + supp_i / (supp_i + 1), the second term for the `top_n` most popular
@@ -356,12 +385,102 @@ class SessionPop(Pop):
         See `Pop`.
     """
     top_n: int = 1000
+    _block = 2**62  # all at once: a session that is cut has to be counted from its start again
 
-    def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
-        return self.popularity_, prefixes.counts
+    def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:
+        clicks = _count_clicks(prefixes.codes, prefixes.starts, prefixes.ends, len(self.items_))
+        return (clicks + self.popularity_)[:, items]
+
+    def _count_ties(self, prefixes: Prefixes, targets: np.ndarray,
+                    ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ordered = np.sort(self.popularity_[ranked])
+        greater, equal = _count_ties_of_clicks(prefixes.codes, prefixes.starts, prefixes.ends, targets,
+                                               self.popularity_, ranked, ordered)
+        return greater, equal
 
 
 PersonalPop = SessionPop  # its older name
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_clicks(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, n_items: int) -> np.ndarray:
+    """Clicks on each item in each of n prefixes, (n, n_items) float64; see `Prefixes`."""
+    clicks = np.zeros((len(ends), n_items))
+    for k in range(len(ends)):
+        new = starts[k]
+        if k and starts[k] == starts[k - 1]:
+            clicks[k], new = clicks[k - 1], ends[k - 1]
+        for item in codes[new:ends[k]]:
+            clicks[k, item] += 1
+    return clicks
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_ties_of_clicks(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, targets: np.ndarray,
+                          popularity: np.ndarray, ranked: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Greater and equal scores among the `ranked`, int64 (2, n), where a score is clicks + popularity.
+
+    `ordered` has the popularity of the ranked items in rising order. Those without a click are counted in it, those
+    with some in a tree that changes with each click, see `_add`: a prediction takes O(log n) however long the session.
+    """
+    counts = np.empty((2, len(ends)), dtype=np.int64)
+    clicks = np.zeros(len(popularity), dtype=np.int64)
+    k = 0
+    while k < len(ends):
+        last = k
+        while last + 1 < len(ends) and starts[last + 1] == starts[k]:
+            last += 1
+        session = codes[starts[k]:ends[last]]
+        levels = _scores_reached(session, popularity, clicks)
+        tree, at_level = np.zeros(len(levels) + 1, dtype=np.int64), np.zeros(len(levels) + 1, dtype=np.int64)
+        n_fed = 0
+        for row in range(k, last + 1):
+            for item in session[n_fed:ends[row] - starts[k]]:
+                if ranked[item]:
+                    _add(tree, at_level, np.searchsorted(levels, clicks[item] + popularity[item]), -1)
+                    _add(tree, at_level, np.searchsorted(levels, clicks[item] + 1 + popularity[item]), 1)
+                clicks[item] += 1
+            n_fed = ends[row] - starts[k]
+            goal = clicks[targets[row]] + popularity[targets[row]]
+            level, above = np.searchsorted(levels, goal), np.searchsorted(ordered, goal, side='right')
+            here = level < len(levels) and levels[level] == goal
+            counts[0, row] = len(ordered) - above - _sum_to(tree, level + here)  # all that is added is 0 in the end
+            counts[1, row] = above - np.searchsorted(ordered, goal) + here * at_level[level] - ranked[targets[row]]
+        clicks[session] = 0
+        k = last + 1
+    return counts
+
+
+@numba.njit(cache=True, nogil=True)
+def _scores_reached(session: np.ndarray, popularity: np.ndarray, clicks: np.ndarray) -> np.ndarray:
+    """All scores clicks + popularity that the items of a session have at some time, in rising order, once each."""
+    scores = np.empty(2 * len(session))
+    for k, item in enumerate(session):
+        scores[2 * k] = clicks[item] + popularity[item]
+        clicks[item] += 1
+        scores[2 * k + 1] = clicks[item] + popularity[item]
+    clicks[session] = 0
+    return np.unique(scores)
+
+
+@numba.njit(cache=True, nogil=True)
+def _add(tree: np.ndarray, at_level: np.ndarray, level: int, number: int) -> None:
+    """Add to the number of items at a level, and to the sums over levels that contain it, in a Fenwick tree."""
+    at_level[level] += number
+    level += 1
+    while level < len(tree):
+        tree[level] += number
+        level += level & -level
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_to(tree: np.ndarray, level: int) -> int:
+    """How many items are at the levels before `level`."""
+    total = 0
+    while level:
+        total += tree[level]
+        level -= level & -level
+    return total
 
 
 @dataclass(eq=False)
@@ -550,6 +669,238 @@ def _ends_of_runs(*columns: np.ndarray) -> np.ndarray:
 
 
 @dataclass(eq=False)
+class Markov(SparseBaseline):
+    """First-order Markov chain, MC of Ludewig and Jannach, "Evaluation of Session-based Recommendation Algorithms",
+    User Modeling and User-Adapted Interaction 2018 (arXiv 1803.09587).
+
+    score(j) = the share of j among the items that came right after the current item in the training sessions:
+
+        score(j) = count(i, j) / sum_k count(i, k),    i the last item of the session,
+
+    where count(i, j) is the number of events of j whose previous event in their session is of i. Where i was never
+    followed by anything all scores are 0. Events of a session with equal times keep the order of the frame.
+
+    Parameters
+    ----------
+    session_key, item_key, time_key : str
+
+    Attributes
+    ----------
+    transitions_ : float64 csr_array of shape (n_items, n_items)
+        Row i holds the shares of what came after i.
+
+    Examples
+    --------
+    >>> log = pd.DataFrame({'SessionId': [1, 1, 1, 2, 2], 'ItemId': list('abaab'), 'Time': range(5)})
+    >>> Markov().fit(log).predict_next(session_id=1, input_item_id='a', predict_for_item_ids=['a', 'b']).tolist()
+    [0.0, 1.0]
+    """
+    session_key: str = 'SessionId'
+    item_key: str = 'ItemId'
+    time_key: str = 'Time'
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        """Count what follows what in `data`, a DataFrame with one row for each event; returns the model."""
+        items = self.learn_items(data)
+        rows, offsets = session_order(data, self.session_key, self.item_key, self.time_key)
+        items, n_items = items[rows].astype(np.int32), len(self.items_)
+        before, after = np.delete(items, offsets[1:] - 1), np.delete(items, offsets[:-1])
+        counts = csr_array((np.ones(len(before)), (before, after)), shape=(n_items, n_items))
+        counts.sum_duplicates()
+        total = np.repeat(counts.sum(axis=1), np.diff(counts.indptr))
+        self.transitions_ = csr_array((counts.data / total, counts.indices, counts.indptr), shape=counts.shape)
+        return self
+
+    def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
+        return np.zeros(len(self.items_)), self.transitions_[prefixes.last]
+
+
+@dataclass(eq=False)
+class SKNN(SparseBaseline):
+    """S-KNN: what the most similar sessions contain (Jannach and Ludewig, "When Recurrent Neural Networks meet the
+    Neighborhood for Session-Based Recommendation", RecSys 2017, and in the same form arXiv 1803.09587, see `Markov`).
+
+        score(j) = sum over the neighbours n of the session s, those that contain j, of sim(s, n)
+        sim(s, n) = |s and n| / sqrt(|s| |n|)
+
+    Sessions count as sets of items, so that sim is the cosine of two vectors of zeros and ones. Neighbours are the `k`
+    most similar of the `sample_size` most recent training sessions that have an item of s at all, as both papers
+    sample them; a session is as recent as its last event. Of equally similar sessions at the cut the more recent are
+    taken, of equally recent ones those that appear later in the frame.
+
+    Parameters
+    ----------
+    k : int, default 500
+        Neighbours.
+    sample_size : int, default 1000
+        Sessions among which they are looked for; the papers' m.
+    session_key, item_key, time_key : str
+
+    Attributes
+    ----------
+    sessions_ : int32 csr_array of shape (n_sessions, n_items)
+        1 where a training session contains an item; the rows in the order of the sessions' last events.
+    """
+    k: int = 500
+    sample_size: int = 1000
+    session_key: str = 'SessionId'
+    item_key: str = 'ItemId'
+    time_key: str = 'Time'
+    _by_position = False  # whether later clicks weigh more
+    _block = 1024
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        """Make an index of the sessions of `data`, a DataFrame with one row for each event; returns the model."""
+        check_whole_number('k', self.k)
+        check_whole_number('sample_size', self.sample_size)
+        items = self.learn_items(data)
+        check_events(data, self.session_key, self.time_key)
+        check_times(data[self.time_key])
+        self.sessions_ = _count_pairs(_by_last_event(data[self.session_key], data[self.time_key]), items)
+        self.sessions_.data[:] = 1
+        by_item = self.sessions_.tocsc()
+        self._first_recent, self._recent = _most_recent(by_item.indptr, by_item.indices, self.sample_size)
+        return self
+
+    def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
+        indptr, items, scores = _neighbours_scores(
+            prefixes.codes, prefixes.starts, prefixes.ends, self._first_recent, self._recent, self.sessions_.indptr,
+            self.sessions_.indices, self.k, self.sample_size, self._by_position)
+        n_items = len(self.items_)
+        return np.zeros(n_items), csr_array((scores, items, indptr), shape=(len(prefixes.ends), n_items))
+
+
+class VSKNN(SKNN):
+    """V-SKNN: S-KNN in which later clicks of the session count more ("Vector Multiplication Session-Based kNN" of
+    Ludewig and Jannach 2018, arXiv 1803.09587, see `Markov`).
+
+        sim(s, n) = sum over the items i that s and n share of  w(i),    w(i) = (position of i in s) / (length of s)
+
+    the product of a vector of weights that rise linearly to 1 for the last click, and one of zeros and ones. An item
+    that occurs several times has the position of its last click. All else, the arguments too, is as in `SKNN`. Later
+    work by the same authors, and their code, add a weight of rare items and of the place of the match: not here.
+    """
+    _by_position = True
+
+
+def _by_last_event(ids: pd.Series, times: pd.Series) -> np.ndarray:
+    """Number the sessions in the order of their last events, equal ones by appearance: (n_events,) int32."""
+    sessions, session_ids = index_by_appearance(ids)
+    times = pd.factorize(times, sort=True)[0]
+    last = np.zeros(len(session_ids), dtype=np.int64)
+    np.maximum.at(last, sessions, times)
+    number = np.empty(len(last), dtype=np.int32)
+    number[np.argsort(last, kind='stable')] = np.arange(len(last))
+    return number[sessions]
+
+
+@numba.njit(cache=True)
+def _most_recent(item_ptr: np.ndarray, sessions: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each item the sessions that contain it, of the latest to the earliest, at most `most`: indptr, and they.
+
+    Item i is in the sessions `sessions[item_ptr[i]:item_ptr[i + 1]]`, numbered by time and in that order.
+    """
+    first = np.zeros(len(item_ptr), dtype=np.int64)
+    for i in range(len(item_ptr) - 1):
+        first[i + 1] = first[i] + min(item_ptr[i + 1] - item_ptr[i], most)
+    recent = np.empty(first[-1], dtype=np.int32)
+    for i in range(len(item_ptr) - 1):
+        for k in range(first[i], first[i + 1]):
+            recent[k] = sessions[item_ptr[i + 1] - 1 - (k - first[i])]
+    return first, recent
+
+
+@numba.njit(cache=True, nogil=True)
+def _neighbours_scores(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, first_recent: np.ndarray,
+                       recent: np.ndarray, session_ptr: np.ndarray, session_items: np.ndarray, k: int,
+                       sample_size: int, by_position: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of n prefixes by their neighbours, see `SKNN`, as indptr, indices and data of a csr matrix.
+
+    With each click the sample of the click before is merged with the sessions of the item. No session comes back that
+    an earlier click knew and that has fallen out of the sample, since the sample only becomes more recent. So what
+    its sessions share with the prefix need not be counted again.
+    """
+    place = np.zeros(len(first_recent) - 1)  # of each item in the prefix; 0 where it is not
+    total = np.zeros(len(first_recent) - 1)
+    indptr, items, scores = np.zeros(len(ends) + 1, dtype=np.int64), np.empty(0, dtype=np.int32), np.empty(0)
+    sample, shared = np.empty(0, dtype=np.int32), np.empty(0)
+    for row in range(len(ends)):
+        new = starts[row]
+        if row and starts[row] == starts[row - 1]:
+            new = ends[row - 1]
+        elif row:
+            place[codes[starts[row - 1]:ends[row - 1]]] = 0
+        if new == starts[row]:
+            sample, shared, n_items = sample[:0], shared[:0], 0
+        for event in range(new, ends[row]):
+            item, now = codes[event], event - starts[row] + 1.0 if by_position else 1.0
+            sample, shared = _merged(sample, shared, recent[first_recent[item]:first_recent[item + 1]],
+                                     now - place[item], sample_size)
+            n_items += place[item] == 0
+            place[item] = now
+        similarity = shared / (ends[row] - starts[row])
+        if not by_position:
+            similarity = shared / np.sqrt(n_items * (session_ptr[sample + 1] - session_ptr[sample]))
+        nearest = np.argsort(-similarity, kind='mergesort')[:k]  # stable: the more recent ones first
+        found = _sum_by_item(sample[nearest], similarity[nearest], session_ptr, session_items, total)
+        indptr[row + 1] = indptr[row] + len(found)
+        while len(items) < indptr[row + 1]:
+            items, scores = _twice_as_long(items, indptr[row]), _twice_as_long(scores, indptr[row])
+        items[indptr[row]:indptr[row + 1]], scores[indptr[row]:indptr[row + 1]] = found, total[found]
+        total[found] = 0
+    return indptr, items[:indptr[-1]], scores[:indptr[-1]]
+
+
+@numba.njit(cache=True, nogil=True)
+def _merged(sample: np.ndarray, shared: np.ndarray, sessions: np.ndarray, weight: float,
+            most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most recent of `sample` and `sessions`, both from the latest to the earliest; `weight` more for `sessions`.
+
+    Returns their numbers, and for each the sum of the weights of the items that it shares with the prefix.
+    """
+    most = min(most, len(sample) + len(sessions))
+    numbers, sums = np.empty(most, dtype=np.int32), np.zeros(most)
+    a, b, n = 0, 0, 0
+    while n < most and (a < len(sample) or b < len(sessions)):
+        from_a = b == len(sessions) or (a < len(sample) and sample[a] >= sessions[b])
+        from_b = a == len(sample) or (b < len(sessions) and sessions[b] >= sample[a])
+        if from_a:
+            numbers[n], sums[n] = sample[a], shared[a]
+            a += 1
+        if from_b:
+            numbers[n] = sessions[b]
+            sums[n] += weight
+            b += 1
+        n += 1
+    return numbers[:n], sums[:n]
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_by_item(sessions: np.ndarray, weights: np.ndarray, session_ptr: np.ndarray, session_items: np.ndarray,
+                 total: np.ndarray) -> np.ndarray:
+    """Add the weight of each session to `total` of its items, which is 0 before; returns these items, once each."""
+    n_found = 0
+    for session in sessions:
+        n_found += session_ptr[session + 1] - session_ptr[session]
+    found, n_found = np.empty(n_found, dtype=np.int32), 0
+    for k, session in enumerate(sessions):
+        for item in session_items[session_ptr[session]:session_ptr[session + 1]]:
+            if total[item] == 0:
+                found[n_found] = item
+                n_found += 1
+            total[item] += weights[k]
+    return found[:n_found]
+
+
+@numba.njit(cache=True, nogil=True)
+def _twice_as_long(values: np.ndarray, n_used: int) -> np.ndarray:
+    """An array of twice the length, at least 4096, with the first `n_used` values."""
+    longer = np.empty(max(2 * len(values), 4096), dtype=values.dtype)
+    longer[:n_used] = values[:n_used]
+    return longer
+
+
+@dataclass(eq=False)
 class BPR(Baseline):
     """BPR-MF (section 4.1): matrix factorisation for the pairwise ranking loss of Rendle et al. (UAI 2009).
 
@@ -646,8 +997,7 @@ class BPR(Baseline):
         return factors
 
     def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:
-        counts = prefixes.counts.astype(self.item_factors_.dtype)
-        session_vectors = counts @ self.item_factors_ / counts.sum(axis=1)[:, None]
+        session_vectors = _mean_vectors(prefixes.codes, prefixes.starts, prefixes.ends, self.item_factors_)
         return _dot_scores(session_vectors, self.item_factors_[items])
 
 
@@ -681,6 +1031,20 @@ def _bpr_epoch(sessions: np.ndarray, positives: np.ndarray, negatives: np.ndarra
             v_p[f] += learning_rate * (slope * u_f - lambda_item * p_f)
             v_n[f] += learning_rate * (-slope * u_f - lambda_item * n_f)
     return total_loss / len(positives)
+
+
+@numba.njit(cache=True, nogil=True)
+def _mean_vectors(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Mean vector of the items of each of n prefixes, see `Prefixes`: (n, n_factors), of the type of `factors`."""
+    means, total = np.empty((len(ends), factors.shape[1]), dtype=factors.dtype), np.zeros(factors.shape[1])
+    for k in range(len(ends)):
+        new = ends[k - 1] if k and starts[k] == starts[k - 1] else starts[k]
+        if new == starts[k]:
+            total[:] = 0
+        for item in codes[new:ends[k]]:
+            total += factors[item]
+        means[k] = total / (ends[k] - starts[k])
+    return means
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST_SUMS)

@@ -303,18 +303,21 @@ def release_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items:
 
 def baseline_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: np.ndarray | None,
                     n_rows: int = 256) -> Iterator[Block]:
-    """Blocks of a baseline: dense scores of all training items for consecutive predictions."""
+    """Blocks of a baseline: dense scores of the ranked items and the targets for consecutive predictions."""
     targets = model.item_indices(np.delete(item_ids, offsets[:-1]), 'test_data')
     candidates = None if items is None else model.item_indices(items, 'items')
     column_of = column_of_item(candidates, len(model.items_))
+    n_ranked = len(model.items_ if candidates is None else candidates)
     for first in range(0, len(targets), n_rows):
         target = targets[first:first + n_rows]
-        prediction = np.arange(first, first + len(target))
-        scores = model.score_block(item_ids, offsets, first, first + len(target))
-        low = scores[np.arange(len(target)), target]
-        if items is not None:
-            scores = scores[:, candidates]
-        yield Block(prediction, scores, scores.shape[1], low, low, column_of[target])
+        column, prediction = column_of[target], np.arange(first, first + len(target))
+        others, column_of_other = np.unique(target[column < 0], return_inverse=True)  # are scored, but not ranked
+        scored = None if candidates is None else model.items_[np.concatenate([candidates, others])]
+        scores = model.score_block(item_ids, offsets, first, first + len(target), scored)
+        own = column.copy()
+        own[column < 0] = n_ranked + column_of_other
+        low = scores[np.arange(len(target)), own]
+        yield Block(prediction, scores, n_ranked, low, low, column)
 
 
 def stepwise_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, session_ids: np.ndarray,

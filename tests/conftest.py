@@ -3,12 +3,18 @@ import functools
 import importlib.util
 import itertools
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytensor
 import pytest
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import equal_computations
+from pytensor.graph.traversal import graph_inputs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the tests run without an installation
 
@@ -16,6 +22,7 @@ from numpy_gru4rec import NumpyGRU4Rec
 
 import gru4rec
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import backends
 
 GOLDEN = Path(__file__).parent / 'golden'
 CASES = json.loads((GOLDEN / 'release.json').read_text())
@@ -29,6 +36,7 @@ TEST = pd.read_csv(GOLDEN / 'test.tsv', sep='\t')
 NUMBA_CASE = 'cross-entropy_rmsprop_m00'
 NUMBA_DROPOUT_CASE = 'x_dropout_fixedmask'
 
+PROMISE = [pytest.mark.slow, pytest.mark.promise]  # the marks of a slow test that .ci/run runs nevertheless
 needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX, an extra, is not installed')
 
 
@@ -40,6 +48,48 @@ LONGEST = ['test_variants.py', 'test_release.py', 'test_search.py', 'test_jax.py
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+# --- Compilation ----------------------------------------------------------------------------------------------------
+
+
+def pytest_configure(config):
+    """Programs of JAX that are the same are compiled once, by one of the processes that run the tests."""
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        config.add_cleanup(lambda: os.environ.pop('JAX_COMPILATION_CACHE_DIR'))
+        os.environ.update(JAX_COMPILATION_CACHE_DIR=folder.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+                          JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compiled_once():
+    """The interpreter compiles a graph once: one that differs in its shared variables only gets a copy with those.
+
+    Half of the time of the tests, since most train some small model, goes into compiling the same few steps again.
+    """
+    compile_function, known = backends.compile_function, {}
+
+    def compile_or_copy(inputs, outputs, updates=None, *, backend):
+        if backend != 'python':
+            return compile_function(inputs, outputs, updates, backend=backend)
+        updates = updates or {}
+        graph = [*(outputs if isinstance(outputs, (list, tuple)) else [outputs]), *updates.values()]
+        shared = [v for v in dict.fromkeys([*updates, *graph_inputs(graph)]) if isinstance(v, SharedVariable)]
+        free, like = [*inputs, *shared], (len(graph), len(updates), pytensor.config.floatX)
+        for other_graph, other_free, other_shared, function in known.setdefault(like, []):
+            if [v.type for v in free] == [v.type for v in other_free] and equal_computations(
+                    graph, other_graph, free, other_free):
+                return function.copy(swap=dict(zip(other_shared, shared)))
+        function = compile_function(inputs, outputs, updates, backend=backend)
+        known[like].append((graph, free, shared, function))
+        return function
+
+    # Nor does each symbol note where it was made, which takes a tenth of what is left.
+    with pytest.MonkeyPatch.context() as patch, pytensor.config.change_flags(traceback__limit=0):
+        patch.setattr(backends, 'compile_function', compile_or_copy)
+        yield
 
 
 # --- Click logs -----------------------------------------------------------------------------------------------------

@@ -335,6 +335,17 @@ def test_a_trick_that_is_not_there_cannot_be_switched_off(monkeypatch):
         numba_ops.switched_off()
 
 
+def test_the_interpreter_adds_and_multiplies_two_arrays_at_a_time():
+    """NumPy's functions take two; an operation of more would go through the elements one by one, in Python."""
+    x, y, z = (pt.fmatrix(name) for name in 'xyz')
+    function = backends.compile_function([x, y, z], [x + y + z + y, x * y * z], backend='python')
+    assert {len(node.inputs) for node in function.maker.fgraph.apply_nodes} == {2}
+    values = random_matrix(3, 40, 5)
+    total, product = function(*values)
+    assert_array_equal(product, values[0] * values[1] * values[2])
+    assert_allclose(total, values.sum(axis=0) + values[1], rtol=1e-6, atol=1e-6)
+
+
 # --- Other users of PyTensor in the same process --------------------------------------------------------------------
 
 

@@ -1,13 +1,16 @@
 """The baselines against recorded runs of the release, counts made by hand, direct loops, and dense scores."""
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_array
 
 import baselines
-from baselines import BPR, CoOccurence, Cosine, ItemKNN, PersonalPop, Pop, RandomPred, SessionPop
+from baselines import BPR, SKNN, VSKNN, CoOccurence, Cosine, ItemKNN, Markov, PersonalPop, Pop, RandomPred, SessionPop
+from evaluation import next_item_ranks
 
 GOLDEN = Path(__file__).parent / 'golden'
 TRAIN, TEST = (pd.read_csv(GOLDEN / name, sep='\t') for name in ('train.tsv', 'test.tsv'))
@@ -74,6 +77,9 @@ MODELS = {
     'SessionPop': lambda: SessionPop(top_n=4),
     'ItemKNN': lambda: ItemKNN(n_sims=4, lmbd=2, alpha=0.3),
     'CoOccurence': lambda: CoOccurence(n_sims=5, later_only=True),
+    'Markov': Markov,
+    'SKNN': lambda: SKNN(k=5, sample_size=8),
+    'VSKNN': lambda: VSKNN(k=5, sample_size=8),
     'BPR': lambda: BPR(n_factors=7, n_iterations=3, learning_rate=0.1),
     'BPR in float32': lambda: BPR(n_factors=7, n_iterations=3, learning_rate=0.1, dtype='float32'),
 }
@@ -341,6 +347,98 @@ def test_the_order_of_events_needs_times_that_can_be_ordered():
         CoOccurence(later_only=True).fit(TINY.assign(Time=TINY.Time.where(TINY.Time != 3)))
 
 
+# Markov chain
+
+def test_a_markov_chain_scores_the_shares_of_what_came_next():
+    model = Markov().fit(TINY)  # [A, B, A], [B, C], [A, C, B], [D]
+    for item, shares in ((A, [0, 1 / 2, 1 / 2, 0]), (B, [1 / 2, 0, 1 / 2, 0]), (C, [0, 1, 0, 0]), (D, [0, 0, 0, 0])):
+        assert_array_equal(model.predict_next(1, item, [A, B, C, D]), shares)
+
+
+def test_a_markov_chain_equals_a_direct_loop_over_pairs_of_events():
+    log = random_log(18)
+    model = Markov().fit(log)
+    sessions = [frame.ItemId.tolist() for _session, frame in log.sort_values('Time').groupby('SessionId')]
+    for item in model.items_:
+        after = [j for session in sessions for i, j in zip(session, session[1:]) if i == item]
+        assert_allclose(model.predict_next(1, item, model.items_),
+                        [after.count(j) / max(len(after), 1) for j in model.items_], rtol=1e-15)
+
+
+# Session kNN
+
+def followed_once(model, *items):
+    """Scores of A, B, C and D after the events of a session."""
+    for item in items:
+        scores = model.predict_next(str(items), item, [A, B, C, D])
+    return scores.to_numpy()
+
+
+def test_s_knn_sums_the_cosines_of_the_sessions_that_contain_an_item():
+    model = SKNN().fit(TINY)  # {A, B}, {B, C}, {A, B, C}, {D}
+    assert_allclose(followed_once(model, A), [2 ** -0.5 + 3 ** -0.5, 2 ** -0.5 + 3 ** -0.5, 3 ** -0.5, 0], rtol=1e-15)
+    last = 2 / 6 ** 0.5  # of {A, B, C} to {A, B}; of {A, B} it is 1, of {B, C} 1/2
+    assert_allclose(followed_once(model, A, B), [1 + last, 1.5 + last, 0.5 + last, 0], rtol=1e-15)
+    assert_allclose(followed_once(model, B, A, A, B), [1 + last, 1.5 + last, 0.5 + last, 0], rtol=1e-15)
+    assert_allclose(followed_once(model, D), [0, 0, 0, 1])
+
+
+def test_v_sknn_weighs_items_by_the_position_of_their_last_click():
+    model = VSKNN().fit(TINY)
+    # A counts 1/2 and B 1: {A, B} has 3/2, {B, C} 1, {A, B, C} 3/2
+    assert_allclose(followed_once(model, A, B), [3, 4, 2.5, 0], rtol=1e-15)
+    # A counts 1 and B 2/3: 5/3, 2/3, 5/3
+    assert_allclose(followed_once(model, A, B, A), [10 / 3, 4, 7 / 3, 0], rtol=1e-15)
+
+
+@pytest.mark.parametrize('model', [SKNN, VSKNN])
+def test_session_knn_looks_among_the_most_recent_sessions_with_one_of_the_items(model):
+    recent = log_of([A, B], [A, C], [D, C], [A, D])
+    assert (followed_once(model(sample_size=1).fit(recent), A) > 0).tolist() == [True, False, False, True]
+    assert (followed_once(model(sample_size=2).fit(recent), A) > 0).tolist() == [True, False, True, True]
+    first_is_last = recent.assign(Time=np.where(np.arange(8) == 0, 99, recent.Time))
+    assert (followed_once(model(sample_size=1).fit(first_is_last), A) > 0).tolist() == [True, True, False, False]
+    equal = recent.assign(Time=0)
+    assert (followed_once(model(sample_size=1).fit(equal), A) > 0).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize('model', [SKNN, VSKNN])
+def test_session_knn_takes_the_most_similar_and_of_equally_similar_sessions_the_more_recent(model):
+    log = log_of([A, B], [A, C], [A, D])
+    assert (followed_once(model(k=1).fit(log), A) > 0).tolist() == [True, False, False, True]
+    assert (followed_once(model(k=1).fit(log), C, A) > 0).tolist() == [True, False, True, False]
+
+
+def session_knn_loop(log, prefix, items, k, sample_size, by_position):
+    """Scores of `items`, written without a look at baselines.py's."""
+    sessions = [(frame.Time.max(), number, set(frame.ItemId))
+                for number, (_session, frame) in enumerate(log.groupby('SessionId', sort=False))]
+    sessions = sorted(sessions, key=lambda session: session[:2], reverse=True)
+    near = []
+    for _last, _number, others in [session for session in sessions if session[2] & set(prefix)][:sample_size]:
+        shared = others & set(prefix)
+        if by_position:
+            similarity = sum(len(prefix) - prefix[::-1].index(item) for item in shared) / len(prefix)
+        else:
+            similarity = len(shared) / np.sqrt(len(set(prefix)) * len(others))
+        near.append((similarity, others))
+    near = sorted(near, key=lambda pair: -pair[0])[:k]
+    return [sum(similarity for similarity, others in near if item in others) for item in items]
+
+
+@pytest.mark.parametrize('k, sample_size', [(500, 1000), (3, 1000), (500, 6), (3, 6), (1, 2)])
+@pytest.mark.parametrize('model', [SKNN, VSKNN])
+def test_session_knn_equals_a_direct_loop_over_sessions(model, k, sample_size):
+    log = random_log(19).assign(Time=lambda log: log.Time // 9)  # some sessions end at one time
+    item_ids, offsets = held_out_events(log, seed=20)
+    trained = model(k=k, sample_size=sample_size).fit(log)
+    n = len(item_ids) - len(offsets) + 1
+    prefixes = [item_ids[start:end].tolist() for start, stop in zip(offsets[:-1], offsets[1:])
+                for end in range(start + 1, stop)]
+    expected = [session_knn_loop(log, prefix, trained.items_, k, sample_size, model is VSKNN) for prefix in prefixes]
+    assert_allclose(trained.score_block(item_ids, offsets, 0, n), expected, rtol=1e-13)
+
+
 # BPR-MF
 
 def one_bpr_step(rates, positive=2, negative=0, n_factors=5):
@@ -514,6 +612,82 @@ def test_score_block_gives_the_numbers_of_predict_next_whatever_the_block(make):
     assert model.score_block(item_ids, offsets, n, n).shape == (0, len(model.items_))
 
 
+@every_baseline
+def test_score_block_scores_the_candidates_in_the_order_given(make):
+    model = make().fit(TINY)
+    item_ids, offsets = [A, B, A, C, B], [0, 3, 5]
+    every = model.score_block(item_ids, offsets, 0, 3)
+    columns = [list(model.items_).index(item) for item in (C, A)]
+    assert_array_equal(model.score_block(item_ids, offsets, 0, 3, [C, A]), every[:, columns])
+
+
+@pytest.mark.parametrize('policy', ['standard', 'tiebreaking'])
+def test_bpr_computes_no_score_of_an_item_that_is_neither_candidate_nor_target(monkeypatch, policy):
+    log = log_of(*np.random.default_rng(0).integers(500, size=(300, 4)))
+    model, asked = BPR(n_factors=3, n_iterations=1).fit(log), []
+    dot_scores = baselines._dot_scores
+    monkeypatch.setattr(baselines, '_dot_scores', lambda vectors, factors: asked.append(len(factors)) or dot_scores(
+        vectors, factors))
+    test, candidates = log[:40], model.items_[:10]
+    ranks = next_item_ranks(model, test, candidates, tie_policy=policy)
+    targets = np.delete(test.ItemId.to_numpy(), np.arange(0, 40, 4))
+    assert asked == [len({*candidates, *targets})] and asked[0] < 60
+    scores, _targets = followed(model, test.ItemId.to_numpy(), np.arange(0, 41, 4))
+    assert_array_equal(ranks, 1 + np.array(counted(scores, targets, candidates)[0]))
+
+
+@every_baseline
+def test_a_session_of_thousands_of_events_takes_memory_in_proportion_to_its_length(make):
+    """All its prefixes together have two hundred million events; and its ranks are those of scores at some places."""
+    train, n = random_log(17), 20_000
+    model = make().fit(train)
+    item_ids = np.random.default_rng(1).choice(model.items_, n)
+    item_ids[n // 2:n // 2 + 900] = model.items_[0]
+    model.tie_counts(item_ids[:5], [0, 5])  # compiles
+    tracemalloc.start()
+    greater, equal = model.tie_counts(item_ids, [0, n])
+    _size, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40e6
+    for k in (0, 1, 300, 4095, 4096, n // 2 + 450, n - 2):
+        row = pd.Series(model.score_block(item_ids, [0, n], k, k + 1)[0], index=model.items_)
+        assert_array_equal(counted([row], [item_ids[k + 1]], None), [[greater[k]], [equal[k]]])
+
+
+class Given(baselines.Baseline):
+    """Scores that are given, in place of a model."""
+    def __init__(self, scores):
+        self.scores, self.item_key = np.array(scores), 'ItemId'
+        self.learn_items(TINY)
+
+    def _scores(self, prefixes, items=slice(None)):
+        rows = prefixes.number + np.arange(len(prefixes.ends))
+        return self.scores[rows][:, items]
+
+
+class GivenSparsely(baselines.SparseBaseline, Given):
+    """The same, split into common and added scores."""
+    def sparse_scores(self, prefixes):
+        rows = prefixes.number + np.arange(len(prefixes.ends))
+        return self.scores[0], csr_array(self.scores[rows] - self.scores[0])
+
+
+@pytest.mark.parametrize('kind', [Given, GivenSparsely])
+@pytest.mark.parametrize('policy', ['standard', 'conservative', 'median', 'tiebreaking'])
+def test_a_next_item_whose_score_is_not_a_number_has_no_rank(kind, policy):
+    model = kind([[1, 2, 3, 4], [1, np.nan, 3, 4], [4, 3, 2, 1]])
+    assert next_item_ranks(model, log_of([A, B], [B, C], [C, A]), tie_policy=policy).tolist() == [3, 2, 1]
+    with pytest.raises(ValueError, match='^prediction 1: the score of the next item is not a number$'):
+        next_item_ranks(model, log_of([A, B], [C, B], [C, A]), tie_policy=policy)
+
+
+@pytest.mark.parametrize('kind', [Given, GivenSparsely])
+def test_other_items_whose_scores_are_not_numbers_are_not_greater(kind):
+    model = kind([[1, np.nan, 3, 4], [1, 2, 3, np.nan], [np.nan, np.nan, 2, 1]])
+    counts = model.tie_counts([A, C, A, C, B, D], [0, 2, 4, 6])
+    assert_array_equal(counts, [[1, 0, 1], [0, 0, 0]])
+
+
 def test_bpr_scores_keep_their_last_bit_with_many_items_and_the_default_number_of_factors():
     log = log_of(*np.random.default_rng(0).integers(1000, size=(300, 4)))
     model = BPR(n_iterations=1).fit(log)
@@ -611,7 +785,10 @@ def test_columns_may_have_other_names(make):
     (BPR(seed=-1), ValueError, 'seed=-1'), (BPR(seed=2**32), ValueError, 'seed=4294967296'),
     (BPR(dtype='float16'), ValueError, "dtype='float16'.*'float64', 'float32'"),
     (RandomPred(seed=None), TypeError, 'seed=None'), (Pop(item_key='x'), ValueError, "no column 'x'"),
-    (ItemKNN(session_key='x'), ValueError, "no column 'x'"), (Pop(support_by_key='x'), ValueError, "no column 'x'")])
+    (ItemKNN(session_key='x'), ValueError, "no column 'x'"),
+    (SKNN(k=0), ValueError, 'k=0'), (VSKNN(sample_size=1.5), TypeError, 'sample_size=1.5'),
+    (SKNN(time_key='x'), ValueError, "no column 'x'"), (Markov(session_key='x'), ValueError, "no column 'x'"),
+    (Pop(support_by_key='x'), ValueError, "no column 'x'")])
 def test_fit_names_the_argument_that_is_wrong(model, error, message):
     with pytest.raises(error, match=message):
         model.fit(TINY)

@@ -12,6 +12,7 @@ import pytest
 from conftest import (
     CASES,
     NUMBA_DROPOUT_CASE,
+    PROMISE,
     assert_same_bits,
     few_items_log,
     fixed_masks,
@@ -48,7 +49,7 @@ def short_chunks(monkeypatch):
 
 @pytest.mark.parametrize('arguments', [
     EVERYTHING, CASES[NUMBA_DROPOUT_CASE]['arguments'] | dict(train_random_order=True, backend='numba'),
-    pytest.param(EVERYTHING | dict(backend='jax'), marks=[needs_jax, pytest.mark.slow]),
+    pytest.param(EVERYTHING | dict(backend='jax'), marks=[needs_jax, *PROMISE]),
     pytest.param(EVERYTHING | dict(reset_after_session=False), marks=pytest.mark.slow),
     pytest.param(EVERYTHING | dict(adapt=None, momentum=0), marks=pytest.mark.slow)], ids=str)
 def test_a_training_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_path, short_chunks, arguments):
@@ -161,18 +162,18 @@ def killed_until_finished(program, arguments, n_kills, longest, finished):
         assert code in (0, -signal.SIGKILL)
 
 
-@pytest.mark.slow
-def test_fifty_kills_at_random_moments_lose_nothing_of_a_training(tmp_path):
+kills = pytest.mark.parametrize('n_kills', [pytest.param(10, marks=PROMISE), pytest.param(50, marks=pytest.mark.slow)])
+
+
+@kills
+def test_kills_at_random_moments_lose_nothing_of_a_training(tmp_path, n_kills):
     killed_until_finished(PROGRAM, [tmp_path / 'whole'], 0, 0, lambda: None)
-    times = []
 
     def finished():
         assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'killed')), state_of(GRU4Rec.load(tmp_path / 'whole')))
-        times.append(1)
         for path in tmp_path.glob('killed*'):  # once more from the start
             path.unlink()
-    killed_until_finished(PROGRAM, [tmp_path / 'killed'], 50, 5, finished)
-    assert len(times) >= 2
+    killed_until_finished(PROGRAM, [tmp_path / 'killed'], n_kills, 5, finished)
 
 
 SEARCH_PROGRAM = textwrap.dedent("""
@@ -188,8 +189,8 @@ SEARCH_PROGRAM = textwrap.dedent("""
 """)
 
 
-@pytest.mark.slow
-def test_thirty_kills_at_random_moments_lose_nothing_of_a_search(tmp_path):
+@kills
+def test_kills_at_random_moments_lose_nothing_of_a_search(tmp_path, n_kills):
     pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
     preprocess_rsc15.make_synthetic(tmp_path / 'data', n_sessions=1500, n_items=200, seed=1)
     tables = []
@@ -198,12 +199,13 @@ def test_thirty_kills_at_random_moments_lose_nothing_of_a_search(tmp_path):
         tables.append((tmp_path / name / 'tables.md').read_bytes())
         shutil.rmtree(tmp_path / name)
     killed_until_finished(SEARCH_PROGRAM, [tmp_path / 'data', tmp_path / 'whole'], 0, 0, lambda: finished('whole'))
-    killed_until_finished(SEARCH_PROGRAM, [tmp_path / 'data', tmp_path / 'killed'], 30, 15, lambda: finished('killed'))
+    killed_until_finished(SEARCH_PROGRAM, [tmp_path / 'data', tmp_path / 'killed'], n_kills, 15,
+                          lambda: finished('killed'))
     assert len(tables) >= 2 and len(set(tables)) == 1
 
 
-@pytest.mark.slow
-def test_fifty_kills_at_random_moments_leave_no_half_written_data(tmp_path):
+@kills
+def test_kills_at_random_moments_leave_no_half_written_data(tmp_path, n_kills):
     program = 'import sys, preprocess_rsc15; preprocess_rsc15.main(sys.argv[1:])'
     preprocess_rsc15.make_synthetic(tmp_path / 'whole', n_sessions=60_000, n_items=1000, seed=1)
     raw = tmp_path / 'clicks.dat'
@@ -216,4 +218,4 @@ def test_fifty_kills_at_random_moments_leave_no_half_written_data(tmp_path):
         for path in found:
             assert path.read_bytes() == (tmp_path / 'whole' / path.name).read_bytes()
             path.unlink()
-    killed_until_finished(program, [raw, tmp_path / 'out'], 50, 4, finished)
+    killed_until_finished(program, [raw, tmp_path / 'out'], n_kills, 4, finished)

@@ -187,19 +187,20 @@ def test_the_unit_of_the_recipe_is_saved_loaded_and_evaluated(recipes, tmp_path)
 
 
 def test_the_baseline_of_the_recipe_is_a_row_of_table_1_with_the_ranks_of_a_loop(recipes, tmp_path, capsys):
-    log, markov = few_items_log(60, 8), recipes[0]['Markov']
+    log, beside = few_items_log(60, 8), recipes[0]['Beside']
     log.to_csv(tmp_path / 'log.tsv', sep='\t', index=False)
     rows, offsets = session_order(log)
     items = log.ItemId.to_numpy()[rows]
     pairs = [(items[k], items[k + 1]) for k in range(len(items) - 1) if k + 1 not in offsets]
-    counts = {pair: pairs.count(pair) for pair in set(pairs)}
+    counts = {(a, b): pairs.count((a, b)) + pairs.count((b, a)) for a, b in pairs}
+    counts |= {(b, a): n for (a, b), n in counts.items()}
     expected = [1 + sum(counts.get((a, c), 0) > counts[a, b] for c in set(items)) for a, b in pairs]
-    np.testing.assert_array_equal(evaluation.next_item_ranks(markov().fit(log), log), expected)
+    np.testing.assert_array_equal(evaluation.next_item_ranks(beside().fit(log), log), expected)
 
     path = str(tmp_path / 'log.tsv')
     assert run_experiments.main(['--train', path, '--test', path, '--out', str(tmp_path), '--table', '1',
-                                 '--models', 'Markov']) == 0
-    assert '| Markov   | -' in capsys.readouterr().out
+                                 '--models', 'Beside']) == 0
+    assert '| Beside   | -' in capsys.readouterr().out
 
 
 # --- README.md ------------------------------------------------------------------------------------------------------

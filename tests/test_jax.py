@@ -90,8 +90,8 @@ def test_two_trainings_give_the_same_bits_though_items_repeat(momentum):
 
 
 @pytest.mark.parametrize('arguments', [
-    dict(), dict(momentum=0.3), *[pytest.param(arguments, marks=pytest.mark.slow) for arguments in (
-        dict(adapt='rmsprop', loss='cross-entropy'), dict(adapt=None, lmbd=0.1))]], ids=str)
+    dict(momentum=0.3), *[pytest.param(arguments, marks=pytest.mark.slow) for arguments in (
+        dict(), dict(adapt='rmsprop', loss='cross-entropy'), dict(adapt=None, lmbd=0.1))]], ids=str)
 def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(arguments):
     """Read in the program of XLA: its results lie where its arguments lay, and nothing of their size is copied."""
     n_items, units, K = 1013, 17, 5  # sizes that nothing else has
@@ -118,8 +118,7 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
 
 
 @pytest.mark.parametrize('case', [
-    pytest.param(case, marks=() if case in (NUMBA_CASE, 'two_layer_top1_adagrad_m02') else pytest.mark.slow)
-    for case in CASES])
+    pytest.param(case, marks=() if case == NUMBA_CASE else pytest.mark.slow) for case in CASES])
 @pytest.mark.parametrize('tie_policy', ['standard', 'conservative', 'median', 'tiebreaking'])
 @pytest.mark.parametrize('items', [None, TRAIN.ItemId.unique()[::3]], ids=['all', 'some'])
 def test_ranks_on_the_device_are_those_of_the_interpreter(case, tie_policy, items):

@@ -10,6 +10,7 @@ from conftest import (
     GOLDEN,
     NUMBA_CASE,
     NUMBA_DROPOUT_CASE,
+    PROMISE,
     TEST,
     TRAIN,
     assert_close,
@@ -38,7 +39,7 @@ with np.load(GOLDEN / 'dropout.npz') as archive:
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
-QUICK_ON_JAX = (NUMBA_CASE, 'two_layer_top1_adagrad_m02')  # test_jax.py has quick tests of BPR and of dropout
+QUICK_ON_JAX = ('two_layer_top1_adagrad_m02',)  # test_jax.py has quick tests of other losses, and of dropout
 every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in CASES]
                                      + [(NUMBA_CASE, 'numba'), (NUMBA_DROPOUT_CASE, 'numba')]
                                      + [pytest.param(case, 'jax', marks=[needs_jax] if case in QUICK_ON_JAX else
@@ -102,8 +103,8 @@ def test_recall_and_mrr_are_those_recorded_for_every_rule_policy_and_cut_off(cas
 # --- A recorded run with the release's own random masks --------------------------------------------------------------
 
 
-@pytest.fixture(scope='module', params=['python', pytest.param('numba', marks=pytest.mark.slow),
-                                        pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
+@pytest.fixture(scope='module', params=['python', pytest.param('numba', marks=PROMISE),
+                                        pytest.param('jax', marks=[needs_jax, *PROMISE])])
 def with_masks_of_the_release(request):
     """A model trained as the recorded run was: nothing but the seed decides its masks."""
     return GRU4Rec(**DROPOUT['arguments'], backend=request.param).fit(TRAIN)

@@ -17,7 +17,7 @@ QUICK = ['--backend', 'python', '--epochs', '1', '--units', '4', '--jobs', '1']
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('synthetic')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=4000, n_items=300, seed=1)
+    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=300, seed=1)
     return folder
 
 
@@ -134,7 +134,7 @@ def test_any_two_files_with_the_three_columns_will_do(tmp_path):
     (['--data', 'x', '--sessions', '5'], '--sessions and --items are sizes of the synthetic log'),
     (['--items', '0'], "'0' is not a whole number of at least 1"),
     (['--table', '4'], '4 is none of 1, 2, 3'),
-    (['--models', 'KNN'], "'KNN' is none of POP, S-POP, Item-KNN, BPR-MF, GRU4Rec"),
+    (['--models', 'KNN'], "'KNN' is none of POP, S-POP, Item-KNN, BPR-MF, Markov, S-KNN, V-SKNN, GRU4Rec"),
     (['--loss', 'hinge'], "'hinge' is none of top1, bpr, cross-entropy"),
     (['--loss', 'mrr'], '--loss mrr goes with --table 2'),
     (['--quick'], '--quick goes with --claims'),

@@ -27,7 +27,7 @@ SMALL_SPACE = {'batch_size': (20, 50), 'dropout_p_hidden': (0.0,), 'learning_rat
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('synthetic')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=200, seed=1)
+    preprocess_rsc15.make_synthetic(folder, n_sessions=600, n_items=200, seed=1)
     return folder
 
 

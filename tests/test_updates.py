@@ -162,9 +162,11 @@ def with_masks(**arguments):
     return model, fixed_masks(model.layers, model.batch_size, model.dropout_p_hidden)
 
 
-@pytest.mark.parametrize('momentum', [0, 0.2])
-@pytest.mark.parametrize('adapt', ['adagrad', 'rmsprop', None])
-@pytest.mark.parametrize('loss', list(reference_losses))
+# Half of all combinations, in which each loss meets each rule, with and without momentum; the other half is slow.
+@pytest.mark.parametrize('loss, adapt, momentum', [
+    pytest.param(loss, adapt, momentum, marks=() if (k + a + m) % 2 == 0 else pytest.mark.slow)
+    for k, loss in enumerate(reference_losses) for a, adapt in enumerate(['adagrad', 'rmsprop', None])
+    for m, momentum in enumerate([0, 0.2])])
 def test_training_is_that_of_the_reference_for_every_loss_and_update_rule(loss, adapt, momentum):
     rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
     assert_trained_like_the_reference(

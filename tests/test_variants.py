@@ -5,6 +5,7 @@ import numpy as np
 import pytensor.tensor as pt
 import pytest
 from conftest import (
+    PROMISE,
     assert_close,
     assert_same_bits,
     click_log,
@@ -292,9 +293,10 @@ def test_all_layers_of_a_variant_are_dropped_out(variant, float64):
     assert_trained_like_the_reference(model, masks)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('backend', ['numba', pytest.param('jax', marks=needs_jax)])
-@every_variant
+@pytest.mark.parametrize('variant', [
+    pytest.param(variant, marks=PROMISE if variant == COMBINED[0] else pytest.mark.slow)
+    for variant in VARIANTS + COMBINED], ids=str)
 def test_the_fast_backends_train_and_predict_a_variant_like_the_interpreter(variant, backend):
     arguments = {'layers': [3], 'momentum': 0.2, 'dropout_p_hidden': 0.2, **variant}
     fast, slow = (small_model(**arguments, backend=name).fit(LOG) for name in (backend, 'python'))

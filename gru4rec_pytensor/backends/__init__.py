@@ -34,15 +34,18 @@ from numba.core.registry import cpu_target
 from pytensor.compile.executor import Function
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Variable
+from pytensor.graph.rewriting.basic import in2out
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, NUMBA_CACHE_PATH, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit
 
 from gru4rec_pytensor.backends.common import (
+    BEFORE_FUSION,
     FLOAT,
     check_working_directory,
     compiling,
     one_blas_thread,
     symbols_of_float32,
+    two_by_two,
     version_of,
 )
 from gru4rec_pytensor.backends.numba_ops import TRICKS, fast_activations, numba_mode
@@ -102,8 +105,7 @@ def compile_function(inputs: Sequence[Variable], outputs: Variable | Sequence[Va
     """`pytensor.function` for a backend.  What it gives is for one thread at a time."""
     check_choice('backend', backend, BACKENDS[1:])
     if backend == 'python':
-        # Fused loops would run element by element in Python; unfused, each operation is a call of NumPy.
-        mode = Mode(linker='py', optimizer='fast_run').excluding('fusion')
+        mode = python_mode()
     elif backend == 'jax':
         from gru4rec_pytensor.backends.jax_loops import jax_mode
         mode = jax_mode()
@@ -128,6 +130,16 @@ def compile_step(inputs: Sequence[Variable], outputs: Sequence[Variable], *,
         with compiling():
             return JaxStep(inputs, outputs)
     return (PythonStep if backend == 'python' else NumbaStep)(inputs, outputs)
+
+
+def python_mode() -> Mode:
+    """PyTensor's mode for its interpreter, in which each operation is one call of NumPy.
+
+    Fused loops, and sums and products of three and more, would run element by element in Python.  To find out which
+    loops may overwrite their inputs takes a third of the time of a compilation, and brings nothing here.
+    """
+    mode = Mode(linker='py', optimizer='fast_run').excluding('fusion', 'inplace_elemwise')
+    return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION))
 
 
 def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict, *,

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from numba.core.compiler_lock import global_compiler_lock
 from pytensor.graph.basic import Apply
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import node_rewriter
+from pytensor.scalar.basic import Add, Mul
 from pytensor.tensor import subtensor
+from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Sum
 from threadpoolctl import ThreadpoolController
 
@@ -122,3 +125,11 @@ def sums_in_own_precision(fgraph: FunctionGraph, node: Apply) -> list | None:
     if node.inputs[0].type.dtype != FLOAT or node.op.acc_dtype == FLOAT:
         return None
     return [Sum(axis=node.op.axis, dtype=FLOAT, acc_dtype=FLOAT)(node.inputs[0])]
+
+
+@node_rewriter([Elemwise])
+def two_by_two(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: a + b + c becomes (a + b) + c, and products likewise: NumPy's functions take two."""
+    if not isinstance(node.op.scalar_op, (Add, Mul)) or len(node.inputs) < 3:
+        return None
+    return [reduce(node.op, node.inputs)]

@@ -21,6 +21,9 @@ BASELINES: dict[str, tuple[type, dict]] = {
     'S-POP': (baselines.SessionPop, dict(top_n=1000)),
     'Item-KNN': (baselines.ItemKNN, dict(n_sims=100, lmbd=20, alpha=0.5)),
     'BPR-MF': (baselines.BPR, dict(n_factors=100, n_iterations=10, learning_rate=0.01)),
+    'Markov': (baselines.Markov, {}),  # this and those below are of later papers, and are run where they are asked for
+    'S-KNN': (baselines.SKNN, dict(k=500, sample_size=1000)),
+    'V-SKNN': (baselines.VSKNN, dict(k=500, sample_size=1000)),
 }
 
 
