@@ -230,13 +230,16 @@ class NumpyGRU4Rec:
         draws = rng.randn(rows, columns) * x if self.init_as_normal else rng.rand(rows, columns) * 2 * x - x
         return draws.astype("float32").astype(self.dtype)
 
-    def initialise(self, n_items, rng):
-        """Weights, accumulators and velocities before training; the order of the draws is part of the semantics."""
+    def initialise(self, n_items, rng, n_inputs=None):
+        """Weights, accumulators and velocities before training; the order of the draws is part of the semantics.
+
+        `n_inputs`: rows of Wx0, Wr0 and Wz0, one for each item unless something stands in between.
+        """
         self.weights = {}
         for layer, units in enumerate(self.layers):
-            n_inputs = n_items if layer == 0 else self.layers[layer - 1]
+            n_below = self.layers[layer - 1] if layer > 0 else n_items if n_inputs is None else n_inputs
             for name in ("Wx", "Wr", "Wz", "Wh", "Whr", "Whz"):
-                rows = n_inputs if name in ("Wx", "Wr", "Wz") else units
+                rows = n_below if name in ("Wx", "Wr", "Wz") else units
                 self.weights[f"{name}{layer}"] = self.initial_matrix(rng, rows, units)
             for name in ("Bh", "Br", "Bz"):
                 self.weights[f"{name}{layer}"] = np.zeros(units, self.dtype)
