@@ -15,7 +15,7 @@ import numpy as np
 from numpy_gru4rec import (
     EPSILON,
     NumpyGRU4Rec,
-    activations,
+    activation,
     gru_backward,
     gru_forward,
     minibatches,
@@ -60,27 +60,6 @@ def minibatches_to_the_end(session_lengths, batch_size, order=None, fewest_lanes
                 left.append((waiting.pop(0), 0, place))
         lanes = left
     return steps
-
-
-# --- Activations ------------------------------------------------------------------------------------------------------
-
-
-def activation(name):
-    """(function, derivative): those of `numpy_gru4rec`, 'leaky-X', 'elu-X' and 'selu-X-Y'.
-
-    'leaky-X' is x or X x, 'elu-X' is x or X (e^x - 1), 'selu-X-Y' is X times (x or Y (e^x - 1)); x from 0 on.
-    """
-    kind, *numbers = name.split("-")
-    numbers = [float(number) for number in numbers]
-    if not numbers:
-        return activations[kind]
-    if kind == "leaky":
-        return lambda x: np.where(x >= 0, x, numbers[0] * x), lambda x: np.where(x >= 0, 1, numbers[0])
-    scale, alpha = {"elu": [1, *numbers], "selu": numbers}[kind]
-    return (
-        lambda x: scale * np.where(x >= 0, x, alpha * np.expm1(np.minimum(x, 0))),
-        lambda x: scale * np.where(x >= 0, 1, alpha * np.exp(np.minimum(x, 0))),
-    )
 
 
 # --- Losses of one lane -----------------------------------------------------------------------------------------------

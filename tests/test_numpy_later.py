@@ -6,8 +6,8 @@ import functools
 import numpy as np
 import pytest
 from conftest import ARRAYS, LATER_ARRAYS, LATER_CASES, TEST, TRAIN, arguments_later, recorded_later
-from numpy_gru4rec import minibatches, ranks, recall_mrr
-from numpy_later import NumpyLater, activation, losses, minibatches_to_the_end
+from numpy_gru4rec import activation, minibatches, ranks, recall_mrr
+from numpy_later import NumpyLater, losses, minibatches_to_the_end
 from test_numpy_reference import assert_all_close, differences, finite_differences, rounding
 
 every_case = pytest.mark.parametrize("case", LATER_CASES)
@@ -195,7 +195,7 @@ CONFIGURATIONS = [
     dict(loss="bpr-max", bpreg=0.7),
     dict(loss="bpr-max", final_act="elu-0.5", hidden_act="relu", logq=0.8),
     dict(loss="top1-max", final_act="tanh"),
-    dict(loss="top1-max", final_act="selu-1.05-1.67"),
+    dict(loss="top1-max", final_act="selu-1.05-1.67", hidden_act="elu-0.5"),
     dict(loss="cross-entropy", logq=1.0),
     dict(loss="cross-entropy", final_act="leaky-0.1"),
     dict(loss="top1"),
