@@ -36,7 +36,7 @@ needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX,
 
 # The files that take longest come first, so that no process is left with one of them when the others have finished; but
 # test_evaluation.py and test_checkpoint.py come later, since they find what test_release.py has compiled.
-LONGEST = ['test_variants.py', 'test_release.py', 'test_search.py', 'test_jax.py', 'test_fit_more.py',
+LONGEST = ['test_variants.py', 'test_later.py', 'test_release.py', 'test_search.py', 'test_jax.py', 'test_fit_more.py',
            'test_updates.py', 'test_style.py', 'test_docs.py', 'test_backends.py']
 
 

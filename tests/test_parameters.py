@@ -88,6 +88,13 @@ def test_the_authors_own_files_are_read_with_the_defaults_of_their_release(text,
     assert model.dropout_p_hidden == 0 and model.time_sort and not model.drop_tail and model.embedding is None
 
 
+@pytest.mark.parametrize('cls', [GRU4Rec, later.GRU4Rec])
+def test_a_file_makes_a_model_of_the_class_that_is_asked(cls, tmp_path):
+    for path in (FILES['rsc15_recent64_bpr-max'], written(tmp_path, AUTHORS)):
+        assert type(cls.from_parameters(path)) is cls
+        assert vars(cls.from_parameters(path)) == vars(GRU4Rec.from_parameters(path))
+
+
 def test_the_pytorch_codes_elu_param_of_zero_is_no_activation(tmp_path):
     for loss, expected in (('bpr-max', 'linear'), ('cross-entropy', 'softmax')):
         text = f"gru4rec_params = OrderedDict([('loss', '{loss}'), ('elu_param', 0)])"
