@@ -39,7 +39,7 @@ import pytensor.tensor as pt
 from numpy.typing import ArrayLike
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor import backends, model_file, mrg, parameters
+from gru4rec_pytensor import backends, model_file, mrg
 from gru4rec_pytensor.backends import FLOAT
 from gru4rec_pytensor.checks import (
     check_choice,
@@ -57,6 +57,7 @@ from gru4rec_pytensor.events import (
     n_trainable_sessions,
     session_order,
 )
+from gru4rec_pytensor.parameters import read as read_parameters
 from gru4rec_pytensor.recommend import Session, recommendations
 
 Symbol = TensorVariable  # a tensor without a value yet: what an expression is made of
@@ -1007,7 +1008,7 @@ class GRU4Rec:
         `path` is of a TOML file, such as those in ``parameters/``, or of one of the authors' own; see
         `gru4rec_pytensor.parameters`.  ValueError, which names the file, if it is neither, or a value is not allowed.
         """
-        arguments = parameters.read(path).arguments
+        arguments = read_parameters(path).arguments
         unknown = arguments.keys() - argument_names()
         if unknown or 'layers' not in arguments:
             raise ValueError(f'{path}: ' + (f'{sorted(unknown)[0]!r} is no argument of GRU4Rec' if unknown else

@@ -87,7 +87,8 @@ def of_toml(text: str) -> ParameterFile:
     if not isinstance(published, dict) or not all(map(is_published, published, published.values())):
         raise ValueError("published must hold numbers from 0 to 1 by metric, such as 'Recall@20' or 'MRR@20'; got "
                          f'{published!r}')
-    return ParameterFile(found['parameters'], *(found.get(name, '') for name in ('title', 'data', 'source')), published)
+    return ParameterFile(found['parameters'], found.get('title', ''), found.get('data', ''), found.get('source', ''),
+                         published)
 
 
 def is_published(metric: str, value: Any) -> bool:
