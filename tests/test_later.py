@@ -150,7 +150,8 @@ CONFIGURATIONS = {
     'cross-entropy, tanh': NEW | dict(loss='cross-entropy', final_act='tanh', embedding=3),
     'top1': NEW | dict(loss='top1'),
     'bpr': NEW | dict(loss='bpr', constrained_embedding=True),
-    'mrr': NEW | dict(loss='mrr', drop_tail=True),
+    'mrr': NEW | dict(loss='mrr'),
+    'mrr, tail dropped': NEW | dict(loss='mrr', drop_tail=True),
 }
 LOG = few_items_log(n_sessions=40, n_items=9)  # so few items that inputs, targets and negatives repeat one another
 
