@@ -65,6 +65,7 @@ from gru4rec_pytensor.events import (
     session_order,
     sessions_by_start,
 )
+from gru4rec_pytensor.parameters import read as read_parameters
 from gru4rec_pytensor.recommend import Session, recommendations
 
 Symbol = TensorVariable  # a tensor without a value yet: what an expression is made of
@@ -1288,6 +1289,30 @@ class GRU4Rec:
         arguments = {'layers': plain(self.layers)} | changed_arguments(self)
         return f'GRU4Rec({", ".join(f"{name}={value!r}" for name, value in arguments.items())})'
 
+    @classmethod
+    def _of_arguments(cls, arguments: dict[str, Any]) -> GRU4Rec:
+        """An untrained model with these arguments; for subclasses whose constructors have others."""
+        return cls(**arguments)
+
+    @classmethod
+    def from_parameters(cls, path: str | Path, **changes: Any) -> GRU4Rec:
+        """An untrained model with the parameters of a file, and `changes`, which are arguments too.
+
+        `path` is of a TOML file, such as those in ``parameters/``, or of one of the authors' own; see
+        `gru4rec_pytensor.parameters`.  ValueError, which names the file, if it is neither, or a value is not allowed.
+        """
+        arguments = read_parameters(path).arguments
+        unknown = arguments.keys() - argument_names()
+        if unknown or 'layers' not in arguments:
+            raise ValueError(f'{path}: ' + (f'{sorted(unknown)[0]!r} is no argument of GRU4Rec' if unknown else
+                                            'layers are missing, such as layers = [100]'))
+        model = cls._of_arguments(arguments | changes)
+        try:
+            check_arguments(model)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{path}: {error}') from None
+        return model
+
     def settings(self, n_items: int | None = None) -> Settings:
         """What the symbolic functions need: the arguments as they are now, and the number of items.
 
@@ -1621,7 +1646,7 @@ class GRU4Rec:
         """
         saved = model_file.read_model(path)
         with model_file.refused_unless_model(path):
-            model = cls(**saved.arguments | ({'backend': backend} if backend else {}))
+            model = cls._of_arguments(saved.arguments | ({'backend': backend} if backend else {}))
             check_arguments(model)
             model.backend_ = backends.resolve(model.backend)
             model._set_items(saved.items, saved.item_counts)

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, next_item_ranks_with_misses, recall_mrr
-from gru4rec import INPUTS, LOSSES, UNITS, GRU4Rec, check_arguments
+from gru4rec import INPUTS, LOSSES, UNITS, GRU4Rec, argument_names, check_arguments
 from gru4rec_pytensor import backends, click_log, model_file
 from gru4rec_pytensor.events import (
     COLUMNS,
@@ -47,24 +47,27 @@ from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, po
 
 def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec fit`: train, and write the model; like the other commands, returns results and the lines to print."""
-    names = ('batch_size', 'learning_rate', 'momentum', 'lmbd', 'loss', 'final_act', 'unit', 'embedding', 'input_mode',
-             'session_key', 'item_key', 'time_key', 'seed', 'backend')
-    model = GRU4Rec(arguments.layers, n_epochs=arguments.epochs, dropout_p_hidden=arguments.dropout,
-                    **{name: getattr(arguments, name) for name in names})
-    check_arguments(model)
-    if arguments.more and arguments.checkpoint:
-        raise ValueError('--more and --checkpoint do not go together')
+    given = {name: value for name, value in vars(arguments).items() if name in argument_names()}
+    if arguments.parameters:
+        model = GRU4Rec.from_parameters(arguments.parameters, **given)
+    else:
+        model = GRU4Rec(**{'layers': [100]} | given)
+        check_arguments(model)
+    for option in ('checkpoint', 'parameters'):
+        if arguments.more and getattr(arguments, option):
+            raise ValueError(f'--more and --{option} do not go together')
     check_output(arguments.output, arguments.file)
     if arguments.checkpoint:
         check_output(arguments.checkpoint, arguments.file)
     data = read(arguments, columns_of(arguments))
+    n_epochs = model.n_epochs
     if arguments.more:
-        model = GRU4Rec.load(arguments.more, backend=arguments.backend)
+        model = GRU4Rec.load(arguments.more, backend=model.backend)
         check_columns(model, arguments)
     progress = TrainingProgress(f'{model.loss}, {"+".join(map(str, model.layers))} units', arguments.quiet)
     started = time.perf_counter()
     if arguments.more:
-        model.fit_more(data, arguments.epochs, callback=progress)
+        model.fit_more(data, n_epochs, callback=progress)
     else:
         model.fit(data, callback=progress, checkpoint=arguments.checkpoint, every=arguments.every)
     progress.close(time.perf_counter() - started)
@@ -272,25 +275,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `GRU4Rec` as options of `fit`."""
+    """The arguments of `GRU4Rec` as options of `fit`; those that are not given are not there."""
     defaults = GRU4Rec([100])
-    parser.add_argument('--layers', type=positive_number, nargs='+', default=[100], metavar='UNITS', help='(100)')
-    parser.add_argument('--epochs', type=positive_number, default=defaults.n_epochs, help=f'({defaults.n_epochs})')
-    parser.add_argument('--dropout', type=float, default=defaults.dropout_p_hidden,
-                        help=f'({defaults.dropout_p_hidden})')
-    parser.add_argument('--batch-size', type=positive_number, default=defaults.batch_size,
-                        help=f'({defaults.batch_size})')
+
+    def add(option: str, name: str, default: Any = None, **kind: Any) -> None:
+        parser.add_argument(option, dest=name, default=argparse.SUPPRESS,
+                            help=f'({getattr(defaults, name) if default is None else default})', **kind)
+
+    parser.add_argument('--parameters', metavar='FILE', help="take them from a file, such as parameters/*.toml or one "
+                        "of the authors'; the options below go before it")
+    add('--layers', 'layers', 100, type=positive_number, nargs='+', metavar='UNITS')
+    add('--epochs', 'n_epochs', type=positive_number, metavar='EPOCHS')
+    add('--dropout', 'dropout_p_hidden', type=float, metavar='DROPOUT')
+    add('--batch-size', 'batch_size', type=positive_number, metavar='BATCH_SIZE')
     for name in ('learning_rate', 'momentum', 'lmbd'):
-        default = getattr(defaults, name)
-        parser.add_argument(f'--{name.replace("_", "-")}', type=float, default=default, help=f'({default})')
-    parser.add_argument('--loss', choices=LOSSES, default=defaults.loss, help=f'({defaults.loss})')
-    parser.add_argument('--final-act', choices=('tanh', 'linear', 'relu'), help='(tanh; linear with cross-entropy)')
-    parser.add_argument('--unit', choices=UNITS, default=defaults.unit, help=f'({defaults.unit})')
-    parser.add_argument('--embedding', type=positive_number, metavar='WIDTH', help='(none)')
-    parser.add_argument('--input-mode', choices=INPUTS, default=defaults.input_mode, help=f'({defaults.input_mode})')
-    parser.add_argument('--seed', type=int, default=defaults.seed, help=f'({defaults.seed})')
-    parser.add_argument('--backend', choices=backends.BACKENDS, default=defaults.backend,
-                        help=f'({defaults.backend})')
+        add(f'--{name.replace("_", "-")}', name, type=float)
+    add('--loss', 'loss', choices=LOSSES)
+    add('--final-act', 'final_act', 'that of the loss', metavar='ACTIVATION')
+    add('--unit', 'unit', choices=UNITS)
+    add('--embedding', 'embedding', 'none', type=positive_number, metavar='WIDTH')
+    add('--input-mode', 'input_mode', choices=INPUTS)
+    add('--seed', 'seed', type=int)
+    add('--backend', 'backend', choices=backends.BACKENDS)
     parser.add_argument('--checkpoint', metavar='FILE', help='write the state of the training there, and go on from it')
     parser.add_argument('--every', type=float, default=600, metavar='SECONDS', help='how often (600)')
     parser.add_argument('--more', metavar='MODEL', help='go on training this model on FILE, which may have new '

@@ -92,7 +92,7 @@ def _find_items(numbers: np.ndarray, cdf: np.ndarray, first: np.ndarray, items: 
     """Fill `items` with the smallest index a with cdf[a] > u of each of the numbers u."""
     for i in range(len(numbers)):
         u = numbers[i]
-        a = first[int(min(np.int64(u * len(first)), len(first) - 1))]
+        a = first[min(int(u * len(first)), len(first) - 1)]
         while a < len(cdf) - 1 and cdf[a] <= u:
             a += 1
         items[i] = min(a, len(cdf) - 1)

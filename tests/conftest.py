@@ -28,6 +28,9 @@ GOLDEN = Path(__file__).parent / 'golden'
 CASES = json.loads((GOLDEN / 'release.json').read_text())
 with np.load(GOLDEN / 'release.npz') as archive:
     ARRAYS = dict(archive)
+LATER_CASES = json.loads((GOLDEN / 'later.json').read_text())  # of the authors' later release
+with np.load(GOLDEN / 'later.npz') as archive:
+    LATER_ARRAYS = dict(archive)
 TRAIN = pd.read_csv(GOLDEN / 'train.tsv', sep='\t')
 TEST = pd.read_csv(GOLDEN / 'test.tsv', sep='\t')
 
@@ -42,7 +45,7 @@ needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX,
 
 # The files that take longest come first, so that no process is left with one of them when the others have finished; but
 # test_evaluation.py and test_checkpoint.py come later, since they find what test_release.py has compiled.
-LONGEST = ['test_variants.py', 'test_release.py', 'test_search.py', 'test_jax.py', 'test_fit_more.py',
+LONGEST = ['test_variants.py', 'test_later.py', 'test_release.py', 'test_search.py', 'test_jax.py', 'test_fit_more.py',
            'test_updates.py', 'test_style.py', 'test_docs.py', 'test_backends.py']
 
 
@@ -120,6 +123,17 @@ def recorded(case, kind):
     """{NAME: array} of the recorded arrays CASE/kind_NAME."""
     prefix = f'{case}/{kind}_'
     return {key.removeprefix(prefix): array for key, array in ARRAYS.items() if key.startswith(prefix)}
+
+
+def recorded_later(case, kind):
+    """{NAME: array} of the arrays CASE/kind_NAME that the later release left."""
+    prefix = f'{case}/{kind}_'
+    return {key.removeprefix(prefix): array for key, array in LATER_ARRAYS.items() if key.startswith(prefix)}
+
+
+def arguments_later(case):
+    """The arguments of a run of the later release in our names: its own defaults where it was given none."""
+    return dict(dropout_p_hidden=0.0, time_sort=True, drop_tail=False) | LATER_CASES[case]['arguments']
 
 
 def recorded_masks(case):

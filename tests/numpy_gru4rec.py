@@ -67,6 +67,24 @@ activations = {
 }
 
 
+def activation(name):
+    """The entry of `activations`, or of the later release's: 'leaky-X', 'elu-X', 'selu-X-Y' with numbers X and Y.
+
+    'leaky-X' is x or X x, 'elu-X' is x or X (e^x - 1), 'selu-X-Y' is X times (x or Y (e^x - 1)); x from 0 on.
+    """
+    kind, *numbers = name.split("-")
+    numbers = [float(number) for number in numbers]
+    if not numbers:
+        return activations[kind]
+    if kind == "leaky":
+        return lambda x: np.where(x >= 0, x, numbers[0] * x), lambda x: np.where(x >= 0, 1, numbers[0])
+    scale, alpha = {"elu": [1, *numbers], "selu": numbers}[kind]
+    return (
+        lambda x: scale * np.where(x >= 0, x, alpha * np.expm1(np.minimum(x, 0))),
+        lambda x: scale * np.where(x >= 0, 1, alpha * np.exp(np.minimum(x, 0))),
+    )
+
+
 def softmax(r):
     """exp(r_j) / sum_k exp(r_k) of each row."""
     e = np.exp(r - r.max(axis=1, keepdims=True))
@@ -149,7 +167,7 @@ def gru_forward(from_input, H, weights, layer, hidden_act):
     r = sigmoid(from_input[1] + H @ W["Whr"] + W["Br"])
     z = sigmoid(from_input[2] + H @ W["Whz"] + W["Bz"])
     before_act = from_input[0] + (H * r) @ W["Wh"] + W["Bh"]
-    c = activations[hidden_act][0](before_act)
+    c = activation(hidden_act)[0](before_act)
     return (1 - z) * H + z * c, (H, r, z, c, before_act)
 
 
@@ -160,7 +178,7 @@ def gru_backward(dh, kept, weights, layer, hidden_act):
     (Wx x, Wr x, Wz x) and a dictionary with those by the layer's recurrent matrices and biases.
     """
     H, r, z, c, before_act = kept
-    d_candidate = dh * z * activations[hidden_act][1](before_act)  # h = (1 - z) H + z c,  c = act(before_act)
+    d_candidate = dh * z * activation(hidden_act)[1](before_act)  # h = (1 - z) H + z c,  c = act(before_act)
     d_update = dh * (c - H) * z * (1 - z)
     d_reset = (d_candidate @ weights[f"Wh{layer}"].T) * H * r * (1 - r)  # before_act contains (H * r) Wh
     gradients = {
@@ -230,13 +248,16 @@ class NumpyGRU4Rec:
         draws = rng.randn(rows, columns) * x if self.init_as_normal else rng.rand(rows, columns) * 2 * x - x
         return draws.astype("float32").astype(self.dtype)
 
-    def initialise(self, n_items, rng):
-        """Weights, accumulators and velocities before training; the order of the draws is part of the semantics."""
+    def initialise(self, n_items, rng, n_inputs=None):
+        """Weights, accumulators and velocities before training; the order of the draws is part of the semantics.
+
+        `n_inputs`: rows of Wx0, Wr0 and Wz0, one for each item unless something stands in between.
+        """
         self.weights = {}
         for layer, units in enumerate(self.layers):
-            n_inputs = n_items if layer == 0 else self.layers[layer - 1]
+            n_below = self.layers[layer - 1] if layer > 0 else n_items if n_inputs is None else n_inputs
             for name in ("Wx", "Wr", "Wz", "Wh", "Whr", "Whz"):
-                rows = n_inputs if name in ("Wx", "Wr", "Wz") else units
+                rows = n_below if name in ("Wx", "Wr", "Wz") else units
                 self.weights[f"{name}{layer}"] = self.initial_matrix(rng, rows, units)
             for name in ("Bh", "Br", "Bz"):
                 self.weights[f"{name}{layer}"] = np.zeros(units, self.dtype)
@@ -270,7 +291,7 @@ class NumpyGRU4Rec:
             kept.append(needed)
         Wy, By = self.weights["Wy"][targets], self.weights["By"][targets]
         before_act = x @ Wy.T + By  # section 3.1.2: lane b against the targets of all lanes
-        act, derivative = activations[self.final_act]
+        act, derivative = activation(self.final_act)
         value, d_scores = losses[self.loss](act(before_act))
 
         # Backwards
@@ -392,7 +413,7 @@ class NumpyGRU4Rec:
         Rows in (SessionId, Time) order, columns in item index order. Hidden state zero at session start; no dropout.
         """
         items, session_lengths = self.sorted_events(frame)
-        act = activations[self.final_act][0]
+        act = activation(self.final_act)[0]
         rows, start = [], 0
         for length in session_lengths:
             hidden = [np.zeros((1, units), self.dtype) for units in self.layers]

@@ -170,7 +170,7 @@ def test_the_recipes_print_what_is_written_under_them(recipes):
 def test_the_loss_of_the_recipe_is_that_of_a_loop(recipes):
     scores = np.random.RandomState(0).randn(4, 4)
     S = pt.dmatrix('S')
-    value = pytensor.function([S], recipes[0]['bpr_max'](S), mode=pytensor.compile.mode.Mode('py', None))(scores)
+    value = pytensor.function([S], recipes[0]['bpr_softmax'](S), mode=pytensor.compile.mode.Mode('py', None))(scores)
     lanes = []
     for i, row in enumerate(scores):
         others = np.exp(np.delete(row, i))

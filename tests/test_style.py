@@ -25,7 +25,7 @@ LONG = {
 TOP = 'gru4rec evaluation baselines preprocess_rsc15'
 ROOMS = 'backends events checks files terminal model_file recommend text_table click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
-    'gru4rec': 'backends events checks model_file recommend draws mrg',
+    'gru4rec': 'backends events checks model_file recommend draws mrg parameters',
     'evaluation': 'gru4rec backends events checks',
     'baselines': 'events checks',
     'preprocess_rsc15': 'events synthetic files terminal checks',
@@ -42,6 +42,8 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'text_table': 'files',
     'click_log': 'events checks files text_table',
     'synthetic': 'events checks',
+    'parameters': '',
+    'later': 'gru4rec evaluation events checks parameters',
     'experiments': f'{TOP} {ROOMS}',
     'cli': f'{TOP} {ROOMS}',
 }.items()}

@@ -1,0 +1,145 @@
+"""For scripts that were written for the authors' later release (2018-2023): its constructor, `fit` and `evaluate_gpu`.
+
+    from gru4rec_pytensor.later import GRU4Rec, evaluate_gpu    # in place of gru4rec and evaluation
+
+The network is that of `gru4rec`, with additional negatives, one matrix for input and output, and so on, as Hidasi and
+Karatzoglou (CIKM 2018, arXiv 1706.03847) and later papers have it.  docs/deviations.md says what the later release does
+that this does not, and why.
+"""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from numpy.typing import ArrayLike
+
+import gru4rec
+from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
+from gru4rec_pytensor.checks import check_choice, first_few
+from gru4rec_pytensor.events import check_events
+from gru4rec_pytensor.parameters import LATER_DEFAULTS, of_later_release
+
+
+class GRU4Rec(gru4rec.GRU4Rec):
+    """`gru4rec.GRU4Rec` with the arguments and defaults of the later release, in its order.
+
+    Sessions are used by their start times, events of equal times keep the frame's order, and at the end of an epoch
+    lanes leave one by one.  What is learned, predicted and saved is that of the base class, and so are the attributes:
+    ``embedding`` None is the release's 0, ``decay`` its ``adapt_params``.
+
+    Parameters
+    ----------
+    loss : 'bpr-max', 'top1-max', 'cross-entropy'; 'top1' and 'bpr' are those of the 2016 release
+    final_act : 'linear', 'relu', 'tanh', 'leaky-X', 'elu-X', 'selu-X-Y', and with cross-entropy 'softmax'
+    embedding : width; 0 for none, 'layersize' for ``layers[0]``; ignored with `constrained_embedding`
+    dropout_p_embed : without an embedding of either kind ignored, with a warning
+    adapt, adapt_params : 'adagrad', None, or 'rmsprop' with ``[decay]``
+    seed, backend : ours, see `gru4rec.GRU4Rec`; so is the meaning of all others
+    smoothing : 0.0.  It is not taken over, nor are the loss 'xe_logit' and the rules 'adam' and 'adadelta': ValueError
+    """
+
+    def __init__(self, loss: str = 'bpr-max', final_act: str = 'linear', hidden_act: str = 'tanh',
+                 layers: Sequence[int] = (100,), n_epochs: int = 10, batch_size: int = 32,
+                 dropout_p_hidden: float = 0.0, dropout_p_embed: float = 0.0, learning_rate: float = 0.1,
+                 momentum: float = 0.0, lmbd: float = 0.0, embedding: int | str = 0, n_sample: int = 2048,
+                 sample_alpha: float = 0.75, smoothing: float = 0.0, constrained_embedding: bool = False,
+                 adapt: str | None = 'adagrad', adapt_params: Sequence[float] = (), grad_cap: float = 0.0,
+                 bpreg: float = 1.0, logq: float = 0.0, sigma: float = 0.0, init_as_normal: bool = False,
+                 train_random_order: bool = False, time_sort: bool = True, session_key: str = 'SessionId',
+                 item_key: str = 'ItemId', time_key: str = 'Time', *, seed: int = 42, backend: str = 'auto') -> None:
+        given = locals()
+        arguments = of_later_release({name: given[name] for name in LATER_DEFAULTS})
+        super().__init__(**arguments, seed=seed, backend=backend)
+
+    @classmethod
+    def _of_arguments(cls, arguments: dict[str, Any]) -> GRU4Rec:
+        model = cls.__new__(cls)
+        gru4rec.GRU4Rec.__init__(model, **arguments)
+        return model
+
+    def set_params(self, **parameters: Any) -> None:
+        """Change arguments, given by name as values or as text: ``set_params(layers='100/50', loss='top1-max')``.
+
+        Text becomes of the type of the argument's default: numbers of lists are separated by '/', flags are 'True',
+        '1', 'False' or '0'.  NotImplementedError names an argument that the release does not have.
+        """
+        unknown = parameters.keys() - LATER_DEFAULTS.keys()
+        if unknown:
+            raise NotImplementedError(f'{sorted(unknown)[0]!r} is no argument: those are {", ".join(LATER_DEFAULTS)}')
+        current = {name: getattr(self, name, default) for name, default in LATER_DEFAULTS.items()}
+        if self.adapt == 'rmsprop':
+            current['adapt_params'] = [self.decay]
+        changed = {name: argument_from_text(name, value) for name, value in parameters.items()}
+        GRU4Rec.__init__(self, **current | changed, seed=self.seed, backend=self.backend)
+
+    def fit(self, data: pd.DataFrame, sample_store: int = 10_000_000,  # type: ignore[override]
+            store_type: str = 'gpu', **options: Any) -> GRU4Rec:
+        """Train from scratch; see `gru4rec.GRU4Rec.fit`, also for the `options`.
+
+        Parameters
+        ----------
+        sample_store : how many additional negatives are drawn at a time; it determines which are drawn
+        store_type : 'gpu', whose random numbers are the release's.  Those of 'cpu', which the release calls its legacy,
+            are not taken over: a warning says so, and the negatives are those of 'gpu', of the same distribution
+        """
+        check_choice('store_type', store_type, ('gpu', 'cpu'))
+        if store_type == 'cpu' and self.n_sample and options.get('sampled_negatives') is None:
+            warnings.warn("store_type='cpu': the negatives are drawn as for 'gpu', from the same distribution, and are "
+                          'not those that the release draws', stacklevel=2)
+        self.sample_store = sample_store
+        super().fit(data, **options)
+        return self
+
+
+def argument_from_text(name: str, value: Any) -> Any:
+    """An argument's value from text, as `GRU4Rec.set_params` takes it; other values stay as they are."""
+    default = LATER_DEFAULTS[name]
+    if not isinstance(value, str) or isinstance(default, str) or (name, value) == ('embedding', 'layersize'):
+        return None if (name, value) == ('adapt', 'None') else value
+    if isinstance(default, bool):
+        check_choice(name, value, ('True', '1', 'False', '0'))
+        return value in ('True', '1')
+    number: Any = {'layers': int, 'adapt_params': float}.get(name, type(default))
+    try:
+        return [*map(number, value.split('/'))] if isinstance(default, tuple) else number(value)
+    except ValueError:
+        separated = "s separated by '/'" if isinstance(default, tuple) else ''
+        kind = 'a whole number' if number is int else 'a number'
+        raise ValueError(f'{name}={value!r}: must be {kind}{separated}') from None
+
+
+def evaluate_gpu(gru: gru4rec.GRU4Rec, test_data: pd.DataFrame, items: ArrayLike | None = None,
+                 session_key: str = 'SessionId', item_key: str = 'ItemId', time_key: str = 'Time',
+                 cut_off: int | Sequence[int] = (CUT_OFF,), batch_size: int = 100,
+                 mode: str = 'standard') -> tuple[list[float], list[float]]:
+    """Recall@N and MRR@N of a network on test sessions, as the later release's function of this name returns them.
+
+    Events of items that the model does not know are left out first, so that those around them become neighbours.
+    Events of a session with equal times are in the order of their item ids.
+
+    Parameters
+    ----------
+    gru : a trained model, on whatever backend; a GPU is not needed
+    test_data : frame of events, not modified
+    items : ids of the items among which the next one is ranked, itself added; all training items when None
+    cut_off : list of N
+    batch_size : parallel sessions; results do not depend on it
+    mode : rank of an item whose score others share: 'standard', before them, 'conservative', behind them, 'median',
+        or 'tiebreaking'; see `evaluation.next_item_ranks`
+
+    Returns
+    -------
+    list of Recall@N, list of MRR@N
+    """
+    check_choice('mode', mode, TIE_POLICIES)
+    check_events(test_data, session_key, item_key, time_key)
+    known = test_data[gru.known_indices(test_data[item_key]) >= 0]
+    if known.empty:
+        raise ValueError(f'no item of the test data is in the training data: {first_few(test_data[item_key])}')
+    ordered = known.sort_values(item_key, kind='stable')
+    ranks = next_item_ranks(gru, ordered, items, batch_size, mode, session_key=session_key, item_key=item_key,
+                            time_key=time_key)
+    recall, mrr = recall_mrr(ranks, [cut_off] if isinstance(cut_off, int) else list(cut_off))
+    return recall.tolist(), mrr.tolist()

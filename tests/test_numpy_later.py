@@ -1,0 +1,248 @@
+"""The plain-NumPy reference of the later release against its recorded runs, finite differences and hand-drawn examples.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+from conftest import ARRAYS, LATER_ARRAYS, LATER_CASES, TEST, TRAIN, arguments_later, recorded_later
+from numpy_gru4rec import activation, minibatches, ranks, recall_mrr
+from numpy_later import NumpyLater, losses, minibatches_to_the_end
+from test_numpy_reference import assert_all_close, differences, finite_differences, rounding
+
+every_case = pytest.mark.parametrize("case", LATER_CASES)
+every_loss = pytest.mark.parametrize("loss", losses)
+
+
+def recorded_masks(case):
+    """The masks (K, B, width) that a recorded run drew, if it drew any."""
+    masks = recorded_later(case, "mask0"), recorded_later(case, "mask1")
+    return [np.unpackbits(mask["bits"]).reshape(180, 10, 10) for mask in masks if mask]
+
+
+@functools.cache
+def fitted(case, **changes):
+    model = NumpyLater(**arguments_later(case) | changes)
+    return model.fit(TRAIN, LATER_ARRAYS.get(f"{case}/negatives"), recorded_masks(case))
+
+
+# --- Against the release ----------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_sessions_are_taken_and_lanes_leave_as_recorded(case):
+    model, suffix = fitted(case), "_of_8" * (case == "xe_2016args")
+    assert list(model.item_index) == list(ARRAYS["item_ids"])
+    for name in "MXY":
+        np.testing.assert_array_equal(getattr(model, name), LATER_ARRAYS[name + suffix])
+    assert 1 <= model.M.min() < model.M.max() == model.batch_size
+
+
+@every_case
+def test_initial_weights_are_those_recorded_to_the_bit(case):
+    model = NumpyLater(**arguments_later(case))
+    model.initialise(60, np.random.RandomState(42))
+    expected = recorded_later(case, "init")
+    assert expected.keys() == {name for name, p in model.weights.items() if p.ndim == 2}
+    assert_all_close({name: model.weights[name][:4] for name in expected}, expected, 0)
+
+
+@every_case
+def test_costs_and_epoch_losses_are_those_recorded(case):
+    model = fitted(case)
+    np.testing.assert_allclose(model.costs, LATER_ARRAYS[f"{case}/costs"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.epoch_losses, LATER_CASES[case]["epoch_losses"], rtol=0, atol=1e-6)
+
+
+@every_case
+def test_weights_and_optimizer_state_after_training_are_those_recorded(case):
+    model = fitted(case)
+    assert_all_close(model.weights, recorded_later(case, "weight"), 6e-6)
+    vel, acc = recorded_later(case, "vel"), recorded_later(case, "acc")
+    assert_all_close({name: model.vel[name][:20] for name in vel}, vel, 2e-6)
+    assert bool(vel) == (model.momentum > 0)
+    for name, difference in differences({name: model.acc[name][:20] for name in acc}, acc).items():
+        assert difference <= rounding(len(model.costs), "float64"), name
+
+
+@pytest.mark.parametrize("change", [dict(bpreg=0.501), dict(momentum=0.101), dict(learning_rate=0.1001)],
+                         ids=lambda change: next(iter(change)))
+def test_an_argument_that_is_a_little_off_is_noticed(change):
+    case = "bprmax_constrained_n8_m01"
+    costs = fitted(case, **change).costs
+    assert np.abs(costs - LATER_ARRAYS[f"{case}/costs"]).max() > 5e-6
+
+
+@every_case
+def test_scores_and_recall_are_those_recorded(case):
+    model = fitted(case)
+    scores, targets = model.scores(TEST), model.next_items(TEST)
+    np.testing.assert_allclose(scores[LATER_ARRAYS["score_rows"]], LATER_ARRAYS[f"{case}/scores"], rtol=0, atol=2e-6)
+    for mode, by_cut_off in LATER_CASES[case]["evaluation"].items():
+        for cut_off, (recall, mrr) in by_cut_off.items():
+            # The release adds up in float32.
+            found = recall_mrr(ranks(scores, targets, mode), int(cut_off))
+            assert found == pytest.approx((recall, mrr), rel=0, abs=1e-8)
+
+
+# --- Mini-batches -----------------------------------------------------------------------------------------------------
+
+
+def drawn(steps):
+    return [[row.tolist() for row in column] for column in zip(*steps)]
+
+
+def test_a_lane_without_a_session_leaves_and_the_others_close_ranks():
+    # Events: session 0 = 0-1, 1 = 2-5, 2 = 6-8, 3 = 9-10.
+    inputs, targets, starts, stays = drawn(minibatches_to_the_end([2, 4, 3, 2], batch_size=3))
+    assert inputs == [[0, 2, 6], [9, 3, 7], [4]]
+    assert targets == [[1, 3, 7], [10, 4, 8], [5]]
+    assert starts == [[True] * 3, [True, False, False], [False]]
+    assert stays == [[0, 1, 2], [0, 1, 2], [1]]  # lanes 0 and 2 have ended
+
+
+def test_the_epoch_ends_with_fewer_than_the_fewest_lanes():
+    steps = minibatches_to_the_end([2, 4, 3, 2], batch_size=3, fewest_lanes=2)
+    assert [len(inputs) for inputs, *_ in steps] == [3, 3]
+
+
+def test_until_the_first_lane_leaves_the_minibatches_are_those_of_2016():
+    lengths, order = np.random.RandomState(1).randint(1, 7, 40).tolist(), np.random.RandomState(2).permutation(40)
+    first, all_steps = minibatches(lengths, 4, order), minibatches_to_the_end(lengths, 4, order)
+    assert len(first) < len(all_steps)
+    for step, longer in zip(first, all_steps):
+        assert [part.tolist() for part in step] == [part.tolist() for part in longer[:3]]
+
+
+def test_to_the_end_every_event_but_the_sessions_last_is_an_input_once():
+    lengths = [1, 3, 2, 1, 1, 5, 2]
+    inputs = [event for step in minibatches_to_the_end(lengths, 3) for event in step[0]]
+    last = np.cumsum(lengths) - 1
+    assert sorted(inputs) == [event for event in range(sum(lengths)) if event not in last]
+
+
+def test_sessions_start_in_the_order_of_time_or_of_ids_or_at_random():
+    frame = TRAIN[TRAIN.SessionId.isin(TRAIN.SessionId.unique()[:30])]
+    start = frame.groupby("SessionId").Time.min().to_numpy()  # by id
+    rng = np.random.RandomState(0)
+
+    def order(**arguments):
+        return NumpyLater([2], **arguments).session_order(frame, rng)
+
+    assert (np.diff(start[order(time_sort=True)]) > 0).all() and not (np.diff(start) > 0).all()
+    assert list(order()) == list(range(30))
+    assert list(order(train_random_order=True, time_sort=True)) == np.random.RandomState(0).permutation(30).tolist()
+
+
+# --- Activations and losses -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["leaky-0.1", "elu-0.5", "elu-2", "selu-1.05-1.67", "relu", "linear", "tanh"])
+def test_activation_derivative_agrees_with_finite_differences(name):
+    function, derivative = activation(name)
+    x = np.linspace(-2, 2, 10)
+    np.testing.assert_allclose(derivative(x), (function(x + 1e-6) - function(x - 1e-6)) / 2e-6, atol=1e-9)
+
+
+def test_activations_are_known_in_closed_form():
+    x = np.array([-np.log(2), 0.0, 3.0])
+    for name, expected in (("leaky-0.1", [-0.1 * np.log(2), 0, 3]), ("elu-0.5", [-0.25, 0, 3]),
+                           ("selu-2-0.5", [-0.5, 0, 6])):
+        np.testing.assert_allclose(activation(name)[0](x), expected, rtol=1e-12)
+
+
+@every_loss
+@pytest.mark.parametrize("own", [0, 2])
+def test_loss_gradient_agrees_with_finite_differences(loss, own):
+    y = np.random.RandomState(1).randn(7)
+    expected = finite_differences(lambda: losses[loss](y, own, 0.7)[0], y)
+    np.testing.assert_allclose(losses[loss](y, own, 0.7)[1], expected, atol=1e-9)
+
+
+@every_loss
+def test_loss_of_scores_that_are_all_zero_is_known_in_closed_form(loss):
+    N = 5
+    expected = {"top1": 1 - 0.5 / N, "bpr": np.log(2), "cross-entropy": np.log(N), "mrr": 1 - 2 / (N + 1),
+                "top1-max": 1, "bpr-max": np.log(2)}
+    assert losses[loss](np.zeros(N), 1, 0.7)[0] == pytest.approx(expected[loss], rel=1e-12)
+
+
+def test_where_one_negative_is_by_far_the_largest_top1_max_is_that_of_the_pair():
+    y = np.array([1.0, -3.0, 40.0, 2.0])
+    assert losses["top1-max"](y, 0, 0)[0] == pytest.approx(losses["top1-max"](y[[0, 2]], 0, 0)[0], rel=1e-12)
+
+
+# --- Gradients against finite differences -----------------------------------------------------------------------------
+
+
+def small_model(layers, **arguments):
+    """A model with 7 items and 3 of 4 lanes left, in the middle of training, and the arguments of one step."""
+    defaults = dict(batch_size=4, dropout_p_hidden=0.25, learning_rate=0.1, adapt=None, n_sample=3, sample_alpha=0.5)
+    model = NumpyLater(layers, **{**defaults, **arguments})
+    rng = np.random.RandomState(3)
+    model.initialise(7, rng)
+    model.counts = np.array([5.0, 1, 2, 9, 3, 3, 1])
+    for p in model.weights.values():
+        p += 0.3 * rng.randn(*p.shape)
+    hidden = [rng.randn(3, units) for units in layers]
+    widths = [model.weights[model.table].shape[1] if model.table else 1, *layers]
+    masks = [(rng.rand(3, width) < 0.75) / 0.75 for width in widths]
+    inputs, columns = np.array([1, 3, 1]), np.array([3, 5, 5, 1, 0, 5])  # repeated; 1 is input, 3 both, 5 twice sampled
+    return model, (inputs, columns, hidden, masks)
+
+
+CONFIGURATIONS = [
+    dict(loss="bpr-max", bpreg=0.7),
+    dict(loss="bpr-max", final_act="elu-0.5", hidden_act="relu", logq=0.8),
+    dict(loss="top1-max", final_act="tanh"),
+    dict(loss="top1-max", final_act="selu-1.05-1.67", hidden_act="elu-0.5"),
+    dict(loss="cross-entropy", logq=1.0),
+    dict(loss="cross-entropy", final_act="leaky-0.1"),
+    dict(loss="top1"),
+    dict(loss="bpr"),
+]
+every_table = pytest.mark.parametrize("table", [{}, dict(embedding=4), dict(constrained_embedding=True)],
+                                      ids=["one-hot", "embedding", "constrained"])
+
+
+def summed(model, dense, rows):
+    """Gradients by whole weights: those of the occurrences of each row added up."""
+    found = dict(dense)
+    for name, (items, G) in rows.items():
+        found[name] = np.zeros_like(model.weights[name])
+        for item, g in zip(items, G):
+            found[name][item] += g
+    return found
+
+
+@pytest.mark.parametrize("arguments", CONFIGURATIONS, ids=lambda a: "-".join(map(str, a.values())))
+@pytest.mark.parametrize("layers", [[3], [3, 2]], ids=["one layer", "two layers"])
+@every_table
+def test_gradients_of_a_step_with_dropout_agree_with_finite_differences(arguments, layers, table):
+    model, step = small_model(layers, **arguments, **table)
+    _, _, dense, rows = model.gradients(*step)
+    assert not dense.keys() & rows.keys()
+    found = summed(model, dense, rows)
+    assert found.keys() == model.weights.keys()
+    for name, p in model.weights.items():
+        expected = finite_differences(lambda: model.gradients(*step)[0], p)
+        np.testing.assert_allclose(found[name], expected, atol=1e-8, err_msg=name)
+
+
+def test_the_shared_matrix_has_one_occurrence_for_each_input_target_and_negative():
+    model, (inputs, columns, hidden, masks) = small_model([3], constrained_embedding=True, loss="bpr-max")
+    _, _, _, rows = model.gradients(inputs, columns, hidden, masks)
+    assert rows["Wy"][0].tolist() == [*inputs, *columns]
+    assert rows["By"][0].tolist() == [*columns]
+
+
+def test_logq_changes_scores_of_training_only():
+    case = "xe_n8_logq1"
+    model = fitted(case)
+    columns = np.array([4, 7, 4])
+    expected = [np.log(model.counts[4]), 0.5 * np.log(model.counts[7]), 0.5 * np.log(model.counts[4])]
+    np.testing.assert_allclose(model.correction(columns, 1), expected, rtol=1e-12)
+    before = model.scores(TEST)
+    model.logq = 0.0
+    np.testing.assert_array_equal(model.scores(TEST), before)
+    model.logq = 1.0
