@@ -890,24 +890,23 @@ def training_step(settings: Settings, events: Symbol, variables: Variables, stat
         settings, weights, embedded(read, input_rows, masks.get('mask_embed'), rates),
         [reset(H, starts) for H in layer_states] if settings.reset_after_session else layer_states,
         [mask * rates['kept_scale'] for name, mask in masks.items() if name != 'mask_embed'] or None)
-    correction = log_popularity(settings, log_counts, target, negatives) if settings.logq else 0
-    final_act = activation(settings.final_activation)
-    scores = sampled_scores(top, output_rows, parameters['By'].value - correction, final_act)
-    if settings.negatives == 'uniform':
-        scores = with_other_negatives(scores)
-    loss_options = {'bpreg': rates['bpreg']} if settings.loss == 'bpr-max' else {}
-    loss = LOSSES[settings.loss](scores, lanes, **loss_options)
+    bias = parameters['By'].value
+    if settings.logq:
+        bias = bias - log_popularity(settings, log_counts, target, negatives)
+    scores = sampled_scores(top, output_rows, bias, activation(settings.final_activation))
+    loss = loss_of(settings, with_other_negatives(scores) if settings.negatives == 'uniform' else scores, lanes, rates)
 
-    gradients = gradients_of(loss, [*parameters.values()])
-    if settings.grad_cap:
-        gradients = capped(gradients, settings.grad_cap)
     updates = OrderedDict(zip(states, [*read.history, *new_states]))
-    for (name, parameter), gradient in zip(parameters.items(), gradients):
-        of_parameter = parameter_updates(settings, rates, parameter, gradient, variables.acc.get(name),
-                                         variables.vel.get(name))
-        assert not updates.keys() & of_parameter.keys(), f'{name} has two updates'
-        updates.update(of_parameter)
+    for update in parameter_updates(settings, rates, parameters, loss, variables):
+        assert not updates.keys() & update.keys(), f'two rules update one of {[*update]}'  # one would be lost
+        updates.update(update)
     return [position, starts, *masks.values(), *negatives], loss, updates
+
+
+def loss_of(settings: Settings, scores: Symbol, lanes: Symbol | None, rates: dict[str, Symbol]) -> Symbol:
+    """The loss of activated scores, by its name."""
+    options = {'bpreg': rates['bpreg']} if settings.loss == 'bpr-max' else {}
+    return LOSSES[settings.loss](scores, **options, **({} if lanes is None else {'lanes': lanes}))
 
 
 def used_parameters(settings: Settings, weights: dict[str, Symbol], read: InputRows, lanes: Symbol | None,
@@ -989,8 +988,18 @@ def reset(H: Symbol, starts: Symbol) -> Symbol:
     return pt.switch(starts[:, None], np.float32(0), H)
 
 
-def parameter_updates(settings: Settings, rates: dict[str, Symbol], parameter: Parameter, gradient: Symbol,
-                      acc: Any, vel: Any) -> Updates:
+def parameter_updates(settings: Settings, rates: dict[str, Symbol], parameters: dict[str, Parameter], loss: Symbol,
+                      variables: Variables) -> Iterator[Updates]:
+    """The updates of each parameter, by the gradients of the loss."""
+    gradients = gradients_of(loss, [*parameters.values()])
+    if settings.grad_cap:
+        gradients = capped(gradients, settings.grad_cap)
+    for (name, parameter), gradient in zip(parameters.items(), gradients):
+        yield updates_of(settings, rates, parameter, gradient, variables.acc.get(name), variables.vel.get(name))
+
+
+def updates_of(settings: Settings, rates: dict[str, Symbol], parameter: Parameter, gradient: Symbol, acc: Any,
+               vel: Any) -> Updates:
     """Updates of one parameter and its accumulators by the model's rule: adapt the gradient, then take the step."""
     updates: Updates = {}
     if settings.adapt == 'adagrad':
@@ -1072,18 +1081,18 @@ class RandomInputs:
         """Where the streams are."""
         of_masks = {f'streams{i}': masks.streams.state for i, masks in enumerate(self._masks)}
         store = self._store
-        of_store = {'store_streams': store.streams.state, 'store_used': np.array(store.used)} if store else {}
+        of_store = {'store_streams': store.streams.state, 'store_used': np.array([store.used])} if store else {}
         return of_masks | of_store | {'item_stream': self._item_stream.state['state']['state'],
-                                      'used_negatives': np.array(self._used)}
+                                      'used_negatives': np.array([self._used])}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Go on where `state` was taken."""
         for i, masks in enumerate(self._masks):
             masks.streams.state = state[f'streams{i}']
         if self._store:
-            self._store.streams.state, self._store.used = state['store_streams'], int(state['store_used'])
+            self._store.streams.state, self._store.used = state['store_streams'], state['store_used'].item()
         self._item_stream.state = self._item_stream.state | {'state': {'state': state['item_stream']}}
-        self._used = int(state['used_negatives'])
+        self._used = state['used_negatives'].item()
 
 
 def kept_probabilities(settings: Settings) -> list[float]:

@@ -108,7 +108,7 @@ CASES = [  # (program, command line in the folder of the files, what the line on
         ('--loss hinge', "argument --loss: invalid choice: 'hinge' (choose from"),
         ('--unit transformer', "argument --unit: invalid choice: 'transformer'"),
         ('--backend tpu', "argument --backend: invalid choice: 'tpu'"),
-        ('--final-act softmax', "argument --final-act: invalid choice: 'softmax'"),
+        ('--final-act softmax', "final_act='softmax': must be one of 'tanh', 'linear', 'relu'"),
         ('--input-mode basket', "argument --input-mode: invalid choice: 'basket'"),
         ('--dtype float8', "argument --dtype: invalid choice: 'float8'"),
         ('--layers 0', "argument --layers: '0' is not a whole number of at least 1"),

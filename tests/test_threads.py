@@ -173,7 +173,7 @@ def test_item_ids_are_looked_up_in_a_table_that_was_finished_before():
     """pandas would make it at the first look, and show it to other threads while it does."""
     model = trained(NUMBA_CASE, 'python')
     for twin in (model, pickle.loads(pickle.dumps(model))):
-        assert twin._index_of._engine.is_mapping_populated
+        assert twin._index_of._index._engine.is_mapping_populated
 
 
 # --- Trainings ------------------------------------------------------------------------------------------------------
