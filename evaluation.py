@@ -95,8 +95,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     check_whole_number('batch_size', batch_size)
     ties = Ties(tie_policy, seed)
     rows, offsets = session_order(test_data, session_key, item_key, time_key)
-    if len(rows) == len(offsets) - 1:
-        raise ValueError('every test session has a single event: there is no next item to predict')
+    check_predictions(offsets)
     item_ids = test_data[item_key].to_numpy()[rows]
     ranked = None if items is None else pd.unique(as_ids(items, 'items'))
     if ranked is not None and not len(ranked):
@@ -120,6 +119,12 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     return ranks
 
 
+def check_predictions(offsets: np.ndarray) -> None:
+    """ValueError unless one of the sessions that begin at `offsets` has an event after its first."""
+    if offsets[-1] == len(offsets) - 1:
+        raise ValueError('every test session has a single event: there is no next item to predict')
+
+
 def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: ArrayLike | None = None,
                                 batch_size: int = 100, tie_policy: str = 'standard', seed: int = 42,
                                 session_key: str = 'SessionId', item_key: str = 'ItemId',
@@ -135,6 +140,7 @@ def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: Arra
     float64 (n_events - n_sessions,), ordered by session, then time
     """
     rows, offsets = session_order(test_data, session_key, item_key, time_key)
+    check_predictions(offsets)
     events, session = test_data.iloc[rows], session_of_event(offsets)
     known = np.flatnonzero(IdIndex(model.items_).get_indexer(events[item_key]) >= 0)
     has_rank = known[1:][session[known[1:]] == session[known[:-1]]]

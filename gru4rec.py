@@ -175,7 +175,7 @@ def activation(name: str, module: Any = pt) -> Callable:
     """The function of an activation's name, for symbols, or with ``module=np`` for arrays: ``'tanh'``, ``'elu-0.5'``.
 
     'leaky-X' is `leaky_relu`, 'elu-X' and 'selu-X-Y' are `scaled_elu`; X and Y are not negative, so that all of them
-    are monotone.  ValueError for any other name.
+    are monotone.  KeyError or ValueError for any other name.
     """
     kind, *numbers = str(name).split('-')
     if kind not in WITH_NUMBERS:

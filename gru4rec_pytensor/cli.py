@@ -154,7 +154,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     data = read(arguments, columns)
     train, test = click_log.prepare(
         data, columns, min_session_length=arguments.min_session_length, max_session_length=arguments.max_session_length,
-        min_item_events=arguments.min_item_events, test_days=arguments.test_days,
+        min_item_events=arguments.min_item_events, test_days=arguments.test_days, time_unit='s',  # as `read` gives them
         test_fraction=arguments.test_fraction, drop_repeats=arguments.drop_repeats, until_stable=arguments.until_stable,
         test_by=arguments.test_by)
     out.mkdir(exist_ok=True)

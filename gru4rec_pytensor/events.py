@@ -236,12 +236,18 @@ class IdIndex:
             return self.ids[places][codes]
         new = [self._converted(value) for value in distinct[places < 0]]
         own = np.empty(len(distinct), self.ids.dtype)
-        own[places >= 0], own[places < 0] = self.ids[places[places >= 0]], new
+        own[places >= 0] = self.ids[places[places >= 0]]
+        try:
+            own[places < 0] = new
+        except OverflowError:
+            raise ValueError(f'{max(new)}, too large for {self.ids.dtype}') from None
         return own[codes]
 
     def _converted(self, value: Any) -> Any:
         """An id as one of the list's own type."""
         kind, text = self.ids.dtype.kind, spelling(value)
+        if kind not in 'OU' and np.asarray(value).dtype.kind == kind:
+            return value
         if kind in 'iu' and re.fullmatch(r'-?(0|[1-9]\d{0,17})', text):
             return int(text)
         if kind == 'f' and re.fullmatch(r'-?(0|[1-9]\d*)(\.\d+)?', text):
@@ -250,8 +256,6 @@ class IdIndex:
             return np.datetime64(text)
         if kind == 'O':
             return value if isinstance(value, str) or not isinstance(self.ids[0], str) else text
-        if kind == _kind(np.array([value])):
-            return value
         raise ValueError(repr(getattr(value, 'item', lambda: value)()))
 
 

@@ -53,8 +53,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if not fcntl:
+                file.close()  # Windows renames no open file
             os.replace(file.name, path)  # while it is open, and so locked
         except BaseException:
+            if not fcntl:
+                file.close()
             with contextlib.suppress(OSError):
                 os.unlink(file.name)
             raise
@@ -115,6 +119,14 @@ class FileLock:
             file.flush()
             self._file = file
         return True
+
+    def is_held(self) -> bool:
+        """Whether another process has it at the moment."""
+        try:
+            with open(self._path, 'r+') as file:
+                return not _lock(file.fileno(), wait=False)
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Let others in; nothing happens if it is not held."""

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
@@ -72,7 +73,10 @@ class GRU4Rec(gru4rec.GRU4Rec):
         if self.adapt == 'rmsprop':
             current['adapt_params'] = [self.decay]
         changed = {name: argument_from_text(name, value) for name, value in parameters.items()}
-        GRU4Rec.__init__(self, **current | changed, seed=self.seed, backend=self.backend)
+        others = {name: getattr(self, name) for name in gru4rec.argument_names()
+                  if name not in LATER_DEFAULTS and name != 'decay'}
+        GRU4Rec.__init__(self, **current | changed)
+        vars(self).update(others)  # which the release has no names for
 
     def fit(self, data: pd.DataFrame, sample_store: int = 10_000_000,  # type: ignore[override]
             store_type: str = 'gpu', **options: Any) -> GRU4Rec:
@@ -125,7 +129,7 @@ def evaluate_gpu(gru: gru4rec.GRU4Rec, test_data: pd.DataFrame, items: ArrayLike
     test_data : frame of events, not modified
     items : ids of the items among which the next one is ranked, itself added; all training items when None
     cut_off : list of N
-    batch_size : parallel sessions; results do not depend on it
+    batch_size : parallel sessions; see `evaluation.next_item_ranks`
     mode : rank of an item whose score others share: 'standard', before them, 'conservative', behind them, 'median',
         or 'tiebreaking'; see `evaluation.next_item_ranks`
 
@@ -141,5 +145,5 @@ def evaluate_gpu(gru: gru4rec.GRU4Rec, test_data: pd.DataFrame, items: ArrayLike
     ordered = known.sort_values(item_key, kind='stable')
     ranks = next_item_ranks(gru, ordered, items, batch_size, mode, session_key=session_key, item_key=item_key,
                             time_key=time_key)
-    recall, mrr = recall_mrr(ranks, [cut_off] if isinstance(cut_off, int) else list(cut_off))
+    recall, mrr = recall_mrr(ranks, np.ravel(cut_off).tolist())
     return recall.tolist(), mrr.tolist()

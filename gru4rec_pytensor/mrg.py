@@ -77,14 +77,15 @@ class Streams:
 
     def uniform(self, n_draws: int, size: int) -> np.ndarray:
         """Uniform numbers, float32 (n_draws, size): so many draws of `size` numbers each, one after the other."""
-        numbers = np.empty((n_draws, size), np.uint32)
-        _draw(self._state, self._n_streams, numbers)
-        return numbers.astype(np.float32) * UNIT
+        return self._numbers(np.empty((n_draws, size), np.uint32))
 
     def part_of_draw(self, first: int, size: int) -> np.ndarray:
         """Of one draw, the `size` numbers from number `first` on, float32; those before it must have been drawn."""
-        numbers = np.empty(size, np.uint32)
-        _draw_part(self._state, self._n_streams, first, numbers)
+        return self._numbers(np.empty((1, size), np.uint32), first)[0]
+
+    def _numbers(self, numbers: np.ndarray, first: int = 0) -> np.ndarray:
+        """`numbers`, filled draw by draw from number `first` of each on, as floats."""
+        _draw(self._state, self._n_streams, first, numbers)
         return numbers.astype(np.float32) * UNIT
 
     def below(self, n_draws: int, size: int, probability: float) -> np.ndarray:
@@ -168,23 +169,15 @@ def _next(state: np.ndarray, s: int) -> np.uint32:
 
 
 @numba.njit(cache=True, nogil=True)
-def _draw(state: np.ndarray, n_streams: int, numbers: np.ndarray) -> None:
-    """Fill `numbers`, uint32 (n_draws, size), with d."""
+def _draw(state: np.ndarray, n_streams: int, first: int, numbers: np.ndarray) -> None:
+    """Fill each row of `numbers`, uint32 (n_draws, size), with the d of numbers first, first + 1, ... of a draw."""
     for row in range(len(numbers)):
-        for first in range(0, numbers.shape[1], n_streams):
-            for s in range(min(n_streams, numbers.shape[1] - first)):
-                numbers[row, first + s] = _next(state, s)
-
-
-@numba.njit(cache=True, nogil=True)
-def _draw_part(state: np.ndarray, n_streams: int, first: int, numbers: np.ndarray) -> None:
-    """Fill `numbers`, uint32 (size,), with the d of numbers first, first + 1, ... of a draw."""
-    done, s = 0, first % n_streams
-    while done < len(numbers):
-        n = min(n_streams - s, len(numbers) - done)
-        for k in range(n):
-            numbers[done + k] = _next(state, s + k)
-        done, s = done + n, 0
+        done, s = 0, first % n_streams
+        while done < numbers.shape[1]:
+            n = min(n_streams - s, numbers.shape[1] - done)
+            for k in range(n):
+                numbers[row, done + k] = _next(state, s + k)
+            done, s = done + n, 0
 
 
 @numba.njit(cache=True, nogil=True)

@@ -170,4 +170,9 @@ def embedding_of(arguments: Mapping[str, Any]) -> int | None:
     embedding = arguments['embedding']
     if arguments['constrained_embedding'] or embedding in (0, None):
         return None
-    return arguments['layers'][0] if embedding == 'layersize' else embedding
+    if embedding != 'layersize':
+        return embedding
+    layers = arguments['layers']
+    if not isinstance(layers, list | tuple) or not layers:
+        raise ValueError(f"layers={layers!r}: embedding='layersize' needs a list of numbers of units")
+    return layers[0]

@@ -205,9 +205,11 @@ class NumpyLater(NumpyGRU4Rec):
         return self.weights[self.table][inputs] * mask if self.table else inputs
 
     def input_products(self, layer, x):
-        """(Wx x, Wr x, Wz x)."""
+        """(Wx x, Wr x, Wz x); for the first layer x is what `embedded` gives, or item indices."""
         if layer == 0 and not self.table:
             return super().input_products(layer, x)
+        if x.ndim == 1:
+            x = self.embedded(x)
         return [x @ self.weights[f"{name}{layer}"] for name in ("Wx", "Wr", "Wz")]
 
     def correction(self, columns, n_targets):
@@ -313,21 +315,3 @@ class NumpyLater(NumpyGRU4Rec):
         for place, array in zip(result, arrays):
             place[:len(array)] = array
         return result
-
-    def scores(self, frame):
-        """Activated scores of all items after every event that has a successor in its session: (predictions, N)."""
-        items, session_lengths = self.sorted_events(frame)
-        act = activation(self.final_act)[0]
-        rows, start = [], 0
-        for length in session_lengths:
-            hidden = [np.zeros((1, units), self.dtype) for units in self.layers]
-            for event in range(start, start + length - 1):
-                x = self.embedded(items[event : event + 1])
-                for layer in range(len(self.layers)):
-                    products = self.input_products(layer, x)
-                    x, _ = gru_forward(products, hidden[layer], self.weights, layer, self.hidden_act)
-                    hidden[layer] = x
-                y = act(x @ self.weights["Wy"].T + self.weights["By"])
-                rows.append(softmax(y)[0] if self.loss == "cross-entropy" else y[0])
-            start += length
-        return np.array(rows)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from conftest import few_items_log
 
+from gru4rec_pytensor.experiments import cells
 from gru4rec_pytensor.experiments.cells import (
     RESULT_KEYS,
     Options,
@@ -15,8 +16,8 @@ from gru4rec_pytensor.experiments.cells import (
     run_cell,
 )
 from gru4rec_pytensor.experiments.datasets import Dataset
-from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, RSC15, VIDEO
-from gru4rec_pytensor.experiments.results import digits_of
+from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, RSC15, VIDEO
+from gru4rec_pytensor.experiments.results import Results, digits_of
 
 OPTIONS = Options((1, 3), (*BASELINES, NETWORK), ('top1', 'bpr'), (4, 8), 1, (42, 43), 'conservative', 'python')
 
@@ -87,6 +88,18 @@ def test_the_key_of_a_cell_differs_with_all_that_its_number_depends_on():
     assert digits_of(network.key('data')) == digits_of(a_cell(NETWORK).key('data'))
 
 
+def test_a_result_of_another_revision_has_another_key_and_does_not_count(tmp_path, monkeypatch):
+    results, now = Results(tmp_path), a_cell(NETWORK).key('data')
+    results.prepare()
+    monkeypatch.setattr(cells, 'REVISION', REVISION - 1)
+    before = a_cell(NETWORK).key('data')
+    assert digits_of(before) != digits_of(now)
+    results.save('cells', before, {'recall@20': 0.5})
+    assert results.load('cells') == [] and not results.has('cells', now)
+    results.save('cells', now, {'recall@20': 0.6})
+    assert [result['recall@20'] for result in results.load('cells')] == [0.6]
+
+
 def test_a_network_goes_on_from_its_checkpoint_and_says_nothing_of_the_time_that_was_not_measured(data, tmp_path):
     class Killed(Exception):
         pass
@@ -103,6 +116,7 @@ def test_a_network_goes_on_from_its_checkpoint_and_says_nothing_of_the_time_that
     for name in ('recall@20', 'mrr@20', 'epoch_losses', 'details'):
         assert resumed[name] == whole[name]
     assert resumed['fit_seconds'] is None and whole['fit_seconds'] > 0
+    assert resumed['train_events_per_second'] is None
     assert told[0].startswith('epoch 2 of 3')
 
 

@@ -116,6 +116,8 @@ def test_unknown_items_count_as_misses_and_the_rest_is_ranked_as_without_them():
     assert_array_equal(evaluation.next_item_ranks_with_misses(model, everything_known),
                        next_item_ranks(model, everything_known))
     assert evaluation.next_item_ranks_with_misses(model, click_log('xyz', 'ax')).tolist() == [miss] * 3
+    with pytest.raises(ValueError, match='every test session has a single event'):
+        evaluation.next_item_ranks_with_misses(model, click_log('x', 'a'))
 
 
 def test_tiebreaking_does_not_change_the_order_of_scores_that_differ():

@@ -104,12 +104,18 @@ def test_sessions_may_have_ids_of_any_kind(sessions):
 
 def test_new_items_are_taken_over_in_the_spelling_of_the_model():
     for old, new, expected in [([1, 2], ['2', '3', '4.0'], [2, 3, 4]), (['a', 'b'], [7, 'b', 8.0], ['7', 'b', '8']),
-                               ([1.0, 2.5], ['2', '2.5'], [2.0, 2.5])]:
+                               ([1.0, 2.5], ['2', '2.5'], [2.0, 2.5]), ([1.0], [1e-7], [1e-7]),
+                               ([10 ** 18], [10 ** 18 + 3], [10 ** 18 + 3])]:
         found = IdIndex(pd.Series(old).to_numpy()).like(pd.Series(new))
         assert found.tolist() == expected and {*map(type, found.tolist())} == {*map(type, expected)}
     items = pd.unique(LOG.ItemId)
     model = small_model().fit(LOG).fit_more(LOG.assign(ItemId=(LOG.ItemId + 10).astype(str)), 1)
     assert model.items_.tolist() == [*items, items.max() + 10]
+
+
+def test_a_new_id_that_is_too_large_for_the_type_of_the_old_ones_is_named():
+    with pytest.raises(ValueError, match='300, too large for uint8'):
+        IdIndex(np.array([1, 2], np.uint8)).like(pd.Series([1, 300]))
 
 
 def test_threads_that_ask_for_ids_for_the_first_time_get_the_same_answer():

@@ -289,6 +289,14 @@ def test_set_params_reads_text_as_the_release_does():
     assert (model.adapt, model.decay, model.n_epochs) == ('rmsprop', 0.8, 4)
     model.set_params(adapt='None')
     assert model.adapt is None
+    model.drop_tail, model.unit = True, 'lstm'  # which the release has no names for
+    model.set_params(n_epochs=5)
+    assert (model.n_epochs, model.drop_tail, model.unit) == (5, True, 'lstm')
+
+
+def test_layersize_needs_layers():
+    with pytest.raises(ValueError, match="layers=100: embedding='layersize' needs a list"):
+        GRU4Rec(layers=100, embedding='layersize')
 
 
 @pytest.mark.parametrize('parameters, error, message', [
@@ -395,6 +403,7 @@ def test_events_of_equal_times_are_in_the_order_of_their_item_ids():
     test = pd.DataFrame({'SessionId': 1, 'ItemId': [high, low, other], 'Time': [5, 5, 6]})
     ranks = next_item_ranks(model, click_log([low, high, other]))
     assert evaluate_gpu(model, test, cut_off=[3]) == tuple([value] for value in recall_mrr(ranks, 3))
+    assert evaluate_gpu(model, test, cut_off=np.int64(3)) == evaluate_gpu(model, test, cut_off=[3])
     assert ranks.tolist() != next_item_ranks(model, click_log([high, low, other])).tolist()
 
 

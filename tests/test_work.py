@@ -59,12 +59,14 @@ def killed_holding(context, path):
 def test_a_lock_excludes_others_and_ends_with_its_process_of_which_it_tells(tmp_path):
     path = tmp_path / 'cell.lock'
     lock, other = FileLock(path), FileLock(path)
-    assert lock.acquire() and lock.last_holder == '' and not other.acquire(wait=False)
+    assert not other.is_held() and not path.exists()
+    assert lock.acquire() and lock.last_holder == '' and not other.acquire(wait=False) and other.is_held()
     lock.release()
     assert other.acquire(wait=False) and other.last_holder == ''
     other.release()
     assert not path.exists()
     pid = killed_holding('FileLock(Path(sys.argv[1]))', path)
+    assert not lock.is_held()
     assert lock.acquire(wait=False) and lock.last_holder.startswith(f'process {pid} on ')
     lock.release()
 

@@ -134,7 +134,7 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
         model, events_per_second = fit_baseline(cell, data.train)
     result = dict.fromkeys(RESULT_KEYS) | {
         'fit_seconds': None if goes_on else time.perf_counter() - started,  # the first part was not measured
-        'train_events_per_second': events_per_second, 'versions': versions(),
+        'train_events_per_second': None if goes_on else events_per_second, 'versions': versions(),
         'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None}  # BPR-MF has some, too
     if not getattr(model, 'error_during_train', False):
         result |= evaluate(model, cell, data)

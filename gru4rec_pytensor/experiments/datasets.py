@@ -157,11 +157,15 @@ def share_events(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -> Event
             codes, _ids = pd.factorize(np.concatenate(columns), sort=True)
             columns = np.split(codes, [len(train)])
         arrays |= {f'{part}-{key}.npy': column for part, column in zip(('train', 'test'), columns)}
-    if not all((folder / name).exists() for name in arrays):
+    def are_there() -> bool:
+        return all((folder / name).exists() for name in arrays)
+
+    if not are_there():
         folder.parent.mkdir(exist_ok=True)
         with files_together(folder) as unfinished:
-            for name, array in arrays.items():
-                np.save(Path(unfinished) / name, array)
+            if not are_there():  # another command may have been first, and what is mapped is not to be replaced
+                for name, array in arrays.items():
+                    np.save(Path(unfinished) / name, array)
     return open_events(folder)
 
 

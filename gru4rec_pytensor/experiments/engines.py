@@ -89,7 +89,8 @@ def available_cores() -> int:
 def default_jobs(n_events: int, backend: str) -> int:
     """How many cells to run at a time: one for each core, as far as they fit into three quarters of the memory.
 
-    A training takes about 0.5 GB and 120 bytes for each event of the training data.
+    A network takes about 0.5 GB and 120 bytes for each event of the training data; BPR-MF takes twice that, so that
+    several of them at a time may want a smaller `--jobs`.
     """
     if backend == 'jax':  # a GPU, which one training fills
         return 1
@@ -311,7 +312,7 @@ def count_workers(address: str, folder: Path) -> int:
     another thread for nothing but products.
     """
     with connected(address) as client:
-        client.wait_for_workers(1)
+        client.wait_for_workers(1, timeout=CONNECT)
         found = client.run(sees, str(folder), on_error='return')
         threads = client.nthreads()
     for worker, answer in found.items():

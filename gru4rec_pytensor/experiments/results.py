@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.files import FileLock, atomic_file, check_writable, remove_leftovers
@@ -52,7 +53,8 @@ class Results:
 
     def path(self, kind: str, key: dict) -> Path:
         """Of the file of a key."""
-        words = [str(key[name]) for name in ('model', 'loss', 'units', 'seed') if key.get(name) is not None]
+        words = [str(key[name]) for name in ('model', 'loss', 'units', 'seed')
+                 if 'loss' in key and key.get(name) is not None]
         title = re.sub(r'[^\w.-]', '_', '-'.join(words) or kind)
         return self.folder / kind / f'{title}-{digits_of(key)}.json'
 
@@ -79,12 +81,12 @@ class Results:
         return FileLock(self.path('cells', key).with_suffix('.lock'))
 
     def checkpoint(self, key: dict) -> Path:
-        """Of the training of a cell or a trial."""
+        """Of the training of a cell."""
         return self.folder / 'checkpoints' / self.path('cells', key).stem
 
 
-def digits_of(key: dict) -> str:
-    """Digits that differ from key to key."""
+def digits_of(key: Any) -> str:
+    """Digits that differ from key to key; of what JSON can hold."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -8,7 +8,6 @@ or machines with a database server between them, work on one search together.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import time
 import warnings
@@ -23,6 +22,7 @@ from evaluation import CUT_OFF, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions
 from gru4rec_pytensor.experiments.protocols import REVISION
+from gru4rec_pytensor.experiments.results import digits_of
 from gru4rec_pytensor.files import FileLock
 
 if TYPE_CHECKING:
@@ -82,12 +82,7 @@ class Search(NamedTuple):
         """File of the checkpoint of a trial."""
         if self.prune or not self.checkpoints:  # a trial that goes on could not be compared after its first epochs
             return None
-        return self.checkpoints / f'trial-{digits_of(self.name, parameters)}'
-
-
-def digits_of(*values: Any) -> str:
-    """Digits that differ when the values do."""
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:8]
+        return self.checkpoints / f'trial-{digits_of({"search": self.name, "parameters": parameters})}'
 
 
 class Outcome(NamedTuple):

@@ -63,10 +63,10 @@ def run_cells(cells: list[Cell], work: Work) -> Iterator[None]:
     waits = False
     while missing:
         tasks = [Task(title, train_cell, (cell, results.folder, work.events, work.data.fingerprint, work.every))
-                 for title, cell in missing.items()]
+                 for title, cell in missing.items() if not results.lock(cell.key(work.data.fingerprint)).is_held()]
         is_new = False
         with Display(len(tasks)) as display:
-            for task, outcome in work.engine(tasks, display):
+            for task, outcome in work.engine(tasks, display) if tasks else ():
                 if outcome.failure:
                     work.failures[task.title] = outcome.failure
                 if outcome.failure or outcome.value:
