@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from gru4rec import column_of_item, session_parallel_minibatches
-from gru4rec_pytensor.backends import one_blas_thread
+from gru4rec_pytensor.backends import blas_threads
 from gru4rec_pytensor.backends.numba_ops import float_order
 from gru4rec_pytensor.checks import check_choice, check_whole_number
 from gru4rec_pytensor.events import IdIndex, as_ids, session_of_event, session_order
@@ -227,7 +227,8 @@ def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: 
         for block in network_blocks(model, steps, candidates, ties.policy == 'tiebreaking'):
             ranks[block.prediction] = block_ranks(block, ties)
 
-    with one_blas_thread as n_threads, ThreadPoolExecutor(n_threads) as pool:
+    n_threads = blas_threads.allowed()
+    with blas_threads.limited(1), ThreadPoolExecutor(n_threads) as pool:
         for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
             steps = []
             for position, starts in zip(*batches):

@@ -1125,6 +1125,13 @@ def with_random_inputs(chunks: Iterator[tuple[Chunk, bool]], random_inputs: Rand
             yield drawn.result()
 
 
+def largest_product(settings: Settings) -> int:
+    """Multiplications of the largest matrix product of a training step: of a layer, or of the scores."""
+    widths = [settings.embedded_width or 0, *settings.layers, *settings.feedforward]
+    n_columns = settings.batch_size + settings.n_sample
+    return settings.batch_size * max(max(widths) ** 2, settings.output_width * n_columns)
+
+
 def chunk_length(settings: Settings) -> int:
     """Mini-batches that are handed over at a time: 256; fewer, but 16, where their masks would take more than 8 MB."""
     return int(np.clip(8e6 / (settings.batch_size * sum([*settings.layers, *settings.feedforward])), 16, 256))
@@ -1339,7 +1346,7 @@ class GRU4Rec:
 
     def fit(self, data: pd.DataFrame, retrain: bool = False, *, dropout_masks: list | None = None,
             sampled_negatives: ArrayLike | None = None, callback: Callable[[Progress], None] | None = None,
-            checkpoint: str | Path | None = None, every: float = 600.0) -> GRU4Rec:
+            checkpoint: str | Path | None = None, every: float = 600.0, threads: int | None = None) -> GRU4Rec:
         """Train from scratch on the events of `data`, which is not modified.
 
         Parameters
@@ -1358,6 +1365,9 @@ class GRU4Rec:
             compiler see `backends.add_code_on_disk`).  ValueError if it belongs to other data or arguments; `n_epochs`
             alone may differ
         every : seconds
+        threads : number of BLAS's threads, on a CPU; None to choose by the size of the network's products and the cores
+            that are free, see `backends.TrainingThreads`.  From about 200 units on the last digits of products depend
+            on it: give a number for the same bits on machines with other cores, or on one that is busy at times
 
         Returns
         -------
@@ -1367,9 +1377,11 @@ class GRU4Rec:
         if retrain:
             if any(value is not None for value in (dropout_masks, sampled_negatives, checkpoint)):
                 raise ValueError('retrain=True does not go with dropout_masks, sampled_negatives or checkpoint')
-            return self.fit_more(data, callback=callback)
+            return self.fit_more(data, callback=callback, threads=threads)
         check_arguments(self)
         check_number('every', every)
+        if threads is not None:
+            check_whole_number('threads', threads)
         backends.check_working_directory()
         self.backend_ = backends.resolve(self.backend)
         check_events(data, *self._columns)
@@ -1394,11 +1406,11 @@ class GRU4Rec:
             self._set_items(items, np.bincount(item_index))
             self._set_variables(Variables.of(settings, weights))
             random_inputs = RandomInputs(settings, self.item_counts_, dropout_masks, negatives)
-            self._train(events, offsets, rng, random_inputs, callback, file)
+            self._train(events, offsets, rng, random_inputs, callback, file, n_threads=threads)
         return self
 
     def fit_more(self, data: pd.DataFrame, n_epochs: int | None = None, *,
-                 callback: Callable[[Progress], None] | None = None) -> GRU4Rec:
+                 callback: Callable[[Progress], None] | None = None, threads: int | None = None) -> GRU4Rec:
         """Go on training, on other events: with the weights and the optimiser's state as they are.
 
         Items that are new get fresh rows after the old ones, drawn as the first ones were, and an empty state of the
@@ -1411,7 +1423,7 @@ class GRU4Rec:
         ----------
         data : frame with the columns of `fit`
         n_epochs : passes over `data`; the model's `n_epochs` when None
-        callback : as in `fit`
+        callback, threads : as in `fit`
 
         Returns
         -------
@@ -1419,8 +1431,9 @@ class GRU4Rec:
         """
         self._check_usable()
         check_arguments(self)
-        if n_epochs is not None:
-            check_whole_number('n_epochs', n_epochs)
+        for name, number in (('n_epochs', n_epochs), ('threads', threads)):
+            if number is not None:
+                check_whole_number(name, number)
         backends.check_working_directory()
         check_events(data, *self._columns)
         try:
@@ -1439,7 +1452,7 @@ class GRU4Rec:
             self.epoch_losses_ = losses  # to which those of the new epochs are appended
             self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
             random_inputs = RandomInputs(self.settings(), self.item_counts_, n_epochs_before=n_epochs_before)
-            self._train(item_index[rows], offsets, rng, random_inputs, callback, None, n_epochs)
+            self._train(item_index[rows], offsets, rng, random_inputs, callback, None, n_epochs, threads)
         return self
 
     @property
@@ -1505,7 +1518,7 @@ class GRU4Rec:
 
     def _train(self, items: np.ndarray, offsets: np.ndarray, rng: np.random.RandomState, random_inputs: RandomInputs,
                callback: Callable[[Progress], None] | None, checkpoint: model_file.Checkpoint | None,
-               n_epochs: int | None = None) -> None:
+               n_epochs: int | None = None, n_threads: int | None = None) -> None:
         """All epochs over `items` (n_events,), the item indices in session order."""
         settings, n_epochs = self.settings(), n_epochs or self.n_epochs
         states = [shared(name, state)
@@ -1515,8 +1528,9 @@ class GRU4Rec:
         with backends.symbols_of_float32():
             log_counts = shared('log_counts', np.log(self.item_counts_).astype(FLOAT))
             step = training_step(settings, events, self.variables_, states, log_counts)
-        run = backends.compile_loop(*step, backend=self.backend_)
-        position = self._resume(checkpoint, states, random_inputs) if checkpoint else TrainingPosition()
+        threads = backends.TrainingThreads(n_threads, largest_product(settings))
+        run = backends.compile_loop(*step, backend=self.backend_, threads=threads)
+        position = self._resume(checkpoint, states, random_inputs, threads) if checkpoint else TrainingPosition()
         for epoch, chunks in enumerate(self._epochs(settings, offsets, rng, n_epochs)):
             if epoch < position.epoch:
                 continue
@@ -1531,7 +1545,7 @@ class GRU4Rec:
                     self._fail(f'the loss of epoch {epoch}, mini-batch {position.minibatches - 1} is {losses[-1]}')
                     return
                 if checkpoint and checkpoint.is_due():
-                    self._write(checkpoint, states, state, position)
+                    self._write(checkpoint, states, state, threads, position)
                 if callback:
                     callback(Progress(epoch, n_epochs, position.minibatches, position.events,
                                       len(items) - len(offsets) + 1, position.mean_loss, is_last))
@@ -1539,7 +1553,7 @@ class GRU4Rec:
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
             position = TrainingPosition(epoch + 1)
         if checkpoint:
-            self._write(checkpoint, states, random_inputs.state(), position)
+            self._write(checkpoint, states, random_inputs.state(), threads, position)
         if not all(np.isfinite(weight.get_value(borrow=True)).all() for weight in self.variables_.weights.values()):
             self._fail('the last mini-batch left weights that are not finite')
 
@@ -1555,14 +1569,15 @@ class GRU4Rec:
         return {variable.name: variable for variables in groups for variable in variables}
 
     def _write(self, checkpoint: model_file.Checkpoint, states: list, random_state: dict[str, np.ndarray],
-               position: TrainingPosition) -> None:
+               threads: backends.TrainingThreads, position: TrainingPosition) -> None:
         """All that the rest of the training depends on, into the checkpoint."""
-        state = {'epoch_losses': self.epoch_losses_, 'position': position}
+        state = {'epoch_losses': self.epoch_losses_, 'position': position, 'threads': threads.most}
         arrays = {name: np.asarray(variable.get_value(borrow=True))
                   for name, variable in self._trained_variables(states).items()}
         checkpoint.write(state, arrays | random_state)
 
-    def _resume(self, checkpoint: model_file.Checkpoint, states: list, random_inputs: RandomInputs) -> TrainingPosition:
+    def _resume(self, checkpoint: model_file.Checkpoint, states: list, random_inputs: RandomInputs,
+                threads: backends.TrainingThreads) -> TrainingPosition:
         """Put everything back as it was in the checkpoint, if there was one."""
         state, arrays = checkpoint.saved_state()
         if not state:
@@ -1571,6 +1586,7 @@ class GRU4Rec:
             for name, variable in self._trained_variables(states).items():
                 variable.set_value(arrays[name], borrow=True)
             random_inputs.restore(arrays)
+            threads.go_on_from(state['threads'])
             self.epoch_losses_ = state['epoch_losses']
             return TrainingPosition(*state['position'])
 

@@ -2,12 +2,14 @@
 
     python benchmarks/speed.py            # the main table: a few minutes on an idle machine
     python benchmarks/speed.py --sizes    # the same work over events, items, units and batch sizes
+    python benchmarks/speed.py --threads  # training with 1 thread of BLAS and with all, idle and beside a busy process
     python benchmarks/speed.py --tricks   # training without each trick of `backends`, which compiles anew: 10 minutes
 
 Every ratio comes from one run: both of its times are measured here, in turns, and the best of several is taken.  One
 BLAS thread unless a row says otherwise.  The data is synthetic: Zipf items, sessions of four events on average.
 """
 import argparse
+import contextlib
 import os
 import platform
 import subprocess
@@ -59,14 +61,15 @@ def best(function, repeats: int = 5) -> float:
     return min(times)
 
 
-def fit_rate(frame: pd.DataFrame, units: int, **parameters) -> float:
+def fit_rate(frame: pd.DataFrame, units: int, threads: int | None = None, **parameters) -> float:
     """Seconds per mini-batch of `GRU4Rec.fit`, from the end of the first chunk of mini-batches to that of the last.
 
     Drawing dropout masks and making mini-batches are part of it, compilation is not.
     """
     reports = []
     model = GRU4Rec([units], n_epochs=1, **parameters)
-    model.fit(frame, callback=lambda progress: reports.append((time.perf_counter(), progress.minibatches)))
+    model.fit(frame, callback=lambda progress: reports.append((time.perf_counter(), progress.minibatches)),
+              threads=threads)
     (start, first), (end, last) = reports[0], reports[-1]
     return (end - start) / (last - first)
 
@@ -210,6 +213,31 @@ def size_rows():
         yield f'batch size {batch_size}', seconds, batch_size
 
 
+@contextlib.contextmanager
+def busy_process():
+    """Meanwhile another process uses a core."""
+    process = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def thread_rows():
+    """Seconds per mini-batch with one thread of BLAS, with one for each core, and with the number that `fit` chooses;
+    and how many of a thousand weights differ in the first two cases after 100 mini-batches."""
+    for units, parameters in ((100, TOP1), (100, CROSS_ENTROPY), (200, TOP1), (300, TOP1), (500, TOP1), (1000, TOP1)):
+        numbers, few = (1, os.cpu_count(), None), events(100 * parameters['batch_size'])
+        weights = [GRU4Rec([units], n_epochs=1, **parameters).fit(few, threads=n).weights()['Wh0'] for n in numbers[:2]]
+        differ = 1000 * (weights[0] != weights[1]).mean()
+        frame = events(1500 * parameters['batch_size'])
+        for name, others in (('idle', contextlib.nullcontext()), ('beside a busy process', busy_process())):
+            with others:
+                seconds = [fit_rate(frame, units, n, **parameters) for n in numbers]
+            yield f"{units} units, {parameters['batch_size']} lanes, {name}", *seconds, differ
+
+
 def trick_rows():
     """Seconds per mini-batch of TOP1 and of cross-entropy without a trick of `backends`, in a new process each."""
     script = ('import speed; frame = speed.events(500_000)\n'
@@ -232,14 +260,21 @@ def print_row(name, seconds, bound):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--sizes', action='store_true')
+    parser.add_argument('--threads', action='store_true')
     parser.add_argument('--tricks', action='store_true')
     arguments = parser.parse_args()
     print(f'Python {platform.python_version()}, PyTensor {pytensor.__version__}, Numba {numba.__version__}, '
           f'NumPy {np.__version__}, {os.cpu_count()} cores')
     if arguments.sizes:
         print(f"{'TOP1, H=100, B=50 but for what is named':<74} {'mini-batch':>10} {'per event':>10}")
-        for name, seconds, batch_size in size_rows():
-            print(f'{name:<74} {seconds * 1e6:>7.0f} µs {seconds / batch_size * 1e6:>7.2f} µs', flush=True)
+        with threadpool_limits(1):
+            for name, seconds, batch_size in size_rows():
+                print(f'{name:<74} {seconds * 1e6:>7.0f} µs {seconds / batch_size * 1e6:>7.2f} µs', flush=True)
+        return
+    if arguments.threads:
+        print(f"{'ms a mini-batch':<44} {'1 thread':>9} {f'{os.cpu_count()} threads':>9} {'chosen':>9} {'differ':>9}")
+        for name, *seconds, differ in thread_rows():
+            print(f'{name:<44}', *[f'{1e3 * value:>9.3f}' for value in seconds], f'{differ:>8.0f}‰', flush=True)
         return
     if arguments.tricks:
         print(f"{'H=100':<40} {'TOP1, B=50':>14} {'cross-entropy, B=500':>22}")

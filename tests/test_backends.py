@@ -403,7 +403,7 @@ def test_code_of_a_loop_is_not_found_again_once_the_file_that_makes_it_has_chang
     inputs, (_step, total), updates = rows_updated
 
     def key():
-        return CACHED_SRC_FUNCTIONS[backends.NumbaLoop(inputs, total, updates)._loop.py_func]
+        return CACHED_SRC_FUNCTIONS[backends.compile_loop(inputs, total, updates, backend='numba')._loop.py_func]
 
     first = key()
     assert key() == first

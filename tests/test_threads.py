@@ -1,4 +1,5 @@
 """A model in a process that does other things: threads that share it, fits beside others, children, copies."""
+import contextlib
 import copy
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NUMBA_CASE, TRAIN, assert_same_bits, few_items_log, needs_jax, small_model, state_of
+from conftest import CASES, NUMBA_CASE, TRAIN, assert_same_bits, few_items_log, needs_jax, small_model, state_of
 from conftest import trained_as_recorded as trained
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -20,7 +21,8 @@ import gru4rec
 from evaluation import next_item_ranks
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import backends
-from gru4rec_pytensor.backends.common import OneBlasThread
+from gru4rec_pytensor.backends import threads
+from gru4rec_pytensor.backends.threads import BlasThreads, TrainingThreads
 
 LOG = few_items_log(n_sessions=60, n_items=30)
 PATH = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))  # of the project and the tests
@@ -114,18 +116,152 @@ def test_evaluations_in_several_threads_give_the_ranks_of_one_and_leave_the_thre
         assert threadpool_info() == before
 
 
-def test_the_last_thread_to_leave_gives_blas_its_threads_back():
-    def n_threads():
-        return {library['num_threads'] for library in threadpool_info() if library['user_api'] == 'blas'}
+# --- Threads of BLAS ------------------------------------------------------------------------------------------------
 
-    one_thread = OneBlasThread()
+
+def threads_of_blas():
+    return {library['num_threads'] for library in threadpool_info() if library['user_api'] == 'blas'}
+
+
+def test_who_wants_fewest_threads_of_blas_decides_and_the_last_to_leave_gives_all_of_them_back(monkeypatch):
+    monkeypatch.setattr(threads, 'available_cores', lambda: 8)
+    blas = BlasThreads()
+    with threadpool_limits(3, user_api='blas'):
+        assert blas.allowed() == 3
+        with contextlib.ExitStack() as first:
+            first.enter_context(blas.limited(2))
+            assert threads_of_blas() == {2}
+            with blas.limited(4):
+                assert threads_of_blas() == {2} and blas.allowed() == 3
+                first.close()
+                assert threads_of_blas() == {4}
+        assert threads_of_blas() == {3}
+        monkeypatch.setattr(threads, 'available_cores', lambda: 2)
+        assert blas.allowed() == 2
+
+
+@pytest.mark.parametrize('files, cores', [
+    ({}, 8), ({'cpu.max': 'max 100000'}, 8), ({'cpu.max': '350000 100000'}, 3), ({'cpu.max': '50000 100000'}, 1),
+    ({'cpu.max': '900000 100000'}, 8), ({'cpu/cpu.cfs_quota_us': '200000', 'cpu/cpu.cfs_period_us': '100000'}, 2),
+    ({'cpu/cpu.cfs_quota_us': '-1', 'cpu/cpu.cfs_period_us': '100000'}, 8)])
+def test_the_cores_of_a_container_are_those_that_it_gets_time_for(tmp_path, monkeypatch, files, cores):
+    (tmp_path / 'cpu').mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content + '\n')
+    monkeypatch.setattr(threads, 'CONTROL_GROUP', tmp_path)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(8)), raising=False)
+    assert backends.available_cores() == cores
+
+
+@pytest.fixture
+def four_threads(monkeypatch):
+    """BLAS with four threads, on a machine with as many cores."""
+    monkeypatch.setattr(threads, 'available_cores', lambda: 4)
+    with threadpool_limits(4, user_api='blas'):
+        yield
+
+
+@pytest.mark.parametrize('arguments, most', [
+    (dict(layers=[100]), 1), (dict(layers=[1000]), 4), (dict(layers=[100, 800]), 2),
+    (dict(layers=[100], embedding=1000), 4),
+    (dict(layers=[10], feedforward=[1000]), 4), (dict(layers=[100], batch_size=200, n_sample=2000), 3)])
+def test_the_largest_product_of_the_network_and_the_cores_say_how_many_threads_there_are(four_threads, arguments, most):
+    product = gru4rec.largest_product(GRU4Rec(**arguments).settings(n_items=50))
+    assert TrainingThreads(None, product).most == most
+    assert TrainingThreads(3, product).most == 3 and TrainingThreads(None, 100 * product).most == 4
     with threadpool_limits(2, user_api='blas'):
-        assert one_thread.__enter__() == 2
-        assert one_thread.__enter__() == 2 and n_threads() == {1}
-        one_thread.__exit__()  # of the one that came first
-        assert n_threads() == {1}
-        one_thread.__exit__()
-        assert n_threads() == {2}
+        assert TrainingThreads(None, product).most == min(2, most)
+
+
+class Clock:
+    """In place of the module `time`: a thread gets `share` of a core while a second passes."""
+
+    def __init__(self, share):
+        self.now, self.used, self.share = 100.0, 0.0, share
+
+    def work(self, n_threads):
+        self.now += 1
+        self.used += self.share * n_threads
+
+    def monotonic(self):
+        return self.now
+
+    def perf_counter(self):
+        return self.now
+
+    def process_time(self):
+        return self.used
+
+
+def numbers_of_a_training(training, clock, seconds):
+    """How many threads BLAS has in each of so many seconds."""
+    found = []
+    for _second in range(seconds):
+        with training.working():
+            found.append(max(threads_of_blas()))
+            clock.work(found[-1])
+    return found
+
+
+def test_a_training_has_one_thread_while_others_use_the_cores_and_tries_again_less_and_less_often(four_threads,
+                                                                                                  monkeypatch):
+    clock = Clock(share=0.9)
+    monkeypatch.setattr(threads, 'time', clock)
+    training = TrainingThreads(None, 10 ** 9)
+    assert numbers_of_a_training(training, clock, 33) == [4, *[1] * 10, 4, *[1] * 20, 4]
+    clock.share = 1.0
+    assert numbers_of_a_training(training, clock, 43) == [*[1] * 40, 4, 4, 4]
+    clock.share = 0.9
+    assert numbers_of_a_training(training, clock, 12) == [4, *[1] * 10, 4]
+    assert numbers_of_a_training(TrainingThreads(3, 10 ** 9), clock, 20) == [3] * 20
+
+
+@pytest.mark.parametrize('train', [lambda log, **options: GRU4Rec([8], batch_size=5, n_epochs=1, backend='python').fit(
+    log, **options), lambda log, **options: trained(NUMBA_CASE, 'python').fit_more(log, **options)])
+@pytest.mark.parametrize('wrong, error', [(0, ValueError), (-1, ValueError), (1.5, TypeError), ('2', TypeError),
+                                          (True, TypeError)])
+def test_a_number_of_threads_that_is_none_is_named(train, wrong, error):
+    with pytest.raises(error, match=f'^threads={wrong!r}: must be a whole number of at least 1'):
+        train(LOG, threads=wrong)
+
+
+@pytest.mark.parametrize('backend', ['python', 'numba'])
+def test_a_training_has_the_threads_that_it_is_given_and_those_before_afterwards(monkeypatch, backend):
+    seen, set_threads = [], BlasThreads._set
+    monkeypatch.setattr(BlasThreads, '_set', lambda blas: [set_threads(blas), seen.append(threads_of_blas())])
+    with threadpool_limits(2, user_api='blas'):
+        for options, number in ((dict(threads=3), 3), ({}, 1)):
+            model = GRU4Rec(**CASES[NUMBA_CASE]['arguments'] | dict(n_epochs=1), backend=backend)
+            model.fit(TRAIN, **options)
+            assert len(seen) >= 2 and seen == [{number}, {2}] * (len(seen) // 2)
+            seen.clear()
+
+
+def test_the_bits_of_wide_layers_are_the_same_with_the_same_number_of_threads():
+    fits = [small_model(layers=[600], batch_size=20).fit(LOG, threads=n) for n in (2, 1, 2, 1)]
+    assert_same_bits(state_of(fits[0]), state_of(fits[2]))
+    assert_same_bits(state_of(fits[1]), state_of(fits[3]))
+    for name, weight in fits[0].weights().items():
+        np.testing.assert_allclose(weight, fits[1].weights()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_checkpoint_goes_on_with_its_number_of_threads_or_says_that_the_number_is_another(tmp_path, four_threads,
+                                                                                            monkeypatch):
+    monkeypatch.setattr(threads, 'PRODUCT_OF_A_THREAD', 100)
+    wide = dict(layers=[10], batch_size=4)  # 400 multiplications
+    small_model(**wide, n_epochs=1).fit(LOG, checkpoint=tmp_path / 'checkpoint')
+    numbers, working = [], TrainingThreads.working
+
+    def watched(training):
+        numbers.append(training.most)
+        return working(training)
+    monkeypatch.setattr(TrainingThreads, 'working', watched)
+    with threadpool_limits(2, user_api='blas'):
+        small_model(**wide, n_epochs=2).fit(LOG, checkpoint=tmp_path / 'checkpoint')
+    assert set(numbers) == {4}
+    with pytest.warns(UserWarning, match=r'had 4 thread\(s\) of BLAS so far, and goes on with threads=3'):
+        small_model(**wide, n_epochs=3).fit(LOG, checkpoint=tmp_path / 'checkpoint', threads=3)
+    assert set(numbers) == {4, 3}
 
 
 def test_a_model_is_saved_while_it_serves(hurried, tmp_path):

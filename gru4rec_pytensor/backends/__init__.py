@@ -43,20 +43,20 @@ from gru4rec_pytensor.backends.common import (
     FLOAT,
     check_working_directory,
     compiling,
-    one_blas_thread,
     symbols_of_float32,
     two_by_two,
     version_of,
 )
 from gru4rec_pytensor.backends.numba_ops import TRICKS, fast_activations, numba_mode
+from gru4rec_pytensor.backends.threads import TrainingThreads, available_cores, blas_threads
 from gru4rec_pytensor.checks import check_choice
 
 if TYPE_CHECKING:
     from gru4rec_pytensor.backends.jax_loops import JaxRanks
 
-__all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'check_working_directory', 'compile_function', 'compile_loop',
-           'compile_ranks', 'compile_step', 'fast_activations', 'loop_source', 'one_blas_thread', 'resolve',
-           'symbols_of_float32']
+__all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'TrainingThreads', 'available_cores', 'blas_threads',
+           'check_working_directory', 'compile_function', 'compile_loop', 'compile_ranks', 'compile_step',
+           'fast_activations', 'loop_source', 'resolve', 'symbols_of_float32']
 
 logger = logging.getLogger('gru4rec')
 
@@ -142,8 +142,8 @@ def python_mode() -> Mode:
     return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION))
 
 
-def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict, *,
-                 backend: str) -> Callable[..., np.ndarray]:
+def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict, *, backend: str,
+                 threads: TrainingThreads | None = None) -> Callable[..., np.ndarray]:
     """Compile a step that is run for each row of its sequences.
 
     Parameters
@@ -151,6 +151,7 @@ def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict,
     sequences : symbolic inputs of one step
     output : symbolic scalar
     updates : shared variable -> its value after the step
+    threads : how many BLAS has meanwhile, one when None; JAX has its own
 
     Returns
     -------
@@ -162,7 +163,7 @@ def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict,
         from gru4rec_pytensor.backends.jax_loops import JaxLoop
         with compiling():
             return JaxLoop(sequences, output, updates)
-    return (PythonLoop if backend == 'python' else NumbaLoop)(sequences, output, updates)
+    return (PythonLoop if backend == 'python' else NumbaLoop)(sequences, output, updates, threads or TrainingThreads())
 
 
 def compile_ranks(inputs: Sequence[Variable], outputs: Sequence[Variable], scores: Variable, activated: Variable,
@@ -188,15 +189,17 @@ class PythonStep:
 class PythonLoop:
     """A loop in Python around the step."""
 
-    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict) -> None:
-        self._step = compile_function(sequences, output, updates, backend='python')
+    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict,
+                 threads: TrainingThreads) -> None:
+        self._step, self._threads = compile_function(sequences, output, updates, backend='python'), threads
 
     def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         outputs = np.empty(len(sequences[0]), dtype=FLOAT)
-        for k, row in enumerate(zip(*sequences)):
-            outputs[k] = self._step(*row)
-            if not np.isfinite(outputs[k]):
-                return outputs[:k + 1]
+        with self._threads.working():
+            for k, row in enumerate(zip(*sequences)):
+                outputs[k] = self._step(*row)
+                if not np.isfinite(outputs[k]):
+                    return outputs[:k + 1]
         return outputs
 
 
@@ -249,17 +252,16 @@ class NumbaLoop:
     generated, since the number of arrays differs from model to model.
     """
 
-    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict) -> None:
-        self._step = NumbaFunction(sequences, output, updates)
+    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict,
+                 threads: TrainingThreads) -> None:
+        self._step, self._threads = NumbaFunction(sequences, output, updates), threads
         fgraph = self._step.fgraph
         source = loop_source(len(sequences), len(self._step.storage), len(fgraph.outputs), fgraph.update_mapping)
         self._loop = self._step.within('loop', source)
 
     def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         outputs = np.empty(len(sequences[0]), dtype=FLOAT)
-        # The products of a step are small: handing them to more threads costs more than it brings, and with another
-        # busy process on the machine a hundred times more, since the threads wait for one another by spinning.
-        with one_blas_thread:
+        with self._threads.working():
             n_done, states = call(self._loop, (outputs, *sequences, *self._step.arrays()))
         for cell, state in zip(self._step.storage, states):
             cell[0] = state

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import reduce
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytensor
 from numba.core.compiler_lock import global_compiler_lock
@@ -19,7 +18,6 @@ from pytensor.scalar.basic import Add, Mul
 from pytensor.tensor import subtensor
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Sum
-from threadpoolctl import ThreadpoolController
 
 FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
 BEFORE_FUSION = 48.9  # position among PyTensor's rewrites: before element-wise operations are fused into loops
@@ -83,36 +81,6 @@ def symbols_of_float32() -> Iterator[None]:
     """Within it, the numbers in a graph are float32; for one thread at a time."""
     with compiling(), pytensor.config.change_flags(floatX=FLOAT):
         yield
-
-
-class OneBlasThread:
-    """BLAS with one thread, in the whole process, which has one number for all, while any thread is within.
-
-    Entering gives the number from before, which comes back when the last thread leaves.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._n_within, self._n_outside = threading.Lock(), 0, 1
-        self._blas: Any = None
-        self._limit: Any = None
-
-    def __enter__(self) -> int:
-        with self._lock:
-            if not self._n_within:
-                self._blas = self._blas or ThreadpoolController().select(user_api='blas')
-                self._n_outside = max((library.num_threads for library in self._blas.lib_controllers), default=1)
-                self._limit = self._blas.limit(limits=1)
-            self._n_within += 1
-            return self._n_outside
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._n_within -= 1
-            if not self._n_within:
-                self._limit.restore_original_limits()
-
-
-one_blas_thread = OneBlasThread()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
