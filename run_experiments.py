@@ -26,7 +26,7 @@ from pathlib import Path
 from evaluation import TIE_POLICIES
 from gru4rec_pytensor import backends
 from gru4rec_pytensor.experiments import search
-from gru4rec_pytensor.experiments.cells import Options, plan
+from gru4rec_pytensor.experiments.cells import Cell, Options, memory_of, plan
 from gru4rec_pytensor.experiments.claims import claims_cells
 from gru4rec_pytensor.experiments.datasets import (
     Source,
@@ -172,13 +172,14 @@ def run(arguments: argparse.Namespace) -> None:
     cells = [] if arguments.claims else plan(protocol, options)
     results = Results(Path(arguments.out).absolute() if arguments.scheduler else Path(arguments.out))
     results.prepare()
+    n_workers = check_engines(arguments, results)
     data = load_dataset(source, protocol)
     events = results.folder / 'data' / data.fingerprint
     data = replace(data, **share_events(events, data.train, data.test)._asdict())
     if arguments.claims:
         cells = claims_cells(data, options, arguments.quick)
         keep_claims(results, data, options, arguments.quick)
-    engine, jobs = engine_of(arguments, data.counts['train']['events'], options.backend, results.folder)
+    engine, jobs = engine_of(arguments, cells, len(data.train), options.backend, n_workers)
     if jobs > 1:  # the longest come last in the tables; first, no process is left with one at the end
         cells = cells[::-1]
     train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
@@ -199,11 +200,25 @@ def run(arguments: argparse.Namespace) -> None:
     work.check()
 
 
-def engine_of(arguments: argparse.Namespace, n_events: int, backend: str, folder: Path) -> tuple[Engine, int]:
+def check_engines(arguments: argparse.Namespace, results: Results) -> int:
+    """How many workers the cluster has, 0 without one; ValueError if it, or the storage of trials, cannot be used."""
+    if 2 in arguments.table and not arguments.claims:
+        search.check_storage(storage_of(arguments, results))
+    return count_workers(arguments.scheduler, results.folder) if arguments.scheduler else 0
+
+
+def storage_of(arguments: argparse.Namespace, results: Results) -> str:
+    """URL of the database of trials."""
+    return arguments.storage or f"sqlite:///{results.folder / 'search.db'}"
+
+
+def engine_of(arguments: argparse.Namespace, cells: list[Cell], n_events: int, backend: str,
+              n_workers: int) -> tuple[Engine, int]:
     """What runs cells and trials, and how many at a time."""
-    if arguments.scheduler:
-        return on_cluster(arguments.scheduler), count_workers(arguments.scheduler, folder)
-    jobs = arguments.jobs or default_jobs(n_events, backend)
+    if n_workers:
+        return on_cluster(arguments.scheduler), n_workers
+    models = [cell.model for cell in cells] + [NETWORK] * backends.available_cores() * (2 in arguments.table)
+    jobs = arguments.jobs or default_jobs([memory_of(model, n_events) for model in models], backend)
     return in_processes(jobs), jobs
 
 
@@ -224,7 +239,7 @@ def search_all(arguments: argparse.Namespace, options: Options, source: Source, 
     events = work.results.folder / 'data' / digits
     share_events(events, train, valid)
     del train, valid  # which the processes have from there
-    url = arguments.storage or f"sqlite:///{work.results.folder / 'search.db'}"
+    url = storage_of(arguments, work.results)
     for loss in options.losses:
         settings = dict(data_name=digits, loss=loss, units=options.units[0], epochs=options.epochs,
                         seed=options.seeds[0], backend=options.backend, tie_policy=options.tie_policy,

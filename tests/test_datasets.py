@@ -71,6 +71,20 @@ def test_the_search_takes_the_validation_data_of_the_folder_or_the_last_day_of_t
     assert [part.SessionId.unique().tolist() for part in datasets.validation_split(source, data)] == [[1, 2], [3, 4]]
 
 
+@pytest.mark.parametrize('unit', [1, 1000])
+def test_times_in_milliseconds_are_noticed_where_the_validation_data_is_split_off(tmp_path, caplog, unit):
+    """The last day of milliseconds taken for seconds would be the last 86 seconds."""
+    hours = 1_396_000_000 + 3600 * np.arange(60)  # a session in each
+    log = click_log(*[[1, 2]] * 60).assign(Time=np.repeat(hours, 2) * unit)
+    source = Source(write(tmp_path / 'train.tsv', log), write(tmp_path / 'test.tsv', log[:4]))
+    data = datasets.load_dataset(source, RSC15)
+    noticed = [record.getMessage() for record in caplog.records]
+    assert len(noticed) == 2 * (unit == 1000) and all('are taken for milliseconds' in text for text in noticed)
+    train, valid = datasets.validation_split(source, data)
+    assert (train.SessionId.nunique(), valid.SessionId.nunique()) == (35, 25)
+    assert data.train.Time.max() == hours[-1]
+
+
 def test_the_notice_says_with_what_our_numbers_can_be_compared():
     log = click_log([1, 2], [2, 3, 1])
     mine = Dataset('mine', RSC15, False, log, log)

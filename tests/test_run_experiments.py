@@ -6,7 +6,7 @@ import pytest
 
 import preprocess_rsc15
 import run_experiments
-from gru4rec_pytensor.experiments import protocols, work
+from gru4rec_pytensor.experiments import protocols, results, work
 from gru4rec_pytensor.experiments.cells import RESULT_KEYS, Cell
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.experiments.tables import rows_of_tables
@@ -85,6 +85,19 @@ def test_tables_and_report_show_all_that_the_folder_has_whichever_command_made_i
     report = (tmp_path / 'report.html').read_text()
     assert all(f'<td>{row}</td>' in report for row in ('POP', 'S-POP', 'Item-KNN', 'BPR, 4 units'))
     assert report.count('python run_experiments.py') == 3
+
+
+def test_a_command_reads_each_result_once_and_again_when_it_has_changed(data, tmp_path, monkeypatch):
+    read, read_result = [], results.read_result
+    monkeypatch.setattr(results, 'read_result', lambda path: read.append(path.name) or read_result(path))
+    assert run_experiments.main(['--data', str(data), '--out', str(tmp_path), *QUICK]) == 0
+    assert len(read) == len(set(read)) == 7 + 1  # cells, and the command
+    folder = results.Results(tmp_path)
+    before = folder.load('cells')
+    assert folder.load('cells') == before and len(read) == 8 + 7
+    path = next((tmp_path / 'cells').glob('POP*'))
+    results.write_text(path, path.read_text().replace('"recall@20": 0.', '"recall@20": 1.'))
+    assert [one for one in folder.load('cells') if one not in before][0]['recall@20'] > 1 and len(read) == 8 + 8
 
 
 def test_an_interrupted_run_keeps_its_finished_cells_and_goes_on_from_there(data, tmp_path, monkeypatch):

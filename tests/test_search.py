@@ -2,6 +2,7 @@
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -193,12 +194,14 @@ def test_trials_are_stopped_early_only_when_asked_for(the_search, untrained, tmp
         assert list(trial.intermediate_values) == [0] and 0 < trial.intermediate_values[0] < 1
 
 
-def test_a_storage_that_cannot_be_opened_is_named(capsys, folder, tmp_path):
+@pytest.mark.parametrize('jobs', ['1', '2'])
+def test_a_storage_that_cannot_be_opened_is_named_once_before_any_data_is_read(capsys, tmp_path, monkeypatch, jobs):
+    monkeypatch.delattr(run_experiments, 'load_dataset')
     for url, reason in (('nonsense', 'Could not parse'), (f'sqlite:///{tmp_path}/no/where.db', 'unable to open')):
-        assert run_experiments.main(['--data', str(folder), '--out', str(tmp_path), '--table', '2', '--backend',
-                                     'python', '--storage', url, '--jobs', '1']) == 1
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert f"the storage '{url}' cannot be opened" in error and reason in error
+        assert run_experiments.main(['--data', 'DATA', '--out', str(tmp_path), '--table', '2', '--backend', 'python',
+                                     '--storage', url, '--jobs', jobs]) == 2
+        error = capsys.readouterr().err.splitlines()
+        assert len(error) == 1 and f"the storage '{url}' cannot be opened" in error[0] and reason in error[0]
 
 
 def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(folder, tmp_path, capsys):
@@ -213,6 +216,10 @@ def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(f
     assert rows[0] == ['BPR', 'published', '50', '0.2', '0.05', '0.2', '-', '-', '-']
     assert rows[1][-1] == '1 of 1' and float(rows[2][6]) >= float(rows[1][6]) > 0
     assert 'This is a synthetic click log' in text
+    more = ['2' if word == '1' else word for word in command[:8]]  # --trials 2, which goes on from there
+    assert run_experiments.main([*more, *command[8:]]) == run_experiments.main(command) == 0
+    text = (tmp_path / 'tables.md').read_text()
+    assert sorted(re.findall('([12]) random points of this space', text)) == ['1', '2']  # each is kept
     assert run_experiments.main([*command[:4], '--models', 'POP', '--jobs', '1']) == 0  # another command, same folder
     for name in ('tables.md', 'report.html'):
         assert all(title in (tmp_path / name).read_text() for title in ('Table 1: baselines', 'Table 2: best'))

@@ -15,7 +15,9 @@ import pytest
 
 import preprocess_rsc15
 import run_experiments
+from gru4rec_pytensor.backends import threads
 from gru4rec_pytensor.experiments import engines
+from gru4rec_pytensor.experiments.cells import plan
 from gru4rec_pytensor.experiments.engines import Outcome, Task, in_processes, in_this_process
 from gru4rec_pytensor.experiments.protocols import RSC15
 from gru4rec_pytensor.experiments.results import Results
@@ -129,7 +131,7 @@ def die(report):
     os._exit(3)
 
 
-def threads(report):
+def thread_variables(report):
     return {name: os.environ.get(name) for name in engines.THREAD_VARIABLES}
 
 
@@ -165,17 +167,34 @@ def test_the_processes_share_the_cores_unless_the_environment_says_how_many_thre
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('MKL_NUM_THREADS', '7')
     monkeypatch.setattr(engines, 'available_cores', lambda: 9)
-    found, _lines = outcomes(in_processes(2), [Task(name, threads, ()) for name in 'ab'])
+    found, _lines = outcomes(in_processes(2), [Task(name, thread_variables, ()) for name in 'ab'])
     assert found['a'].value == {'OMP_NUM_THREADS': '4', 'OPENBLAS_NUM_THREADS': '4', 'MKL_NUM_THREADS': '7'}
     assert 'OMP_NUM_THREADS' not in os.environ
 
 
-def test_the_usual_number_of_jobs_fills_the_cores_as_far_as_memory_goes(monkeypatch):
+def test_the_usual_number_of_jobs_fills_the_cores_as_far_as_memory_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, 'available_cores', lambda: 8)
     monkeypatch.setattr(os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1, 'SC_PHYS_PAGES': 16e9}[name])
-    assert engines.default_jobs(1000, 'numba') == 8
-    assert engines.default_jobs(31_500_000, 'numba') == 2  # 12 of 16 GB, in parts of 4.3 GB
-    assert engines.default_jobs(10 ** 9, 'numba') == engines.default_jobs(1000, 'jax') == 1
+    assert engines.default_jobs([1e9] * 20, 'numba') == 8
+    assert engines.default_jobs([1e9] * 3, 'numba') == 3
+    assert engines.default_jobs([2e9, 5e9, 2e9, 5e9, 2e9], 'numba') == 3  # 12 of 16 GB; those that take most first
+    assert engines.default_jobs([50e9] * 4, 'numba') == engines.default_jobs([1e9] * 4, 'jax') == 1
+    monkeypatch.setattr(threads, 'CONTROL_GROUP', tmp_path)
+    (tmp_path / 'memory.max').write_text('4000000000\n')
+    assert engines.default_jobs([1e9] * 20, 'numba') == 3
+    (tmp_path / 'memory.max').write_text('max\n')
+    assert engines.default_jobs([1e9] * 20, 'numba') == 8
+
+
+def test_bpr_mf_counts_twice_where_memory_is_shared_out(monkeypatch):
+    arguments, cells = run_experiments.parse([]), plan(RSC15, run_experiments.options_of(run_experiments.parse([])))
+    monkeypatch.setattr(engines, 'available_cores', lambda: 4)
+    monkeypatch.setattr(engines, 'available_memory', lambda: 18e9)
+
+    def jobs(cells):
+        return run_experiments.engine_of(arguments, cells, 31_500_000, 'numba', 0)[1]
+    assert jobs(cells) == 2  # 8.6 and 4.3 of 13.5 GB
+    assert jobs([cell for cell in cells if cell.model != 'BPR-MF']) == 3
 
 
 # --- Commands -------------------------------------------------------------------------------------------------------
@@ -327,6 +346,23 @@ def test_thirty_kills_at_random_moments_give_the_numbers_of_an_undisturbed_run(s
     assert_nothing_is_left(out)
 
 
+@needs_locks
+def test_the_next_command_says_whose_cell_it_takes_over_and_removes_locks_of_finished_ones(data, tmp_path, capsys):
+    arguments = ['--data', str(data), '--out', str(tmp_path), '--table', '1', '--models', 'POP', 'S-POP', '--jobs', '1']
+    results = Results(tmp_path)
+    results.prepare()
+    assert run_experiments.main([*arguments[:-2], '--jobs', '1', '--models', 'POP']) == 0
+    finished = next((tmp_path / 'cells').glob('POP-*.json')).with_suffix('.lock')
+    cells = plan(RSC15, run_experiments.options_of(run_experiments.parse(arguments)))
+    unfinished = results.path('cells', cells[1].key(results.load('cells')[0]['data'])).with_suffix('.lock')
+    pids = [killed_holding('FileLock(Path(sys.argv[1]))', path) for path in (finished, unfinished)]
+    capsys.readouterr()
+    assert run_experiments.main(arguments) == 0
+    shown = capsys.readouterr().err
+    assert f'S-POP: taken over from process {pids[1]} on' in shown and f'process {pids[0]}' not in shown
+    assert list((tmp_path / 'cells').glob('*.lock')) == []
+
+
 # --- A Dask cluster -------------------------------------------------------------------------------------------------
 
 
@@ -439,5 +475,6 @@ def test_ctrl_c_ends_the_work_on_a_cluster_too_and_its_workers_are_free_for_anot
 @needs_dask
 def test_a_scheduler_that_is_not_there_is_named(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(engines, 'CONNECT', 1)
+    monkeypatch.delattr(run_experiments, 'load_dataset')  # it is named before any data is read
     assert run_experiments.main(['--data', str(data), '--out', str(tmp_path), '--scheduler', 'tcp://127.0.0.1:1']) == 2
     assert '--scheduler tcp://127.0.0.1:1: no Dask scheduler is reached there' in capsys.readouterr().err

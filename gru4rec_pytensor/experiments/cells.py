@@ -101,6 +101,12 @@ def plan(protocol: Protocol, options: Options) -> list[Cell]:
     return cells
 
 
+def memory_of(model: str, n_events: int) -> float:
+    """Bytes that training and evaluation on so many events take, of which those of BPR-MF's vectors are as many again.
+    """
+    return (0.5e9 + 120 * n_events) * (2 if model == 'BPR-MF' else 1)
+
+
 def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
     """ValueError, before any training, when a cell needs more parallel sessions than there are."""
     n_sessions = n_trainable_sessions(train)

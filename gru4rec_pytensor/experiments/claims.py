@@ -15,6 +15,7 @@ from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import Cell, Options, network_cell
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, VIDEO_CANDIDATES, VIDEO_ITEMS
+from gru4rec_pytensor.experiments.results import digits_of
 from gru4rec_pytensor.experiments.tables import Section, Table, mean_and_deviation
 
 VERDICTS = """\
@@ -187,8 +188,10 @@ def claims_cells(data: Dataset, options: Options, is_quick: bool) -> list[Cell]:
 def claims_section(results: list[dict], data: Dataset, options: Options, is_quick: bool) -> Section:
     """The table of claims, with those that can be judged by the results that there are, and what it is of."""
     def results_of(cells: list[Cell]) -> list[dict]:
-        found = [result_of(cell, results) for cell in cells]
+        found = [by_cell.get(digits_of(cell._asdict())) for cell in cells]
         return [] if None in found else [result for result in found if result]
+
+    by_cell = {digits_of({name: result[name] for name in Cell._fields}): result for result in results}
 
     rows = []
     for claim in paper_claims(*options.units):
@@ -201,12 +204,6 @@ def claims_section(results: list[dict], data: Dataset, options: Options, is_quic
         rows.append(stability_row({loss: count_stable(of_loss) for loss, of_loss in stable.items()}))
     header = ('Section', 'Claim', 'First / second', *METRICS.values(), 'Verdict')
     return Section([Table('Claims', header, rows)], [claims_note(data, options, is_quick), VERDICTS])
-
-
-def result_of(cell: Cell, results: list[dict]) -> dict | None:
-    """The result of a cell, if it is among those of the data set."""
-    wanted = cell._asdict()
-    return next((result for result in results if all(result[name] == wanted[name] for name in wanted)), None)
 
 
 def setting_cells(setting: Setting, data: Dataset, options: Options) -> list[Cell]:

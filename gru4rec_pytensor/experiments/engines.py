@@ -9,6 +9,7 @@ costs its own task one retry and nothing else; on a cluster Dask's scheduler doe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -18,12 +19,13 @@ import traceback
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gru4rec_pytensor.backends.threads import available_cores, limits
 from gru4rec_pytensor.terminal import Display
 
 RETRIES = 1  # of a task whose process dies
@@ -81,23 +83,23 @@ def in_this_process(tasks: list[Task], display: Display) -> Iterator[tuple[Task,
 # Processes of this machine
 # ---------------------------------------------------------------------------------------------------------------------
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+def available_memory() -> float:
+    """Bytes that this process may use: the memory of the machine or of its container; infinite if nobody knows."""
+    of_container = limits('memory.max') or limits('memory/memory.limit_in_bytes')
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return min([os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'), *of_container])
+    return min(of_container, default=float('inf'))
 
 
-def default_jobs(n_events: int, backend: str) -> int:
+def default_jobs(sizes: Sequence[float], backend: str) -> int:
     """How many cells to run at a time: one for each core, as far as they fit into three quarters of the memory.
 
-    A network takes about 0.5 GB and 120 bytes for each event of the training data; BPR-MF takes twice that, so that
-    several of them at a time may want a smaller `--jobs`.
+    sizes : bytes that each of them takes; those that take most may come together
     """
     if backend == 'jax':  # a GPU, which one training fills
         return 1
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # a system that does not say how much it has
-        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-        return max(1, min(available_cores(), int(0.75 * memory / (0.5e9 + 120 * n_events))))
-    return available_cores()
+    together = itertools.accumulate(sorted(sizes, reverse=True)[:available_cores()])
+    return max(1, sum(taken <= 0.75 * available_memory() for taken in together))
 
 
 @dataclass

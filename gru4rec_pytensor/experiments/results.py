@@ -24,6 +24,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._read: dict[Path, tuple[tuple, dict]] = {}  # each file's state, by which a change shows, and its result
 
     def prepare(self) -> None:
         """Make the folders; OSError or ValueError if that cannot be, or if results lie there that cannot be read."""
@@ -42,10 +43,13 @@ class Results:
         self.remove_leftovers()
 
     def remove_leftovers(self) -> None:
-        """Remove locks that nobody holds any more, and checkpoints of cells that are finished."""
+        """Remove what processes that were killed have left of cells that are finished: locks and checkpoints.
+
+        The lock of a cell that is not finished stays, since it says who was at it.
+        """
         for path in (self.folder / 'cells').glob('*.lock'):
             lock = FileLock(path)
-            if lock.acquire(wait=False):
+            if path.with_suffix('.json').exists() and lock.acquire(wait=False):
                 lock.release()
         for path in (self.folder / 'checkpoints').iterdir():
             if (self.folder / 'cells' / f'{path.name}.json').exists():
@@ -72,9 +76,17 @@ class Results:
 
         What other revisions of the models computed does not count.  ValueError names a file that is something else.
         """
-        found = [read_result(path) for path in sorted((self.folder / kind).glob('*.json'))]
+        found = [self.read(path) for path in sorted((self.folder / kind).glob('*.json'))]
         return [result for result in found if result['revision'] == REVISION
                 and fingerprint in (None, result['data'])]
+
+    def read(self, path: Path) -> dict:
+        """`read_result` of a file, which is read again only if it has changed since the last time."""
+        status = path.stat()
+        state = status.st_ino, status.st_mtime_ns, status.st_size
+        if self._read.get(path, (None,))[0] != state:
+            self._read[path] = state, read_result(path)
+        return self._read[path][1]
 
     def lock(self, key: dict) -> FileLock:
         """For the process that trains a cell."""

@@ -157,6 +157,13 @@ def storage_lock(url: str) -> Iterator[Callable[[], None]]:
         yield lock.release
 
 
+@quiet_optuna()
+def check_storage(url: str) -> None:
+    """ValueError if the database of the trials cannot be opened; its tables are there afterwards."""
+    with storage_lock(url):
+        open_storage(url).engine.dispose()
+
+
 def open_storage(url: str) -> RDBStorage:
     """The database of the trials, which is made if it is not there; ValueError if it cannot be opened.
 

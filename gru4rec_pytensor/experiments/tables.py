@@ -104,10 +104,10 @@ def table_1(results: list[dict], data: Dataset) -> Table:
 
 def tables_2(searches: list[dict], data: Dataset) -> list[Section]:
     """Table 2 of each kind of search, which has a search for each loss."""
-    kinds: dict[str, list[dict]] = {}
+    kinds: dict[str, dict[str, dict]] = {}
     for found in searches:
-        kinds.setdefault(str([found[name] for name in SEARCH_SETTINGS]), []).append(found)
-    return [table_2(sorted(of_kind, key=lambda found: [*LOSS_NAMES].index(found['loss'])), data)
+        kinds.setdefault(str([found[name] for name in SEARCH_SETTINGS]), {})[found['loss']] = found
+    return [table_2(sorted(of_kind.values(), key=lambda found: [*LOSS_NAMES].index(found['loss'])), data)
             for of_kind in kinds.values()]
 
 

@@ -153,6 +153,6 @@ def keep_search(settings: dict, found: search.Outcome, n_trials: int, work: Work
     train, valid = open_events(work.events)
     names = ('loss', 'units', 'epochs', 'seed', 'backend', 'tie_policy', 'candidates', 'prune')
     key = {'data': work.data.fingerprint, 'revision': REVISION, 'validation': work.events.name,
-           'space': search.SPACE} | {name: settings[name] for name in names}
+           'space': search.SPACE, 'n_trials': n_trials} | {name: settings[name] for name in names}
     work.results.save('searches', key, found._asdict() | {
-        'n_trials': n_trials, 'train': size_in_words(count(train)), 'valid': size_in_words(count(valid))})
+        'train': size_in_words(count(train)), 'valid': size_in_words(count(valid))})
