@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytensor
+import pytensor.tensor as pt
 import pytest
 from conftest import CASES, NUMBA_CASE, TRAIN, assert_same_bits, few_items_log, needs_jax, small_model, state_of
 from conftest import trained_as_recorded as trained
@@ -162,13 +164,13 @@ def four_threads(monkeypatch):
 
 
 @pytest.mark.parametrize('arguments, most', [
-    (dict(layers=[100]), 1), (dict(layers=[1000]), 4), (dict(layers=[100, 800]), 2),
-    (dict(layers=[100], embedding=1000), 4),
-    (dict(layers=[10], feedforward=[1000]), 4), (dict(layers=[100], batch_size=200, n_sample=2000), 3)])
+    (dict(layers=[100]), 1), (dict(layers=[1000]), 2), (dict(layers=[100, 1300]), 3), (dict(layers=[1000, 10]), 2),
+    (dict(layers=[100], embedding=1000), 2), (dict(layers=[10], feedforward=[2000]), 4),
+    (dict(layers=[100], batch_size=500), 1), (dict(layers=[100], batch_size=200, n_sample=4000), 3)])
 def test_the_largest_product_of_the_network_and_the_cores_say_how_many_threads_there_are(four_threads, arguments, most):
     product = gru4rec.largest_product(GRU4Rec(**arguments).settings(n_items=50))
     assert TrainingThreads(None, product).most == most
-    assert TrainingThreads(3, product).most == 3 and TrainingThreads(None, 100 * product).most == 4
+    assert TrainingThreads(3, product).most == 3 and TrainingThreads(None, 1000 * product).most == 4
     with threadpool_limits(2, user_api='blas'):
         assert TrainingThreads(None, product).most == min(2, most)
 
@@ -201,6 +203,38 @@ def numbers_of_a_training(training, clock, seconds):
             found.append(max(threads_of_blas()))
             clock.work(found[-1])
     return found
+
+
+def test_a_trial_with_more_threads_is_short_once_others_have_used_the_cores(four_threads, monkeypatch):
+    clock = Clock(share=0.9)
+    monkeypatch.setattr(threads, 'time', clock)
+    training = TrainingThreads(None, 10 ** 9)
+    assert [*training.pieces(100)] == [slice(0, 100)]
+    numbers_of_a_training(training, clock, 1)
+    assert [*training.pieces(100)] == [slice(0, 100)]
+    clock.now += threads.FIRST_PAUSE
+    assert [*training.pieces(100)] == [slice(0, 16), slice(16, 100)] and [*training.pieces(16)] == [slice(0, 16)]
+    clock.share = 1.0
+    numbers_of_a_training(training, clock, 1)
+    assert [*training.pieces(100)] == [slice(0, 100)]
+
+
+@pytest.mark.parametrize('bad', [None, 4, 5, 9])
+def test_mini_batches_that_are_run_in_pieces_are_those_of_one_run(monkeypatch, bad):
+    x, total = pt.fscalar('x'), pytensor.shared(np.zeros((), 'float32'))
+    numbers = np.arange(12, dtype='float32')
+    if bad:
+        numbers[bad] = np.nan
+    results = []
+    for pieces in ([slice(0, 12)], [slice(0, 5), slice(5, 12)]):
+        training = TrainingThreads()
+        monkeypatch.setattr(training, 'pieces', lambda n, pieces=pieces: pieces)
+        total.set_value(np.zeros((), 'float32'))
+        loop = backends.compile_loop([x], total + x, {total: total + x}, backend='numba', threads=training)
+        results.append((loop(numbers), total.get_value()))
+    np.testing.assert_array_equal(*[losses for losses, _total in results])
+    np.testing.assert_array_equal(*[value for _losses, value in results])
+    assert len(results[1][0]) == (bad + 1 if bad else 12)
 
 
 def test_a_training_has_one_thread_while_others_use_the_cores_and_tries_again_less_and_less_often(four_threads,

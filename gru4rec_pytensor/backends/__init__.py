@@ -261,11 +261,17 @@ class NumbaLoop:
 
     def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         outputs = np.empty(len(sequences[0]), dtype=FLOAT)
-        with self._threads.working():
-            n_done, states = call(self._loop, (outputs, *sequences, *self._step.arrays()))
-        for cell, state in zip(self._step.storage, states):
-            cell[0] = state
-        return outputs[:n_done]
+        done = 0
+        for rows in self._threads.pieces(len(outputs)):
+            with self._threads.working():
+                n_done, states = call(self._loop, (outputs[rows], *[sequence[rows] for sequence in sequences],
+                                                   *self._step.arrays()))
+            for cell, state in zip(self._step.storage, states):
+                cell[0] = state
+            done += n_done
+            if not np.isfinite(outputs[:done][-1:]).all():
+                break
+        return outputs[:done]
 
 
 def call(function: Any, arguments: tuple) -> Any:

@@ -20,10 +20,11 @@ from threadpoolctl import ThreadpoolController
 logger = logging.getLogger('gru4rec')
 
 CONTROL_GROUP = Path('/sys/fs/cgroup')  # where Linux says what a container may use
-PRODUCT_OF_A_THREAD = 12_500_000  # multiplications of the largest product of a step that are worth a thread
+PRODUCT_OF_A_THREAD = 25_000_000  # multiplications of the largest product of a step that are worth a thread
 MEASURABLE = 0.1  # seconds: how the cores were used in a shorter time says little
 MISSING = 0.25  # cores; where more of the time of the threads' cores went to others, these are in use
 FIRST_PAUSE, LAST_PAUSE = 10, 640  # seconds with one thread, before more are tried again; doubled each time in vain
+TRIAL = 16  # mini-batches, since a trial in vain takes longer
 
 
 def available_cores() -> int:
@@ -118,9 +119,16 @@ class TrainingThreads:
                           'the last digits of its products may differ from those of a training without interruption',
                           stacklevel=2)
 
+    def pieces(self, n_rows: int) -> Iterator[slice]:
+        """Mini-batches, of so many, that are to be run within one `working` each."""
+        first = TRIAL if 0 < self._alone_until <= time.monotonic() else n_rows
+        yield slice(0, first)
+        if first < n_rows:
+            yield slice(first, n_rows)
+
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Within it BLAS has so many threads as is best."""
+        """Within it BLAS has as many threads as is best at the moment."""
         n = 1 if time.monotonic() < self._alone_until else self.most
         with blas_threads.limited(n):
             began, used = time.perf_counter(), time.process_time()
@@ -132,7 +140,7 @@ class TrainingThreads:
         if self._is_fixed or n == 1 or seconds < MEASURABLE:
             return
         if used > (n - MISSING) * seconds:
-            self._pause = FIRST_PAUSE
+            self._pause, self._alone_until = FIRST_PAUSE, 0.0
             return
         logger.info('other processes use the cores: on with one thread of BLAS, not %s, for %s s', n, self._pause)
         self._alone_until = time.monotonic() + self._pause
