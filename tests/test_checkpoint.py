@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -198,8 +199,10 @@ def test_kills_at_random_moments_lose_nothing_of_a_search(tmp_path, n_kills):
     def finished(name):
         tables.append((tmp_path / name / 'tables.md').read_bytes())
         shutil.rmtree(tmp_path / name)
+    started = time.monotonic()
     killed_until_finished(SEARCH_PROGRAM, [tmp_path / 'data', tmp_path / 'whole'], 0, 0, lambda: finished('whole'))
-    killed_until_finished(SEARCH_PROGRAM, [tmp_path / 'data', tmp_path / 'killed'], n_kills, 15,
+    longest = 0.6 * (time.monotonic() - started)  # so that most kills come between the start and the last trial
+    killed_until_finished(SEARCH_PROGRAM, [tmp_path / 'data', tmp_path / 'killed'], n_kills, longest,
                           lambda: finished('killed'))
     assert len(tables) >= 2 and len(set(tables)) == 1
 
