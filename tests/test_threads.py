@@ -221,16 +221,16 @@ def test_a_trial_with_more_threads_is_short_once_others_have_used_the_cores(four
 
 @pytest.mark.parametrize('bad', [None, 4, 5, 9])
 def test_mini_batches_that_are_run_in_pieces_are_those_of_one_run(monkeypatch, bad):
-    x, total = pt.fscalar('x'), pytensor.shared(np.zeros((), 'float32'))
-    numbers = np.arange(12, dtype='float32')
+    x, total = pt.tensor('x', dtype='float32', shape=(2,)), pytensor.shared(np.zeros(2, 'float32'), shape=(2,))
+    numbers = np.arange(24, dtype='float32').reshape(12, 2)
     if bad:
         numbers[bad] = np.nan
     results = []
     for pieces in ([slice(0, 12)], [slice(0, 5), slice(5, 12)]):
         training = TrainingThreads()
         monkeypatch.setattr(training, 'pieces', lambda n, pieces=pieces: pieces)
-        total.set_value(np.zeros((), 'float32'))
-        loop = backends.compile_loop([x], total + x, {total: total + x}, backend='numba', threads=training)
+        total.set_value(np.zeros(2, 'float32'))
+        loop = backends.compile_loop([x], pt.sum(total + x), {total: total + x}, backend='numba', threads=training)
         results.append((loop(numbers), total.get_value()))
     np.testing.assert_array_equal(*[losses for losses, _total in results])
     np.testing.assert_array_equal(*[value for _losses, value in results])
