@@ -694,8 +694,10 @@ def top1_max(scores: Symbol, lanes: Symbol | None = None) -> Symbol:
 
     with s_i the softmax over the scores of the negatives of lane i: those that score high count most.
     """
+    weights = negatives_exponentials(scores, lanes)
     above = pt.sigmoid(scores - diagonal(scores)[:, None])
-    return mean_over_lanes(pt.sum(negatives_softmax(scores, lanes) * (above + pt.sigmoid(scores ** 2)), axis=1), lanes)
+    total = pt.sum(weights * (above + pt.sigmoid(scores ** 2)), axis=1)
+    return mean_over_lanes(total / pt.sum(weights, axis=1), lanes)
 
 
 def bpr_max(scores: Symbol, lanes: Symbol | None = None, bpreg: Any = 1.0) -> Symbol:
@@ -705,25 +707,21 @@ def bpr_max(scores: Symbol, lanes: Symbol | None = None, bpreg: Any = 1.0) -> Sy
 
     with s_i as in `top1_max`.  The second part keeps the scores of the negatives small.
     """
-    weights = negatives_softmax(scores, lanes)
-    below = pt.sum(weights * pt.sigmoid(diagonal(scores)[:, None] - scores), axis=1)
-    return mean_over_lanes(-pt.log(below + TINY) + bpreg * pt.sum(weights * scores ** 2, axis=1), lanes)
+    weights = negatives_exponentials(scores, lanes)
+    total = pt.sum(weights, axis=1)
+    below = pt.sum(weights * pt.sigmoid(diagonal(scores)[:, None] - scores), axis=1) / total
+    return mean_over_lanes(-pt.log(below + TINY) + bpreg * pt.sum(weights * scores ** 2, axis=1) / total, lanes)
 
 
-def negatives_softmax(scores: Symbol, lanes: Symbol | None) -> Symbol:
-    """Of each lane the softmax over the scores of all columns but its own, (B, B + n); 0 for its own.
+def negatives_exponentials(scores: Symbol, lanes: Symbol | None) -> Symbol:
+    """exp of the scores of each lane's negatives, (B, B + n), and 0 for its own target: a softmax times its sum.
 
-    The largest score is taken off before, as in `cross_entropy`.
+    The largest of them is taken off before, as in `cross_entropy`.
     """
-    largest = pytensor.gradient.disconnected_grad(pt.max(without_diagonal(scores, -np.inf), axis=1, keepdims=True))
-    exponentials = counted(without_diagonal(pt.exp(scores - largest), 0), lanes)
-    return exponentials / pt.sum(exponentials, axis=1, keepdims=True)
-
-
-def without_diagonal(scores: Symbol, value: float) -> Symbol:
-    """The scores with `value` for those of the lanes' own targets."""
-    lane = pt.arange(scores.shape[0])
-    return pt.set_subtensor(scores[lane, lane], np.float32(value))
+    lane, column = pt.arange(scores.shape[0])[:, None], pt.arange(scores.shape[1])
+    is_negative = pt.neq(lane, column) if lanes is None else pt.neq(lane, column) & working_columns(scores, lanes)
+    of_negatives = pt.switch(is_negative, scores, np.float32(-np.inf))
+    return pt.exp(of_negatives - pytensor.gradient.disconnected_grad(pt.max(of_negatives, axis=1, keepdims=True)))
 
 
 def diagonal(scores: Symbol) -> Symbol:
@@ -739,10 +737,12 @@ def mean(x: Symbol, axis: int | None = None) -> Symbol:
 
 def counted(x: Symbol, lanes: Symbol | None) -> Symbol:
     """The (B, B + n) matrix with zeros in the columns of idle lanes."""
-    if lanes is None:
-        return x
-    of_targets = pt.switch(lanes, x[:, :x.type.shape[0]], np.float32(0))
-    return pt.concatenate([of_targets, x[:, x.type.shape[0]:]], axis=1)
+    return x if lanes is None else pt.switch(working_columns(x, lanes), x, np.float32(0))
+
+
+def working_columns(scores: Symbol, lanes: Symbol) -> Symbol:
+    """Which columns of a (B, B + n) matrix are not those of idle lanes' targets, bool (B + n,)."""
+    return pt.concatenate([lanes, pt.ones(scores.shape[1] - scores.shape[0], 'bool')])
 
 
 def n_columns(scores: Symbol, lanes: Symbol | None) -> Symbol:

@@ -104,7 +104,7 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
                                      states)
     loop = backends.compile_loop(*step, backend='jax')
     sequences = [np.zeros((K, 6), 'int64'), np.zeros((K, 6), bool), np.zeros((K, 6, units), bool)]
-    program = loop.program.lower(K, sequences, loop.step.values()).compile().as_text()
+    program = loop.programs[True].lower(K, sequences, loop.step.values()).compile().as_text()
 
     n_states = len(loop.step.storage)
     assert len(re.findall(r'may-alias|must-alias', program.splitlines()[0])) == n_states
@@ -112,6 +112,40 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
     assert re.search(large, program)
     copies = [line for line in program.splitlines() if re.search(rf'= {large}\S* copy(-start)?\(', line)]
     assert not copies, copies
+
+
+@pytest.mark.parametrize('shape', [(), (3,)], ids=['vector', 'matrix'])
+@pytest.mark.parametrize('set_instead_of_inc', [False, True], ids=['added', 'set'])
+def test_final_rows_are_those_of_a_loop_over_the_occurrences(set_instead_of_inc, shape):
+    jnp = pytest.importorskip('jax.numpy')
+    from gru4rec_pytensor.backends.jax_loops import final_rows
+    rng = np.random.RandomState(0)
+    for rows in (rng.randint(0, 5, 77), np.zeros(64, int), np.arange(9)[::-1], np.array([4])):
+        x, y = rng.rand(9, *shape).astype('float32'), rng.rand(len(rows), *shape).astype('float32')
+        expected = x.astype('float64')
+        for row, value in zip(rows, y):
+            expected[row] = value if set_instead_of_inc else expected[row] + value
+        actual = final_rows(*map(jnp.asarray, (x, y, rows)), set_instead_of_inc)
+        assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_no_table_of_all_pairs_of_rows_is_made_with_many_additional_negatives():
+    """Read in the program of XLA: two occurrences of 1,031 negatives meet only by being sorted."""
+    from gru4rec_pytensor.backends import jax_loops
+    n_sample, n_lanes = 1031, 4
+    model = small_model(layers=[5], batch_size=n_lanes, n_epochs=1, dropout_p_hidden=0, n_sample=n_sample,
+                        sample_store=10 * n_sample, loss='bpr-max', momentum=0.1, constrained_embedding=True)
+    settings = model.settings(n_items=2000)
+    variables = gru4rec.Variables.of(settings, gru4rec.initial_weights(settings, np.random.RandomState(0)))
+    states = [gru4rec.shared('H0', np.zeros((n_lanes, 5), 'float32'))]
+    with backends.symbols_of_float32():
+        step = gru4rec.training_step(settings, gru4rec.shared('events', np.arange(2000)), variables, states)
+    loop = jax_loops.JaxLoop(*step)
+    sequences = [np.zeros((2, n_lanes), 'int64'), np.zeros((2, n_lanes), bool), np.zeros((2, n_sample), 'int64')]
+    program = loop.programs[True].lower(2, sequences, loop.step.values()).as_text()
+    n = n_sample + n_lanes
+    assert f'tensor<{n}x5x' in program
+    assert not any(f'tensor<{k}x{k}x' in program for k in (n_sample, n, n + n_lanes))
 
 
 # --- Ranks ----------------------------------------------------------------------------------------------------------

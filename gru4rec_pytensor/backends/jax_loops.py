@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,26 +14,73 @@ from jax import Array
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.link.jax.linker import JAXLinker
 
 from gru4rec_pytensor.backends.common import BEFORE_FUSION, FLOAT, ROW_UPDATES, sums_in_own_precision
 
+FEW = 512  # rows of an update whose table of equal ones is small: 1 MB
+
+
+class FinalRows(Op):
+    """Rows increased or set, where each row is written once, with its final value.
+
+    A GPU adds in any order, which changes the last bits from run to run, and of several values that are set any one
+    may win.  Here a stable sort brings the occurrences of a row together; sums of 2, 4, 8, ... neighbours of one row
+    then leave at its last occurrence the sum over all of them, added up in the same order every time.  Since the final
+    value is made of a row that the step reads anyway, XLA also sees that the matrix may be overwritten; an increment
+    would make it copy the matrix first.  n occurrences take n log n additions of rows, and no n x n matrix.
+    """
+    __props__ = ('set_instead_of_inc',)
+
+    def __init__(self, set_instead_of_inc: bool) -> None:
+        self.set_instead_of_inc = set_instead_of_inc
+
+    def make_node(self, x: Variable, y: Variable, rows: Variable) -> Apply:  # type: ignore[override]
+        return Apply(self, [x, y, rows], [x.type()])
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        x, y, rows = map(jnp.asarray, inputs)
+        output_storage[0][0] = np.asarray(final_rows(x, y, rows, self.set_instead_of_inc))
+
+
+def final_rows(x: Array, y: Array, rows: Array, set_instead_of_inc: bool) -> Array:
+    """`x` with `y` (n, ...) added to its rows (n,), or put there: of several occurrences of a row, the last one."""
+    n = len(rows)
+    order = jnp.argsort(rows, stable=True)
+    rows, y = rows[order], y[order]
+    if not set_instead_of_inc:
+        distance = 1
+        while distance < n:
+            same = (rows[distance:] == rows[:-distance]).reshape(-1, *[1] * (y.ndim - 1))
+            y = y.at[distance:].add(jnp.where(same, y[:-distance], 0))
+            distance *= 2
+        y = x[rows] + y
+    is_last = jnp.append(rows[1:] != rows[:-1], True)
+    nowhere = len(x) + jnp.arange(n)  # for all but the last occurrence
+    return x.at[jnp.where(is_last, rows, nowhere)].set(y, mode='drop', unique_indices=True)
+
+
+@jax_funcify.register(FinalRows)
+def _funcify_final_rows(op: FinalRows, **kwargs: Any) -> Callable:
+    return partial(final_rows, set_instead_of_inc=op.set_instead_of_inc)
+
 
 @node_rewriter(ROW_UPDATES)
 def row_updates_without_race(fgraph: FunctionGraph, node: Apply) -> list | None:
-    """Rewrite: rows increased or set to rows set, where all occurrences of a row write the same value.
+    """Rewrite: rows increased or set to `FinalRows`, or, where they are few, to the same by a table of which are equal.
 
-    A GPU adds in any order, which changes the last bits from run to run, and of several values that are set any one
-    may win.  Here each occurrence of a row writes the row's final value: the old one plus the sum over all occurrences,
-    or the value of the last one.  Since it is made of rows that the step reads anyway, XLA also sees that the matrix
-    may be overwritten; an increment would make it copy the matrix first.
+    For the 50 rows of a mini-batch one product with such a table takes less time than the steps of `FinalRows`.
     """
     inputs: list[Any] = node.inputs
     x, y, *index = inputs
     if len(index) != 1 or index[0].ndim != 1 or index[0].type.shape[0] is None or y.ndim != x.ndim:
         return None
     rows = index[0]
+    if rows.type.shape[0] > FEW:
+        return [FinalRows(node.op.set_instead_of_inc)(x, y, rows)]
     same = pt.eq(rows[:, None], rows)
     if node.op.set_instead_of_inc:
         value = y[pt.argmax(pt.switch(same, np.arange(rows.type.shape[0]), -1), axis=1)]
@@ -107,31 +155,29 @@ class JaxLoop:
         self._length = 0  # of the longest chunk so far
         step, new_value = self.step.function, self.step.new_value
 
-        def loop(n_rows: Array, sequences: list[Array], states: list[Array]) -> tuple:
-            def unfinished(carry: tuple) -> Array:
-                n_done, outputs, _states = carry
-                return (n_done < n_rows) & jnp.isfinite(outputs[n_done - 1])
+        def loop(length: Array | int, sequences: list[Array], states: list[Array]) -> tuple:
+            def body(k: Array, carry: tuple) -> tuple:
+                outputs, states = carry
+                results = step(*[rows[k] for rows in sequences], *states)
+                states = [results[new_value[i]] if i in new_value else state for i, state in enumerate(states)]
+                return outputs.at[k].set(results[0]), states
 
-            def one_step(carry: tuple) -> tuple:
-                n_done, outputs, states = carry
-                results = step(*[rows[n_done] for rows in sequences], *states)
-                states = [results[new_value[k]] if k in new_value else state for k, state in enumerate(states)]
-                return n_done + 1, outputs.at[n_done].set(results[0]), states
+            return jax.lax.fori_loop(0, length, body, (jnp.zeros(len(sequences[0]), FLOAT), states))
 
-            outputs = jnp.zeros(len(sequences[0]), FLOAT)
-            return jax.lax.while_loop(unfinished, one_step, (0, outputs, states))
-
-        self.program = jax.jit(loop, donate_argnums=2)
+        # On a GPU each look at whether the loop goes on takes some time: with a length that is known there is none.
+        self.programs = [jax.jit(loop, donate_argnums=2, static_argnums=static) for static in ((), 0)]
 
     def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         n_rows = len(sequences[0])
         self._length = max(self._length, n_rows)
         rows = [padded(sequence, self._length) for sequence in sequences]
         with jax.default_matmul_precision('float32'):  # a GPU would round factors to 10 bits otherwise
-            n_done, outputs, states = self.program(n_rows, rows, self.step.values())
+            outputs, states = self.programs[n_rows == self._length](n_rows, rows, self.step.values())
         for cell, state in zip(self.step.storage, states):
             cell[0] = state
-        return np.asarray(outputs)[:int(n_done)]
+        losses = np.asarray(outputs)[:n_rows]
+        finite = np.isfinite(losses)
+        return losses if finite.all() else losses[:finite.argmin() + 1]
 
 
 class JaxRanks:
