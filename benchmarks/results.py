@@ -111,7 +111,7 @@ def all_runs() -> list[Run]:
     runs = [run for data in (RECENT64, WEEK) for run in (
         *[baseline_run(data, model) for model in BASELINES], *[network_run(data, loss) for loss in RSC15.parameters])]
     runs += [file_run(RECENT64, path.relative_to(ROOT).as_posix())
-             for path in sorted(ROOT.glob('benchmarks/rsc15_recent64_*.toml'))]
+             for path in sorted(ROOT.glob('benchmarks/*.toml'))]
     runs += [file_run(RECENT64, file_of(title)) for title in LATER_NETWORKS]
     return sorted([*runs, file_run(WEEK, file_of('BPR-max, 64 units (2025)'))], key=lambda run: run.data)
 
@@ -160,7 +160,7 @@ def commit() -> str:
     """The revision of the code, and whether it was changed since."""
     def git(*words: str) -> str:
         return subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    changes = git('status', '--porcelain', '--', '*.py', '*.toml')
+    changes = git('status', '--porcelain', '--untracked-files=no', '--', '*.py', '*.toml')
     return git('rev-parse', '--short', 'HEAD') + ' and changes' * bool(changes)
 
 
