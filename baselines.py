@@ -728,10 +728,13 @@ class SKNN(SparseBaseline):
     sample them; a session is as recent as its last event. Of equally similar sessions at the cut the more recent are
     taken, of equally recent ones those that appear later in the frame.
 
+    The authors' code (rn5l/session-rec) has another factor in the cosine, sqrt(|s|) times and not over, which is the
+    same for all sessions of a prediction and so changes no rank; equally similar sessions are in no order there.
+
     Parameters
     ----------
     k : int, default 500
-        Neighbours.
+        Neighbours, as in the paper of 2017.
     sample_size : int, default 1000
         Sessions among which they are looked for; the papers' m.
     session_key, item_key, time_key : str
@@ -777,8 +780,13 @@ class VSKNN(SKNN):
         sim(s, n) = sum over the items i that s and n share of  w(i),    w(i) = (position of i in s) / (length of s)
 
     the product of a vector of weights that rise linearly to 1 for the last click, and one of zeros and ones. An item
-    that occurs several times has the position of its last click. All else, the arguments too, is as in `SKNN`. Later
-    work by the same authors, and their code, add a weight of rare items and of the place of the match: not here.
+    that occurs several times has the position of its last click. All else, the arguments too, is as in `SKNN`.
+
+    This is the method of the paper. The authors' code (rn5l/session-rec) divides by the number of distinct items of s,
+    which changes no rank, and has options that later papers of theirs tune, and call V-SKNN, too: other decays of w
+    (quadratic, logarithmic), a factor for each neighbour that falls with the distance of its last shared click from
+    the end of s, a weight of rare items (idf), and leaving out the items of s. Their numbers with such options are not
+    those of this class.
     """
     _by_position = True
 

@@ -6,6 +6,7 @@
     python run_experiments.py --dataset video ...      # with the protocol and the parameters of the paper's VIDEO data
     python run_experiments.py --table 2 --trials 100   # the parameter search
     python run_experiments.py --claims --quick         # what sections 3 and 4 claim, with small networks
+    python run_experiments.py --parameters FILE...     # networks of later papers, with the parameters of parameters/
     python run_experiments.py --figures                # Figures 1 and 2 and training curves too, as SVG and PNG
 
 A cell is what is trained and evaluated for one number.  Each finished one is a file in OUT/cells and is not run again;
@@ -26,7 +27,7 @@ from pathlib import Path
 from evaluation import TIE_POLICIES
 from gru4rec_pytensor import backends
 from gru4rec_pytensor.experiments import search
-from gru4rec_pytensor.experiments.cells import Cell, Options, memory_of, plan
+from gru4rec_pytensor.experiments.cells import Cell, Options, memory_of, plan, plan_files
 from gru4rec_pytensor.experiments.claims import claims_cells
 from gru4rec_pytensor.experiments.datasets import (
     Source,
@@ -38,7 +39,7 @@ from gru4rec_pytensor.experiments.datasets import (
 )
 from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, PROTOCOLS, RSC15, VIDEO
-from gru4rec_pytensor.experiments.publish import keep_claims, keep_command, publish
+from gru4rec_pytensor.experiments.publish import keep_claims, keep_command, keep_parameters, publish
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.experiments.tables import rows_of_tables
 from gru4rec_pytensor.experiments.work import TasksFailed, Work, run_cells, run_search
@@ -81,6 +82,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         '(sqlite:///OUT/search.db); processes that share one work on the same search')
     parser.add_argument('--prune', action='store_true', help='Table 2: stop a trial whose Recall@20 after an epoch is '
                         'below the median of the others')
+    parser.add_argument('--parameters', nargs='+', default=[], metavar='FILE', help='networks with the parameters '
+                        "of files, such as those in parameters/ or the authors' own, as rows of a table of later "
+                        'papers; without --table nothing else is run')
     parser.add_argument('--claims', action='store_true', help='compare the variants that the paper makes claims about')
     parser.add_argument('--quick', action='store_true', help='claims with fewer units and epochs')
     parser.add_argument('--figures', action='store_true', help="after the tables, draw the paper's Figure 1 from the "
@@ -109,13 +113,15 @@ def fill_in(arguments: argparse.Namespace) -> None:
     """Flatten the lists, and fill in what was not given, as far as it depends on nothing but other arguments."""
     for name in ('table', 'models', 'loss', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
         setattr(arguments, name, list(dict.fromkeys(value for values in getattr(arguments, name) for value in values)))
-    arguments.ignored = [f'--{name}' for name in ('table', 'models', 'loss', 'trials', 'storage', 'prune', 'figures')
-                         if getattr(arguments, name)] if arguments.claims else []
+    arguments.ignored = [f'--{name}' for name in ('table', 'models', 'loss', 'trials', 'storage', 'prune', 'parameters',
+                                                  'figures') if getattr(arguments, name)] if arguments.claims else []
     usual_units = ([50, 200] if arguments.quick else [100, 1000]) if arguments.claims else [100]
     of_the_paper = [row for row in RSC15.published if row in BASELINES]
-    defaults = {'table': [1, 3], 'models': [*of_the_paper, NETWORK], 'loss': [*RSC15.parameters], 'trials': 100,
-                'epochs': 3 if arguments.quick else 10, 'seeds': [42, 43, 44] if arguments.claims else [42],
-                'units': usual_units}
+    arguments.of_tables = [f'--{name}' for name in ('models', 'loss', 'units', 'trials') if getattr(arguments, name)]
+    arguments.own_epochs = arguments.epochs
+    defaults = {'table': [] if arguments.parameters else [1, 3], 'models': [*of_the_paper, NETWORK],
+                'loss': [*RSC15.parameters], 'trials': 100, 'epochs': 3 if arguments.quick else 10,
+                'seeds': [42, 43, 44] if arguments.claims else [42], 'units': usual_units}
     for name, value in defaults.items():
         setattr(arguments, name, getattr(arguments, name) or value)
 
@@ -132,6 +138,8 @@ def contradiction(arguments: argparse.Namespace) -> str | None:
         return '--quick goes with --claims'
     if arguments.ignored:
         return f"{', '.join(arguments.ignored)} and --claims do not go together: they are of the tables"
+    if arguments.parameters and arguments.of_tables and not (arguments.table or arguments.claims):
+        return f'{arguments.of_tables[0]} goes with --table, without which --parameters runs nothing but its files'
     if arguments.scheduler and arguments.jobs:
         return '--jobs and --scheduler do not go together: a cluster runs one cell on each worker'
     if arguments.scheduler and 2 in arguments.table and (arguments.storage or 'sqlite:').startswith('sqlite:'):
@@ -170,6 +178,7 @@ def run(arguments: argparse.Namespace) -> None:
     protocol, options, source = PROTOCOLS[arguments.dataset], options_of(arguments), source_of(arguments)
     check_extras(arguments)
     cells = [] if arguments.claims else plan(protocol, options)
+    files = plan_files(arguments.parameters, protocol, options, arguments.own_epochs)
     results = Results(Path(arguments.out).absolute() if arguments.scheduler else Path(arguments.out))
     results.prepare()
     n_workers = check_engines(arguments, results)
@@ -179,6 +188,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.claims:
         cells = claims_cells(data, options, arguments.quick)
         keep_claims(results, data, options, arguments.quick)
+    keep_parameters(results, data, files)
+    for _title, cell in files:
+        cells += [cell] * (cell not in cells)
     engine, jobs = engine_of(arguments, cells, len(data.train), options.backend, n_workers)
     if jobs > 1:  # the longest come last in the tables; first, no process is left with one at the end
         cells = cells[::-1]

@@ -1,14 +1,14 @@
 """The parameters of a model in a file: TOML files such as those in ``parameters/``, and the authors' own Python files.
 
-A TOML file says what it is (`title`, `data`), where the numbers stand (`source`), in the table `parameters` the
-arguments of `gru4rec.GRU4Rec`, the others being at their defaults, and in the table `published` what they reached.  The
-authors' files assign ``gru4rec_params = OrderedDict([('loss', 'bpr-max'), ...])``.  They are taken apart as text, and
-nothing of them is executed; what they do not name is at the defaults of the release that they are for.
+A TOML file says what it is (`title`, `data`), where it is published (`source`), and in the table `parameters` the
+arguments of `gru4rec.GRU4Rec`, the others being at their defaults; what was reached with those in ``parameters/`` is in
+`experiments.published`.  The authors' files assign ``gru4rec_params = OrderedDict([('loss', 'bpr-max'), ...])``.  They
+are taken apart as text, and nothing of them is executed; what they do not name is at the defaults of the release that
+they are for.
 """
 from __future__ import annotations
 
 import ast
-import re
 import tomllib
 import warnings
 from collections.abc import Mapping
@@ -45,13 +45,11 @@ class ParameterFile(NamedTuple):
 
     arguments : of `gru4rec.GRU4Rec`, which need not be valid yet
     title, data, source : of which row of which publication, and of which data; empty in the authors' files
-    published : what was reached with them, by metric: ``{'Recall@20': 0.7197, 'MRR@20': 0.3157}``
     """
     arguments: dict[str, Any]
     title: str = ''
     data: str = ''
     source: str = ''
-    published: Mapping[str, float] = {}
 
 
 def read(path: str | Path) -> ParameterFile:
@@ -74,26 +72,16 @@ def read(path: str | Path) -> ParameterFile:
 def of_toml(text: str) -> ParameterFile:
     """What a TOML file of parameters holds."""
     found = tomllib.loads(text)
-    unknown = found.keys() - {'title', 'data', 'source', 'parameters', 'published'}
+    unknown = found.keys() - {'title', 'data', 'source', 'parameters'}
     if unknown:
-        raise ValueError(f'has the unknown name {sorted(unknown)[0]!r}; allowed are title, data and source, and the '
-                         'tables [parameters] and [published]')
+        raise ValueError(f'has the unknown name {sorted(unknown)[0]!r}; allowed are title, data, source and the table '
+                         '[parameters]')
     if not isinstance(found.get('parameters'), dict):
         raise ValueError('has no table [parameters]')
     for name in ('title', 'data', 'source'):
         if not isinstance(found.get(name, ''), str):
             raise ValueError(f'{name} = {found[name]!r}: must be text')
-    published = found.get('published', {})
-    if not isinstance(published, dict) or not all(map(is_published, published, published.values())):
-        raise ValueError("published must hold numbers from 0 to 1 by metric, such as 'Recall@20' or 'MRR@20'; got "
-                         f'{published!r}')
-    return ParameterFile(found['parameters'], found.get('title', ''), found.get('data', ''), found.get('source', ''),
-                         published)
-
-
-def is_published(metric: str, value: Any) -> bool:
-    """Whether it is the name and value of a metric, such as 'MRR@20' and 0.3157."""
-    return bool(re.fullmatch(r'(Recall|MRR)@[1-9]\d*', metric)) and isinstance(value, float) and 0 <= value <= 1
+    return ParameterFile(found['parameters'], found.get('title', ''), found.get('data', ''), found.get('source', ''))
 
 
 def of_authors_file(text: str) -> dict[str, Any]:

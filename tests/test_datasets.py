@@ -7,10 +7,11 @@ import pytest
 from conftest import click_log, few_items_log
 
 import preprocess_rsc15
-from gru4rec_pytensor.experiments import datasets
+from gru4rec_pytensor.experiments import datasets, published
 from gru4rec_pytensor.experiments.cells import Cell, run_cell
 from gru4rec_pytensor.experiments.datasets import Dataset, Events, Source
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, RSC15, VIDEO
+from gru4rec_pytensor.experiments.published import PublishedData
 
 
 def write(path, log):
@@ -96,15 +97,46 @@ def test_the_notice_says_with_what_our_numbers_can_be_compared():
         assert 'This is a synthetic click log' in datasets.data_notice(synthetic)
 
 
-def test_only_data_with_the_papers_counts_is_comparable():
+def with_counts(monkeypatch, *known):
+    monkeypatch.setattr(published, 'DATA', [PublishedData(*fields) for fields in known])
+
+
+def test_only_data_with_published_counts_is_comparable(monkeypatch):
     log = click_log([1, 2], [2, 3, 1])
     counts = dict(sessions=2, events=5, items=3)
-    same = Dataset('mine', RSC15._replace(counts={'train': counts, 'test': dict(sessions=2)}), False, log, log)
-    assert same.difference_to_the_papers == '' and 'are comparable with' in datasets.data_notice(same)
-    other_test = replace(same, protocol=RSC15._replace(counts={'train': counts, 'test': dict(sessions=1)}))
-    assert other_test.difference_to_the_papers == '2 of 1 sessions for testing'
-    assert replace(same, is_synthetic=True).difference_to_the_papers
-    assert replace(same, protocol=same.protocol._replace(is_private=True)).difference_to_the_papers
+    for title, words in (('RSC15', 'as many sessions, events and items as the RSC15 data of the paper'),
+                         ('other', "published for it, and not with the paper's")):
+        with_counts(monkeypatch, (title, 'RSC15', {'train': counts, 'test': dict(sessions=2)}, 'somewhere'))
+        same = Dataset('mine', RSC15, False, log, log)
+        assert same.published.title == title and words in datasets.data_notice(same)
+        assert replace(same, is_synthetic=True).published is None
+        assert replace(same, protocol=VIDEO).published is None
+    with_counts(monkeypatch, ('RSC15', 'RSC15', {'train': counts, 'test': dict(sessions=1)}, 'somewhere'))
+    assert Dataset('mine', RSC15, False, log, log).published is None
+
+
+def test_the_first_count_that_is_not_the_papers_is_named():
+    log = click_log([1, 2], [2, 3, 1])
+    protocol = RSC15._replace(counts={'train': dict(sessions=2, events=5), 'test': dict(sessions=1)})
+    assert Dataset('mine', protocol, False, log, log).difference_to_the_papers == '2 of 1 sessions for testing'
+
+
+def test_items_that_a_fraction_lacks_stay_and_count_as_misses(tmp_path, monkeypatch, capsys):
+    """As in NARM's rows; on other data they are left out, and another fingerprint says so."""
+    train, test = click_log([1, 2], [2, 1, 2]), click_log([1, 9, 2], [9, 1, 2], [9, 9])
+    paths = [write(tmp_path / f'{name}.tsv', log) for name, log in (('train', train), ('test', test))]
+    dropped = datasets.load_dataset(Source(*paths), RSC15)
+    with_counts(monkeypatch, ('RSC15 1/2', 'RSC15', {'train': dict(predictions=3), 'test': dict(predictions=5)},
+                              'somewhere', True))
+    kept = datasets.load_dataset(Source(*paths), RSC15)
+    assert kept.published.title == 'RSC15 1/2' and 'RSC15 1/2: test events with items' in capsys.readouterr().err
+    assert len(dropped.test) == 4 and len(kept.test) == 8 and dropped.fingerprint != kept.fingerprint
+    cell = Cell('Markov', None, None, None, None, {}, 'conservative')
+    result = run_cell(cell, kept)  # of 1 -> 9, 1 -> 2 (9 is passed over), 9 -> 1, 1 -> 2, 9 -> 9 the second and fourth
+    assert result['recall@20'] == result['mrr@20'] == 2 / 5
+    assert run_cell(cell, dropped)['recall@20'] == 1
+    assert sum(n for _name, n, _recall in result['details']['by_popularity']) == 3  # of items that training has
+    assert result['details']['by_position'] == [['2', 3, 0.0], ['3', 2, 1.0]]
 
 
 def is_mapped(array):

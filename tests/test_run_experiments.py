@@ -159,6 +159,8 @@ def test_any_two_files_with_the_three_columns_will_do(tmp_path):
     (['--table', '2', '--units', '50,100'], '--table 2 searches for networks of one size and with one seed'),
     (['--dataset', 'netflix'], "invalid choice: 'netflix'"),
     (['--seeds', '1,x'], "'x' is not a whole number"),
+    (['--parameters', 'x.toml', '--loss', 'bpr'], '--loss goes with --table, without which --parameters runs nothing'),
+    (['--parameters', 'x.toml', '--claims'], '--parameters and --claims do not go together'),
     (['--units', '0'], "'0' is not a whole number of at least 1"),
     (['--epochs', 'ten'], "'ten' is not a whole number of at least 1"),
 ])
@@ -222,6 +224,88 @@ def test_an_error_of_any_kind_takes_one_line(monkeypatch, capsys, error, message
     monkeypatch.setattr(run_experiments, 'run', failing)
     assert run_experiments.main([]) == 2
     assert capsys.readouterr().err == f'run_experiments.py: error: {message}\n'
+
+
+# --- Parameters from files ------------------------------------------------------------------------------------------
+
+TOML = """title = "Mine"
+[parameters]
+layers = [5]
+loss = "bpr-max"
+batch_size = 20
+n_epochs = 2
+dropout_p_hidden = 0.0
+n_sample = 8
+constrained_embedding = true
+time_sort = true
+drop_tail = false
+equal_times = "frame"
+"""
+AUTHORS = """gru4rec_params = OrderedDict([('layers', [5]), ('batch_size', 20), ('n_epochs', 2), ('n_sample', 8),
+('bpreg', 1.0), ('momentum', 0.25), ('constrained_embedding', True)])"""
+
+
+@pytest.fixture(scope='module')
+def of_files(data, tmp_path_factory):
+    """A folder of results of two files, of two seeds each, and the command that made it."""
+    folder = tmp_path_factory.mktemp('parameters')
+    (folder / 'a.toml').write_text(TOML)
+    (folder / 'theirs.py').write_text(AUTHORS)
+    command = ['--data', str(data), '--out', str(folder / 'out'), '--backend', 'python', '--jobs', '1', '--seeds',
+               '1,2', '--parameters', str(folder / 'a.toml'), str(folder / 'theirs.py')]
+    assert run_experiments.main(command) == 0
+    return folder, command
+
+
+def test_networks_with_the_parameters_of_files_are_rows_of_a_table_and_of_the_report(of_files, data):
+    from gru4rec import GRU4Rec
+    folder, _command = of_files
+    results = Results(folder / 'out').load('cells')
+    assert sorted((r['loss'], r['units'], r['epochs'], r['seed']) for r in results) == 2 * [
+        ('bpr-max', 5, 2, 1)] + 2 * [('bpr-max', 5, 2, 2)]
+    train = pd.read_csv(data / 'rsc15_train_full.txt', sep='\t')
+    for path in ('a.toml', 'theirs.py'):
+        model = GRU4Rec.from_parameters(folder / path, backend='python', seed=2).fit(train)
+        assert [r['epoch_losses'] for r in results].count(model.epoch_losses_) == 1
+    table = (folder / 'out' / 'tables.md').read_text().partition('### Later papers')[2]
+    report = (folder / 'out' / 'report.html').read_text()
+    assert [line.split('|')[1].strip() for line in table.splitlines() if line[:2] == '| '] == [
+        'Network', 'Mine', 'theirs']
+    assert 'theirs: loss bpr-max, layers [5], batch_size 20, ' in table and 'momentum 0.25' in table
+    for text in ('<h2>Later papers</h2>', '<td>Mine</td>', '<td>theirs, seed 2</td>'):
+        assert text in report
+    assert 'Published for this data' not in table + report  # it is a synthetic log
+
+
+def test_a_network_is_not_trained_again_for_another_file_of_the_same_parameters(of_files, monkeypatch, capsys):
+    folder, command = of_files
+    other = folder / 'b.toml'
+    other.write_text(TOML.replace('Mine', 'Renamed') + 'sample_alpha = 0.75\nmomentum = 0.0\n')
+    monkeypatch.setattr(work, 'run_cell', lambda *args: pytest.fail('a cell was run again'))
+    assert run_experiments.main([*command[:-2], str(other)]) == 0
+    out = capsys.readouterr().out
+    assert '| Renamed ' in out and '| theirs ' in out and 'Mine' not in out
+
+
+def test_a_file_with_the_parameters_of_a_row_of_table_3_is_that_row_and_epochs_go_before_it(data, tmp_path, capsys):
+    (tmp_path / 'a.toml').write_text('[parameters]\nlayers = [4]\nloss = "bpr"\nbatch_size = 50\n'
+                                     'dropout_p_hidden = 0.2\nlearning_rate = 0.05\nmomentum = 0.2\n')
+    assert run_experiments.main(['--data', str(data), '--out', str(tmp_path), '--backend', 'python', '--epochs', '1',
+                                 '--parameters', str(tmp_path / 'a.toml')]) == 0
+    out = capsys.readouterr().out
+    assert '| BPR  | 4 ' in out and 'Later papers' not in out
+    result, = results_in(tmp_path)
+    assert result['epochs'] == 1 and result['parameters'] == protocols.RSC15.parameters['bpr']
+
+
+@pytest.mark.parametrize('name, text, message', [
+    ('a.toml', '[parameters]\nloss = "bpr"', 'layers are missing'), ('a.json', '{}', 'must end in .toml'),
+    ('a.toml', '[parameters]\nlayers = [4]\nloss = "hinge"', "loss='hinge'")])
+def test_a_wrong_file_of_parameters_is_named_before_any_work(name, text, message, tmp_path, capsys):
+    (tmp_path / name).write_text(text)
+    assert run_experiments.main(['--data', 'no-such-folder', '--parameters', str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert name in error and message in error and error.count('\n') == 1
 
 
 # --- The protocol of VIDEO ------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'synthetic': 'events checks',
     'parameters': '',
     'later': 'gru4rec evaluation events checks parameters',
-    'experiments': f'{TOP} {ROOMS}',
+    'experiments': f'{TOP} {ROOMS} parameters',
     'cli': f'{TOP} {ROOMS}',
 }.items()}
 

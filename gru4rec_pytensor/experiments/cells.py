@@ -4,7 +4,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 import pytensor
 
-from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
-from gru4rec import GRU4Rec
+from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks_with_misses, recall_mrr
+from gru4rec import GRU4Rec, changed_arguments
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset, Events
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, Protocol
+from gru4rec_pytensor.experiments.published import arguments_of, distinct_arguments
+from gru4rec_pytensor.parameters import read as read_parameters
 from gru4rec_pytensor.terminal import TrainingProgress
 
 # What is kept of each cell beside its key; what can be derived, such as its table and the published numbers, is not.
@@ -107,6 +109,32 @@ def memory_of(model: str, n_events: int) -> float:
     return (0.5e9 + 120 * n_events) * (2 if model == 'BPR-MF' else 1)
 
 
+def plan_files(paths: Sequence[str | Path], protocol: Protocol, options: Options,
+               epochs: int | None = None) -> list[tuple[str, Cell]]:
+    """The cells of networks with the parameters of files, each with the title of its file: one for each seed.
+
+    Cells are equal if their networks are, however files spell it; those of a row of Table 3 are that row's.  Names of
+    columns, seed and backend of a file do not count; `epochs`, if given, goes before the file's.
+    """
+    cells = []
+    for path in paths:
+        model = GRU4Rec.from_parameters(path)
+        title = read_parameters(path).title or Path(path).stem
+        n_epochs, units = epochs or model.n_epochs, model.layers[0] if len(model.layers) == 1 else None
+        parameters, preset = network_parameters(changed_arguments(model)), protocol.parameters.get(model.loss)
+        if preset and parameters == network_parameters({'layers': [units], 'loss': model.loss} | preset):
+            parameters = preset
+        cells += [(title, network_cell(model.loss, units, n_epochs, seed, parameters, options, protocol.candidates))
+                  for seed in options.seeds]
+    return cells
+
+
+def network_parameters(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments of a network, in one spelling, that are no fields of a cell of their own."""
+    return {name: value for name, value in distinct_arguments(arguments).items() if name not in (
+        'loss', 'n_epochs', 'seed', 'backend', 'session_key', 'item_key', 'time_key')}
+
+
 def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
     """ValueError, before any training, when a cell needs more parallel sessions than there are."""
     n_sessions = n_trainable_sessions(train)
@@ -152,8 +180,8 @@ def fit_network(cell: Cell, train: pd.DataFrame, checkpoint: Path | None, every:
     """The trained network of a cell, and how many events a second it was trained on, compilation left out."""
     started = time.perf_counter()
     progress = TrainingProgress(cell.title, quiet=True, report=report)
-    arguments: dict[str, Any] = {'layers': [cell.units], **cell.parameters}
-    model = GRU4Rec(**arguments | dict(n_epochs=cell.epochs, loss=cell.loss, seed=cell.seed, backend=cell.backend))
+    arguments: dict[str, Any] = arguments_of(cell._asdict()) | dict(seed=cell.seed, backend=cell.backend)
+    model = GRU4Rec(**arguments)
     model.fit(train, callback=progress, checkpoint=checkpoint, every=every)
     return model, progress.close(time.perf_counter() - started)
 
@@ -171,7 +199,7 @@ def evaluate(model: Any, cell: Cell, data: Dataset | Events) -> dict:
     """Metrics of a trained model, and what evaluation took."""
     started = time.perf_counter()
     candidates = most_frequent(data.train.ItemId, cell.candidates)
-    ranks = next_item_ranks(model, data.test, candidates, tie_policy=cell.tie_policy)
+    ranks = next_item_ranks_with_misses(model, data.test, candidates, tie_policy=cell.tie_policy)
     seconds = time.perf_counter() - started
     recall, mrr = recall_mrr(ranks, CUT_OFF)
     result = {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
@@ -179,18 +207,22 @@ def evaluate(model: Any, cell: Cell, data: Dataset | Events) -> dict:
               'details': rank_details(ranks, data)}
     if cell.model == 'Item-KNN':
         result['other_tie_policies'] = {
-            policy: recall_mrr(next_item_ranks(model, data.test, candidates, tie_policy=policy), CUT_OFF)
+            policy: recall_mrr(next_item_ranks_with_misses(model, data.test, candidates, tie_policy=policy), CUT_OFF)
             for policy in TIE_POLICIES if policy != cell.tie_policy}
     return result
 
 
 def rank_details(ranks: np.ndarray, data: Dataset | Events) -> dict:
-    """Recall and MRR over cut-offs; Recall@20 by position in the session, and by popularity of the next item."""
+    """Recall and MRR over cut-offs; Recall@20 by position in the session, and by popularity of the next item.
+
+    An item that training does not have belongs to no part of the popular ones.
+    """
     rows, offsets = session_order(data.test)
     position = np.delete(np.arange(len(rows)) - offsets[session_of_event(offsets)] + 1, offsets[:-1])
     target = np.delete(data.test.ItemId.to_numpy()[rows], offsets[:-1])
     by_popularity = data.train.ItemId.value_counts().index
-    popularity = by_popularity.get_indexer(target) / len(by_popularity)
+    place = by_popularity.get_indexer(target)
+    popularity = np.where(place < 0, len(by_popularity), place) / len(by_popularity)
 
     def recall_by_bin(values: np.ndarray, bins: dict[str, float], right: bool) -> list[list]:
         bin_of = np.searchsorted(list(bins.values()), values, side='left' if right else 'right')

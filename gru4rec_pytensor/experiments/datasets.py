@@ -14,6 +14,7 @@ import preprocess_rsc15
 from gru4rec_pytensor import click_log, synthetic
 from gru4rec_pytensor.events import COLUMNS, count, drop_long_sessions, keep_known_items, split
 from gru4rec_pytensor.experiments.protocols import Protocol
+from gru4rec_pytensor.experiments.published import PublishedData, find_data, is_count
 from gru4rec_pytensor.files import files_together
 from gru4rec_pytensor.terminal import note
 
@@ -54,17 +55,19 @@ class Dataset:
         """Number of items of the training data."""
         return self.counts['train']['items']
 
+    @cached_property
+    def published(self) -> PublishedData | None:
+        """The data set that papers report on, if it is one: only then numbers of ours compare with published ones."""
+        return None if self.is_synthetic else find_data(self.protocol, self.counts)
+
     @property
     def difference_to_the_papers(self) -> str:
-        """What tells the data from the paper's, in words; empty where all counts are the same, so that numbers compare.
-        """
-        if self.is_synthetic:
-            return 'a synthetic click log'
+        """The first count in which the data is not that of the protocol's paper, in words."""
         for part, published in self.protocol.counts.items():
             for kind, number in published.items():
-                if self.counts[part][kind] != number:
+                if not is_count(self.counts[part][kind], number):
                     return f'{self.counts[part][kind]:,} of {number:,} {kind}' + ' for testing' * (part == 'test')
-        return 'its counts are the same, but the data is private' if self.protocol.is_private else ''
+        return ''
 
 
 class Events(NamedTuple):
@@ -83,9 +86,13 @@ def load_dataset(source: Source, protocol: Protocol) -> Dataset:
         name = folder.resolve().name
     train, test = read_pair(train_path, test_path, protocol)
     is_synthetic = (train_path.parent / preprocess_rsc15.SYNTHETIC_LOG).exists() or not (source.train or source.folder)
-    digits = fingerprint(train, test)
-    return Dataset(f"{'synthetic' if is_synthetic else name}-{digits}", protocol, is_synthetic, train,
-                   with_known_items(train, test), digits)
+    whole = Dataset('', protocol, is_synthetic, train, test)
+    if whole.published and whole.published.with_misses:
+        note(f'{whole.published.title}: test events with items that training does not have count as misses')
+        digits = fingerprint(train, test, test)  # not that of the same files whose unknown items are left out
+    else:
+        test, digits = with_known_items(train, test), fingerprint(train, test)
+    return Dataset(f"{'synthetic' if is_synthetic else name}-{digits}", protocol, is_synthetic, train, test, digits)
 
 
 def validation_split(source: Source, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -192,18 +199,21 @@ def size_in_words(counts: dict[str, int]) -> str:
 
 def data_notice(data: Dataset) -> str:
     """What data our numbers are of, and what they can be compared with."""
-    difference = data.difference_to_the_papers
+    known = data.published
     if data.is_synthetic:
         comparison = ('**This is a synthetic click log**: our numbers on it are not comparable with the published '
                       'ones, only their order is.')
+    elif known and known.title != data.protocol.title:
+        comparison = (f'It has the counts of {known.title} ({known.origin}): our numbers are comparable with those '
+                      'published for it, and not with the paper\'s.')
+    elif known:
+        comparison = (f'It has as many sessions, events and items as the {known.title} data of the paper: our numbers '
+                      'are comparable with the published ones.')
     elif data.protocol.is_private:
         comparison = ('**This is not the data of the published numbers**, which is private: ours are not comparable '
                       'with them, only their order is.')
-    elif difference:
-        comparison = (f"**This is not the paper's data: {difference}.** Our numbers are not comparable with the "
-                      'published ones.')
     else:
-        comparison = (f'It has as many sessions, events and items as the {data.protocol.title} data of the paper: our '
-                      'numbers are comparable with the published ones.')
+        comparison = (f"**This is not the paper's data: {data.difference_to_the_papers}.** Our numbers are not "
+                      'comparable with the published ones.')
     train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
     return f'Data set `{data.name}`: train {train}; test {test}. {comparison}'

@@ -14,12 +14,20 @@ from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK
 from gru4rec_pytensor.experiments.tables import (
     TITLES,
+    YARDSTICK,
     Section,
+    Table,
     by_row,
+    is_papers,
     mean_metric,
     metric_in_words,
     networks_note,
+    paper_note,
+    parameter_notes,
+    published_for,
     row_settings,
+    table_later,
+    table_published,
     ties_note,
     title_of,
 )
@@ -33,12 +41,14 @@ def format_report(results: list[dict], data: Dataset, sections: list[Section], c
 
     Parameters
     ----------
-    results : of the cells of Tables 1 and 3
+    results : of the cells of Tables 1 and 3, and of parameters from files, which have a title
     sections : Table 2 and the claims, as far as they were run
     commands : that make the page again
     """
     parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>',
-             comparison_section(results, data)]
+             comparison_section([result for result in results if not result.get('title')], data)]
+    parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, notes))
+              for table, notes in tables_of_others(results, data)]
     parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, section.notes))
               for section in sections for table in section.tables]
     parts += picture_sections(results)
@@ -62,29 +72,42 @@ def comparison_section(results: list[dict], data: Dataset) -> str:
     """Tables 1 and 3 with the differences to what was published; empty when there is no result."""
     if not results:
         return ''
-    tables = [comparison_table(results, data, TITLES[1], [*BASELINES]),
-              comparison_table(results, data, TITLES[3], [NETWORK])]
-    colours = 'green is above, orange below the published number'
-    if data.difference_to_the_papers:
-        colours = f"neither better nor worse, since this is not the paper's data: {data.difference_to_the_papers}"
+    tables, words = [comparison_table(results, data, TITLES[1], [*BASELINES]),
+                     comparison_table(results, data, TITLES[3], [NETWORK])], ''
+    if is_papers(data):
+        colours = 'green is above, orange below the published number'
+        if data.is_synthetic:
+            colours = "neither better nor worse, since this is not the paper's data: a synthetic click log"
+        words = f'{paper_note(data)}Difference: ours to published, relative; {colours}. '
     return page.section('Recall@20 and MRR@20, published and ours', *tables, page.paragraph(
-        f'Published: {data.protocol.title}, arXiv 1511.06939 v4. Difference: ours to published, relative; {colours}. '
-        f'{networks_note(results)}{ties_note(results)}'))
+        f'{words}{networks_note(results)}{ties_note(results)}'))
 
 
 def comparison_table(results: list[dict], data: Dataset, caption: str, models: list[str]) -> str:
-    """Published and our numbers of some models with their differences; empty when there is no result."""
+    """Our numbers of some models, and what is published, if anything is, with the differences; empty without results.
+    """
     rows = []
     results = [result for result in results if result['model'] in models]
-    for (model, loss, units, *_), ours in by_row(results).items():
+    published = [published_for(ours[0], data) for ours in by_row(results).values()]
+    is_published = any(map(any, published))
+    for ours, numbers in zip(by_row(results).values(), published):
         cells: list = [title_of(ours[0], row_settings(results), with_seed=False)]
-        for metric, published in zip(('recall@20', 'mrr@20'), data.protocol.published_for(model, loss, units)):
-            cells += [f'{published:.4f}' if published else '-', metric_in_words(ours, metric),
-                      page.difference(mean_metric(ours, metric), published, not data.difference_to_the_papers)]
+        for metric, number in zip(('recall@20', 'mrr@20'), numbers):
+            cells += [f'{number:.4f}' if number else '-'] * is_published + [metric_in_words(ours, metric)]
+            cells += [page.difference(mean_metric(ours, metric), number, bool(data.published))] * is_published
         rows.append(cells)
-    header = ['', *[f'{metric} {which}' for metric in ('Recall@20', 'MRR@20') for which in (
-        'published', 'ours', 'difference')]]
+    kinds = ('published', 'ours', 'difference') if is_published else ('',)
+    header = ['', *[f'{metric} {which}'.strip() for metric in ('Recall@20', 'MRR@20') for which in kinds]]
     return page.table(header, rows, caption) if rows else ''
+
+
+def tables_of_others(results: list[dict], data: Dataset) -> list[tuple[Table, list[str]]]:
+    """The tables of later papers, and of all that is published for the data, each with its notes."""
+    later = [result for result in results if result.get('title')]
+    tables = [(table_later(later, data), parameter_notes(later))] if later else []
+    if data.published and results:
+        tables.append((table_published(results, data.published.title), [YARDSTICK]))
+    return tables
 
 
 def data_rows(data: Dataset) -> list[list[str]]:

@@ -11,11 +11,11 @@ from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.files import FileLock, atomic_file, check_writable, remove_leftovers
 
 FORMAT = 1  # of the files; raised when what they hold changes
-KINDS = ('cells', 'searches', 'claims', 'commands')
+KINDS = ('cells', 'searches', 'claims', 'parameters', 'commands')
 
 
 class Results:
-    """What a folder has: finished cells, searches, and which claims were asked for, by which commands.
+    """What a folder has: finished cells, searches, and which claims and parameters were asked for, by which commands.
 
     Each is a file KIND/TITLE-DIGITS.json, which is whole or not there, and the digits are those of its key.  So
     processes that share the folder, on a shared disk too, write without regard to one another; who is about to train

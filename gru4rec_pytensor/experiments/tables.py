@@ -1,4 +1,4 @@
-"""Tables 1 to 3 from results: what stands in their rows, and how they look as Markdown."""
+"""Tables 1 to 3, and those of later papers, from results: what stands in their rows, and how they look as Markdown."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,10 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gru4rec_pytensor.experiments.cells import CUT_OFFS
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, Protocol
+from gru4rec_pytensor.experiments.published import RECORDED, ROWS, Row, rows_for, verdict
 
-TITLES = {1: 'Table 1: baselines', 2: 'Table 2: best parameters', 3: 'Table 3: GRU4Rec, one layer'}
+TITLES = {1: 'Table 1: baselines', 2: 'Table 2: best parameters', 3: 'Table 3: GRU4Rec, one layer',
+          'later': 'Later papers', 'published': 'Published for this data, and ours'}
+YARDSTICK = ("Verdicts are by the authors' own yardstick for relative differences: below 1% the same, which is within "
+             'the spread of two seeds, below 5% the same level.')
 
 # What rows of a table may differ in, beside model, loss and units; seeds are put together.
 SETTINGS = {'epochs': 'Epochs', 'tie_policy': 'Ties', 'backend': 'Backend'}
@@ -35,11 +40,11 @@ class Section(NamedTuple):
 # The paper's tables
 # ---------------------------------------------------------------------------------------------------------------------
 
-def tables_1_and_3(results: list[dict], data: Dataset) -> Section:
+def tables_1_and_3(results: list[dict], data: Dataset, later: Sequence[dict] = ()) -> Section:
     """Of all results that belong there, with what the numbers are and how ties were ranked.
 
-    Who adds a table of other rows (a baseline of a later paper, a network with other parameters) adds it here, and what
-    belongs to it to `rows_of_tables`.
+    `later` are results of parameters from files, see `rows_of_later`; they have a table of their own, and so has what
+    is published for the data.
     """
     tables = []
     results = rows_of_tables(results, data.protocol)
@@ -47,13 +52,18 @@ def tables_1_and_3(results: list[dict], data: Dataset) -> Section:
         tables.append(table_1(results, data))
     if of_model(results, NETWORK):
         tables.append(table_3(results, data))
+    if later:
+        tables.append(table_later([*later], data))
+    if data.published:
+        tables.append(table_published([*results, *later], data.published.title))
     candidates = data.protocol.candidates
     ranked_among = 'all items of the training data'
     if candidates and candidates < data.n_items:
         ranked_among = f'the {candidates:,} most popular items of the training data and itself'
-    note = (f'Published: {data.protocol.title}, arXiv 1511.06939 v4. {networks_note(results)}{ties_note(results)}The '
-            f'next item is ranked among {ranked_among}.')
-    return Section(tables, [note, *tie_notes(results)])
+    notes = [f'{networks_note(rows)}{ties_note(rows)}' for rows in (results, [*later])]
+    of_later = f'Later papers: {notes[1]}' if notes[1] not in ('', notes[0]) else ''
+    note = f'{paper_note(data)}{notes[0]}{of_later}The next item is ranked among {ranked_among}.'
+    return Section(tables, [note, *tie_notes(results), *parameter_notes(later), *[YARDSTICK] * bool(data.published)])
 
 
 def rows_of_tables(results: list[dict], protocol: Protocol) -> list[dict]:
@@ -73,6 +83,22 @@ def rows_of_tables(results: list[dict], protocol: Protocol) -> list[dict]:
                   key=place)
 
 
+def rows_of_later(results: list[dict], asked: list[dict], protocol: Protocol) -> list[dict]:
+    """The results with parameters from files, by title, which is added to them.
+
+    asked : what `publish.keep_parameters` kept: loss and parameters, and the title of their file
+    """
+    titles: dict[str, str] = {}
+    for file in sorted(asked, key=lambda file: (file['title'], str(file['parameters']))):
+        n_before = sum(title.startswith(file['title']) for title in titles.values())
+        titles[str((file['loss'], file['parameters']))] = file['title'] + (f' [{n_before + 1}]' if n_before else '')
+    found = [result | {'title': titles[own]} for result in results if result['model'] == NETWORK
+             and (own := str((result['loss'], result['parameters']))) in titles
+             and result['candidates'] == protocol.candidates]
+    return sorted(found, key=lambda result: (result['title'], *[str(result[name]) for name in SETTINGS],
+                                             result['seed']))
+
+
 def row_settings(results: list[dict]) -> list[str]:
     """Which of `SETTINGS` are not the same for all results of a model, so that a row has to say its own."""
     models = {result['model'] for result in results}
@@ -81,25 +107,77 @@ def row_settings(results: list[dict]) -> list[str]:
 
 
 def by_row(results: list[dict]) -> dict[tuple, list[dict]]:
-    """The results of each row of Tables 1 and 3: one for each seed."""
+    """The results of each row of Tables 1 and 3, and of later papers: one for each seed."""
     rows: dict[tuple, list[dict]] = {}
     for result in results:
-        row = tuple(result.get(name) for name in ('model', 'loss', 'units', *SETTINGS))
+        row = tuple(result.get(name) for name in ('model', 'loss', 'units', 'title', *SETTINGS))
         rows.setdefault(row, []).append(result)
     return rows
 
 
 def table_1(results: list[dict], data: Dataset) -> Table:
     """The baselines, published and ours."""
-    baselines = [result for result in results if result['model'] in BASELINES]
-    settings = row_settings(baselines)
+    return table_of_models(TITLES[1], 'Baseline', [result for result in results if result['model'] in BASELINES], data)
+
+
+def table_later(results: list[dict], data: Dataset) -> Table:
+    """Networks with parameters from files, published and ours."""
+    return table_of_models(TITLES['later'], 'Network', results, data)
+
+
+def table_of_models(title: str, kind: str, results: list[dict], data: Dataset) -> Table:
+    """A row for each model; what is published has columns if there is any."""
+    settings, models = row_settings(results), by_row(results).values()
+    published = [published_for(ours[0], data) for ours in models]
+    metrics = ('Recall@20', 'MRR@20')
     rows = []
-    for (model, *_), ours in by_row(baselines).items():
-        recall, mrr = (f'{number:.4f}' if number else '-' for number in data.protocol.published_for(model, None, None))
-        rows.append((model, *[ours[0][name] for name in settings], recall, metric_in_words(ours, 'recall@20'), mrr,
-                     metric_in_words(ours, 'mrr@20'), *durations(ours)))
-    return Table(TITLES[1], ('Baseline', *[SETTINGS[name] for name in settings], 'Recall@20 published',
-                             'Recall@20 ours', 'MRR@20 published', 'MRR@20 ours', 'fit', 'evaluation'), rows)
+    for ours, numbers in zip(models, published):
+        row = [ours[0].get('title') or ours[0]['model'], *[ours[0][name] for name in settings]]
+        for metric, number in zip(metrics, numbers):
+            row += [f'{number:.4f}' if number else '-'] * any(map(any, published))
+            row.append(metric_in_words(ours, metric.lower()))
+        rows.append((*row, *durations(ours)))
+    columns = [f'{metric} {whose}' for metric in metrics for whose in ('published', 'ours')
+               if any(map(any, published)) or whose == 'ours']
+    return Table(title, (kind, *[SETTINGS[name] for name in settings], *columns, 'fit', 'evaluation'), rows)
+
+
+def published_for(result: dict, data: Dataset) -> tuple[float | None, float | None]:
+    """Published Recall@20 and MRR@20 of the model of a result: for its data, or, on a synthetic log, in the paper."""
+    if not result.get('title') and is_papers(data):
+        return data.protocol.published_for(result['model'], result['loss'], result['units'])
+    rows = rows_for(data.published.title, result) if data.published else []
+    return next(((row.recall[20], row.mrr[20]) for row in rows if row.source not in RECORDED), (None, None))
+
+
+def is_papers(data: Dataset) -> bool:
+    """Whether the paper's numbers stand beside ours: its data, or a synthetic log, where a notice says what that means.
+    """
+    return data.is_synthetic or bool(data.published and data.published.title == data.protocol.title)
+
+
+def table_published(results: list[dict], title: str) -> Table:
+    """All that is published for a data set, ours beside it with the relative difference and the authors' verdict."""
+    settings, others = row_settings(results), [row for row in ROWS if row.data == title]
+    rows: list[tuple] = []
+    for ours in by_row(results).values():
+        for row in rows_for(title, ours[0]):
+            others = [other for other in others if other is not row]
+            for metric, published in metrics_of(row).items():
+                mean = mean_metric(ours, metric)
+                judged = ('-', '-') if mean is None else (f'{mean / published - 1:+.1%}', verdict(mean, published))
+                rows.append((title_of(ours[0], settings, with_seed=False), metric, f'{published:.4f}',
+                             metric_in_words(ours, metric), *judged, row.source))
+    rows += [(row.model, metric, f'{published:.4f}', *['-'] * 3, row.source)
+             for row in others for metric, published in metrics_of(row).items()]
+    header = ('Model', 'Metric', 'Published', 'Ours', 'Difference', 'Verdict', 'Source')
+    return Table(TITLES['published'], header, rows)
+
+
+def metrics_of(row: Row) -> dict[str, float]:
+    """What a row reports, by names such as 'Recall@20'."""
+    return {f'{name}@{n}': value for name, values in (('Recall', row.recall), ('MRR', row.mrr))
+            for n, value in values.items()}
 
 
 def tables_2(searches: list[dict], data: Dataset) -> list[Section]:
@@ -147,20 +225,33 @@ def search_note(found: dict) -> str:
 def table_3(results: list[dict], data: Dataset) -> Table:
     """Networks of one layer, published and ours, with the gains over Item-KNN."""
     networks, rows = of_model(results, NETWORK), []
-    settings = row_settings(networks)
+    settings, with_published = row_settings(networks), is_papers(data)
     for (_model, loss, units, *_), ours in by_row(networks).items():
         knn = [result for result in of_model(results, 'Item-KNN') if result['tie_policy'] == ours[0]['tie_policy']]
         row = [LOSS_NAMES[loss], units, *[ours[0][name] for name in settings]]
         for i, metric in enumerate(('recall@20', 'mrr@20')):
             published = data.protocol.published_for(NETWORK, loss, units)[i]
-            row.append(f'{published:.4f} ({data.protocol.gains[loss, units][i]:+.2%})' if published else '-')
+            if with_published:
+                row.append(f'{published:.4f} ({data.protocol.gains[loss, units][i]:+.2%})' if published else '-')
             mean, base = mean_metric(ours, metric), mean_metric(knn, metric)
             gain = f' ({mean / base - 1:+.2%})' if mean is not None and base else ''
             row.append(metric_in_words(ours, metric) + gain)
         rows.append((*row, *durations(ours)))
-    return Table(TITLES[3], (
-        'Loss', 'Units', *[SETTINGS[name] for name in settings], 'Recall@20 published (gain over Item-KNN)',
-        'Recall@20 ours (gain)', 'MRR@20 published (gain)', 'MRR@20 ours (gain)', 'fit', 'evaluation'), rows)
+    columns = ('Recall@20 published (gain over Item-KNN)', 'Recall@20 ours (gain)', 'MRR@20 published (gain)',
+               'MRR@20 ours (gain)') if with_published else ('Recall@20 (gain over Item-KNN)', 'MRR@20 (gain)')
+    return Table(TITLES[3], ('Loss', 'Units', *[SETTINGS[name] for name in settings], *columns, 'fit', 'evaluation'),
+                 rows)
+
+
+def paper_note(data: Dataset) -> str:
+    """Where the published numbers of Tables 1 and 3 stand; empty where these have none."""
+    return f'Published: {data.protocol.title}, arXiv 1511.06939 v4. ' if is_papers(data) else ''
+
+
+def parameter_notes(results: Sequence[dict]) -> list[str]:
+    """The parameters of each row of later papers, as far as they are not the defaults of `GRU4Rec`."""
+    return [f'{ours[0]["title"]}: ' + ', '.join(f'{name} {value}' for name, value in (
+        {'loss': ours[0]['loss']} | ours[0]['parameters']).items()) + '.' for ours in by_row([*results]).values()]
 
 
 def networks_note(results: list[dict]) -> str:
@@ -204,7 +295,16 @@ def of_model(results: list[dict], model: str) -> list[dict]:
 
 def stable_values(results: list[dict], metric: str) -> list[float]:
     """A metric of each result, of the networks that were numerically stable."""
-    return [result[metric] for result in results if result[metric] is not None]
+    return [value for result in results if (value := metric_of(result, metric)) is not None]
+
+
+def metric_of(result: dict, metric: str) -> float | None:
+    """A number of a result, or Recall or MRR at one of `CUT_OFFS`, by a name such as 'MRR@5'."""
+    name = metric.lower()
+    kind, _, cut_off = name.partition('@')
+    if name in result:
+        return result[name]
+    return result['details'] and result['details'][kind][CUT_OFFS.index(int(cut_off))]
 
 
 def mean_metric(results: list[dict], metric: str) -> float | None:
@@ -237,10 +337,10 @@ def durations(results: list[dict]) -> tuple[str, ...]:
 
 
 def title_of(result: dict, settings: Sequence[str] = (), with_seed: bool = True) -> str:
-    """'TOP1, 100 units, seed 42', or a baseline's name; and those of `SETTINGS` that are asked for."""
+    """'TOP1, 100 units, seed 42', or a file's title or baseline's name; and those of `SETTINGS` that are asked for."""
     words = [result['model']]
     if result['model'] == NETWORK:
-        words = [LOSS_NAMES[result['loss']], f"{result['units']} units"]
+        words = [result.get('title') or f"{LOSS_NAMES[result['loss']]}, {result['units']} units"]
         words += [f"seed {result['seed']}"] * with_seed
     words += [f'{SETTINGS[name].lower()} {result[name]}' for name in settings if result[name] is not None]
     return ', '.join(words)

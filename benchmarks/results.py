@@ -1,0 +1,357 @@
+"""The rows of RESULTS.md made anew: this code on real clicks, beside what is published for them.
+
+    python benchmarks/results.py rsc15_recent64=FOLDER rsc15_week=FOLDER       # says which rows still hold
+    python benchmarks/results.py rsc15_recent64=FOLDER --rows POP --keep       # keeps what it finds, and says the same
+    python benchmarks/results.py                                               # writes RESULTS.md from what is kept
+
+A folder has the files of preprocess_rsc15.py; RESULTS.md says where each data set is to be had.  Every row is a
+command, run in a process of its own.  Its numbers are kept in benchmarks/results.json; RESULTS.md is written from them.
+A row holds if Recall@20 and MRR@20 are within two standard deviations of its seeds, and without seeds to the last digit
+shown.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from gru4rec_pytensor import parameters
+from gru4rec_pytensor.click_log import read_events
+from gru4rec_pytensor.events import count
+from gru4rec_pytensor.experiments.datasets import size_in_words
+from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, RSC15
+from gru4rec_pytensor.experiments.published import DATA, LATER_NETWORKS, RECENT64, RECORDED, ROWS, rows_for, verdict
+from gru4rec_pytensor.experiments.results import Results, write_text
+from gru4rec_pytensor.experiments.tables import (
+    YARDSTICK,
+    Table,
+    markdown_rows,
+    mean_metric,
+    metric_in_words,
+    stable_values,
+    table_published,
+)
+from gru4rec_pytensor.terminal import Parser, note
+from preprocess_rsc15 import FILES
+
+KEPT, PAGE = ROOT / 'benchmarks' / 'results.json', ROOT / 'RESULTS.md'
+METRICS = ('Recall@20', 'MRR@20')
+SEEDS = '42,43,44'
+WEEK = 'rsc15_week'
+ORIGINS = {data.title: data.origin for data in DATA} | {
+    WEEK: 'YOOCHOOSE clicks of 1 to 8 April 2014 in the format of the challenge, 83,846 lines without one-click '
+          'sessions and rare items, restored from the prepared sample of https://github.com/rn5l/session-rec; `python '
+          'preprocess_rsc15.py CLICKS DATA`'}
+NAMES = {'python': 'Python', 'pytensor': 'PyTensor', 'numba': 'Numba', 'numpy': 'NumPy', 'pandas': 'pandas'}
+WHY: dict[str, str] = {}  # why numbers are not the published ones
+
+# Of a cell's result; all else of it is the work of one run.
+KEEP = ('model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'tie_policy', 'candidates', 'backend', 'recall@20',
+        'mrr@20', 'fit_seconds', 'eval_seconds', 'versions')
+
+
+class Run(NamedTuple):
+    """A row: what `run_experiments.py` does with a data set."""
+    data: str
+    title: str
+    arguments: list[str]
+
+    @property
+    def command(self) -> str:
+        """As it is typed."""
+        return ' '.join(['python run_experiments.py --data DATA', *self.arguments])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+def baseline_run(data: str, model: str) -> Run:
+    """A row of Table 1; of BPR-MF with three seeds."""
+    return Run(data, model, ['--table', '1', '--models', model, *['--seeds', SEEDS] * (model == 'BPR-MF')])
+
+
+def network_run(data: str, loss: str, units: int = 100) -> Run:
+    """A row of Table 3."""
+    return Run(data, f'{LOSS_NAMES[loss]}, {units} units', [
+        '--table', '3', '--models', NETWORK, '--loss', loss, *['--units', str(units)] * (units != 100), *of_network()])
+
+
+def file_run(data: str, path: str) -> Run:
+    """A row of later papers, or of parameters that were searched."""
+    return Run(data, parameters.read(ROOT / path).title, ['--parameters', path, *of_network()])
+
+
+def of_network() -> list[str]:
+    """What the commands of networks have in common."""
+    return ['--seeds', SEEDS, '--backend', 'numba']
+
+
+def file_of(title: str) -> str:
+    """The file in parameters/ with this title."""
+    return next(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob('parameters/*.toml'))
+                if parameters.read(path).title == title)
+
+
+def all_runs() -> list[Run]:
+    """The rows that have been made."""
+    runs = [run for data in (RECENT64, WEEK) for run in (
+        *[baseline_run(data, model) for model in BASELINES], *[network_run(data, loss) for loss in RSC15.parameters])]
+    runs += [file_run(RECENT64, path.relative_to(ROOT).as_posix())
+             for path in sorted(ROOT.glob('benchmarks/*.toml'))]
+    runs += [file_run(RECENT64, file_of(title)) for title in LATER_NETWORKS]
+    return sorted([*runs, file_run(WEEK, file_of('BPR-max, 64 units (2025)'))], key=lambda run: run.data)
+
+
+def runs_of_others() -> list[tuple[Any, Run | None]]:
+    """What is published for data that could not be run, each with its command; None for models that are not here."""
+    runs: list[tuple[Any, Run | None]] = []
+    for row in ROWS:
+        if row.data not in (RECENT64, 'VIDEO'):
+            run = None
+            if row.model in BASELINES:
+                run = baseline_run(row.data, row.model)
+            elif row.model in LATER_NETWORKS:
+                run = file_run(row.data, file_of(row.model))
+            elif row.arguments:
+                run = network_run(row.data, row.arguments['loss'], row.arguments['layers'][0])
+            runs.append((row, run))
+    return runs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Making them
+# ---------------------------------------------------------------------------------------------------------------------
+
+def measure(run: Run, folder: Path) -> dict:
+    """Run the command of a row; what is kept of it.  SystemExit if it fails."""
+    with tempfile.TemporaryDirectory() as out:
+        arguments = [folder if word == 'DATA' else word for word in run.command.split(' ')[1:]]
+        process = subprocess.Popen([sys.executable, *map(str, arguments), '--jobs', '1', '--out', out], cwd=ROOT,
+                                   stdout=subprocess.DEVNULL)
+        _pid, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f'{run.command}: exit code {process.returncode}')
+        results = Results(Path(out)).load('cells')
+    titled = {'title': run.title} if '--parameters' in run.arguments else {}
+    kept = [{name: result[name] for name in KEEP} | titled | {
+        'details': result['details'] and {name: result['details'][name] for name in ('recall', 'mrr')}}
+        for result in sorted(results, key=lambda result: result['seed'] or 0)]
+    return {'data': run.data, 'title': run.title, 'command': run.command, 'commit': commit(), 'machine': machine(),
+            'date': datetime.now(UTC).date().isoformat(), 'results': kept,
+            'peak_memory': usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)}
+
+
+def commit() -> str:
+    """The revision of the code, and whether it was changed since."""
+    def git(*words: str) -> str:
+        return subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changes = git('status', '--porcelain', '--untracked-files=no', '--', '*.py', '*.toml')
+    return git('rev-parse', '--short', 'HEAD') + ' and changes' * bool(changes)
+
+
+def machine() -> str:
+    """Processor, cores and memory."""
+    name = platform.processor() or platform.machine()
+    if Path('/proc/cpuinfo').exists():
+        found = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
+        name = found[1] if found else name
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return f'{name}, {os.cpu_count()} cores, {memory / 2 ** 30:.0f} GB'
+
+
+def described(name: str, folder: Path) -> dict:
+    """Counts and checksums of a data set."""
+    paths = {part: folder / FILES[part] for part in ('train_full', 'test')}
+    checksums = {}
+    for path in paths.values():
+        with path.open('rb') as file:
+            checksums[path.name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return {'data': name, 'files': checksums,
+            'counts': {part: count(read_events(path)) for part, path in paths.items()}}
+
+
+def still_holds(kept: dict, found: dict) -> bool:
+    """Whether the means of a row made anew are within two standard deviations of those kept."""
+    for metric in METRICS:
+        before, now = (mean_metric(row['results'], metric) for row in (kept, found))
+        values = stable_values(kept['results'], metric)
+        spread = 2 * float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        if before is None or now is None:
+            return before is now
+        if abs(now - before) > max(spread, 0.00005):
+            return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# RESULTS.md
+# ---------------------------------------------------------------------------------------------------------------------
+
+INTRODUCTION = """\
+# Results on real clicks
+
+What this code reaches on real clicks, and what is published for the same data. Written by `python
+benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To make rows anew and hear whether they still
+hold: `python benchmarks/results.py rsc15_recent64=DATA`.
+
+Ours: mean ± standard deviation over the seeds 42, 43 and 44, equal scores conservative, a hit is a rank of at most N.
+Seconds are of one training and one evaluation, median of the seeds, in one process, with other work on the machine;
+peak memory is that of the whole command. Versions: `constraints/python3.12.txt`. {yardstick}
+"Recorded" are runs of the authors' own releases on these files, made for this project; everything else is what the
+named source reports.
+"""
+
+
+def page(kept: dict) -> str:
+    """RESULTS.md."""
+    parts = [INTRODUCTION.format(yardstick=YARDSTICK)]
+    for data in kept['data']:
+        parts += data_section(data, [row for row in kept['rows'] if row['data'] == data['data']])
+    return '\n'.join([*parts, *others_section()]) + '\n'
+
+
+def data_section(data: dict, rows: list[dict]) -> list[str]:
+    """Of one data set: what it is, our numbers, all that is published, and the commands."""
+    name = data['data']
+    train, test = (size_in_words(data['counts'][part]) for part in ('train_full', 'test'))
+    files = '; '.join(f'`{file}` {digits}' for file, digits in data['files'].items())
+    parts = [f'## {name}', '', f'{ORIGINS[name]}. Train {train}; test {test}. SHA-256: {files}.', '',
+             *markdown_rows(own_table(name, rows)), '']
+    if any(row.data == name for row in ROWS):
+        table = table_published([result for row in rows for result in row['results']], name)
+        parts += [f'### {table.title}', '', *markdown_rows(table), '']
+    parts += [*filter(None, [WHY.get(name)]), '' * (name in WHY), '```sh']
+    parts += [f"{row['command']}  # {row['title']}" for row in rows]
+    return [*parts, '```', '', *made_by(rows), '']
+
+
+def own_table(name: str, rows: list[dict]) -> Table:
+    """Ours and what it took, with the first published row of the model, or else a recorded one."""
+    lines = []
+    for row in rows:
+        results = row['results']
+        found = sorted(rows_for(name, results[0]), key=lambda other: other.source in RECORDED)
+        theirs = judged = '-'
+        if found:
+            numbers = found[0].recall[20], found[0].mrr[20]
+            means = [mean_metric(results, metric) for metric in METRICS]
+            theirs = ' / '.join(f'{number:.4f}' for number in numbers) + ', recorded' * (found[0].source in RECORDED)
+            judged = ' / '.join(verdict(mean, number) if mean else '-' for mean, number in zip(means, numbers))
+        seconds = [f'{np.median(values):.1f} s' if (values := stable_values(results, key)) else '-'
+                   for key in ('fit_seconds', 'eval_seconds')]
+        lines.append((row['title'], *[metric_in_words(results, metric) for metric in METRICS], theirs, judged, *seconds,
+                      f"{row['peak_memory'] / 1e9:.1f} GB"))
+    return Table('', ('Model', *METRICS, 'published', 'verdict', 'fit', 'evaluation', 'peak memory'), lines)
+
+
+def made_by(rows: list[dict]) -> list[str]:
+    """At which commit, with which versions and where: a line for all rows that have it in common."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        versions = ', '.join(f"{NAMES[name]} {row['results'][0]['versions'][name]}" for name in NAMES)
+        made = f"commit {row['commit']}, {row['date']}; {versions}; {row['machine']}"
+        groups.setdefault(made, []).append(row['title'])
+    return [f'- {made}: {"all rows" if len(groups) == 1 else "; ".join(titles)}.' for made, titles in groups.items()]
+
+
+def others_section() -> list[str]:
+    """What is published for data that is not here."""
+    lines = [(row.data, row.model, f'{row.recall[20]:.4f}', f'{row.mrr[20]:.4f}', row.source,
+              f'`{run.command}`' if run else '-') for row, run in runs_of_others()]
+    table = Table('', ('Data', 'Model', 'Recall@20 published', 'MRR@20 published', 'Source', 'Command'), lines)
+    origins = [f'- {name}: {ORIGINS[name]}.' for name in dict.fromkeys(row.data for row, _run in runs_of_others())]
+    return ['## Not run: the data is not ours to ship', '', 'RSC15 and its fractions, which a command knows by their '
+            'counts, so that it shows the published numbers beside its own with the verdict. `-`: a model that is not '
+            'here, or whose parameters the source does not give.', '', *origins, '',
+            *markdown_rows(table)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------------
+
+def load(path: Path) -> dict:
+    """What is kept."""
+    return json.loads(path.read_text()) if path.exists() else {'data': [], 'rows': []}
+
+
+def put(entries: list[dict], entry: dict, *names: str) -> None:
+    """Put an entry in the place of the one with the same values of `names`, or at the end."""
+    entries[:] = [entry if all(other[name] == entry[name] for name in names) else other for other in entries]
+    if entry not in entries:
+        entries.append(entry)
+
+
+def write(kept: dict) -> None:
+    """Write numbers and page, rows in the order of `all_runs`."""
+    order = [(run.data, run.title) for run in all_runs()]
+    kept['rows'].sort(key=lambda row: order.index((row['data'], row['title'])))
+    kept['data'].sort(key=lambda data: data['data'])
+    write_text(KEPT, json.dumps(kept, indent=1) + '\n')
+    write_text(PAGE, page(kept))
+
+
+def parse(argv: list[str] | None) -> tuple[dict[str, Path], list[Run], bool]:
+    """Folders by data set, rows to run, whether to keep them."""
+    parser = Parser(prog='results.py', description=__doc__)
+    parser.add_argument('data', nargs='*', metavar='NAME=FOLDER', help=f'of {RECENT64} and {WEEK}')
+    parser.add_argument('--rows', nargs='+', metavar='TITLE', help='only these rows')
+    parser.add_argument('--keep', action='store_true', help='keep the numbers, and write RESULTS.md')
+    arguments = parser.parse_args(argv)
+    folders = {}
+    for word in arguments.data:
+        name, _, folder = word.partition('=')
+        if name not in {run.data for run in all_runs()} or not (Path(folder) / FILES['train_full']).is_file():
+            parser.error(f'{word!r}: must be {RECENT64} or {WEEK}, =, and a folder with {FILES["train_full"]}')
+        folders[name] = Path(folder).resolve()
+    runs = [run for run in all_runs() if run.data in folders]
+    titles = {run.title for run in runs}
+    if unknown := [title for title in arguments.rows or [] if title not in titles]:
+        parser.error(f'--rows {unknown[0]!r}: is none of {"; ".join(sorted(titles))}')
+    return folders, [run for run in runs if run.title in (arguments.rows or titles)], arguments.keep
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make rows anew; 1 if one does not hold."""
+    folders, runs, keep = parse(argv)
+    kept, all_hold = load(KEPT), True
+    for name, folder in folders.items():
+        data = described(name, folder)
+        if any(other['data'] == name and other != data for other in kept['data']):
+            note(f'{name}: {folder} is not the data of RESULTS.md: its checksums are {data["files"]}')
+            return 2
+        put(kept['data'], data, 'data')
+    for run in runs:
+        found = measure(run, folders[run.data])
+        before = next((row for row in kept['rows'] if (row['data'], row['title']) == (run.data, run.title)), None)
+        holds = before is None or still_holds(before, found)
+        all_hold &= holds
+        told = [' / '.join(metric_in_words(row['results'], metric) for metric in METRICS)
+                for row in (found, before) if row]
+        print(f'{run.data}, {run.title}: {told[0]}: '
+              + ('new' if before is None else 'holds' if holds else f'does not hold, was {told[1]}'), flush=True)
+        if keep:
+            put(kept['rows'], found, 'data', 'title')
+            write(kept)
+    if not folders:
+        write(kept)
+    return 0 if all_hold else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
