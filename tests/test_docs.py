@@ -200,7 +200,7 @@ def test_the_baseline_of_the_recipe_is_a_row_of_table_1_with_the_ranks_of_a_loop
     path = str(tmp_path / 'log.tsv')
     assert run_experiments.main(['--train', path, '--test', path, '--out', str(tmp_path), '--table', '1',
                                  '--models', 'Beside']) == 0
-    assert '| Beside   | 1.0000 |' in capsys.readouterr().out
+    assert '| Beside   | 1.0000 ' in capsys.readouterr().out
 
 
 # --- README.md ------------------------------------------------------------------------------------------------------
