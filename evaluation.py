@@ -5,6 +5,8 @@ cut-offs from them.  `evaluate_sessions_batch` and `evaluate_sessions` are the f
 """
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -69,6 +71,16 @@ def ranks_from_ties(greater: np.ndarray, equal: np.ndarray, tie_policy: str = 's
 # Ranks
 # ---------------------------------------------------------------------------------------------------------------------
 
+def one_model(function: Callable) -> Callable:
+    """A function whose first argument is a model, which no thread can train meanwhile: see `GRU4Rec.in_use`."""
+    @functools.wraps(function)
+    def with_model(model: Any, *args: Any, **options: Any) -> Any:
+        with model.in_use() if hasattr(model, 'in_use') else contextlib.nullcontext():
+            return function(model, *args, **options)
+    return with_model
+
+
+@one_model
 def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None = None, batch_size: int = 100,
                     tie_policy: str = 'standard', seed: int = 42, session_key: str = 'SessionId',
                     item_key: str = 'ItemId', time_key: str = 'Time', carry_states: bool = False) -> np.ndarray:
@@ -125,6 +137,7 @@ def check_predictions(offsets: np.ndarray) -> None:
         raise ValueError('every test session has a single event: there is no next item to predict')
 
 
+@one_model
 def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: ArrayLike | None = None,
                                 batch_size: int = 100, tie_policy: str = 'standard', seed: int = 42,
                                 session_key: str = 'SessionId', item_key: str = 'ItemId',
@@ -221,10 +234,10 @@ def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: 
     candidates = None if items is None else model.item_indices(items)
     session = session_of_event(offsets)
     states, active = model.initial_states(batch_size), np.ones(batch_size, dtype=bool)
-    ranks = np.empty(len(index) - len(offsets) + 1)
+    ranks, output = np.empty(len(index) - len(offsets) + 1), (model.output_weights(), model.output_weights(candidates))
 
     def rank(steps: list[tuple]) -> None:
-        for block in network_blocks(model, steps, candidates, ties.policy == 'tiebreaking'):
+        for block in network_blocks(model, steps, candidates, output, ties.policy == 'tiebreaking'):
             ranks[block.prediction] = block_ranks(block, ties)
 
     n_threads = blas_threads.allowed()
@@ -260,13 +273,15 @@ def device_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: n
     return ranks
 
 
-def network_blocks(model: Any, steps: list[tuple], candidates: np.ndarray | None, activated: bool) -> Iterator[Block]:
+def network_blocks(model: Any, steps: list[tuple], candidates: np.ndarray | None, output: tuple,
+                   activated: bool) -> Iterator[Block]:
     """Blocks of a `GRU4Rec` from (predictions, states of the top layer, item indices of the targets).
 
+    `output` are the model's output weights of all items, and those of the candidates.
     Raw scores are compared, since the final activation is monotone: those whose activation equals the target's, as a
     float32, count as equal.  With `activated` the scores are what `predict_next_batch` gives.
     """
-    (all_Wy, all_By), (Wy, By) = model.output_weights(), model.output_weights(candidates)
+    (all_Wy, all_By), (Wy, By) = output
     column_of = column_of_item(candidates, model.n_items)
     memory = np.empty((max((len(H) for _prediction, H, _target in steps), default=0), len(By)), dtype=By.dtype)
     for prediction, H, target in steps:

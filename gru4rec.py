@@ -67,6 +67,7 @@ from gru4rec_pytensor.events import (
 )
 from gru4rec_pytensor.parameters import read as read_parameters
 from gru4rec_pytensor.recommend import Session, recommendations
+from gru4rec_pytensor.turns import Turns
 
 Symbol = TensorVariable  # a tensor without a value yet: what an expression is made of
 Updates = dict  # shared variable -> symbol of its value after the mini-batch
@@ -1101,15 +1102,15 @@ def kept_probabilities(settings: Settings) -> list[float]:
             for name in mask_shapes(settings)]
 
 
-def with_random_inputs(chunks: Iterator[tuple[Chunk, bool]], random_inputs: RandomInputs,
-                       ahead: bool) -> Iterator[tuple]:
-    """Each of the chunks, what is drawn for it, and where the random streams are then.
+def with_random_inputs(chunks: Iterator[tuple[Chunk, bool]], random_inputs: RandomInputs, ahead: bool,
+                       with_state: bool) -> Iterator[tuple]:
+    """Each of the chunks, what is drawn for it, and, if asked for, where the random streams are then.
 
     With `ahead` a second thread draws for the next chunk meanwhile: for a device, which leaves the host idle.  On a CPU
     the compiled loop holds the interpreter, and drawing is 5 µs of the 150 that a mini-batch takes with 100 units.
     """
     def draw(chunk: tuple[Chunk, bool]) -> tuple:
-        return chunk, random_inputs(chunk[0]), random_inputs.state()
+        return chunk, random_inputs(chunk[0]), random_inputs.state() if with_state else {}
 
     if not ahead:
         yield from map(draw, chunks)
@@ -1297,8 +1298,6 @@ class GRU4Rec:
     _state_function: Any = field(init=False)  # of `next_states`, compiled when it is needed first
     _rank_program: Any = field(init=False)  # of `next_item_counts`, likewise
     _prediction_state: Any = field(init=False)  # of `predict_next_batch`: ids and states of the last call's sessions
-    _trainer: Any = field(init=False, default=None)  # while one thread trains, and so is alone: see `_alone`
-    _predictor: Any = field(init=False, default=None)  # likewise, while one is in `predict_next_batch`
 
     def __repr__(self) -> str:
         """The layers, and the arguments that are not the default."""
@@ -1383,7 +1382,7 @@ class GRU4Rec:
         if threads is not None:
             check_whole_number('threads', threads)
         backends.check_working_directory()
-        self.backend_ = backends.resolve(self.backend)
+        backend = backends.resolve(self.backend)
         check_events(data, *self._columns)
         item_index, items = index_by_appearance(data[self.item_key])
         rows, offsets = self._session_order(data, item_index)
@@ -1400,9 +1399,10 @@ class GRU4Rec:
         file = None
         if checkpoint:
             given = [*(dropout_masks or ()), *([] if negatives is None else [negatives])]
-            training = self._what_determines_training((events, offsets, *given))
+            training = self._what_determines_training((events, offsets, *given), backend)
             file = model_file.Checkpoint(checkpoint, every, training)
-        with self._alone('_trainer'):
+        with self._turns.training():
+            self.backend_ = backend
             self._set_items(items, np.bincount(item_index))
             self._set_variables(Variables.of(settings, weights))
             random_inputs = RandomInputs(settings, self.item_counts_, dropout_masks, negatives)
@@ -1436,16 +1436,16 @@ class GRU4Rec:
                 check_whole_number(name, number)
         backends.check_working_directory()
         check_events(data, *self._columns)
-        try:
-            ids = self._index_of.like(data[self.item_key])
-        except ValueError as error:
-            raise TypeError(f'column {self.item_key!r} has item ids such as {error}, but those of the model are such '
-                            f'as {first_few(self.items_[:1])}') from None
-        unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
-        item_index = IdIndex(np.concatenate([self.items_, unknown])).get_indexer(ids)
-        rows, offsets = self._session_order(data, item_index)
-        warn_of_constant_loss(self.settings(self.n_items + len(unknown)))
-        with self._alone('_trainer'):
+        with self._turns.training():
+            try:
+                ids = self._index_of.like(data[self.item_key])
+            except ValueError as error:
+                raise TypeError(f'column {self.item_key!r} has item ids such as {error}, but those of the model are '
+                                f'such as {first_few(self.items_[:1])}') from None
+            unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
+            item_index = IdIndex(np.concatenate([self.items_, unknown])).get_indexer(ids)
+            rows, offsets = self._session_order(data, item_index)
+            warn_of_constant_loss(self.settings(self.n_items + len(unknown)))
             losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
             rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
             self._add_items(unknown, rng)
@@ -1538,7 +1538,8 @@ class GRU4Rec:
                 for variable, state in zip(states, initial_states(settings, self.batch_size)):
                     variable.set_value(state)
             left = with_last(itertools.islice(chunks, position.chunks, None))
-            for (batches, is_last), drawn, state in with_random_inputs(left, random_inputs, self.backend_ == 'jax'):
+            for (batches, is_last), drawn, state in with_random_inputs(left, random_inputs, self.backend_ == 'jax',
+                                                                       with_state=checkpoint is not None):
                 losses = run(*batches, *drawn)
                 position = position.after(losses, batches)
                 if not np.isfinite(losses[-1]):
@@ -1557,11 +1558,11 @@ class GRU4Rec:
         if not all(np.isfinite(weight.get_value(borrow=True)).all() for weight in self.variables_.weights.values()):
             self._fail('the last mini-batch left weights that are not finite')
 
-    def _what_determines_training(self, data: tuple) -> dict:
+    def _what_determines_training(self, data: tuple, backend: str) -> dict:
         """What the result of a training depends on: `data`, its arrays, and the arguments; not how many epochs."""
         arguments = {name: value for name, value in plain_arguments(self).items() if name != 'n_epochs'}
         checksum = model_file.checksum({str(k): array for k, array in enumerate(data)})
-        return arguments | {'backend': self.backend_, 'data': checksum}
+        return arguments | {'backend': backend, 'data': checksum}
 
     def _trained_variables(self, states: list) -> dict:
         """By name, the shared variables that a training step changes: those of the model, and the lanes' states."""
@@ -1607,36 +1608,42 @@ class GRU4Rec:
         embedding); ``Ix{i}, Ir{i}, Iz{i}`` from the input to layer i; ``Wd{j}`` (inputs, units) and ``Bd{j}`` of
         feed-forward layer j.
         """
-        return split_gates(self._own_variables().weights, self.settings())
+        self._check_trained()
+        with self.in_use():
+            return split_gates(self.variables_.weights, self.settings())
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """Copies of accumulators, ``acc_NAME``, and velocities, ``vel_NAME``, of all weights, if the rule has them."""
-        acc, vel = (split_gates(group, self.settings()) for group in self._own_variables()[1:])
+        self._check_trained()
+        with self.in_use():
+            acc, vel = (split_gates(group, self.settings()) for group in self.variables_[1:])
         return {f'acc_{name}': value for name, value in acc.items()} | {
             f'vel_{name}': value for name, value in vel.items()}
 
     def move_to(self, backend: str) -> GRU4Rec:
         """Predict on another backend from now on, with the same weights, and train there when `fit` is called again."""
         backend_ = backends.resolve(backend)
-        for group in self._own_variables():
-            for variable in group.values():
-                variable.set_value(np.array(variable.get_value(borrow=True)), borrow=True)  # off a device
-        self.backend, self.backend_ = backend, backend_
-        self._forget_compiled()
-        self._prediction_state = None
+        self._check_trained()
+        with self._turns.training():
+            for group in self.variables_:
+                for variable in group.values():
+                    variable.set_value(np.array(variable.get_value(borrow=True)), borrow=True)  # off a device
+            self.backend, self.backend_ = backend, backend_
+            self._forget_compiled()
+            self._prediction_state = None
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: everything but compiled functions, which are made again; variables as arrays."""
-        self._check_not_in_training()
-        state = {name: value for name, value in vars(self).items() if name not in ('_trainer', '_predictor')}
-        if not hasattr(self, 'variables_'):
-            return state
-        state |= {'_state_function': None, '_rank_program': None}
-        if self._prediction_state is not None:
-            session_ids, states = self._prediction_state
-            state['_prediction_state'] = session_ids, [np.asarray(H) for H in states]
-        return state | {'variables_': self.variables_.arrays()}
+        with self.in_use():
+            state = {name: value for name, value in vars(self).items() if name not in ('_taken_turns', '_predictor')}
+            if not hasattr(self, 'variables_'):
+                return state
+            state |= {'_state_function': None, '_rank_program': None}
+            if self._prediction_state is not None:
+                session_ids, states = self._prediction_state
+                state['_prediction_state'] = session_ids, [np.asarray(H) for H in states]
+            return state | {'variables_': self.variables_.arrays()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -1657,11 +1664,12 @@ class GRU4Rec:
         dtype : 'float32', or 'float16' to store the weights in half the room, rounded to 11 bits; the optimiser's state
             is kept as it is
         """
-        self._check_usable()
         check_choice('dtype', dtype, ('float32', 'float16'))
-        weights = {name: value.astype(dtype) for name, value in self.weights().items()}
-        model_file.write_model(path, plain_arguments(self), self.items_, self.item_counts_, self.epoch_losses_,
-                               weights | self.optimizer_state())
+        with self.in_use():
+            self._check_usable()
+            weights = {name: value.astype(dtype) for name, value in self.weights().items()}
+            model_file.write_model(path, plain_arguments(self), self.items_, self.item_counts_, self.epoch_losses_,
+                                   weights | self.optimizer_state())
 
     @classmethod
     def load(cls, path: str | Path, *, backend: str | None = None) -> GRU4Rec:
@@ -1703,23 +1711,24 @@ class GRU4Rec:
         starts : bool (B,), True where a session starts
         states : list of arrays with a row for each session, as `initial_states` or the last call returned them
         """
-        self._check_usable()
-        self._check_not_in_training()
-        function = self._state_function
-        if function is None:
-            with backends.symbols_of_float32():  # one thread compiles, the others find it
-                function = self._state_function = self._state_function or backends.compile_step(
-                    *prediction_step(self.settings(), self.variables_.weights), backend=self.backend_)
-        top, *states = function(items, starts, *states)
-        return top, states
+        with self.in_use():
+            self._check_usable()
+            function = self._state_function
+            if function is None:
+                with backends.symbols_of_float32():  # one thread compiles, the others find it
+                    function = self._state_function = self._state_function or backends.compile_step(
+                        *prediction_step(self.settings(), self.variables_.weights), backend=self.backend_)
+            top, *states = function(items, starts, *states)
+            return top, states
 
     def output_weights(self, candidates: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """``Wy`` (M, H) and ``By`` (M,) of the items with the indices `candidates`, all when None; not to be modified.
 
         With H as `next_states` gives it, ``H @ Wy.T + By`` are the scores before the final activation.
         """
-        Wy, By = map(np.asarray, self._device_output())
-        return (Wy, By) if candidates is None else (Wy[candidates], By[candidates])
+        with self.in_use():
+            Wy, By = map(np.asarray, self._device_output())
+            return (Wy, By) if candidates is None else (Wy[candidates], By[candidates])
 
     def _device_output(self) -> list:
         """``Wy`` and ``By`` as they are, with JAX on the device."""
@@ -1742,17 +1751,18 @@ class GRU4Rec:
         list of states; int64 (K, B): how many candidates other than the target have a higher activated score, and how
         many the same; bool (K, B): where the target's score is not a number
         """
-        output = self._device_output()
-        self._check_not_in_training()
-        program = self._rank_program
-        if program is None:
-            settings, x = self.settings(), pt.matrix('scores', dtype=FLOAT)
-            with backends.symbols_of_float32():
-                program = self._rank_program = self._rank_program or backends.compile_ranks(
-                    *prediction_step(settings, self.variables_.weights), x, activation(settings.final_activation)(x))
-        ranked = output if candidates is None else [array[candidates] for array in output]
-        column = column_of_item(candidates, self.n_items)
-        return program(items, starts, targets, states, column, output, ranked)
+        with self.in_use():
+            output = self._device_output()
+            program = self._rank_program
+            if program is None:
+                settings, x = self.settings(), pt.matrix('scores', dtype=FLOAT)
+                with backends.symbols_of_float32():
+                    program = self._rank_program = self._rank_program or backends.compile_ranks(
+                        *prediction_step(settings, self.variables_.weights), x,
+                        activation(settings.final_activation)(x))
+            ranked = output if candidates is None else [array[candidates] for array in output]
+            column = column_of_item(candidates, self.n_items)
+            return program(items, starts, targets, states, column, output, ranked)
 
     def score_activation(self, scores: np.ndarray) -> np.ndarray:
         """The final activation of raw scores, elementwise and monotone; for cross-entropy the softmax is left out."""
@@ -1795,9 +1805,9 @@ class GRU4Rec:
         if not len(sessions) == len(events) == batch:
             raise ValueError(f'session_ids ({len(sessions)}) and input_item_ids ({len(events)}) must have '
                              f'batch={batch} entries')
-        items = self.item_indices(events)
-        candidates = None if predict_for_item_ids is None else self.item_indices(predict_for_item_ids)
-        with self._alone('_predictor'):
+        with self.in_use(), self._only_predictor():
+            items = self.item_indices(events)
+            candidates = None if predict_for_item_ids is None else self.item_indices(predict_for_item_ids)
             if self._prediction_state is None or len(self._prediction_state[0]) != batch:
                 starts, states = np.ones(batch, dtype=bool), self.initial_states(batch)
             else:
@@ -1805,9 +1815,9 @@ class GRU4Rec:
                 starts = np.asarray(sessions != last_ids)
             H, states = self.next_states(items, starts, states)
             self._prediction_state = sessions.copy(), states
-        Wy, By = self.output_weights(candidates)
-        scored = self.items_ if candidates is None else self.items_[candidates]
-        return pd.DataFrame(self.activate(H @ Wy.T + By).T, index=scored)
+            Wy, By = self.output_weights(candidates)
+            scored = self.items_ if candidates is None else self.items_[candidates]
+            return pd.DataFrame(self.activate(H @ Wy.T + By).T, index=scored)
 
     def recommend(self, session_items: Sequence, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
         """The k items that are most likely next, best first, for one session or for each of a list of sessions.
@@ -1825,8 +1835,9 @@ class GRU4Rec:
         not have are skipped with a warning; a session without any other item gets the most popular ones, scored by
         their share of the training events, with a warning too.
         """
-        self._check_usable()
-        return recommendations(self, session_items, k, exclude_seen)
+        with self.in_use():
+            self._check_usable()
+            return recommendations(self, session_items, k, exclude_seen)
 
     def session(self) -> Session:
         """A session that has just begun, to be recommended for click by click."""
@@ -1857,30 +1868,30 @@ class GRU4Rec:
         if not hasattr(self, 'items_'):
             raise RuntimeError('this GRU4Rec is not trained yet: call fit first')
 
+    @property
+    def _turns(self) -> Turns:
+        """Made at the first use, in one step, which no other thread can come between."""
+        return vars(self).setdefault('_taken_turns', Turns())
+
+    def in_use(self) -> contextlib.AbstractContextManager[None]:
+        """For predictions that belong together: ``with gru.in_use(): ...``
+
+        A thread that comes to train waits until they are done.  RuntimeError while another thread trains: weights
+        change under way, and with JAX are where it works.
+        """
+        return self._turns.reading()
+
     @contextlib.contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
+    def _only_predictor(self) -> Iterator[None]:
         """For one thread: RuntimeError in a second one, or in a call within a call."""
         thread = [threading.get_ident()]
-        if vars(self).setdefault(what, thread) is not thread:  # in one step, which no other thread can come between
-            raise RuntimeError(
-                'this GRU4Rec is being trained already: train a copy (copy.deepcopy)' if what == '_trainer' else
-                'another thread is in predict_next_batch, whose sessions are those of one caller: call recommend or '
-                'session, or give each thread a copy (copy.deepcopy)')
+        if vars(self).setdefault('_predictor', thread) is not thread:
+            raise RuntimeError('another thread is in predict_next_batch, whose sessions are those of one caller: call '
+                               'recommend or session, or give each thread a copy (copy.deepcopy)')
         try:
             yield
         finally:
-            del vars(self)[what]
-
-    def _check_not_in_training(self) -> None:
-        """RuntimeError while another thread trains: weights change under way, and with JAX are where it works."""
-        if self._trainer not in (None, [threading.get_ident()]):
-            raise RuntimeError('another thread is training this GRU4Rec: train a copy (copy.deepcopy), and take that '
-                               'when it is ready')
-
-    def _own_variables(self) -> Variables:
-        self._check_trained()
-        self._check_not_in_training()
-        return self.variables_
+            del vars(self)['_predictor']
 
     def _check_usable(self) -> None:
         self._check_trained()

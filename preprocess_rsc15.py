@@ -129,15 +129,19 @@ def most_recent_fraction(parts: dict[str, pd.DataFrame], share: int) -> tuple[di
     of the items there, as the papers that use such data count them.
     """
     check_whole_number('share', share)
-    test, kept = parts['test'], {}
-    for name in ('train_tr', 'train_full'):
-        recent, whole = most_recent_prefixes(parts[name], share)
-        recent = left_by(f'keeping the most recent 1/{share} of the prefixes ({name})', parts[name], recent)
-        kept[name] = recent.reset_index(drop=True)
-    counts = {'training prefixes': len(recent) - recent['SessionId'].nunique(),
+
+    def recent(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        kept, whole = most_recent_prefixes(parts[name], share)
+        left_by(f'keeping the most recent 1/{share} of the prefixes ({name})', parts[name], kept)
+        return kept.reset_index(drop=True), whole
+
+    train_tr, _whole = recent('train_tr')
+    train_full, whole = recent('train_full')
+    test = parts['test']
+    counts = {'training prefixes': len(train_full) - train_full['SessionId'].nunique(),
               'test prefixes': len(test) - test['SessionId'].nunique(), 'clicks': len(whole) + len(test),
               'items': pd.concat([whole['ItemId'], test['ItemId']]).nunique()}
-    return parts | kept, counts
+    return parts | {'train_tr': train_tr, 'train_full': train_full}, counts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -334,8 +338,10 @@ def preprocess_log(clicks_path: str | os.PathLike, out_dir: str | os.PathLike, p
     made: see `files_together`.
 
     Returns the counts of each, a dict of dicts: {"train_full": {"sessions": ..., "events": ..., "items": ...}, ...}.
-    With `fraction`, 64 for 1/64, there is also "fraction", see `most_recent_fraction`.
+    With `fraction`, 64 for 1/64, which goes with the protocol of 2016, there is also "fraction", see
+    `most_recent_fraction`.
     """
+    _check_protocol(protocol, fraction)
     if os.path.exists(os.path.join(out_dir, SYNTHETIC_LOG)):
         raise ValueError(f'{out_dir} holds a synthetic log and its files; choose another folder, so that the two are '
                          'not mixed')
@@ -355,6 +361,7 @@ def make_synthetic(out_dir: str | os.PathLike, n_sessions: int = SYNTHETIC_SESSI
 
     Returns the counts of each file, as `preprocess_log` does.
     """
+    _check_protocol(protocol, fraction)
     real = [name for name in FILES.values() if os.path.exists(os.path.join(out_dir, name))]
     if real and not os.path.exists(os.path.join(out_dir, SYNTHETIC_LOG)):
         raise ValueError(f'{out_dir} holds {real[0]}, and no synthetic log that it was made of; choose another folder, '
@@ -365,10 +372,20 @@ def make_synthetic(out_dir: str | os.PathLike, n_sessions: int = SYNTHETIC_SESSI
         return _write_files(clicks, folder, protocol, fraction)
 
 
+def _check_protocol(protocol: str, fraction: int | None) -> None:
+    """TypeError or ValueError, before a log is read for minutes, unless there are files of this kind."""
+    check_choice('protocol', protocol, PROTOCOLS)
+    if fraction is None:
+        return
+    check_whole_number('fraction', fraction)
+    if protocol != '2016':
+        raise ValueError(f'fraction={fraction} goes with the protocol of 2016, not with that of {protocol}')
+
+
 def _write_files(clicks: pd.DataFrame, folder: str, protocol: str, fraction: int | None) -> dict[str, dict[str, int]]:
     """Write the four files of a log; their counts."""
     parts, of_fraction = preprocess(clicks, protocol), {}
-    if fraction:
+    if fraction is not None:
         parts, of_fraction['fraction'] = most_recent_fraction(parts, fraction)
     for name, events in parts.items():
         write_events(events, os.path.join(folder, FILES[name]))
@@ -426,8 +443,6 @@ def _parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace
     parser.add_argument('--fraction', type=positive_number, metavar='N', help='keep the most recent 1/N of the '
                         'training prefixes, for example 64 or 4')
     args = parser.parse_args(argv)
-    if args.fraction and args.protocol != '2016':
-        parser.error('--fraction goes with --protocol 2016')
     options = {'n_sessions': args.sessions, 'n_items': args.items, 'seed': args.seed}
     args.options = {name: value for name, value in options.items() if value is not None}
     if args.synthetic and len(args.paths) != 1:

@@ -41,13 +41,16 @@ from gru4rec_pytensor.events import (
 from gru4rec_pytensor.files import atomic_file, check_writable
 from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, positive_number
 
+KEYS = ('session_key', 'item_key', 'time_key')
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The commands; each returns what is printed: a dictionary for --json, and the lines for people
 # ---------------------------------------------------------------------------------------------------------------------
 
 def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec fit`: train, and write the model; like the other commands, returns results and the lines to print."""
-    given = {name: value for name, value in vars(arguments).items() if name in argument_names()}
+    given = {name: value for name, value in vars(arguments).items() if name in argument_names() and value is not None}
     if arguments.parameters:
         model = GRU4Rec.from_parameters(arguments.parameters, **given)
     else:
@@ -59,11 +62,11 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     check_output(arguments.output, arguments.file)
     if arguments.checkpoint:
         check_output(arguments.checkpoint, arguments.file)
-    data = read(arguments, columns_of(arguments))
     n_epochs = model.n_epochs
     if arguments.more:
         model = GRU4Rec.load(arguments.more, backend=model.backend)
         check_columns(model, arguments)
+    data = read(arguments, columns_of(arguments, model))
     progress = TrainingProgress(f'{model.loss}, {"+".join(map(str, model.layers))} units', arguments.quiet)
     started = time.perf_counter()
     if arguments.more:
@@ -84,8 +87,7 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec evaluate`: Recall and MRR on a file of events."""
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
-    columns = [getattr(arguments, name) or getattr(model, name) for name in ('session_key', 'item_key', 'time_key')]
-    session, item, _time = columns
+    columns = session, item, _time = columns_of(arguments, model)
     data = read(arguments, columns)
     if arguments.unknown == 'miss':
         ranks = next_item_ranks_with_misses(model, data, None, 100, arguments.tie_policy, 42, *columns)
@@ -173,9 +175,10 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 # Helpers
 # ---------------------------------------------------------------------------------------------------------------------
 
-def columns_of(arguments: argparse.Namespace) -> tuple[str, str, str]:
-    """The columns of session, item and time that the command line names."""
-    return arguments.session_key, arguments.item_key, arguments.time_key
+def columns_of(arguments: argparse.Namespace, model: GRU4Rec | None = None) -> list[str]:
+    """The columns of session, item and time: those that the command line names, or else the model's, or the paper's."""
+    return [getattr(arguments, name) or (getattr(model, name) if model else default)
+            for name, default in zip(KEYS, COLUMNS)]
 
 
 def read(arguments: argparse.Namespace, columns: Sequence[str]) -> pd.DataFrame:
@@ -193,7 +196,7 @@ def check_output(output: str | Path, source: str | Path) -> None:
 
 def check_columns(model: GRU4Rec, arguments: argparse.Namespace) -> None:
     """A model that is trained on keeps its own names of columns, which then have to be those of the file."""
-    if (model.session_key, model.item_key, model.time_key) != columns_of(arguments):
+    if [getattr(model, name) for name in KEYS] != columns_of(arguments, model):
         raise ValueError(f'the model of --more was trained with --session-key {model.session_key} --item-key '
                          f'{model.item_key} --time-key {model.time_key}')
 
@@ -210,68 +213,81 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog='gru4rec', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_version()
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    common = Parser(add_help=False)
-    common.add_argument('--json', action='store_true', help='print one JSON object')
-    common.add_argument('--quiet', action='store_true', help='no progress on standard error')
-    log = Parser(add_help=False)
-    log.add_argument('file', metavar='FILE', help='a log, also compressed; - for standard input')
-    log.add_argument('--time-unit', choices=TIME_UNITS, help='of times that are numbers (told by their size)')
-    log.add_argument('--drop-without-session', action='store_true', help='leave out rows that have no session')
-    model = Parser(add_help=False)
-    model.add_argument('model', metavar='MODEL')
-    log.add_argument('--event-key', metavar='COLUMN', help='column of the kind of event')
-    log.add_argument('--event-types', type=listed(str), default=(), metavar='KIND,KIND', help='kinds to keep (all)')
-    log.add_argument('--session-gap', type=float, metavar='SECONDS', help='the column of the session has visitors, '
-                     'whose sessions end where no event follows for so long')
-    keys = Parser(add_help=False)
-    for name, default in zip(('session', 'item', 'time'), COLUMNS):
-        keys.add_argument(f'--{name}-key', default=default, metavar='COLUMN', help=f'column of the {name} ({default})')
 
-    def command(function: Callable[[argparse.Namespace], tuple[dict, list[str]]], help_text: str, example: str,
-                *parents: Parser) -> Parser:
+    def command(function: Callable[[argparse.Namespace], tuple[dict, list[str]]], help_text: str,
+                example: str) -> Parser:
         sub = commands.add_parser(function.__name__, help=help_text, description=f'{help_text}\n\n    {example}',
-                                  parents=[common, *parents], formatter_class=argparse.RawDescriptionHelpFormatter)
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.set_defaults(function=function)
+        sub.add_argument('--json', action='store_true', help='print one JSON object')
+        sub.add_argument('--quiet', action='store_true', help='no progress on standard error')
         return sub
 
     sub = command(fit, 'Train a model on a file of events.',
-                  'gru4rec fit train.tsv -o model --layers 100 --loss top1 --dropout 0.5 --learning-rate 0.01',
-                  log, keys)
+                  'gru4rec fit train.tsv -o model --layers 100 --loss top1 --dropout 0.5 --learning-rate 0.01')
+    add_log_options(sub, COLUMNS)
     sub.add_argument('-o', '--output', metavar='MODEL', required=True, help='file to write')
     add_training_options(sub)
     sub = command(evaluate, 'Recall and MRR of the next item in the sessions of a file.',
-                  'gru4rec evaluate model test.tsv --cut-off 5 20', model, log)
-    for name in ('session', 'item', 'time'):
-        sub.add_argument(f'--{name}-key', metavar='COLUMN', help=f'column of the {name} (as in training)')
-    sub.add_argument('--cut-off', type=positive_number, nargs='+', default=[CUT_OFF], metavar='N', help=f'({CUT_OFF})')
-    sub.add_argument('--unknown', choices=('drop', 'miss'), default='drop', help='leave out events with items that the '
-                     'model does not know, or count them as misses (drop)')
-    sub.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
-                     help='rank of a target whose score other items share (conservative: after them)')
-    sub.add_argument('--backend', choices=backends.BACKENDS, help='(as in training)')
+                  'gru4rec evaluate model test.tsv --cut-off 5 20')
+    sub.add_argument('model', metavar='MODEL')
+    add_log_options(sub, 3 * ['as in training'])
+    add_evaluation_options(sub)
     sub = command(recommend, 'The items that are most likely next in a session.',
-                  'gru4rec recommend model 214536502 214536500 -k 5 --exclude-seen', model)
+                  'gru4rec recommend model 214536502 214536500 -k 5 --exclude-seen')
+    sub.add_argument('model', metavar='MODEL')
     sub.add_argument('items', metavar='ITEM', nargs='+', help="ids of the session's events so far, in order")
     sub.add_argument('-k', type=positive_number, default=20, help='number of items (20)')
     sub.add_argument('--exclude-seen', action='store_true', help='leave out items of the session')
     sub.add_argument('--backend', choices=backends.BACKENDS, default='python', help='(python: starts at once)')
-    command(info, 'What a model file holds.', 'gru4rec info model', model)
+    command(info, 'What a model file holds.', 'gru4rec info model').add_argument('model', metavar='MODEL')
     sub = command(prepare, 'Filter a log as the paper does, and set the last sessions apart as test data.',
-                  'gru4rec prepare clicks.csv -o DATA --item-key product --test-days 1', log, keys)
-    sub.add_argument('-o', '--output', metavar='DIR', required=True, help='folder for train.tsv and test.tsv')
-    sub.add_argument('--min-session-length', type=positive_number, default=MIN_SESSION_LENGTH, metavar='N',
-                     help=f'({MIN_SESSION_LENGTH})')
-    sub.add_argument('--max-session-length', type=positive_number, metavar='N', help='(no limit)')
-    sub.add_argument('--min-item-events', type=positive_number, default=MIN_ITEM_EVENTS, metavar='N',
-                     help=f'({MIN_ITEM_EVENTS})')
-    sub.add_argument('--test-days', type=float, metavar='DAYS', help='sessions that end in the last DAYS (1)')
-    sub.add_argument('--test-fraction', type=float, metavar='SHARE', help='instead, this share of the sessions')
-    sub.add_argument('--test-by', choices=('last', 'first'), default='last', help='whether the last sessions are those '
-                     'that end last, or those that start last; then training ends where they start (last)')
-    sub.add_argument('--drop-repeats', action='store_true', help='of events of an item in a row keep the first')
-    sub.add_argument('--until-stable', action='store_true', help='drop short sessions and rare items until nothing '
-                     'changes')
+                  'gru4rec prepare clicks.csv -o DATA --item-key product --test-days 1')
+    add_log_options(sub, COLUMNS)
+    add_preparation_options(sub)
     return parser.parse_args(argv)
+
+
+def add_log_options(parser: argparse.ArgumentParser, columns: Sequence[str]) -> None:
+    """What `read` takes; `columns` says in the help which they are by default."""
+    parser.add_argument('file', metavar='FILE', help='a log, also compressed; - for standard input')
+    for name, default in zip(KEYS, columns):
+        what = name.removesuffix('_key')
+        parser.add_argument(f'--{what}-key', metavar='COLUMN', help=f'column of the {what} ({default})')
+    parser.add_argument('--time-unit', choices=TIME_UNITS, help='of times that are numbers (told by their size)')
+    parser.add_argument('--drop-without-session', action='store_true', help='leave out rows that have no session')
+    parser.add_argument('--event-key', metavar='COLUMN', help='column of the kind of event')
+    parser.add_argument('--event-types', type=listed(str), default=(), metavar='KIND,KIND', help='kinds to keep (all)')
+    parser.add_argument('--session-gap', type=float, metavar='SECONDS', help='the column of the session has visitors, '
+                        'whose sessions end where no event follows for so long')
+
+
+def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+    """How `evaluate` ranks, and what it prints."""
+    parser.add_argument('--cut-off', type=positive_number, nargs='+', default=[CUT_OFF], metavar='N',
+                        help=f'({CUT_OFF})')
+    parser.add_argument('--unknown', choices=('drop', 'miss'), default='drop', help='leave out events with items that '
+                        'the model does not know, or count them as misses (drop)')
+    parser.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
+                        help='rank of a target whose score other items share (conservative: after them)')
+    parser.add_argument('--backend', choices=backends.BACKENDS, help='(as in training)')
+
+
+def add_preparation_options(parser: argparse.ArgumentParser) -> None:
+    """What `prepare` keeps, and where it goes."""
+    parser.add_argument('-o', '--output', metavar='DIR', required=True, help='folder for train.tsv and test.tsv')
+    parser.add_argument('--min-session-length', type=positive_number, default=MIN_SESSION_LENGTH, metavar='N',
+                        help=f'({MIN_SESSION_LENGTH})')
+    parser.add_argument('--max-session-length', type=positive_number, metavar='N', help='(no limit)')
+    parser.add_argument('--min-item-events', type=positive_number, default=MIN_ITEM_EVENTS, metavar='N',
+                        help=f'({MIN_ITEM_EVENTS})')
+    parser.add_argument('--test-days', type=float, metavar='DAYS', help='sessions that end in the last DAYS (1)')
+    parser.add_argument('--test-fraction', type=float, metavar='SHARE', help='instead, this share of the sessions')
+    parser.add_argument('--test-by', choices=('last', 'first'), default='last', help='whether the last sessions are '
+                        'those that end last, or those that start last; then training ends where they start (last)')
+    parser.add_argument('--drop-repeats', action='store_true', help='of events of an item in a row keep the first')
+    parser.add_argument('--until-stable', action='store_true', help='drop short sessions and rare items until nothing '
+                        'changes')
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:

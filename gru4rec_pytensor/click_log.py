@@ -5,9 +5,11 @@ files of RSC15, faster and by the paper's rules alone.
 """
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,17 +172,23 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _read_parquet(path: Path, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
-    try:
-        frame = pd.read_parquet(path)
+    """The needed columns of a Parquet file; whole numbers stay whole beside missing values."""
+    try:  # optional
+        parquet = importlib.import_module('pyarrow.parquet')
     except ImportError:
         raise ValueError(f'{title}: reading Parquet needs pyarrow: pip install pyarrow') from None
+    try:
+        file = parquet.ParquetFile(path)
     except Exception as error:  # of pyarrow, which has errors of its own
         raise ValueError(f'{title}: not a Parquet file ({str(error).splitlines()[0]})') from None
-    names = list(frame.columns)
+    names = file.schema_arrow.names
     form = _chosen(title, names, asked)
     missing = [name for name in form.needed if name not in names]
     if missing:
         raise ValueError(f'{title}: lacks the column {missing[0]!r}; it has {names[:12]}')
+    frame = file.read(form.needed).to_pandas(integer_object_nulls=True)
+    if set(frame.index.names) & set(form.needed):  # a column that pandas wrote as the index
+        frame = frame.reset_index()
     return frame[form.needed].reset_index(drop=True), lambda row: f'{title}, row {row}', form
 
 
@@ -284,7 +292,7 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     Parameters
     ----------
     events : frame with the three `columns`, rows in any order; times as `events.in_seconds` takes them
-    min_session_length, max_session_length : events of a session; None for no limit
+    min_session_length, max_session_length : events of a session; a maximum of None is no limit
     min_item_events : events of an item, in the whole log
     test_days : the sessions that end in so many last days are the test data; 1 when both are None
     test_fraction : instead, this share of the sessions, those that end last
@@ -304,31 +312,22 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     ValueError that says which step left nothing
     """
     time = columns[2]
-    _check_split(test_days, test_fraction)
-    check_choice('test_by', test_by, ('last', 'first'))
-    for name, limit in (('min_session_length', min_session_length), ('max_session_length', max_session_length),
-                        ('min_item_events', min_item_events)):
-        if limit is not None:
-            check_whole_number(name, limit)
+    by, step = _division(test_days, test_fraction, test_by)
+    for name, limit in (('min_session_length', min_session_length), ('min_item_events', min_item_events),
+                        *([] if max_session_length is None else [('max_session_length', max_session_length)])):
+        check_whole_number(name, limit)
     check_events(events, *columns)
     check_times(events[time])
     events = events[list(columns)].assign(**{time: protocol.in_seconds(events[time], time_unit)})
     events = protocol.sort_events(events.set_axis(COLUMNS, axis=1))
     if drop_repeats:
         events = left_by('dropping repeats', events, protocol.drop_repeats(events))
-    if max_session_length:
+    if max_session_length is not None:
         events = left_by(f'dropping sessions of more than {max_session_length} events', events,
                          protocol.drop_long_sessions(events, max_session_length))
     events = _filtered(events, min_session_length, min_item_events, until_stable)
-    train, test, what = _split(events, test_days, test_fraction, test_by)
-    train = require_events(protocol.drop_short_sessions(train, min_session_length), what)
-    if len(train) + len(test) < len(events):
-        logger.info('cutting training sessions where test sessions begin: %s of %s events',
-                    f'{len(events) - len(train) - len(test):,}', f'{len(events):,}')
-    test = left_by('dropping test items that training does not have, then test sessions of one event', test,
-                   protocol.keep_known_items(test, train['ItemId'].unique()))
-    train, test = (frame.set_axis(list(columns), axis=1) for frame in (train, test))
-    return train.reset_index(drop=True), test.reset_index(drop=True)
+    train, test = protocol.split(events, 'test', by, step, min_session_length)
+    return train.set_axis(list(columns), axis=1), test.set_axis(list(columns), axis=1)
 
 
 def _filtered(events: pd.DataFrame, min_session_length: int, min_item_events: int, until_stable: bool) -> pd.DataFrame:
@@ -343,26 +342,17 @@ def _filtered(events: pd.DataFrame, min_session_length: int, min_item_events: in
     return left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
 
 
-def _check_split(test_days: float | None, test_fraction: float | None) -> None:
-    """TypeError or ValueError unless they say what `prepare` can do."""
+def _division(test_days: float | None, test_fraction: float | None,
+              test_by: str) -> tuple[Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]], str]:
+    """What divides events into training and test data, and that in words; TypeError or ValueError if it cannot be."""
+    check_choice('test_by', test_by, ('last', 'first'))
     if test_days is not None and test_fraction is not None:
         raise ValueError('give test_days or test_fraction, not both')
     if test_fraction is not None:
         check_number('test_fraction', test_fraction, 0, 1, above=True, below=True)
-    if test_days is not None:
-        check_number('test_days', test_days, above=True)
-
-
-def _split(events: pd.DataFrame, test_days: float | None, test_fraction: float | None,
-           test_by: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """Training and test events, no test session divided, and in words what was done."""
-    if test_fraction is None:
-        by = protocol.split_last_seconds if test_by == 'last' else protocol.split_at_start
-        train, test = by(events, protocol.DAY * (test_days or 1))
-        return train, test, f'setting the last {test_days or 1:g} day(s) apart as test data'
-    times = events.groupby('SessionId').Time.agg({'last': 'max', 'first': 'min'}[test_by]).sort_values(kind='stable')
-    times = times[len(times) - max(1, round(test_fraction * len(times))):]
-    in_test = events.SessionId.isin(times.index)
-    in_train = ~in_test & (events.Time < times.iloc[0] if test_by == 'first' else True)
-    return (events[in_train], events[in_test],
-            f'setting the last {test_fraction:g} of the sessions apart as test data')
+        return (partial(protocol.split_last_share, share=test_fraction, by=test_by),
+                f'setting the last {test_fraction:g} of the sessions apart as test data')
+    days = 1 if test_days is None else test_days
+    check_number('test_days', days, above=True)
+    by = protocol.split_last_seconds if test_by == 'last' else protocol.split_at_start
+    return partial(by, seconds=protocol.DAY * days), f'setting the last {days:g} day(s) apart as test data'

@@ -436,11 +436,11 @@ def split_at_start(data: pd.DataFrame, seconds: float = DAY) -> tuple[pd.DataFra
     """Split by the time of each session's first event.
 
     Returns (train, test): test holds the sessions that start at most `seconds` before the last event of the frame;
-    training ends there, so that sessions that go on lose what comes later, and those left with one event all.
+    training ends there, so that sessions that go on are cut.
     """
     border = data['Time'].max() - seconds
     in_test = data.groupby('SessionId', sort=False)['Time'].transform('min') >= border
-    return drop_short_sessions(data[~in_test & (data['Time'] < border)]), data[in_test]
+    return data[~in_test & (data['Time'] < border)], data[in_test]
 
 
 def split_last_seconds(data: pd.DataFrame, seconds: float = DAY) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -453,6 +453,18 @@ def split_last_seconds(data: pd.DataFrame, seconds: float = DAY) -> tuple[pd.Dat
     return data[~in_test], data[in_test]
 
 
+def split_last_share(data: pd.DataFrame, share: float, by: str = 'last') -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split by the order of the sessions' last events, or, with ``by='first'``, by that of their first ones.
+
+    Returns (train, test): test holds this share of the sessions, at least one, those that end or start last.  With
+    'first' training ends where the first of them starts, so that sessions that go on are cut.
+    """
+    times = data.groupby('SessionId').Time.agg({'last': 'max', 'first': 'min'}[by]).sort_values(kind='stable')
+    times = times[len(times) - max(1, round(share * len(times))):]
+    in_test = data.SessionId.isin(times.index)
+    return data[~in_test & (data.Time < times.iloc[0] if by == 'first' else True)], data[in_test]
+
+
 def keep_known_items(test: pd.DataFrame, known: ArrayLike, session_key: str = 'SessionId',
                      item_key: str = 'ItemId') -> pd.DataFrame:
     """Of test events, those that the protocol keeps: of known items, then of sessions that still have two or more.
@@ -463,19 +475,32 @@ def keep_known_items(test: pd.DataFrame, known: ArrayLike, session_key: str = 'S
 
 
 def split(data: pd.DataFrame, held_out: str,
-          by: Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]] = split_last_seconds,
-          ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One train/test split as section 4 describes it, cleaned; `held_out` names the second part in errors.
+          by: Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]] = split_last_seconds, step: str | None = None,
+          min_session_length: int = MIN_SESSION_LENGTH) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One train/test split as section 4 describes it, cleaned.
 
-    `by` is what divides the events, `split_last_seconds` or `split_at_start`.  Returns (train,
-    test) with new row numbers.  Raises ValueError, naming the step, when one of them is empty.
+    Parameters
+    ----------
+    held_out : what to call the second part in messages
+    by : what divides the events, such as `split_at_start`
+    step : what that does, for the error that it leaves nothing to train on; setting the last day apart when None
+    min_session_length : events of a training session; those that `by` cut shorter are dropped
+
+    Returns
+    -------
+    (train, test) with new row numbers
+
+    Raises
+    ------
+    ValueError, which names the step, when one of them is empty
     """
     train, test = by(data)
-    verb = 'ends' if by is split_last_seconds else 'starts'
-    require_events(train, f"setting the last day apart as {held_out}: every session {verb} in the log's last 24 hours")
     if len(train) + len(test) < len(data):
-        logger.info('cutting training sessions where %s begins: %s of %s events', held_out,
+        train = drop_short_sessions(train, min_session_length)
+        logger.info('cutting training sessions where %s sessions begin: %s of %s events', held_out,
                     f'{len(data) - len(train) - len(test):,}', f'{len(data):,}')
-    test = left_by(f'dropping {held_out} items that are not in training, then one-click {held_out} sessions',
+    require_events(train, step or f'setting the last day apart as {held_out}: no session is from before the last 24 '
+                                  'hours')
+    test = left_by(f'dropping {held_out} items that are not in training, then {held_out} sessions of one event',
                    test, keep_known_items(test, train['ItemId'].unique()))
     return train.reset_index(drop=True), test.reset_index(drop=True)

@@ -265,6 +265,10 @@ def _encoding(head: bytes) -> str | None:
     return None
 
 
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b'ustar'
+
+
 def text_blocks(path: str | os.PathLike, size: int = BLOCK_BYTES) -> Iterator[bytes]:
     """The text of a file, decompressed, as UTF-8 without a byte order mark, in blocks of about `size` bytes.
 
@@ -300,6 +304,8 @@ def _unpacked(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
 def _as_utf8(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
     """The same text in UTF-8, without a byte order mark."""
     first = next(blocks, b'')
+    if _is_tar(first):
+        raise ValueError(f'{name}: is a tar archive; unpack it first')
     encoding = _encoding(first[:4096])
     if not encoding:
         yield first.removeprefix(codecs.BOM_UTF8)
@@ -334,7 +340,7 @@ def plain_text(path: str | os.PathLike) -> Iterator[Path]:
     if os.path.isfile(path) and str(path) != STANDARD_INPUT:
         with open(path, 'rb') as file:
             head = file.read(4096)
-        if not head.startswith((codecs.BOM_UTF8, *COMPRESSED)) and not _encoding(head):
+        if not head.startswith((codecs.BOM_UTF8, *COMPRESSED)) and not _encoding(head) and not _is_tar(head):
             yield Path(path)
             return
     with tempfile.NamedTemporaryFile(prefix='gru4rec-') as copy:

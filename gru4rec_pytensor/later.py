@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 import gru4rec
-from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, recall_mrr
+from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, one_model, recall_mrr
 from gru4rec_pytensor.checks import check_choice, first_few
 from gru4rec_pytensor.events import check_events
 from gru4rec_pytensor.parameters import LATER_DEFAULTS, of_later_release
@@ -114,6 +114,7 @@ def argument_from_text(name: str, value: Any) -> Any:
         raise ValueError(f'{name}={value!r}: must be {kind}{separated}') from None
 
 
+@one_model
 def evaluate_gpu(gru: gru4rec.GRU4Rec, test_data: pd.DataFrame, items: ArrayLike | None = None,
                  session_key: str = 'SessionId', item_key: str = 'ItemId', time_key: str = 'Time',
                  cut_off: int | Sequence[int] = (CUT_OFF,), batch_size: int = 100,

@@ -1,9 +1,10 @@
 """What to recommend to a visitor: for a whole session, or click by click."""
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ class Session:
     """One visitor's session: `click` takes an event and recommends; its cost does not grow with the session.
 
     `model` is a trained `GRU4Rec`, which any number of sessions share.  Threads that click in one session wait for one
-    another.
+    another.  A session ends with the next training of the model, whose states and items are others: RuntimeError.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._items = model.items_
         self._top: np.ndarray | None = None
         self._states = model.initial_states(1)
         self._seen: set[int] = set()
@@ -33,17 +35,25 @@ class Session:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock())
 
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """For one thread at a time, with the model as it was when the session began."""
+        with self._lock, self._model.in_use():
+            if self._model.items_ is not self._items:
+                raise RuntimeError('the model was trained since this session began: begin another one')
+            yield
+
     def click(self, item: Any, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
         """The visitor's next event, and what `GRU4Rec.recommend` gives for the session up to it."""
         check_whole_number('k', k)  # before the click counts
-        with self._lock:
+        with self._in_turn():
             self.take([item])
             return self.best(k, exclude_seen)
 
     def recommend(self, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
         """The k best next items of the session as it is; of the most popular ones where nothing is known of it."""
         check_whole_number('k', k)
-        with self._lock:
+        with self._in_turn():
             return self.best(k, exclude_seen)
 
     def take(self, item_ids: Sequence, stacklevel: int = 3) -> None:

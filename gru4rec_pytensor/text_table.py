@@ -7,7 +7,9 @@ a row.  Else fields may span lines, unless those lines look like rows of their o
 """
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,10 +67,10 @@ def open_table(path: Path, title: str, value_of: Callable[[list[str]], tuple]) -
     ------
     ValueError if it is no text, or a row has more fields than the header
     """
-    line = header_line(path, title)
-    names = {delimiter: [clean(name) for name in line.split(delimiter)] for delimiter in DELIMITERS}
+    head = head_of(path, title)
+    names = {delimiter: header_names(head, delimiter) for delimiter in DELIMITERS}
     delimiter = max(DELIMITERS, key=lambda found: (value_of(names[found]), len(names[found])))
-    lines = look_through(path, delimiter, line.count(delimiter))
+    lines = look_through(path, delimiter, len(names[delimiter]) - 1)
     if lines.too_long and lines.closed:
         raise ValueError(f'{title}, line {lines.too_long[0]}: has {lines.too_long[1]} fields, but the header has '
                          f'{len(names[delimiter])}')
@@ -86,8 +88,22 @@ def clean(text: str) -> str:
     return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
-def header_line(path: Path, title: str) -> str:
-    """The first line that is not blank; ValueError if this is no text with lines."""
+def header_names(head: str, delimiter: str) -> list[str]:
+    """Names of the columns, from text that begins with a header; a name in quotation marks may hold what it likes.
+
+    >>> header_names('a, "b, c", "d"', ','), header_names('a,5" b,"c', ',')
+    (['a', 'b, c', 'd'], ['a', '5" b', '"c'])
+    """
+    line = re.split(r'[\r\n]', head, maxsplit=1)[0]
+    if '"' in line:
+        with contextlib.suppress(csv.Error):  # a mark that does not stand at the end of a name, or has no second one
+            reader = csv.reader(io.StringIO(head, newline=''), delimiter=delimiter, skipinitialspace=True, strict=True)
+            return [name.strip() for name in next(reader)]
+    return [clean(name) for name in line.split(delimiter)]
+
+
+def head_of(path: Path, title: str) -> str:
+    """The first lines, from the first that is not blank; ValueError if this is no text with lines."""
     with open(path, 'rb') as file:
         sample = file.read(MAX_HEADER_BYTES)
     if not sample.strip():
@@ -96,10 +112,12 @@ def header_line(path: Path, title: str) -> str:
         raise ValueError(f'{title}: is a binary file, not text')
     if sample.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
         raise ValueError(f'{title}: is a web page, not a log: was the download refused?')
+    sample = sample.lstrip(b' \r\n')
     try:
-        return sample.lstrip(b' \r\n').splitlines()[0].decode()
+        sample.splitlines()[0].decode()
     except UnicodeDecodeError:
         raise ValueError(f'{title}: is not UTF-8 text') from None
+    return sample.decode(errors='replace')  # what follows is read, and judged, later
 
 
 def look_through(path: Path, delimiter: str, n_delimiters: int) -> Lines:

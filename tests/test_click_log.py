@@ -3,6 +3,7 @@ import bz2
 import csv
 import gzip
 import io
+import itertools
 import lzma
 import os
 import sys
@@ -118,6 +119,44 @@ def test_a_parquet_file_is_read_like_text(tmp_path):
     EVENTS.assign(ItemId=[1, None, 3]).to_parquet(tmp_path / 'hole.parquet')
     with pytest.raises(ValueError, match=r'hole.parquet, row 1: ItemId is missing, not an id'):
         click_log.read_events(tmp_path / 'hole.parquet')
+    EVENTS.set_index('ItemId').to_parquet(tmp_path / 'index.parquet')
+    assert_frame_equal(click_log.read_events(tmp_path / 'index.parquet'), EVENTS)
+    with pytest.raises(ValueError, match=r"lacks the column 'item'; it has \['SessionId', 'Time', 'ItemId'"):
+        click_log.read_events(tmp_path / 'index.parquet', ('SessionId', 'item', 'Time'))
+
+
+def test_of_a_parquet_file_the_needed_columns_are_read(tmp_path, monkeypatch):
+    parquet = pytest.importorskip('pyarrow.parquet')
+    read, asked = parquet.ParquetFile.read, []
+
+    def noted(file, columns, **options):
+        asked.append(columns)
+        return read(file, columns, **options)
+
+    monkeypatch.setattr(parquet.ParquetFile, 'read', noted)
+    EVENTS.assign(note='x', kind=['see', 'buy', 'see']).to_parquet(tmp_path / 'log.parquet')
+    assert_frame_equal(click_log.read_events(tmp_path / 'log.parquet'), EVENTS)
+    found = click_log.read_events(tmp_path / 'log.parquet', event_key='kind', event_types=['see'])
+    assert_frame_equal(found, EVENTS[EVENTS.index != 1].reset_index(drop=True))
+    assert asked == [['SessionId', 'ItemId', 'Time'], ['SessionId', 'ItemId', 'Time', 'kind']]
+
+
+@pytest.mark.parametrize('kind', ['parquet', 'csv'])
+def test_ids_of_16_digits_stay_what_they_are_beside_rows_without_any(tmp_path, kind):
+    """As floats two of them would be one."""
+    if kind == 'parquet':
+        pytest.importorskip('pyarrow')
+    ids = [2 ** 53, 2 ** 53 + 1]
+    log = pd.DataFrame({'SessionId': pd.array([*ids, None], 'Int64'), 'ItemId': [1, 2, 3], 'Time': [1, 2, 3]})
+    path = tmp_path / f'log.{kind}'
+    getattr(log, f'to_{kind}')(path, index=False)
+    found = click_log.read_events(path, drop_without_session=True)
+    assert found.SessionId.tolist() == ids and found.SessionId.dtype == 'int64'
+    if kind == 'parquet':  # as other programs write it, without what pandas adds
+        arrow, parquet = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+        plain = {name: arrow.array(log[name].astype(object).where(log[name].notna(), None).tolist()) for name in log}
+        parquet.write_table(arrow.table(plain), path)
+        assert_frame_equal(click_log.read_events(path, drop_without_session=True), found)
 
 
 # --- Quotation marks ------------------------------------------------------------------------------------------------
@@ -187,6 +226,23 @@ def test_fields_are_counted_as_the_csv_module_counts_them_wherever_marks_are_cal
             assert found.too_long == next(((k, n) for k, n in enumerate(lengths, start=1) if n > 2), None)
             assert found.whole == all(n == 2 or not line.strip() for n, line in zip(lengths, text.split('\n')))
     assert n_closed > 500
+
+
+@pytest.mark.parametrize('name, title', [
+    *itertools.product(['"Title, short"', '"Title\nof the page"', '" a ""b"", c; d"', '"SessionId,"'], ['a', '"b, c"']),
+    ('Title"', 'a'), ('5" disk', 'a'), ('"Title', 'a')])
+def test_a_name_in_the_header_may_hold_what_separates_names_a_line_end_and_marks(tmp_path, name, title):
+    """Wherever it stands; and a mark that is a letter in it, or has no second one, cuts nothing."""
+    for place in range(4):
+        rows = [['1', '5', '10'], ['1', '6', '20']]
+        header = ['SessionId', 'ItemId', 'Time']
+        lines = [line[:place] + [more] + line[place:] for line, more in zip([header, *rows], [name, title, title])]
+        assert read_rows(tmp_path, ''.join(','.join(line) + '\n' for line in lines)) == [[1, 5, 10], [1, 6, 20]]
+
+
+def test_a_line_after_a_header_of_two_lines_has_its_number_in_messages(tmp_path):
+    with pytest.raises(ValueError, match="log, line 4: Time is 'x'"):
+        read_rows(tmp_path, '"Title\nof the page",SessionId,ItemId,Time\na,1,5,10\n"b, c",1,6,x\n')
 
 
 # --- Compression, encodings, pipes ----------------------------------------------------------------------------------
@@ -407,6 +463,8 @@ def test_the_rows_are_in_order_and_equal_times_keep_theirs():
 @pytest.mark.parametrize('options, error, message', [
     (dict(columns=('SessionId', 'ItemId', 'When')), ValueError, "no column 'When'"),
     (dict(min_item_events='3'), TypeError, "min_item_events='3': must be a whole number"),
+    (dict(min_item_events=None), TypeError, 'min_item_events=None: must be a whole number'),
+    (dict(min_session_length=None), TypeError, 'min_session_length=None: must be a whole number'),
     (dict(max_session_length=0), ValueError, 'max_session_length=0: must be a whole number of at least 1'),
     (dict(test_days='3'), TypeError, "test_days='3': must be a finite number above 0")])
 def test_preparing_names_the_column_or_argument_that_is_wrong(options, error, message):
@@ -446,6 +504,24 @@ def test_test_sessions_are_counted_by_their_first_events_where_asked_for(clicks)
         assert (train.groupby('SessionId').size() >= 2).all()
     with pytest.raises(ValueError, match="test_by='start': must be one of 'last', 'first'"):
         click_log.prepare(clicks, test_by='start')
+
+
+@pytest.mark.parametrize('shortest', [1, 2, 3])
+@pytest.mark.parametrize('options', [dict(test_days=3), dict(test_fraction=0.2)])
+def test_training_sessions_that_are_cut_at_the_border_are_as_long_as_asked_for(clicks, options, shortest):
+    options = options | dict(min_item_events=1, min_session_length=shortest, test_by='first')
+    train, test = click_log.prepare(clicks, **options)
+    long_enough = clicks[clicks.groupby('SessionId').ItemId.transform('size') >= shortest]
+    start = long_enough.groupby('SessionId').Time.transform('min')
+    if 'test_days' in options:
+        border = clicks.Time.max() - 3 * DAY
+    else:
+        starts = start.groupby(long_enough.SessionId).first().sort_values()
+        border = starts.iloc[len(starts) - round(0.2 * len(starts))]
+    before = long_enough[(start < border) & (long_enough.Time < border)]
+    expected = before[before.groupby('SessionId').ItemId.transform('size') >= shortest]
+    assert_frame_equal(train, expected.sort_values(['SessionId', 'Time']).reset_index(drop=True))
+    assert (train.groupby('SessionId').size() == 1).any() == (shortest == 1)
 
 
 def test_every_event_that_preparing_drops_is_counted(clicks, caplog):

@@ -140,10 +140,12 @@ def test_what_is_drawn_ahead_is_what_is_drawn_in_turn_and_so_is_the_state_after_
     settings = GRU4Rec([5, 3], batch_size=4, dropout_p_hidden=0.3, negatives='uniform').settings(n_items=9)
     offsets = np.arange(0, 400, 4)
 
-    def drawn(ahead):
+    def drawn(ahead, with_state=True):
         chunks = gru4rec.with_last(gru4rec.session_parallel_minibatches(offsets, 4, chunk=7))
-        return list(gru4rec.with_random_inputs(chunks, gru4rec.RandomInputs(settings, np.ones(9, int)), ahead))
+        random_inputs = gru4rec.RandomInputs(settings, np.ones(9, int))
+        return list(gru4rec.with_random_inputs(chunks, random_inputs, ahead, with_state))
     in_turn, before = drawn(False), drawn(True)
+    assert not any(state for *_drawn, state in drawn(False, with_state=False))
     assert len(in_turn) == len(before) > 3
     for ((batches, is_last), inputs, state), ((other_batches, other_last), others, other_state) in zip(in_turn, before):
         assert_array_equal(other_batches.position, batches.position)

@@ -178,6 +178,27 @@ def test_fit_takes_parameters_from_a_file_and_options_go_before_them(tmp_path):
     assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(expected))
 
 
+@pytest.mark.parametrize('name, text', [
+    ('p.toml', TOML + 'session_key = "visit"\nitem_key = "product"\ntime_key = "when"\n'),
+    ('p.py', "gru4rec_params = {'layers': [5], 'batch_size': 8, 'n_epochs': 1, 'n_sample': 4, 'session_key': 'visit', "
+             "'item_key': 'product', 'time_key': 'when'}")])
+def test_fit_takes_the_names_of_the_columns_from_the_file_too(name, text, tmp_path):
+    log = few_items_log(n_sessions=40).set_axis(['visit', 'product', 'when'], axis=1)
+    log.to_csv(tmp_path / 'log.csv', index=False)
+    log.rename(columns={'visit': 'session'}).to_csv(tmp_path / 'other.csv', index=False)
+    path = written(tmp_path, text, name)
+    expected = GRU4Rec.from_parameters(path, backend='python').fit(log)
+    command = f'fit {{}}.csv -o {tmp_path}/model --parameters {path} --backend python --quiet'
+    for words in (command.format(tmp_path / 'log'), command.format(tmp_path / 'other') + ' --session-key session'):
+        assert cli.main(words.split()) == 0
+        assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(expected))
+    assert GRU4Rec.load(tmp_path / 'model').session_key == 'session'
+    more = f'-o {tmp_path}/more --more {tmp_path}/model --epochs 1 --quiet'  # has them from the model
+    assert cli.main(f'fit {tmp_path}/other.csv {more}'.split()) == 0
+    assert cli.main(f'evaluate {tmp_path}/more {tmp_path}/other.csv --quiet'.split()) == 0
+    assert cli.main(f'fit {tmp_path}/log.csv {more} --session-key visit'.split()) == 2
+
+
 @pytest.mark.parametrize('options, message', [
     ('--parameters {folder}/p.txt', 'must end in .toml, or in .py'),
     ('--parameters {folder}/p.toml --more {folder}/model', '--more and --parameters do not go together'),

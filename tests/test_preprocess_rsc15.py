@@ -135,7 +135,7 @@ def test_a_session_across_the_border_is_not_divided():
     ([(1, float(k), 1) for k in range(5)], 'setting the last day apart as test'),
     ([(s, END * s, s) for s in (0, 1) for _ in range(5)], 'dropping test items that are not in training'),
     ([(s, END * (s > 4), 1) for s in range(5) for _ in '12'] + [(7, END, 2)] * 5 + [(7, END, 1)],
-     'then one-click test sessions'),
+     'then test sessions of one event'),
     ([(s, END * s, 1) for s in (0, 1) for _ in range(5)], 'setting the last day apart as validation'),
 ])
 def test_a_step_that_leaves_nothing_is_named(events, step):
@@ -251,6 +251,20 @@ def test_a_fraction_and_the_protocol_of_2023_are_options_of_the_command(tmp_path
     pd.testing.assert_frame_equal(later, rsc15.preprocess(synthetic_clicks(3000, 200), '2023')['train_full'])
     with pytest.raises(SystemExit):
         rsc15.main(['--synthetic', str(tmp_path / 'x'), '--protocol', '2023', '--fraction', '4'])
+    assert 'error: fraction=4 goes with the protocol of 2016, not with that of 2023' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('options, error, message', [
+    (dict(protocol='2023', fraction=4), ValueError, 'fraction=4 goes with the protocol of 2016, not with that of 2023'),
+    (dict(protocol='2018'), ValueError, "protocol='2018': must be one of '2016', '2023'"),
+    (dict(fraction=0), ValueError, 'fraction=0: must be a whole number of at least 1'),
+    (dict(fraction=0.5), TypeError, 'fraction=0.5: must be a whole number')])
+def test_files_of_no_known_kind_are_refused_before_the_log_is_read(tmp_path, options, error, message):
+    for call in (lambda: rsc15.preprocess_log(tmp_path / 'no-such-log', tmp_path / 'out', **options),
+                 lambda: rsc15.make_synthetic(tmp_path / 'out', **options)):
+        with pytest.raises(error, match=message):
+            call()
+    assert not (tmp_path / 'out').exists()
 
 
 # --- Raw log -------------------------------------------------------------------------------------------------------
@@ -500,6 +514,8 @@ BAD_LOGS = {
     'semicolons': (GOOD_LINE.replace(',', ';').encode(), 'has 1 comma-separated columns'),
     'binary': (bytes(range(256)) * 9, 'line 1: '),
     '7z': (b"7z\xbc\xaf'\x1c\x00\x04\n,,,", 'is a 7-Zip archive; unpack it first'),
+    'tar': (b'a,' * 128 + b'\0ustar\0', 'is a tar archive; unpack it first'),
+    'tar, compressed': (gzip.compress(b'a,' * 128 + b'\0ustar\0'), 'is a tar archive; unpack it first'),
     'buys': (b'420374,2014-04-06T18:44:58.314Z,214537888,12462,1\n', 'has 5 comma-separated columns'),
     'three columns': (b'1,2014-04-07T10:51:09.277Z,2145\n', 'has 3 comma-separated columns'),
     'a blank line': (GOOD_LINE.encode() + b'\n' + GOOD_LINE.encode(), "line 2: '' has 1 comma-separated columns"),

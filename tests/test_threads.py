@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytensor
 import pytensor.tensor as pt
 import pytest
@@ -391,6 +392,132 @@ def test_a_model_in_training_is_refused_to_other_threads_and_predicts_in_its_own
         assert pool.submit(model.recommend, [10], 3).result().equals(model.recommend([10], 3))
 
 
+@pytest.fixture
+def slow_steps(monkeypatch):
+    """A model whose next step waits for `go_on`, having told `inside`."""
+    model = small_model(n_epochs=1).fit(LOG)
+    inside, go_on, step = threading.Event(), threading.Event(), model.next_states
+
+    def slow_step(*arguments):
+        inside.set()
+        assert go_on.wait(60)
+        return step(*arguments)
+
+    monkeypatch.setattr(model, 'next_states', slow_step)
+    return model, inside, go_on
+
+
+OTHER_LOG = few_items_log(n_sessions=60, n_items=40, seed=5)  # has ten items more
+TRAINERS = {'fit': lambda model: model.fit(OTHER_LOG), 'fit_more': lambda model: model.fit_more(OTHER_LOG),
+            'move_to': lambda model: model.move_to('python')}
+READERS = {'recommend': lambda model: model.recommend([10, 20], k=5),
+           'click': lambda model: model.session().click(10, k=5),
+           'predict_next_batch': lambda model: model.predict_next_batch([1], [10], None, 1),
+           'next_item_ranks': lambda model: pd.Series(next_item_ranks(model, LOG, batch_size=10))}
+
+
+@pytest.mark.parametrize('trainer', TRAINERS)
+@pytest.mark.parametrize('reader', READERS)
+def test_who_comes_to_train_waits_for_predictions_under_way_and_those_that_come_later_are_refused(slow_steps, reader,
+                                                                                                  trainer):
+    model, inside, go_on = slow_steps
+    twin = copy.deepcopy(model)
+    del twin.next_states  # which is slow, and was copied
+    expected = READERS[reader](twin)
+    with ThreadPoolExecutor(2) as pool:
+        predicting = pool.submit(READERS[reader], model)
+        assert inside.wait(60)
+        training = pool.submit(TRAINERS[trainer], model)
+        while not refused(model.weights):  # it has not come yet
+            assert not training.done()
+        assert refused(lambda: model.recommend([10])) and not predicting.done() and not training.done()
+        go_on.set()
+        assert predicting.result().equals(expected)
+        training.result()
+    assert_same_bits(state_of(model), state_of(TRAINERS[trainer](twin)))
+    assert len(model.recommend([10], k=3)) == 3
+
+
+def refused(call):
+    """Whether a call gets the error of a model in training."""
+    try:
+        call()
+    except RuntimeError as error:
+        assert 'train a copy (copy.deepcopy)' in str(error)
+        return True
+    return False
+
+
+def test_trainings_beside_predictions_give_the_old_answer_or_the_new_one_or_one_error(hurried, tmp_path):
+    model = small_model(n_epochs=1).fit(LOG)
+    logs = [OTHER_LOG, LOG] * 3
+    models = [small_model(n_epochs=1).fit(log) for log in (LOG, OTHER_LOG)]
+    done, n_answers = threading.Event(), []
+
+    def saved(model):
+        path = tmp_path / str(threading.get_ident())
+        model.save(path)
+        return GRU4Rec.load(path).recommend([10, 20], k=5)
+
+    def serve(reader):
+        allowed = [reader(model) for model in models]
+        while not done.is_set():
+            try:
+                answer = reader(model)
+            except RuntimeError as error:
+                assert 'train a copy (copy.deepcopy)' in str(error) or 'begin another one' in str(error)
+                continue
+            assert any(answer.equals(right) for right in allowed)
+            n_answers.append(1)
+
+    readers = [lambda model: model.recommend([10, 20], k=5), lambda model: model.session().click(10, k=5), saved,
+               lambda model: copy.deepcopy(model).recommend([10, 20], k=5)]
+    with ThreadPoolExecutor(4) as pool:
+        serving = [pool.submit(serve, reader) for reader in readers]
+        for log in logs:
+            model.fit(log)
+        done.set()
+        for served in serving:
+            served.result()
+    assert n_answers
+    assert_same_bits(state_of(model), state_of(models[0]))
+
+
+@pytest.mark.parametrize('train', [TRAINERS['fit'], TRAINERS['fit_more']], ids=['fit', 'fit_more'])
+def test_a_session_ends_with_the_next_training_of_its_model(train):
+    model = small_model(n_epochs=1).fit(LOG)
+    visit = model.session()
+    visit.click(10, k=3)
+    for twin in (visit, copy.deepcopy(visit), pickle.loads(pickle.dumps(visit))):
+        assert len(twin.recommend(k=3)) == 3
+    train(model)
+    for call in (lambda: visit.click(20), visit.recommend):
+        with pytest.raises(RuntimeError, match='the model was trained since this session began: begin another one'):
+            call()
+    assert len(model.session().click(20, k=3)) == 3
+
+
+def test_a_second_training_is_refused_while_the_first_one_tells_new_items_from_old_ones(monkeypatch):
+    """It would take them for new, too."""
+    model, n_calls = small_model(n_epochs=1).fit(LOG), []
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow_at_first(settings):
+        n_calls.append(1)
+        if len(n_calls) == 1:
+            inside.set()
+            assert go_on.wait(60)
+
+    monkeypatch.setattr(gru4rec, 'warn_of_constant_loss', slow_at_first)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(model.fit_more, OTHER_LOG)
+        assert inside.wait(60)
+        assert refused(lambda: model.fit_more(OTHER_LOG))
+        go_on.set()
+        first.result()
+    assert len(set(model.items_)) == model.n_items == OTHER_LOG.ItemId.nunique()
+
+
 def test_a_training_that_an_error_ends_leaves_the_model_to_others():
     model = small_model(n_epochs=1)
     with pytest.raises(ZeroDivisionError):
@@ -496,6 +623,34 @@ def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_
     assert output.splitlines() == [
         "this process was forked while another thread compiled, and so cannot compile: start it with multiprocessing's "
         "method 'spawn' or 'forkserver'", 'trained']
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
+def test_a_child_that_was_forked_beside_a_prediction_waits_for_nobody_in_it():
+    output = run_python(textwrap.dedent("""
+        import os, threading
+        from conftest import few_items_log, small_model
+        model = small_model(n_epochs=1).fit(few_items_log())
+        inside, done = threading.Event(), threading.Event()
+
+        def predict():
+            with model.in_use():
+                inside.set()
+                done.wait()
+
+        thread = threading.Thread(target=predict)
+        thread.start()
+        inside.wait()
+        child = os.fork()
+        if not child:
+            model.fit(few_items_log())
+            print('trained', flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        done.set()
+        thread.join()
+    """), PYTHONWARNINGS='ignore')
+    assert output == 'trained\n'
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows does not remove a folder that is in use')
