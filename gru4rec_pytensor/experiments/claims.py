@@ -187,11 +187,11 @@ def claims_cells(data: Dataset, options: Options, is_quick: bool) -> list[Cell]:
 
 def claims_section(results: list[dict], data: Dataset, options: Options, is_quick: bool) -> Section:
     """The table of claims, with those that can be judged by the results that there are, and what it is of."""
+    by_cell = {digits_of({name: result[name] for name in Cell._fields}): result for result in results}
+
     def results_of(cells: list[Cell]) -> list[dict]:
         found = [by_cell.get(digits_of(cell._asdict())) for cell in cells]
         return [] if None in found else [result for result in found if result]
-
-    by_cell = {digits_of({name: result[name] for name in Cell._fields}): result for result in results}
 
     rows = []
     for claim in paper_claims(*options.units):

@@ -134,7 +134,6 @@ LATER_NETWORKS = {  # by the title of their files in parameters/
 }
 
 
-
 def rows_of_the_paper(protocol: Protocol) -> list[Row]:
     """Tables 1 and 3."""
     rows = []
