@@ -53,7 +53,7 @@ def compiled_step(units: int) -> tuple[int, str]:
     loop = JaxLoop(*step)
     n = gru4rec.chunk_length(settings)
     sequences = [np.zeros((n, B), 'int64'), np.zeros((n, B), bool), np.zeros((n, B, units), bool)]
-    compiled: Any = loop.programs[True].lower(n, sequences, loop.step.values()).compile()
+    compiled: Any = loop.program.lower(n, sequences, loop.step.values()).compile()
     program, used = compiled.as_text(), compiled.memory_analysis()
     matrices = sum(value.nbytes for value in loop.step.values())
     in_place, workspace = used.alias_size_in_bytes, used.temp_size_in_bytes

@@ -104,7 +104,7 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
                                      states)
     loop = backends.compile_loop(*step, backend='jax')
     sequences = [np.zeros((K, 6), 'int64'), np.zeros((K, 6), bool), np.zeros((K, 6, units), bool)]
-    program = loop.programs[True].lower(K, sequences, loop.step.values()).compile().as_text()
+    program = loop.program.lower(K, sequences, loop.step.values()).compile().as_text()
 
     n_states = len(loop.step.storage)
     assert len(re.findall(r'may-alias|must-alias', program.splitlines()[0])) == n_states
@@ -142,7 +142,7 @@ def test_no_table_of_all_pairs_of_rows_is_made_with_many_additional_negatives():
         step = gru4rec.training_step(settings, gru4rec.shared('events', np.arange(2000)), variables, states)
     loop = jax_loops.JaxLoop(*step)
     sequences = [np.zeros((2, n_lanes), 'int64'), np.zeros((2, n_lanes), bool), np.zeros((2, n_sample), 'int64')]
-    program = loop.programs[True].lower(2, sequences, loop.step.values()).as_text()
+    program = loop.program.lower(2, sequences, loop.step.values()).as_text()
     n = n_sample + n_lanes
     assert f'tensor<{n}x5x' in program
     assert not any(f'tensor<{k}x{k}x' in program for k in (n_sample, n, n + n_lanes))

@@ -155,29 +155,31 @@ class JaxLoop:
         self._length = 0  # of the longest chunk so far
         step, new_value = self.step.function, self.step.new_value
 
-        def loop(length: Array | int, sequences: list[Array], states: list[Array]) -> tuple:
-            def body(k: Array, carry: tuple) -> tuple:
-                outputs, states = carry
-                results = step(*[rows[k] for rows in sequences], *states)
-                states = [results[new_value[i]] if i in new_value else state for i, state in enumerate(states)]
-                return outputs.at[k].set(results[0]), states
+        def loop(n_rows: Array, sequences: list[Array], states: list[Array]) -> tuple:
+            def unfinished(carry: tuple) -> Array:
+                n_done, outputs, _states = carry
+                return (n_done < n_rows) & jnp.isfinite(outputs[n_done - 1])
 
-            return jax.lax.fori_loop(0, length, body, (jnp.zeros(len(sequences[0]), FLOAT), states))
+            def one_step(carry: tuple) -> tuple:
+                n_done, outputs, states = carry
+                results = step(*[rows[n_done] for rows in sequences], *states)
+                states = [results[new_value[k]] if k in new_value else state for k, state in enumerate(states)]
+                return n_done + 1, outputs.at[n_done].set(results[0]), states
 
-        # On a GPU each look at whether the loop goes on takes some time: with a length that is known there is none.
-        self.programs = [jax.jit(loop, donate_argnums=2, static_argnums=static) for static in ((), 0)]
+            outputs = jnp.zeros(len(sequences[0]), FLOAT)
+            return jax.lax.while_loop(unfinished, one_step, (0, outputs, states))
+
+        self.program = jax.jit(loop, donate_argnums=2)
 
     def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         n_rows = len(sequences[0])
         self._length = max(self._length, n_rows)
         rows = [padded(sequence, self._length) for sequence in sequences]
         with jax.default_matmul_precision('float32'):  # a GPU would round factors to 10 bits otherwise
-            outputs, states = self.programs[n_rows == self._length](n_rows, rows, self.step.values())
+            n_done, outputs, states = self.program(n_rows, rows, self.step.values())
         for cell, state in zip(self.step.storage, states):
             cell[0] = state
-        losses = np.asarray(outputs)[:n_rows]
-        finite = np.isfinite(losses)
-        return losses if finite.all() else losses[:finite.argmin() + 1]
+        return np.asarray(outputs)[:int(n_done)]
 
 
 class JaxRanks:
