@@ -799,23 +799,13 @@ class Parameter(NamedTuple):
         """`state` with every occurrence's increment added."""
         if self.rows is None:
             return state + increment
-        return pt.inc_subtensor(state[self.rows], self._where_changed(increment, np.float32(0)))
+        return backends.row_update(state, self.rows, increment, self.changes, store=False)
 
     def store(self, state: Symbol, value: Symbol) -> Symbol:
         """`state` replaced by `value`; of several occurrences of a row, the last one counts."""
         if self.rows is None:
             return value
-        if self.changes is None:
-            return pt.set_subtensor(state[self.rows], value)
-        # An occurrence that changes nothing does what the last one that counts does, so that none comes after that.
-        last = pt.max(pt.switch(self.changes, np.arange(self.changes.type.shape[0]), 0))
-        return pt.set_subtensor(state[pt.switch(self.changes, self.rows, self.rows[last])],
-                                self._where_changed(value, value[last]))
-
-    def _where_changed(self, value: Symbol, otherwise: Any) -> Symbol:
-        if self.changes is None:
-            return value
-        return pt.switch(self.changes[:, None] if value.ndim == 2 else self.changes, value, otherwise)
+        return backends.row_update(state, self.rows, value, self.changes, store=True)
 
 
 def adagrad(parameter: Parameter, gradient: Symbol, acc: Symbol) -> tuple[Symbol, Updates]:

@@ -115,18 +115,29 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
 
 
 @pytest.mark.parametrize('shape', [(), (3,)], ids=['vector', 'matrix'])
-@pytest.mark.parametrize('set_instead_of_inc', [False, True], ids=['added', 'set'])
-def test_final_rows_are_those_of_a_loop_over_the_occurrences(set_instead_of_inc, shape):
+@pytest.mark.parametrize('store', [False, True], ids=['added', 'stored'])
+@pytest.mark.parametrize('some', [False, True], ids=['all', 'some'])
+def test_final_rows_are_those_of_a_loop_over_the_occurrences(store, shape, some):
     jnp = pytest.importorskip('jax.numpy')
-    from gru4rec_pytensor.backends.jax_loops import final_rows
+    from gru4rec_pytensor.backends.jax_loops import final_rows, sorted_rows
     rng = np.random.RandomState(0)
-    for rows in (rng.randint(0, 5, 77), np.zeros(64, int), np.arange(9)[::-1], np.array([4])):
+    for rows in (rng.randint(0, 5, 77), np.zeros(64, int), np.arange(9)[::-1], np.array([4]), np.repeat([7, 2], 20)):
         x, y = rng.rand(9, *shape).astype('float32'), rng.rand(len(rows), *shape).astype('float32')
+        changes = rng.rand(len(rows)) < 0.6 if some else np.ones(len(rows), bool)
         expected = x.astype('float64')
-        for row, value in zip(rows, y):
-            expected[row] = value if set_instead_of_inc else expected[row] + value
-        actual = final_rows(*map(jnp.asarray, (x, y, rows)), set_instead_of_inc)
-        assert_allclose(actual, expected, rtol=1e-6)
+        for row, value in zip(rows[changes], y[changes]):
+            expected[row] = value if store else expected[row] + value
+        ordered = sorted_rows(jnp.asarray(rows), *[jnp.asarray(changes)] * some)
+        assert_allclose(final_rows(jnp.asarray(x), jnp.asarray(y), *ordered, store), expected, rtol=1e-6)
+
+
+def test_the_tables_of_many_rows_share_one_sort():
+    rows, values = pt.vector('rows', dtype='int64', shape=(600,)), pt.matrix('values', dtype='float32', shape=(600, 3))
+    tables = [pytensor.shared(np.zeros((5, 3), 'float32'), shape=(5, 3)) for _table in range(2)]
+    updates = {table: backends.row_update(table, rows, values * k, store=bool(k)) for k, table in enumerate(tables)}
+    function = backends.compile_function([rows, values], [], updates, backend='jax')
+    names = [type(node.op).__name__ for node in function.maker.fgraph.apply_nodes]
+    assert names.count('SortedRows') == 1 and names.count('FinalRows') == 2
 
 
 def test_no_table_of_all_pairs_of_rows_is_made_with_many_additional_negatives():
