@@ -668,8 +668,8 @@ def cross_entropy(scores: Symbol, lanes: Symbol | None = None) -> Symbol:
     The softmax does not change when a number is taken off all scores of a row; here it is the largest of them, so that
     exp cannot overflow.  No gradient goes through it, since the loss does not depend on it.
 
-    With `lanes` it is  -log(softmax(r_i)_i + 1e-24),  as in the later release: a lane whose target scores hopelessly low
-    costs 55, and its gradient is 0.  After large first steps there are such lanes on real clicks.
+    With `lanes` it is  -log(softmax(r_i)_i + 1e-24),  as in the later release: a lane whose target scores hopelessly
+    low costs 55, and its gradient is 0.  After large first steps there are such lanes on real clicks.
     """
     shifted = scores - pytensor.gradient.disconnected_grad(pt.max(scores, axis=1, keepdims=True))
     exponentials = counted(pt.exp(shifted), lanes)
@@ -1230,7 +1230,8 @@ class GRU4Rec:
     dropout_p_embed : probability with which a column of an embedded input is dropped, 0 <= p < 1
     time_sort : use the sessions in the order of their first events' times, not of their ids
     drop_tail : end an epoch as soon as a lane finds no session, as the 2016 release does; False lets the lanes leave
-        one by one, as the later release does, and `epoch_losses_` are means weighted by the lanes at work
+        one by one, as the later release does; `epoch_losses_` are then means weighted by the lanes at work, and
+        cross-entropy has the later release's 1e-24, see `cross_entropy`
     seed : of the initial weights, the session orders, the dropout masks and the negatives; 42 gives those of the
         releases, for other seeds see `mrg.first_state`
     backend : 'auto', 'numba', 'jax' or 'python', see `backends`

@@ -34,7 +34,7 @@ def moved_by_a_bit(initial_weight: Callable, neighbour: int) -> Callable:
 
     def moved(*arguments: Any, **options: Any) -> np.ndarray:
         weight = initial_weight(*arguments, **options)
-        towards = rng.choice(np.float32([-np.inf, np.inf]), weight.shape)
+        towards = rng.choice(np.array([-np.inf, np.inf], np.float32), weight.shape)
         return np.where(rng.rand(*weight.shape) < 2 / 3, np.nextafter(weight, towards), weight) if neighbour else weight
     return moved
 
