@@ -27,7 +27,8 @@ LATER_DEFAULTS: dict[str, Any] = dict(
 NOT_TAKEN_OVER = {
     ('adapt', 'adam'): "the release's has two mistakes, and lets the weights of items fall only; use 'adagrad'",
     ('adapt', 'adadelta'): "no published setting uses it; use 'adagrad'",
-    ('loss', 'xe_logit'): "loss='cross-entropy' with final_act='softmax' is the same unless a probability is below 1e-17",
+    ('loss', 'xe_logit'): "loss='cross-entropy' with final_act='softmax' is the same, unless a probability is "
+                          'below 1e-17',
     ('final_act', 'softmax_logit'): "loss='cross-entropy' with final_act='softmax' is the same unless a probability is "
                                     'below 1e-17',
 }
