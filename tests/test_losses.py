@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import numpy_gru4rec as reference
+import numpy_later
 import pytensor
 import pytensor.tensor as pt
 import pytest
@@ -208,3 +209,20 @@ def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(loss, larges
     actual_value, actual_gradient = compiled(scores)
     assert_allclose(actual_value, expected_value, rtol=1e-6)
     assert_allclose(actual_gradient, expected_gradient, rtol=0, atol=1e-6)
+
+
+HOPELESS = np.array([5, 12, 18, 25, 40, 54, 58, 70, 85], dtype='float32')  # by how much a target scores too low
+
+
+@pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=needs_jax)])
+@pytest.mark.parametrize('loss', ['cross-entropy', 'bpr-max'])
+def test_a_target_far_below_its_negatives_costs_and_teaches_what_it_does_in_the_later_release(loss, backend):
+    scores = random_scores(0.5, n=len(HOPELESS)).astype('float32')
+    scores[np.diag_indices_from(scores)] -= HOPELESS
+    symbol, lanes = pt.fmatrix('scores'), pt.vector('lanes', dtype='bool', shape=HOPELESS.shape)
+    value = gru4rec.LOSSES[loss](symbol, lanes, **dict(bpreg=np.float32(0.5)) if loss == 'bpr-max' else {})
+    compiled = backends.compile_function([symbol, lanes], [value, pytensor.grad(value, symbol)], backend=backend)
+    expected = [numpy_later.losses[loss](row, own, bpreg=0.5) for own, row in enumerate(scores.astype('float64'))]
+    actual_value, actual_gradient = compiled(scores, np.ones(len(scores), bool))
+    assert_allclose(actual_value, np.mean([value for value, _gradient in expected]), rtol=1e-6)
+    assert_allclose(actual_gradient * len(scores), [gradient for _value, gradient in expected], rtol=0, atol=1e-5)
