@@ -55,7 +55,8 @@ def final_rows(x: Array, y: Array, rows: Array, set_instead_of_inc: bool) -> Arr
         distance = 1
         while distance < n:
             same = (rows[distance:] == rows[:-distance]).reshape(-1, *[1] * (y.ndim - 1))
-            y = y.at[distance:].add(jnp.where(same, y[:-distance], 0))
+            # As a new array: XLA's CPU compiler adds to `y[distance:]` in place while it still reads `y[:-distance]`.
+            y = jnp.concatenate([y[:distance], y[distance:] + jnp.where(same, y[:-distance], 0)])
             distance *= 2
         y = x[rows] + y
     is_last = jnp.append(rows[1:] != rows[:-1], True)
