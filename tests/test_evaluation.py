@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import (
-    NUMBA_CASE,
+    FAST_CASE,
     TEST,
     TRAIN,
     click_log,
@@ -317,7 +317,7 @@ def test_a_single_session_can_be_evaluated(top1_model):
 
 
 def test_compiled_scores_are_those_of_the_interpreted_ones():
-    fast, slow = (trained_as_recorded(NUMBA_CASE, backend) for backend in ('numba', 'python'))
+    fast, slow = (trained_as_recorded(FAST_CASE, backend) for backend in ('numba', 'python'))
     assert_allclose(scores_by_hand(fast, TEST)[0], scores_by_hand(slow, TEST)[0], rtol=0, atol=1e-6)
     assert_array_equal(next_item_ranks(fast, TEST), next_item_ranks(slow, TEST))
 

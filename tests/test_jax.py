@@ -8,7 +8,7 @@ import pytensor.tensor as pt
 import pytest
 from conftest import (
     CASES,
-    NUMBA_CASE,
+    FAST_CASE,
     TEST,
     TRAIN,
     assert_close,
@@ -40,8 +40,9 @@ QUICK = [('top1', 'adagrad', 0.2), ('bpr', 'rmsprop', 0.2), ('cross-entropy', No
 # --- Training -------------------------------------------------------------------------------------------------------
 
 
-every_rule = pytest.mark.parametrize('loss, adapt, momentum', [
-    pytest.param(*rule, marks=() if rule in QUICK else pytest.mark.slow) for rule in EVERY_RULE])
+def every_rule(*quick):
+    return pytest.mark.parametrize('loss, adapt, momentum', [
+        pytest.param(*rule, marks=() if rule in quick else pytest.mark.slow) for rule in EVERY_RULE])
 
 
 @pytest.fixture
@@ -60,14 +61,14 @@ def with_rule(loss, adapt, momentum):
                        dropout_p_hidden=0.3, n_epochs=3, backend='jax'), fixed_masks([4, 3], 6, 0.3)
 
 
-@every_rule
+@every_rule(*QUICK)
 def test_jax_trains_like_the_reference(loss, adapt, momentum, in_float64):
     model, masks = with_rule(loss, adapt, momentum)
     reference = reference_of(model, LOG, masks)
     assert_close(state_of(model.fit(LOG, dropout_masks=masks)), state_of(reference), 1e-11)
 
 
-@every_rule
+@every_rule(QUICK[0])
 def test_jax_rounds_to_float32_no_worse_than_the_reference_does(loss, adapt, momentum):
     """1e-5, or more where a rule makes rounding grow: MRR divides by the spread of scores, and adagrad by small g."""
     model, masks = with_rule(loss, adapt, momentum)
@@ -118,8 +119,10 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
 @pytest.mark.parametrize('store', [False, True], ids=['added', 'stored'])
 @pytest.mark.parametrize('some', [False, True], ids=['all', 'some'])
 def test_final_rows_are_those_of_a_loop_over_the_occurrences(store, shape, some):
-    jnp = pytest.importorskip('jax.numpy')
+    import jax
+
     from gru4rec_pytensor.backends.jax_loops import final_rows, sorted_rows
+    compiled = jax.jit(lambda x, y, *ordered: final_rows(x, y, *sorted_rows(*ordered), store))
     rng = np.random.RandomState(0)
     for rows in (rng.randint(0, 5, 77), np.zeros(64, int), np.arange(9)[::-1], np.array([4]), np.repeat([7, 2], 20)):
         x, y = rng.rand(9, *shape).astype('float32'), rng.rand(len(rows), *shape).astype('float32')
@@ -127,8 +130,7 @@ def test_final_rows_are_those_of_a_loop_over_the_occurrences(store, shape, some)
         expected = x.astype('float64')
         for row, value in zip(rows[changes], y[changes]):
             expected[row] = value if store else expected[row] + value
-        ordered = sorted_rows(jnp.asarray(rows), *[jnp.asarray(changes)] * some)
-        assert_allclose(final_rows(jnp.asarray(x), jnp.asarray(y), *ordered, store), expected, rtol=1e-6)
+        assert_allclose(compiled(x, y, rows, *[changes] * some), expected, rtol=1e-6)
 
 
 def test_the_tables_of_many_rows_share_one_sort():
@@ -163,7 +165,7 @@ def test_no_table_of_all_pairs_of_rows_is_made_with_many_additional_negatives():
 
 
 @pytest.mark.parametrize('case', [
-    pytest.param(case, marks=() if case == NUMBA_CASE else pytest.mark.slow) for case in CASES])
+    pytest.param(case, marks=() if case == FAST_CASE else pytest.mark.slow) for case in CASES])
 @pytest.mark.parametrize('tie_policy', ['standard', 'conservative', 'median', 'tiebreaking'])
 @pytest.mark.parametrize('items', [None, TRAIN.ItemId.unique()[::3]], ids=['all', 'some'])
 def test_ranks_on_the_device_are_those_of_the_interpreter(case, tie_policy, items):

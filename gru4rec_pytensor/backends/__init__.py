@@ -50,8 +50,8 @@ from gru4rec_pytensor.backends.common import (
     two_by_two,
     version_of,
 )
-from gru4rec_pytensor.backends.numba_tricks import TRICKS, numba_mode
 from gru4rec_pytensor.backends.numba_ops import fast_activations
+from gru4rec_pytensor.backends.numba_tricks import TRICKS, numba_mode
 from gru4rec_pytensor.backends.threads import TrainingThreads, available_cores, blas_threads
 from gru4rec_pytensor.checks import check_choice
 
