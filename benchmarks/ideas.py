@@ -7,7 +7,7 @@ DATA is a folder with the files of preprocess_rsc15.py.  There are three ladders
 cross-entropy.  Each begins with the network of 2016, and each step adds one of `IDEAS`.  Everything else is the same in
 all steps and as published for the last one of BPR, which is parameters/rsc15_recent64_bpr-max.toml: units, batch size,
 momentum, dropout of the hidden state, epochs, order of sessions.  Only the learning rate is a step's own: the published
-one, half or twice that, whichever has the best Recall@20 on the last day of the training data.  Then each step is
+one, twice, half or a quarter of it, whichever has the best Recall@20 on the last day of the training data.  Then each step is
 trained with three seeds and evaluated on the test data, equal scores conservative.
 
 Trainings that are finished lie in the folder of --results, and are not repeated: the same command goes on there.
@@ -58,7 +58,7 @@ IDEAS = {
     'and logq': ('logq',),
 }
 LADDERS = {'bpr': [*IDEAS][:4], 'cross-entropy': [*IDEAS][1:], 'top1': [*IDEAS][:4]}
-RATES = (0.5, 1, 2)  # times the published learning rate
+RATES = (0.25, 0.5, 1, 2)  # times the published learning rate
 SEEDS = (42, 43, 44)
 METRICS = ('Recall@20', 'MRR@20')
 
