@@ -7,8 +7,8 @@ DATA is a folder with the files of preprocess_rsc15.py.  There are three ladders
 cross-entropy.  Each begins with the network of 2016, and each step adds one of `IDEAS`.  Everything else is the same in
 all steps and as published for the last one of BPR, which is parameters/rsc15_recent64_bpr-max.toml: units, batch size,
 momentum, dropout of the hidden state, epochs, order of sessions.  Only the learning rate is a step's own: the published
-one, twice, half or a quarter of it, whichever has the best Recall@20 on the last day of the training data.  Then each step is
-trained with three seeds and evaluated on the test data, equal scores conservative.
+one, halved or doubled as long as Recall@20 on the last day of the training data gets better.  Then each step is trained
+with three seeds and evaluated on the test data, equal scores conservative.
 
 Trainings that are finished lie in the folder of --results, and are not repeated: the same command goes on there.
 """
@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,6 @@ IDEAS = {
     'and logq': ('logq',),
 }
 LADDERS = {'bpr': [*IDEAS][:4], 'cross-entropy': [*IDEAS][1:], 'top1': [*IDEAS][:4]}
-RATES = (0.25, 0.5, 1, 2)  # times the published learning rate
 SEEDS = (42, 43, 44)
 METRICS = ('Recall@20', 'MRR@20')
 
@@ -78,22 +78,27 @@ def ladder(loss: str) -> dict[str, dict[str, Any]]:
     return steps
 
 
-def cell_of(arguments: dict[str, Any], seed: int, backend: str) -> Cell:
-    """The training and evaluation of a network."""
+def results_of(arguments: dict[str, Any], seeds: Sequence[int], data: Dataset, results: Results, backend: str,
+               jobs: int) -> list[dict]:
+    """The results of a network with each of the seeds, of which those that are missing are trained."""
     model = GRU4Rec(**arguments)
-    return Cell(NETWORK, model.loss, model.layers[0], model.n_epochs, seed,
-                network_parameters(changed_arguments(model)), 'conservative', None, backend)
-
-
-def results_of(cells: Sequence[Cell], data: Dataset, results: Results, jobs: int) -> list[dict]:
-    """The results of cells, of which those that are missing are trained."""
+    cells = [Cell(NETWORK, model.loss, model.layers[0], model.n_epochs, seed,
+                  network_parameters(changed_arguments(model)), 'conservative', None, backend) for seed in seeds]
     events = results.folder / 'data' / data.fingerprint
     shared = share_events(events, data.train, data.test)
     work = Work(replace(data, **shared._asdict()), events, results, in_processes(jobs), every=60.0)
-    for _cell in run_cells([*cells], work):
+    for _cell in run_cells(cells, work):
         pass
     work.check()
     return [results.read(results.path('cells', cell.key(data.fingerprint))) for cell in cells]
+
+
+def best_rate(quality: Callable[[float], float], rate: float) -> float:
+    """`rate`, halved or doubled as long as `quality` gets better."""
+    for factor in (0.5, 2):
+        while quality(factor * rate) > quality(rate):
+            rate *= factor
+    return rate
 
 
 def measure(folder: Path, results: Results, changes: dict[str, Any], backend: str, jobs: int) -> dict:
@@ -103,14 +108,18 @@ def measure(folder: Path, results: Results, changes: dict[str, Any], backend: st
     train, valid = validation_split(source, data)
     validation = Dataset(data.name, RSC15, data.is_synthetic, train, valid, fingerprint(train, valid))
     results.prepare()
+    run = partial(results_of, results=results, backend=backend, jobs=jobs)
     networks = []
     for loss in LADDERS:
         for idea, step in ladder(loss).items():
-            rated = [step | changes | {'learning_rate': rate * step['learning_rate']} for rate in RATES]
-            tried = results_of([cell_of(arguments, SEEDS[0], backend) for arguments in rated], validation, results, jobs)
-            best = rated[int(np.argmax([result['recall@20'] or 0 for result in tried]))]
-            found = results_of([cell_of(best, seed, backend) for seed in SEEDS], data, results, jobs)
-            networks.append({'loss': loss, 'idea': idea, 'learning_rate': best['learning_rate']} | {
+            arguments = step | changes
+
+            def recall(rate: float, arguments: dict = arguments) -> float:
+                return run(arguments | {'learning_rate': rate}, SEEDS[:1], validation)[0]['recall@20'] or 0
+
+            rate = best_rate(recall, arguments['learning_rate'])
+            found = run(arguments | {'learning_rate': rate}, SEEDS, data)
+            networks.append({'loss': loss, 'idea': idea, 'learning_rate': rate} | {
                 metric: [result[metric.lower()] for result in found] for metric in METRICS})
     return {'data': data.published.title if data.published else data.name, 'synthetic': data.is_synthetic,
             'counts': data.counts, 'parameters': PUBLISHED.relative_to(ROOT).as_posix(), 'networks': networks}
