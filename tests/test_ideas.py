@@ -1,4 +1,4 @@
-"""benchmarks/ideas.py: its ladders of networks, and the picture and the table of docs/walkthrough.md, which it makes."""
+"""benchmarks/ideas.py: its ladders of networks, and picture and table of docs/walkthrough.md, which it makes."""
 import json
 import re
 import sys
