@@ -5,10 +5,11 @@
 
 DATA is a folder with the files of preprocess_rsc15.py.  There are three ladders, for the losses BPR, cross-entropy and
 TOP1, of which only the first step.  Each begins with the network of 2016, and each step adds one of `IDEAS`.
-Everything else is the same in all steps and as published for the last one of BPR, parameters/rsc15_recent64_bpr-
-max.toml: units, batch size, momentum, dropout of the hidden state, epochs, order of sessions.  Only the learning rate
-is a step's own: the published one, halved or doubled as long as Recall@20 on the last day of the training data gets
-better.  Then each step is trained with three seeds and evaluated on the test data, equal scores conservative.
+Everything else is the same in all steps and as published for the last one of BPR, in
+parameters/rsc15_recent64_bpr-max.toml: units, batch size, momentum, dropout of the hidden state, epochs, order of
+sessions.  Only the learning rate is a step's own: the published one, halved or doubled as long as Recall@20 on the last
+day of the training data gets better.  Then each step is trained with three seeds and evaluated on the test data, equal
+scores conservative.
 
 Trainings that are finished lie in the folder of --results, and are not repeated: the same command goes on there.
 """
