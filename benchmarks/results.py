@@ -2,12 +2,12 @@
 
     python benchmarks/results.py rsc15_recent64=FOLDER rsc15_week=FOLDER       # says which rows still hold
     python benchmarks/results.py rsc15_recent64=FOLDER --rows POP --keep       # keeps what it finds, and says the same
-    python benchmarks/results.py                                               # writes RESULTS.md from what is kept
+    python benchmarks/results.py                                               # writes the tables from what is kept
 
 A folder has the files of preprocess_rsc15.py; RESULTS.md says where each data set is to be had.  Every row is a
-command, run in a process of its own.  Its numbers are kept in benchmarks/results.json; RESULTS.md is written from them.
-A row holds if Recall@20 and MRR@20 are within two standard deviations of its seeds, and without seeds to the last digit
-shown.
+command, run in a process of its own.  Its numbers are kept in benchmarks/results.json; RESULTS.md and README.md's first
+table are written from them.  A row holds if Recall@20 and MRR@20 are within two standard deviations of its seeds, and
+without seeds to the last digit shown.
 """
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ from gru4rec_pytensor.terminal import Parser, note
 from preprocess_rsc15 import FILES
 
 KEPT, PAGE = ROOT / 'benchmarks' / 'results.json', ROOT / 'RESULTS.md'
+README, FRONT = ROOT / 'README.md', re.compile(r'(?<=<!-- written by benchmarks/results.py -->\n)(?:\|.*\n)*')
 METRICS = ('Recall@20', 'MRR@20')
 SEEDS = '42,43,44'
 WEEK = 'rsc15_week'
@@ -262,6 +263,14 @@ def own_table(name: str, rows: list[dict]) -> Table:
     return Table('', ('Model', *METRICS, 'published', 'verdict', 'fit', 'evaluation', 'peak memory'), lines)
 
 
+def front(kept: dict) -> str:
+    """README.md's first table: of `RECENT64`, what `own_table` has but for the verdicts and the memory."""
+    table = own_table(RECENT64, [row for row in kept['rows'] if row['data'] == RECENT64])
+    columns = [table.header.index(name) for name in ('Model', *METRICS, 'published', 'fit')]
+    header, *rows = [tuple(row[k] for k in columns) for row in (table.header, *table.rows)]
+    return '\n'.join(markdown_rows(Table('', header, rows))) + '\n'
+
+
 def made_by(rows: list[dict]) -> list[str]:
     """At which commit, with which versions and where: a line for all rows that have it in common."""
     groups: dict[str, list[str]] = {}
@@ -301,12 +310,13 @@ def put(entries: list[dict], entry: dict, *names: str) -> None:
 
 
 def write(kept: dict) -> None:
-    """Write numbers and page, rows in the order of `all_runs`."""
+    """Write numbers, page and README.md's table, rows in the order of `all_runs`."""
     order = [(run.data, run.title) for run in all_runs()]
     kept['rows'].sort(key=lambda row: order.index((row['data'], row['title'])))
     kept['data'].sort(key=lambda data: data['data'])
     write_text(KEPT, json.dumps(kept, indent=1) + '\n')
     write_text(PAGE, page(kept))
+    write_text(README, FRONT.sub(front(kept), README.read_text()))
 
 
 def parse(argv: list[str] | None) -> tuple[dict[str, Path], list[Run], bool]:

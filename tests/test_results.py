@@ -18,6 +18,18 @@ def test_the_page_is_that_of_the_numbers_that_are_kept():
     assert results.page(results.load(results.KEPT)) == results.PAGE.read_text()
 
 
+def test_the_first_table_of_the_readme_has_the_numbers_that_are_kept():
+    readme, kept = results.README.read_text(), results.load(results.KEPT)
+    assert results.FRONT.sub(results.front(kept), readme) == readme
+    first = [[cell.strip() for cell in line.strip('|').split('|')] for line in readme.splitlines() if line[:1] == '|']
+    of_the_data = [row for row in kept['rows'] if row['data'] == results.RECENT64]
+    for row, (title, recall, mrr, *_) in zip(of_the_data, first[2:]):
+        assert title == row['title']
+        for shown, metric in ((recall, 'recall@20'), (mrr, 'mrr@20')):
+            assert float(shown.split(' ')[0]) == pytest.approx(
+                sum(result[metric] for result in row['results']) / len(row['results']), abs=0.5001e-4)
+
+
 def test_every_row_that_is_kept_is_one_that_the_script_can_make_anew():
     commands = {(run.data, run.title): run.command for run in results.all_runs()}
     kept = results.load(results.KEPT)['rows']
