@@ -39,6 +39,11 @@ N_ITEMS = 37_483  # of RSC15
 TOP1: dict[str, Any] = dict(loss='top1', batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01)
 CROSS_ENTROPY: dict[str, Any] = dict(loss='cross-entropy', batch_size=500, dropout_p_hidden=0.0, learning_rate=0.01)
 
+# The published settings for 64 units on real clicks, `parameters/rsc15_recent64_bpr-max.toml`.
+BPR_MAX: dict[str, Any] = dict(
+    loss='bpr-max', final_act='linear', bpreg=0.0, constrained_embedding=True, batch_size=32, n_sample=2048,
+    sample_alpha=0.25, dropout_p_hidden=0.35, dropout_p_embed=0.5, learning_rate=0.095, momentum=0.2, drop_tail=False)
+
 
 def events(n_events: int, n_items: int = N_ITEMS, seed: int = 0) -> pd.DataFrame:
     """Sessions of four events on average over Zipf items, each of which occurs."""
@@ -125,6 +130,46 @@ def stream_rate(units: int, batch_size: int) -> float:
     return best(run, 20)
 
 
+def many_negatives_rate(units: int, batch_size: int, n_sample: int) -> float:
+    """Seconds of what a step with additional negatives cannot do without, in NumPy, into arrays that are there already.
+
+    The products of a step without them; those of scores, their gradients by states and by rows; exp over all scores,
+    once for the softmax and once for the sigmoid; and what is read and written once of the rows, which lie side by side
+    here, of weights, accumulators and velocities.
+    """
+    rng = np.random.default_rng(0)
+    h, rows = rng.random((batch_size, units), dtype='float32'), rng.random((batch_size + n_sample, units), 'float32')
+    scores, out_rows, out_h = np.empty((batch_size, len(rows)), 'float32'), np.empty_like(rows), np.empty_like(h)
+    weight, acc, vel, gradient = np.ones((4, batch_size + len(rows), units), 'float32')
+
+    def run():
+        np.dot(h, rows.T, out=scores)
+        np.exp(scores, out=scores)
+        np.exp(scores, out=scores)
+        np.dot(scores, rows, out=out_h)
+        np.dot(scores.T, h, out=out_rows)
+        np.add(acc, gradient, out=acc)
+        np.subtract(vel, gradient, out=vel)
+        np.add(weight, vel, out=weight)
+    with np.errstate(over='ignore'):
+        return best(run, 20) + product_rate(units, batch_size) + stream_rate(units, batch_size)
+
+
+def later_rows(frame):
+    """bpr-max with 2,048 additional negatives next to its bound and, where it is installed, to a plain PyTorch loop."""
+    seconds = min(fit_rate(frame, 64, **BPR_MAX) for _ in range(3))
+    name = 'fit, bpr-max, H=64, B=32, 2,048 negatives'
+    yield f'{name}: against the bound', seconds, many_negatives_rate(64, BPR_MAX['batch_size'], BPR_MAX['n_sample'])
+    try:
+        import torch
+        import torch_loops
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+    yield f'plain PyTorch {torch.__version__}, the same step: fit against it', torch_loops.TorchLater(
+        64, 'cpu', compiled=False).rate(), seconds
+
+
 def training_rows(frame):
     for units, parameters, name in ((100, TOP1, 'TOP1, H=100, B=50'),
                                     (100, CROSS_ENTROPY, 'cross-entropy, H=100, B=500'),
@@ -135,6 +180,7 @@ def training_rows(frame):
             yield f'fit, {name}: against the step by hand', seconds, yardstick_rate()
         bound = product_rate(units, parameters['batch_size']) + stream_rate(units, parameters['batch_size'])
         yield f'fit, {name}: against products and streaming', seconds, bound
+    yield from later_rows(frame[:len(frame) // 5])
 
 
 def evaluation_rows(train, test):
