@@ -586,41 +586,41 @@ def test_a_first_training_ends_with_the_bits_of_later_ones_whatever_the_process_
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
-@pytest.mark.parametrize('lock', ['COMPILER_LOCK', 'global_compiler_lock'])
-def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_not_hang(lock):
-    output = run_python(textwrap.dedent(f"""
+def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_not_hang():
+    output = run_python(textwrap.dedent("""
         import os, threading
         from conftest import few_items_log, small_model
         from gru4rec_pytensor.backends import common
-        held, done = threading.Event(), threading.Event()
 
-        def hold():
-            with common.{lock}:
+        def hold(lock, held, done):
+            with lock:
                 held.set()
                 done.wait()
 
-        thread = threading.Thread(target=hold)
-        thread.start()
-        held.wait()
-        child = os.fork()
-        if not child:
-            try:
-                small_model().fit(few_items_log())
-            except RuntimeError as error:
-                print(error, flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
-        done.set()
-        thread.join()
-        small_model(n_epochs=1).fit(few_items_log())  # the parent's locks are as they were
-        child = os.fork()
-        if not child:
-            small_model(n_epochs=1).fit(few_items_log())  # and so are those of a child of a quiet moment
-            print('trained', flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
+        for lock in (common.COMPILER_LOCK, common.global_compiler_lock):
+            held, done = threading.Event(), threading.Event()
+            thread = threading.Thread(target=hold, args=[lock, held, done])
+            thread.start()
+            held.wait()
+            child = os.fork()
+            if not child:
+                try:
+                    small_model().fit(few_items_log())
+                except RuntimeError as error:
+                    print(error, flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+            done.set()
+            thread.join()
+            small_model(n_epochs=1).fit(few_items_log())  # the parent's locks are as they were
+            child = os.fork()
+            if not child:
+                small_model(n_epochs=1).fit(few_items_log())  # and so are those of a child of a quiet moment
+                print('trained', flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
     """), PYTHONWARNINGS='ignore')
-    assert output.splitlines() == [
+    assert output.splitlines() == 2 * [
         "this process was forked while another thread compiled, and so cannot compile: start it with multiprocessing's "
         "method 'spawn' or 'forkserver'", 'trained']
 
