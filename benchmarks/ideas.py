@@ -59,7 +59,7 @@ IDEAS = {
     'and dropout of the input': ('dropout_p_embed',),
     'and logq': ('logq',),
 }
-LADDERS = {'bpr': [*IDEAS][:4], 'cross-entropy': [*IDEAS][1:], 'top1': [*IDEAS][:1]}
+LADDERS = {'bpr': [*IDEAS][:4], 'cross-entropy': [*IDEAS][1:3] + [*IDEAS][4:], 'top1': [*IDEAS][:1]}
 SEEDS = (42, 43, 44)
 METRICS = ('Recall@20', 'MRR@20')
 
