@@ -3,13 +3,12 @@
     python benchmarks/ideas.py DATA --out FILE.svg     # trains what is missing, draws FILE.svg, writes FILE.json
     python benchmarks/ideas.py --out FILE.svg          # draws FILE.svg from FILE.json
 
-DATA is a folder with the files of preprocess_rsc15.py.  There are three ladders, for the losses BPR, cross-entropy and
-TOP1, of which only the first step.  Each begins with the network of 2016, and each step adds one of `IDEAS`.
-Everything else is the same in all steps and as published for the last one of BPR, in
-parameters/rsc15_recent64_bpr-max.toml: units, batch size, momentum, dropout of the hidden state, epochs, order of
-sessions.  Only the learning rate is a step's own: the published one, halved or doubled as long as Recall@20 on the last
-day of the training data gets better.  Then each step is trained with three seeds and evaluated on the test data, equal
-scores conservative.
+DATA is a folder with the files of preprocess_rsc15.py.  There are two ladders, for the losses BPR and cross-entropy.
+Each begins with the network of 2016, and each step adds one of `IDEAS`.  Everything else is the same in all steps and
+as published for the last one of BPR, in parameters/rsc15_recent64_bpr-max.toml: units, batch size, momentum, dropout of
+the hidden state, epochs, order of sessions.  Only the learning rate is a step's own: the published one, halved or
+doubled as long as Recall@20 on the last day of the training data gets better.  Then each step is trained with three
+seeds and evaluated on the test data, equal scores conservative.
 
 Trainings that are finished lie in the folder of --results, and are not repeated: the same command goes on there.
 """
@@ -53,13 +52,13 @@ PUBLISHED = ROOT / 'parameters' / 'rsc15_recent64_bpr-max.toml'
 START = 'the network of 2016'
 # What a step takes from the published parameters, or from those of cross-entropy's last step.
 IDEAS = {
-    'TOP1-max, BPR-max, linear scores': ('loss', 'final_act', 'bpreg'),
+    'BPR-max, linear scores': ('loss', 'final_act', 'bpreg'),
     'and 2,048 more negatives': ('n_sample', 'sample_alpha'),
     'and one item matrix': ('constrained_embedding',),
     'and dropout of the input': ('dropout_p_embed',),
     'and logq': ('logq',),
 }
-LADDERS = {'bpr': [*IDEAS][:4], 'cross-entropy': [*IDEAS][1:], 'top1': [*IDEAS][:1]}
+LADDERS = {'bpr': [*IDEAS][:4], 'cross-entropy': [*IDEAS][1:3] + [*IDEAS][4:]}
 SEEDS = (42, 43, 44)
 METRICS = ('Recall@20', 'MRR@20')
 
@@ -74,8 +73,7 @@ def ladder(loss: str) -> dict[str, dict[str, Any]]:
     of_ideas = {name for names in IDEAS.values() for name in names}
     steps = {START: {name: value for name, value in last.items() if name not in of_ideas} | {'loss': loss}}
     for idea in LADDERS[loss]:
-        changes = {name: f'{loss}-max' if name == 'loss' else last[name] for name in IDEAS[idea]}
-        steps[idea] = [*steps.values()][-1] | changes
+        steps[idea] = [*steps.values()][-1] | {name: last[name] for name in IDEAS[idea]}
     return steps
 
 
