@@ -1,6 +1,6 @@
 """Epoch losses, Recall and MRR beside those that the authors' later release reached on the same real clicks.
 
-    python benchmarks/later_release.py DATA RUNS.json [--settings 1 3] [--neighbours 2] [--backend numba]
+    python benchmarks/later_release.py DATA RUNS.json [--settings 1 3] [--epochs 1] [--neighbours 2] [--backend numba]
 
 DATA is a folder with rsc15_train_full.txt and rsc15_test.txt (here: the clicks of RSC15 of 23 to 30 September 2014 that
 the benchmark RecSys_Evaluation uses).  RUNS.json is a list of recorded runs, each with `config`, the arguments of the
@@ -44,7 +44,7 @@ def numbers(run: dict, train: pd.DataFrame, test: pd.DataFrame, backend: str, ne
     with mock.patch.object(gru4rec, 'initial_weight', moved_by_a_bit(gru4rec.initial_weight, neighbour)):
         model = GRU4Rec(**run['config'], backend=backend).fit(train)
     cut_offs = [int(number) for number in run['recall']]
-    recall, mrr = evaluate_gpu(model, test, cut_off=cut_offs, mode=run['mode'])
+    recall, mrr = evaluate_gpu(model, test, cut_off=cut_offs, mode=run['mode']) if cut_offs else ([], [])
     return named(model.epoch_losses_, dict(zip(cut_offs, recall)), dict(zip(cut_offs, mrr)))
 
 
@@ -60,19 +60,29 @@ def named(losses: Iterable[float], recall: dict, mrr: dict) -> dict[str, float]:
                            for cut_off, value in values.items()}
 
 
+def shortened(run: dict, n_epochs: int) -> dict:
+    """The first epochs of a recorded run; of what it reached after the last one nothing is left."""
+    if n_epochs >= len(run['epoch_loss']):
+        return run
+    return run | {'config': run['config'] | {'n_epochs': n_epochs}, 'epoch_loss': run['epoch_loss'][:n_epochs],
+                  'recall': {}, 'mrr': {}}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('data', type=Path)
     parser.add_argument('runs', type=Path)
     parser.add_argument('--settings', type=int, nargs='+', help='numbers of runs in the file, from 0 on; default: all')
+    parser.add_argument('--epochs', type=int, help='only so many of the first ones, whose losses are compared')
     parser.add_argument('--neighbours', type=int, default=2, help='default: 2')
     parser.add_argument('--backend', default='numba')
     arguments = parser.parse_args(argv)
     runs = json.loads(arguments.runs.read_text())
     train, test = (click_log.read_events(arguments.data / FILES[part]) for part in ('train_full', 'test'))
     for number in range(len(runs)) if arguments.settings is None else arguments.settings:
-        run, n_trainings = runs[number], arguments.neighbours + 1
-        ours = pd.DataFrame([numbers(run, train, test, arguments.backend, k) for k in range(n_trainings)])
+        run = shortened(runs[number], arguments.epochs or len(runs[number]['epoch_loss']))
+        ours = pd.DataFrame([numbers(run, train, test, arguments.backend, neighbour)
+                             for neighbour in range(arguments.neighbours + 1)])
         print(f'{number}: ' + ', '.join(f'{name} {value}' for name, value in run['config'].items()))
         print(f'{"":18} recorded      ours  difference  neighbours of ours')
         for name, theirs in recorded(run).items():

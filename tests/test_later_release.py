@@ -30,6 +30,12 @@ def test_a_run_of_ours_is_beside_itself_and_its_neighbour(tmp_path, capsys):
                                                    'MRR@5', 'MRR@20']
     assert rows[1].split()[-4:-1] == [f'{model.epoch_losses_[1]:.6f}'] * 2 + ['+0.0e+00']
     assert rows[3].split()[1:4] == [f'{recall[1]:.6f}'] * 2 + ['+0.0e+00']
+    later_release.main([str(tmp_path), str(tmp_path / 'runs.json'), '--backend', 'python', '--neighbours', '0',
+                        '--epochs', '1'])
+    first, _heads, *rows = capsys.readouterr().out.strip().split('\n')
+    assert first.endswith('n_epochs 1, n_sample 8')
+    assert [row.split() for row in rows] == [['loss', 'of', 'epoch', '1', *[f'{model.epoch_losses_[0]:.6f}'] * 2,
+                                              '+0.0e+00']]
 
 
 def test_a_neighbours_weights_are_moved_by_at_most_a_bit():
