@@ -667,10 +667,16 @@ def cross_entropy(scores: Symbol, lanes: Symbol | None = None) -> Symbol:
 
     The softmax does not change when a number is taken off all scores of a row; here it is the largest of them, so that
     exp cannot overflow.  No gradient goes through it, since the loss does not depend on it.
+
+    With `lanes` it is  -log(softmax(r_i)_i + 1e-24),  as in the later release: a lane whose target scores hopelessly
+    low costs 55, and its gradient is 0.  After large first steps there are such lanes on real clicks.
     """
     shifted = scores - pytensor.gradient.disconnected_grad(pt.max(scores, axis=1, keepdims=True))
     exponentials = counted(pt.exp(shifted), lanes)
-    return mean_over_lanes(pt.log(pt.sum(exponentials, axis=1)) - diagonal(shifted), lanes)
+    total = pt.sum(exponentials, axis=1)
+    if lanes is None:
+        return mean(pt.log(total) - diagonal(shifted))
+    return mean_over_lanes(-pt.log(diagonal(exponentials) / total + TINY), lanes)
 
 
 def mrr(scores: Symbol, lanes: Symbol | None = None) -> Symbol:
@@ -768,7 +774,7 @@ def mean_score(x: Symbol, lanes: Symbol | None) -> Symbol:
 
 
 EPSILON = 1e-6  # inside the roots, as in the releases
-TINY = np.float32(1e-24)  # inside the logarithm of BPR-max, likewise
+TINY = np.float32(1e-24)  # inside the logarithms of BPR-max and, with `lanes`, cross-entropy, likewise
 
 
 LOSSES: dict[str, Callable] = {'top1': top1, 'bpr': bpr, 'cross-entropy': cross_entropy, 'mrr': mrr,
@@ -799,23 +805,13 @@ class Parameter(NamedTuple):
         """`state` with every occurrence's increment added."""
         if self.rows is None:
             return state + increment
-        return pt.inc_subtensor(state[self.rows], self._where_changed(increment, np.float32(0)))
+        return backends.row_update(state, self.rows, increment, self.changes, store=False)
 
     def store(self, state: Symbol, value: Symbol) -> Symbol:
         """`state` replaced by `value`; of several occurrences of a row, the last one counts."""
         if self.rows is None:
             return value
-        if self.changes is None:
-            return pt.set_subtensor(state[self.rows], value)
-        # An occurrence that changes nothing does what the last one that counts does, so that none comes after that.
-        last = pt.max(pt.switch(self.changes, np.arange(self.changes.type.shape[0]), 0))
-        return pt.set_subtensor(state[pt.switch(self.changes, self.rows, self.rows[last])],
-                                self._where_changed(value, value[last]))
-
-    def _where_changed(self, value: Symbol, otherwise: Any) -> Symbol:
-        if self.changes is None:
-            return value
-        return pt.switch(self.changes[:, None] if value.ndim == 2 else self.changes, value, otherwise)
+        return backends.row_update(state, self.rows, value, self.changes, store=True)
 
 
 def adagrad(parameter: Parameter, gradient: Symbol, acc: Symbol) -> tuple[Symbol, Updates]:
@@ -1224,7 +1220,8 @@ class GRU4Rec:
     dropout_p_embed : probability with which a column of an embedded input is dropped, 0 <= p < 1
     time_sort : use the sessions in the order of their first events' times, not of their ids
     drop_tail : end an epoch as soon as a lane finds no session, as the 2016 release does; False lets the lanes leave
-        one by one, as the later release does, and `epoch_losses_` are means weighted by the lanes at work
+        one by one, as the later release does; `epoch_losses_` are then means weighted by the lanes at work, and
+        cross-entropy has the later release's 1e-24, see `cross_entropy`
     seed : of the initial weights, the session orders, the dropout masks and the negatives; 42 gives those of the
         releases, for other seeds see `mrg.first_state`
     backend : 'auto', 'numba', 'jax' or 'python', see `backends`

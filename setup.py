@@ -19,7 +19,7 @@ setup(
     packages=find_packages(include=['gru4rec_pytensor*']),
     entry_points={'console_scripts': ['gru4rec=gru4rec_pytensor.cli:main', 'gru4rec-preprocess=preprocess_rsc15:main',
                                       'gru4rec-experiments=run_experiments:main']},
-    install_requires=['pytensor>=3.0.3,<4', 'numpy', 'numba', 'scipy', 'pandas', 'threadpoolctl'],
+    install_requires=['pytensor>=3.0.3,<4', 'numpy', 'numba', 'llvmlite', 'scipy', 'pandas', 'threadpoolctl'],
     extras_require={'experiments': ['tqdm', 'optuna', 'sqlalchemy', 'matplotlib'],
                     'cluster': ['distributed'], 'postgresql': ['psycopg[binary]'],
                     'jax': ['jax'], 'gpu': ['jax[cuda12]'],

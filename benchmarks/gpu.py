@@ -3,8 +3,9 @@
     python benchmarks/gpu.py               # 100 and 1000 units; a few minutes
     python benchmarks/gpu.py --units 100
 
-TOP1, B = 50, dropout 0.5, adagrad, 37,483 items, all measured in one call.  Without a GPU everything runs on the CPU,
-and the first line says so.  PyTorch is left out where it is not installed.
+TOP1, B = 50, dropout 0.5, adagrad, 37,483 items, and then bpr-max with 2,048 additional negatives, B = 32, 64 units;
+all measured in one call.  Without a GPU everything runs on the CPU, and the first line says so.  PyTorch is left out
+where it is not installed.
 """
 import argparse
 import platform
@@ -21,7 +22,7 @@ import pytensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from speed import N_ITEMS, TOP1, best, events, fit_rate
+from speed import BPR_MAX, N_ITEMS, TOP1, events, fit_rate
 
 import gru4rec
 from evaluation import next_item_ranks
@@ -29,10 +30,11 @@ from gru4rec_pytensor.backends.jax_loops import JaxLoop
 
 try:
     import torch
+    import torch_loops
 except ImportError:
     torch = None
 
-B, P = TOP1['batch_size'], TOP1['dropout_p_hidden']
+B = TOP1['batch_size']
 BANDWIDTH, LAUNCH = 3.35e12, 2e-6  # of an H100: bytes/s, and seconds between two small kernels of a program
 
 
@@ -65,60 +67,15 @@ def compiled_step(units: int) -> tuple[int, str]:
     return len(re.findall(r'= \S+ (?:fusion|custom-call|dot|scatter|gather|call|copy|sort|reduce)\(', text)), memory
 
 
-class TorchGRU4Rec:
-    """The same training step as a plain PyTorch loop: autograd on the rows in use, adagrad written out."""
-
-    def __init__(self, units: int, device: str, compiled: bool):
-        shapes = dict(W0=(N_ITEMS, 3 * units), B0=(3 * units,), Wh=(units, units), Whr=(units, units),
-                      Whz=(units, units), Wy=(N_ITEMS, units), By=(N_ITEMS,))
-        self.weights = {name: torch.empty(shape, device=device).uniform_(-0.1, 0.1) for name, shape in shapes.items()}
-        self.acc = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
-        self.H = torch.zeros(B, units, device=device)
-        self.step = torch.compile(self._step) if compiled else self._step
-
-    def _loss(self, H, mask, x, B0, Wh, Whr, Whz, Wy, By):
-        x_h, x_r, x_z = (x + B0).chunk(3, dim=1)
-        r, z = torch.sigmoid(x_r + H @ Whr), torch.sigmoid(x_z + H @ Whz)
-        H = ((1 - z) * H + z * torch.tanh(x_h + (H * r) @ Wh)) * mask
-        scores = torch.tanh(H @ Wy.T + By)
-        own = scores.diagonal()
-        loss = (torch.sigmoid(scores - own[:, None]) + torch.sigmoid(scores ** 2)).mean()
-        return loss - torch.sigmoid(own ** 2).mean() / B, H
-
-    def _step(self, item, target, keep, mask):
-        rows = dict(W0=item, Wy=target, By=target)
-        used = {name: (w[rows[name]] if name in rows else w).detach().requires_grad_()
-                for name, w in self.weights.items()}
-        loss, H = self._loss(self.H * keep[:, None], mask, *used.values())
-        gradients = dict(zip(used, torch.autograd.grad(loss, list(used.values()))))
-        with torch.no_grad():
-            for name, g in gradients.items():
-                w, acc = self.weights[name], self.acc[name]
-                old = acc[rows[name]] if name in rows else acc
-                step = -TOP1['learning_rate'] * g / torch.sqrt(old + g * g + 1e-6)
-                if name in rows:
-                    w.index_add_(0, rows[name], step)
-                    acc.index_add_(0, rows[name], g * g)
-                else:
-                    w.add_(step)
-                    acc.add_(g * g)
-            self.H.copy_(H.detach())
-        return loss.detach()
-
-
-def torch_rate(units: int, device: str, compiled: bool, steps: int = 200) -> float:
-    """Seconds per mini-batch of the PyTorch loop; its data and indices are on the device from the start."""
-    model = TorchGRU4Rec(units, device, compiled)
-    item = torch.randint(N_ITEMS, (steps + 1, B), device=device)
-    keep = (torch.rand(steps, B, device=device) > 1 / 3).float()
-
-    def run():
-        for k in range(steps):
-            mask = (torch.rand(B, units, device=device) >= P) / (1 - P)
-            loss = model.step(item[k], item[k + 1], keep[k], mask)
-        return loss.item()
-    run()
-    return best(run, 3) / steps
+def print_rates(frame, units: int, on_gpu: bool, parameters: dict, loop: Any) -> None:
+    """Mini-batches a second of the backend, and of the PyTorch `loop`, if there is one, eager and compiled."""
+    rates = {'JAX': fit_rate(frame, units, backend='jax', **parameters)}
+    if loop:
+        device = 'cuda' if on_gpu else 'cpu'
+        rates |= {f'PyTorch, {name}': loop(units, device, name == 'compiled').rate() for name in ('eager', 'compiled')}
+    for name, seconds in rates.items():
+        print(f'{name:<20} {seconds * 1e6:>8.0f} µs a mini-batch {1 / seconds:>8.0f} mini-batches/s '
+              f'{seconds / rates["JAX"]:>6.2f} x JAX', flush=True)
 
 
 def main():
@@ -136,13 +93,7 @@ def main():
         print(f'\n{units} units: floor {by_bytes * 1e6:.1f} µs by bytes, {by_kernels * 1e6:.0f} µs by {kernels} '
               f'kernels\nmemory: {memory}')
         frame = events(4_000_000 if on_gpu else 20_000_000 // units)
-        rates = {'JAX': fit_rate(frame, units, backend='jax', **TOP1)}
-        if torch:
-            rates |= {f'PyTorch, {name}': torch_rate(units, 'cuda' if on_gpu else 'cpu', name == 'compiled')
-                      for name in ('eager', 'compiled')}
-        for name, seconds in rates.items():
-            print(f'{name:<20} {seconds * 1e6:>8.0f} µs a mini-batch {1 / seconds:>8.0f} mini-batches/s '
-                  f'{seconds / rates["JAX"]:>6.2f} x JAX', flush=True)
+        print_rates(frame, units, on_gpu, TOP1, torch and torch_loops.TorchGRU4Rec)
         model = gru4rec.GRU4Rec([units], n_epochs=1, backend='jax', **TOP1).fit(frame[:200_000])
         test = events(70_000 if on_gpu else 7_000, seed=1)
         test = test[test.ItemId.isin(model.items_)]
@@ -151,6 +102,9 @@ def main():
         n = len(next_item_ranks(model, test))
         seconds = time.perf_counter() - started
         print(f'{"evaluation":<20} {seconds:>8.2f} s for {n:,} predictions among {model.n_items:,} items', flush=True)
+    print(f"\nbpr-max, 64 units, {BPR_MAX['n_sample']:,} additional negatives")
+    frame = events(1_000_000 if on_gpu else 50_000)
+    print_rates(frame, 64, on_gpu, BPR_MAX, torch and torch_loops.TorchLater)
 
 
 if __name__ == '__main__':

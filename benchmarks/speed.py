@@ -3,7 +3,8 @@
     python benchmarks/speed.py            # the main table: a few minutes on an idle machine
     python benchmarks/speed.py --sizes    # the same work over events, items, units and batch sizes
     python benchmarks/speed.py --threads  # training with 1 thread of BLAS and with all, idle and beside a busy process
-    python benchmarks/speed.py --tricks   # training without each trick of `backends`, which compiles anew: 10 minutes
+    python benchmarks/speed.py --tricks   # training without each trick of `backends`, which compiles anew: 20 minutes
+    python benchmarks/speed.py --tricks row_updates joint_row_updates  # without these alone
 
 Every ratio comes from one run: both of its times are measured here, in turns, and the best of several is taken.  One
 BLAS thread unless a row says otherwise.  The data is synthetic: Zipf items, sessions of four events on average.
@@ -38,6 +39,14 @@ from gru4rec_pytensor.backends import TRICKS
 N_ITEMS = 37_483  # of RSC15
 TOP1: dict[str, Any] = dict(loss='top1', batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01)
 CROSS_ENTROPY: dict[str, Any] = dict(loss='cross-entropy', batch_size=500, dropout_p_hidden=0.0, learning_rate=0.01)
+
+# The published settings for 64 units on real clicks, `parameters/rsc15_recent64_bpr-max.toml`.
+BPR_MAX: dict[str, Any] = dict(
+    loss='bpr-max', final_act='linear', bpreg=0.0, constrained_embedding=True, batch_size=32, n_sample=2048,
+    sample_alpha=0.25, dropout_p_hidden=0.35, dropout_p_embed=0.5, learning_rate=0.095, momentum=0.2, drop_tail=False)
+
+OF_TRICKS = {'TOP1, H=100, B=50': (100, TOP1), 'cross-entropy, H=100, B=500': (100, CROSS_ENTROPY),
+             'bpr-max, H=64': (64, BPR_MAX)}
 
 
 def events(n_events: int, n_items: int = N_ITEMS, seed: int = 0) -> pd.DataFrame:
@@ -125,6 +134,46 @@ def stream_rate(units: int, batch_size: int) -> float:
     return best(run, 20)
 
 
+def many_negatives_rate(units: int, batch_size: int, n_sample: int) -> float:
+    """Seconds of what a step with additional negatives cannot do without, in NumPy, into arrays that are there already.
+
+    The products of a step without them; those of scores, their gradients by states and by rows; exp over all scores,
+    once for the softmax and once for the sigmoid; and what is read and written once of the rows, which lie side by side
+    here, of weights, accumulators and velocities.
+    """
+    rng = np.random.default_rng(0)
+    h, rows = rng.random((batch_size, units), dtype='float32'), rng.random((batch_size + n_sample, units), 'float32')
+    scores, out_rows, out_h = np.empty((batch_size, len(rows)), 'float32'), np.empty_like(rows), np.empty_like(h)
+    weight, acc, vel, gradient = np.ones((4, batch_size + len(rows), units), 'float32')
+
+    def run():
+        np.dot(h, rows.T, out=scores)
+        np.exp(scores, out=scores)
+        np.exp(scores, out=scores)
+        np.dot(scores, rows, out=out_h)
+        np.dot(scores.T, h, out=out_rows)
+        np.add(acc, gradient, out=acc)
+        np.subtract(vel, gradient, out=vel)
+        np.add(weight, vel, out=weight)
+    with np.errstate(over='ignore'):
+        return best(run, 20) + product_rate(units, batch_size) + stream_rate(units, batch_size)
+
+
+def later_rows(frame):
+    """bpr-max with 2,048 additional negatives next to its bound and, where it is installed, to a plain PyTorch loop."""
+    seconds = min(fit_rate(frame, 64, **BPR_MAX) for _ in range(3))
+    name = 'fit, bpr-max, H=64, B=32, 2,048 negatives'
+    yield f'{name}: against the bound', seconds, many_negatives_rate(64, BPR_MAX['batch_size'], BPR_MAX['n_sample'])
+    try:
+        import torch
+        import torch_loops
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+    yield f'plain PyTorch {torch.__version__}, the same step: fit against it', torch_loops.TorchLater(
+        64, 'cpu', compiled=False).rate(), seconds
+
+
 def training_rows(frame):
     for units, parameters, name in ((100, TOP1, 'TOP1, H=100, B=50'),
                                     (100, CROSS_ENTROPY, 'cross-entropy, H=100, B=500'),
@@ -135,6 +184,7 @@ def training_rows(frame):
             yield f'fit, {name}: against the step by hand', seconds, yardstick_rate()
         bound = product_rate(units, parameters['batch_size']) + stream_rate(units, parameters['batch_size'])
         yield f'fit, {name}: against products and streaming', seconds, bound
+    yield from later_rows(frame[:len(frame) // 5])
 
 
 def evaluation_rows(train, test):
@@ -238,12 +288,12 @@ def thread_rows():
             yield f"{units} units, {parameters['batch_size']} lanes, {name}", *seconds, differ
 
 
-def trick_rows():
-    """Seconds per mini-batch of TOP1 and of cross-entropy without a trick of `backends`, in a new process each."""
+def trick_rows(tricks):
+    """Seconds per mini-batch of each of `OF_TRICKS` without a trick of `backends`, in a new process each."""
     script = ('import speed; frame = speed.events(500_000)\n'
-              'for loss in (speed.TOP1, speed.CROSS_ENTROPY):\n'
-              '    print(min(speed.fit_rate(frame, 100, **loss) for _ in range(2)))')
-    for trick in ('', *TRICKS):
+              'for units, parameters in speed.OF_TRICKS.values():\n'
+              '    print(min(speed.fit_rate(frame[:5_000 * units], units, **parameters) for _ in range(2)))')
+    for trick in ('', *tricks):
         environment = os.environ | {'GRU4REC_WITHOUT': trick, 'PYTHONPATH': str(Path(__file__).parent)}
         output = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True,
                                 check=True).stdout
@@ -261,7 +311,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--sizes', action='store_true')
     parser.add_argument('--threads', action='store_true')
-    parser.add_argument('--tricks', action='store_true')
+    parser.add_argument('--tricks', nargs='*', choices=[*TRICKS], metavar='TRICK')
     arguments = parser.parse_args()
     print(f'Python {platform.python_version()}, PyTensor {pytensor.__version__}, Numba {numba.__version__}, '
           f'NumPy {np.__version__}, {os.cpu_count()} cores')
@@ -276,10 +326,10 @@ def main():
         for name, *seconds, differ in thread_rows():
             print(f'{name:<44}', *[f'{1e3 * value:>9.3f}' for value in seconds], f'{differ:>8.0f}‰', flush=True)
         return
-    if arguments.tricks:
-        print(f"{'H=100':<40} {'TOP1, B=50':>14} {'cross-entropy, B=500':>22}")
-        for name, top1, cross_entropy in trick_rows():
-            print(f'{name:<40} {top1 * 1e6:>11.0f} µs {cross_entropy * 1e6:>19.0f} µs', flush=True)
+    if arguments.tricks is not None:
+        print(f"{'':<32}", *[f'{name:>27}' for name in OF_TRICKS])
+        for name, *seconds in trick_rows(arguments.tricks or TRICKS):
+            print(f'{name:<32}', *[f'{value * 1e6:>24.0f} µs' for value in seconds], flush=True)
         return
     print(f"{'':<74} {'time':>10} {'bound':>10} {'bound/time':>6}")
     train, test = events(2_000_000), events(70_000, seed=1)

@@ -27,9 +27,10 @@ LATER_DEFAULTS: dict[str, Any] = dict(
 NOT_TAKEN_OVER = {
     ('adapt', 'adam'): "the release's has two mistakes, and lets the weights of items fall only; use 'adagrad'",
     ('adapt', 'adadelta'): "no published setting uses it; use 'adagrad'",
-    ('loss', 'xe_logit'): "loss='cross-entropy' with final_act='softmax' is computed in this stable way already",
-    ('final_act', 'softmax_logit'): "loss='cross-entropy' with final_act='softmax' is computed in this stable way "
-                                    'already',
+    ('loss', 'xe_logit'): "loss='cross-entropy' with final_act='softmax' is the same, unless a probability is "
+                          'below 1e-17',
+    ('final_act', 'softmax_logit'): "loss='cross-entropy' with final_act='softmax' is the same unless a probability is "
+                                    'below 1e-17',
 }
 # Values that are accepted, and mean what they do in the 2016 release.
 OF_2016 = {

@@ -34,19 +34,21 @@ with np.load(GOLDEN / 'later.npz') as archive:
 TRAIN = pd.read_csv(GOLDEN / 'train.tsv', sep='\t')
 TEST = pd.read_csv(GOLDEN / 'test.tsv', sep='\t')
 
-# Recorded cases whose compiled steps the tests of the fast backend share, since compiling takes 20 seconds: constants,
-# batch size and units are compiled in, the number of items and epochs, the seed and sigma are not.
-NUMBA_CASE = 'cross-entropy_rmsprop_m00'
-NUMBA_DROPOUT_CASE = 'x_dropout_fixedmask'
+# The recorded case whose compiled step the quick tests of the fast backends share, since compiling takes 20 seconds:
+# constants, batch size and units are compiled in, the number of items and epochs, the seed and sigma are not.
+FAST_CASE = 'x_dropout_fixedmask'
+CROSS_ENTROPY_CASE = 'cross-entropy_rmsprop_m00'  # on Numba, a promise
 
 PROMISE = [pytest.mark.slow, pytest.mark.promise]  # the marks of a slow test that .ci/run runs nevertheless
 needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX, an extra, is not installed')
 
 
-# The files that take longest come first, so that no process is left with one of them when the others have finished; but
-# test_evaluation.py and test_checkpoint.py come later, since they find what test_release.py has compiled.
-LONGEST = ['test_variants.py', 'test_later.py', 'test_release.py', 'test_search.py', 'test_jax.py', 'test_fit_more.py',
-           'test_updates.py', 'test_style.py', 'test_docs.py', 'test_backends.py']
+# The files that take longest come first, so that no process is left with one of them when the others have finished; and
+# those that compile what others use come before them: test_release.py the programs for Numba and JAX, test_baselines.py
+# the loops of the baselines.
+LONGEST = ['test_later.py', 'test_release.py', 'test_baselines.py', 'test_jax.py', 'test_variants.py', 'test_search.py',
+           'test_backends.py', 'test_gru4rec.py', 'test_evaluation.py', 'test_updates.py', 'test_threads.py',
+           'test_checkpoint.py', 'test_run_experiments.py', 'test_fit_more.py', 'test_docs.py', 'test_cache_folders.py']
 
 
 def pytest_collection_modifyitems(items):
@@ -89,8 +91,9 @@ def compiled_once():
         known[like].append((graph, free, shared, function))
         return function
 
-    # Nor does each symbol note where it was made, which takes a tenth of what is left.
-    with pytest.MonkeyPatch.context() as patch, pytensor.config.change_flags(traceback__limit=0):
+    # Nor does each symbol note where it was made, which takes a tenth of what is left; and values of
+    # formulas (`eval`) are found without compiling them.
+    with pytest.MonkeyPatch.context() as patch, pytensor.config.change_flags(traceback__limit=0, mode='FAST_COMPILE'):
         patch.setattr(backends, 'compile_function', compile_or_copy)
         yield
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import (
     CASES,
-    NUMBA_DROPOUT_CASE,
+    FAST_CASE,
     PROMISE,
     assert_same_bits,
     few_items_log,
@@ -26,7 +26,7 @@ import preprocess_rsc15
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import model_file
 
-LOG = few_items_log(n_sessions=200, n_items=40)
+LOG = few_items_log(n_sessions=120, n_items=40)
 EVERYTHING = dict(n_epochs=3, layers=[4, 3], dropout_p_hidden=0.3, momentum=0.2, train_random_order=True)
 
 
@@ -49,7 +49,7 @@ def short_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize('arguments', [
-    EVERYTHING, CASES[NUMBA_DROPOUT_CASE]['arguments'] | dict(train_random_order=True, backend='numba'),
+    EVERYTHING, CASES[FAST_CASE]['arguments'] | dict(train_random_order=True, backend='numba'),
     pytest.param(EVERYTHING | dict(backend='jax'), marks=[needs_jax, *PROMISE]),
     pytest.param(EVERYTHING | dict(reset_after_session=False), marks=pytest.mark.slow),
     pytest.param(EVERYTHING | dict(adapt=None, momentum=0), marks=pytest.mark.slow)], ids=str)
@@ -59,7 +59,7 @@ def test_a_training_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_
     while True:
         model = small_model(**arguments)
         try:
-            model.fit(LOG, checkpoint=tmp_path / 'checkpoint', every=0, callback=stopping_after(13))
+            model.fit(LOG, checkpoint=tmp_path / 'checkpoint', every=0, callback=stopping_after(6))
             break
         except Stop:
             interruptions += 1

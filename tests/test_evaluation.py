@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import (
-    NUMBA_CASE,
+    FAST_CASE,
     TEST,
     TRAIN,
     click_log,
@@ -173,8 +173,12 @@ def test_the_target_is_ranked_among_the_candidates_and_need_not_be_one(network, 
                        ranks_by_hand(scores, targets, model.items_, tie_policy, candidates))
 
 
-@pytest.mark.parametrize('tie_policy', TIE_POLICIES)
-@pytest.mark.parametrize('candidates', [None, [3, 7, 59, 20, 41, 8]], ids=['all items', 'candidates'])
+SOME = [3, 7, 59, 20, 41, 8]
+all_items_or_some = pytest.mark.parametrize('candidates, tie_policy', [
+    *[(None, policy) for policy in TIE_POLICIES], (SOME, 'median'), (SOME, 'tiebreaking')], ids=str)
+
+
+@all_items_or_some
 def test_ranks_do_not_depend_on_the_batch_size(network, candidates, tie_policy):
     model, _scores, _targets = network
     items = None if candidates is None else model.items_[candidates]
@@ -185,8 +189,7 @@ def test_ranks_do_not_depend_on_the_batch_size(network, candidates, tie_policy):
         assert_array_equal(next_item_ranks(model, TEST, items, batch_size, tie_policy), expected)
 
 
-@pytest.mark.parametrize('tie_policy', TIE_POLICIES)
-@pytest.mark.parametrize('candidates', [None, [3, 7, 59, 20, 41, 8]], ids=['all items', 'candidates'])
+@all_items_or_some
 def test_a_network_that_only_has_predict_next_batch_gets_the_same_ranks(network, candidates, tie_policy):
     model, _scores, _targets = network
     items = None if candidates is None else model.items_[candidates]
@@ -317,7 +320,7 @@ def test_a_single_session_can_be_evaluated(top1_model):
 
 
 def test_compiled_scores_are_those_of_the_interpreted_ones():
-    fast, slow = (trained_as_recorded(NUMBA_CASE, backend) for backend in ('numba', 'python'))
+    fast, slow = (trained_as_recorded(FAST_CASE, backend) for backend in ('numba', 'python'))
     assert_allclose(scores_by_hand(fast, TEST)[0], scores_by_hand(slow, TEST)[0], rtol=0, atol=1e-6)
     assert_array_equal(next_item_ranks(fast, TEST), next_item_ranks(slow, TEST))
 

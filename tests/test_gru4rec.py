@@ -9,7 +9,7 @@ import pytensor.tensor as pt
 import pytest
 from conftest import (
     CASES,
-    NUMBA_CASE,
+    FAST_CASE,
     TRAIN,
     assert_same_bits,
     click_log,
@@ -201,7 +201,7 @@ def test_a_training_that_cannot_learn_anything_says_why(arguments, log, reason):
 @pytest.mark.parametrize('batch_size', [1, 2, 3])
 def test_a_loss_is_constant_where_the_warning_says_so_and_nowhere_else(loss, batch_size):
     x = pt.dmatrix('scores')
-    value = pytensor.function([x], gru4rec.LOSSES[loss](x), mode='FAST_COMPILE')
+    value = pytensor.function([x], gru4rec.LOSSES[loss](x), mode=pytensor.compile.mode.Mode('py', None))
     scores = np.random.RandomState(0).randn(20, batch_size, batch_size)
     moved = max(abs(value(x) - value(x + 0.3 * x ** 3)) for x in scores)  # others, in the same order
     settings = small_model(loss=loss, batch_size=batch_size).settings(n_items=10)
@@ -293,7 +293,7 @@ def test_weights_that_overflow_in_the_very_last_minibatch_do_not_predict():
 @pytest.mark.parametrize('backend', ['numba', 'python'])
 def test_initial_weights_near_the_largest_float_stop_both_backends_at_once(backend):
     # sigma is not compiled in, so that the recorded case's compiled step serves
-    model, [warning] = fit_quietly(GRU4Rec(**CASES[NUMBA_CASE]['arguments'], sigma=1e38, backend=backend), TRAIN)
+    model, [warning] = fit_quietly(GRU4Rec(**CASES[FAST_CASE]['arguments'], sigma=1e38, backend=backend), TRAIN)
     assert 'epoch 0, mini-batch 0 is' in str(warning.message)
     assert model.error_during_train and model.epoch_losses_ == []
 
@@ -343,7 +343,7 @@ def walks(n_sessions, step, seed):
 
 def learned(step):
     """Recall@1, Recall@5 and the number of predictions, on new sessions, for the model of the recorded case."""
-    arguments = {**CASES[NUMBA_CASE]['arguments'], 'n_epochs': 20}
+    arguments = {**CASES[FAST_CASE]['arguments'], 'n_epochs': 20}
     model = GRU4Rec(**arguments).fit(walks(2000, step, seed=0))
     assert model.n_items == N_ITEMS
     ranks = evaluation.next_item_ranks(model, walks(1000, step, seed=1))

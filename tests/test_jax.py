@@ -8,7 +8,7 @@ import pytensor.tensor as pt
 import pytest
 from conftest import (
     CASES,
-    NUMBA_CASE,
+    FAST_CASE,
     TEST,
     TRAIN,
     assert_close,
@@ -40,8 +40,9 @@ QUICK = [('top1', 'adagrad', 0.2), ('bpr', 'rmsprop', 0.2), ('cross-entropy', No
 # --- Training -------------------------------------------------------------------------------------------------------
 
 
-every_rule = pytest.mark.parametrize('loss, adapt, momentum', [
-    pytest.param(*rule, marks=() if rule in QUICK else pytest.mark.slow) for rule in EVERY_RULE])
+def every_rule(*quick):
+    return pytest.mark.parametrize('loss, adapt, momentum', [
+        pytest.param(*rule, marks=() if rule in quick else pytest.mark.slow) for rule in EVERY_RULE])
 
 
 @pytest.fixture
@@ -60,14 +61,14 @@ def with_rule(loss, adapt, momentum):
                        dropout_p_hidden=0.3, n_epochs=3, backend='jax'), fixed_masks([4, 3], 6, 0.3)
 
 
-@every_rule
+@every_rule(*QUICK)
 def test_jax_trains_like_the_reference(loss, adapt, momentum, in_float64):
     model, masks = with_rule(loss, adapt, momentum)
     reference = reference_of(model, LOG, masks)
     assert_close(state_of(model.fit(LOG, dropout_masks=masks)), state_of(reference), 1e-11)
 
 
-@every_rule
+@every_rule(QUICK[0])
 def test_jax_rounds_to_float32_no_worse_than_the_reference_does(loss, adapt, momentum):
     """1e-5, or more where a rule makes rounding grow: MRR divides by the spread of scores, and adagrad by small g."""
     model, masks = with_rule(loss, adapt, momentum)
@@ -115,18 +116,30 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
 
 
 @pytest.mark.parametrize('shape', [(), (3,)], ids=['vector', 'matrix'])
-@pytest.mark.parametrize('set_instead_of_inc', [False, True], ids=['added', 'set'])
-def test_final_rows_are_those_of_a_loop_over_the_occurrences(set_instead_of_inc, shape):
-    jnp = pytest.importorskip('jax.numpy')
-    from gru4rec_pytensor.backends.jax_loops import final_rows
+@pytest.mark.parametrize('store', [False, True], ids=['added', 'stored'])
+@pytest.mark.parametrize('some', [False, True], ids=['all', 'some'])
+def test_final_rows_are_those_of_a_loop_over_the_occurrences(store, shape, some):
+    import jax
+
+    from gru4rec_pytensor.backends.jax_loops import final_rows, sorted_rows
+    compiled = jax.jit(lambda x, y, *ordered: final_rows(x, y, *sorted_rows(*ordered), store))
     rng = np.random.RandomState(0)
-    for rows in (rng.randint(0, 5, 77), np.zeros(64, int), np.arange(9)[::-1], np.array([4])):
+    for rows in (rng.randint(0, 5, 77), np.zeros(64, int), np.arange(9)[::-1], np.array([4]), np.repeat([7, 2], 20)):
         x, y = rng.rand(9, *shape).astype('float32'), rng.rand(len(rows), *shape).astype('float32')
+        changes = rng.rand(len(rows)) < 0.6 if some else np.ones(len(rows), bool)
         expected = x.astype('float64')
-        for row, value in zip(rows, y):
-            expected[row] = value if set_instead_of_inc else expected[row] + value
-        actual = final_rows(*map(jnp.asarray, (x, y, rows)), set_instead_of_inc)
-        assert_allclose(actual, expected, rtol=1e-6)
+        for row, value in zip(rows[changes], y[changes]):
+            expected[row] = value if store else expected[row] + value
+        assert_allclose(compiled(x, y, rows, *[changes] * some), expected, rtol=1e-6)
+
+
+def test_the_tables_of_many_rows_share_one_sort():
+    rows, values = pt.vector('rows', dtype='int64', shape=(600,)), pt.matrix('values', dtype='float32', shape=(600, 3))
+    tables = [pytensor.shared(np.zeros((5, 3), 'float32'), shape=(5, 3)) for _table in range(2)]
+    updates = {table: backends.row_update(table, rows, values * k, store=bool(k)) for k, table in enumerate(tables)}
+    function = backends.compile_function([rows, values], [], updates, backend='jax')
+    names = [type(node.op).__name__ for node in function.maker.fgraph.apply_nodes]
+    assert names.count('SortedRows') == 1 and names.count('FinalRows') == 2
 
 
 def test_no_table_of_all_pairs_of_rows_is_made_with_many_additional_negatives():
@@ -152,7 +165,7 @@ def test_no_table_of_all_pairs_of_rows_is_made_with_many_additional_negatives():
 
 
 @pytest.mark.parametrize('case', [
-    pytest.param(case, marks=() if case == NUMBA_CASE else pytest.mark.slow) for case in CASES])
+    pytest.param(case, marks=() if case == FAST_CASE else pytest.mark.slow) for case in CASES])
 @pytest.mark.parametrize('tie_policy', ['standard', 'conservative', 'median', 'tiebreaking'])
 @pytest.mark.parametrize('items', [None, TRAIN.ItemId.unique()[::3]], ids=['all', 'some'])
 def test_ranks_on_the_device_are_those_of_the_interpreter(case, tie_policy, items):

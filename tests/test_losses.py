@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import numpy_gru4rec as reference
+import numpy_later
 import pytensor
 import pytensor.tensor as pt
 import pytest
@@ -194,17 +195,47 @@ def test_losses_compute_in_float32_during_training(loss):
     assert value.dtype == gradient.dtype == 'float32'
 
 
-@pytest.mark.parametrize('loss, largest, backend', [(loss, 90, 'python') for loss in EVERY_LOSS]
-                         + [('top1', 18, 'numba'), ('cross-entropy', 90, 'numba')]
-                         + [pytest.param(loss, 90, 'numba', marks=pytest.mark.slow) for loss in ('bpr', 'mrr')]
-                         + [pytest.param(loss, 90, 'jax', marks=needs_jax) for loss in EVERY_LOSS])
-def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(loss, largest, backend):
-    # TOP1's gradient has 2 r times the slope of the sigmoid at r², whose error on numba, 1e-7, shows where r is larger.
-    scores = np.array([[-60, 50, 3], [40, 0, -80], [90, 20, 30]], dtype='float32') * np.float32(largest / 90)
-    symbol = pt.fmatrix('scores')
-    value = gru4rec.LOSSES[loss](symbol)
-    compiled = backends.compile_function([symbol], [value, pytensor.grad(value, symbol)], backend=backend)
-    expected_value, expected_gradient = reference.losses[loss](scores.astype('float64'))
-    actual_value, actual_gradient = compiled(scores)
-    assert_allclose(actual_value, expected_value, rtol=1e-6)
-    assert_allclose(actual_gradient, expected_gradient, rtol=0, atol=1e-6)
+LARGE = np.array([[-60, 50, 3], [40, 0, -80], [90, 20, 30]], dtype='float32')
+# TOP1's gradient has 2 r times the slope of the sigmoid at r², whose error on Numba, 1e-7, shows where r is larger.
+LARGEST = {('top1', 'numba'): 18}
+
+
+def large_losses_and_gradients(losses, backend):
+    """{loss: (scores, value, gradient)}, all by one program, since each takes its time to compile."""
+    symbols = [pt.fmatrix(loss) for loss in losses]
+    values = [gru4rec.LOSSES[loss](symbol) for loss, symbol in zip(losses, symbols)]
+    gradients = [pytensor.grad(value, symbol) for value, symbol in zip(values, symbols)]
+    scores = [LARGE * np.float32(LARGEST.get((loss, backend), 90) / 90) for loss in losses]
+    results = backends.compile_function(symbols, values + gradients, backend=backend)(*scores)
+    return dict(zip(losses, zip(scores, results[:len(losses)], results[len(losses):])))
+
+
+QUICK_ON_NUMBA = ('top1', 'cross-entropy')
+
+
+@pytest.mark.parametrize('losses, backend', [
+    (EVERY_LOSS, 'python'), (QUICK_ON_NUMBA, 'numba'),
+    pytest.param([loss for loss in EVERY_LOSS if loss not in QUICK_ON_NUMBA], 'numba', marks=pytest.mark.slow),
+    pytest.param(EVERY_LOSS, 'jax', marks=needs_jax)], ids=str)
+def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(losses, backend):
+    for loss, (scores, value, gradient) in large_losses_and_gradients(losses, backend).items():
+        expected_value, expected_gradient = reference.losses[loss](scores.astype('float64'))
+        assert_allclose(value, expected_value, rtol=1e-6, err_msg=loss)
+        assert_allclose(gradient, expected_gradient, rtol=0, atol=1e-6, err_msg=loss)
+
+
+HOPELESS = np.array([5, 12, 18, 25, 40, 54, 58, 70, 85], dtype='float32')  # by how much a target scores too low
+
+
+@pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=needs_jax)])
+@pytest.mark.parametrize('loss', ['cross-entropy', 'bpr-max'])
+def test_a_target_far_below_its_negatives_costs_and_teaches_what_it_does_in_the_later_release(loss, backend):
+    scores = random_scores(0.5, n=len(HOPELESS)).astype('float32')
+    scores[np.diag_indices_from(scores)] -= HOPELESS
+    symbol, lanes = pt.fmatrix('scores'), pt.vector('lanes', dtype='bool', shape=HOPELESS.shape)
+    value = gru4rec.LOSSES[loss](symbol, lanes, **dict(bpreg=np.float32(0.5)) if loss == 'bpr-max' else {})
+    compiled = backends.compile_function([symbol, lanes], [value, pytensor.grad(value, symbol)], backend=backend)
+    expected = [numpy_later.losses[loss](row, own, bpreg=0.5) for own, row in enumerate(scores.astype('float64'))]
+    actual_value, actual_gradient = compiled(scores, np.ones(len(scores), bool))
+    assert_allclose(actual_value, np.mean([value for value, _gradient in expected]), rtol=1e-6)
+    assert_allclose(actual_gradient * len(scores), [gradient for _value, gradient in expected], rtol=0, atol=1e-5)

@@ -7,9 +7,9 @@ import pytest
 from conftest import (
     ARRAYS,
     CASES,
+    CROSS_ENTROPY_CASE,
+    FAST_CASE,
     GOLDEN,
-    NUMBA_CASE,
-    NUMBA_DROPOUT_CASE,
     PROMISE,
     TEST,
     TRAIN,
@@ -39,10 +39,9 @@ with np.load(GOLDEN / 'dropout.npz') as archive:
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
-QUICK_ON_JAX = ('two_layer_top1_adagrad_m02',)  # test_jax.py has quick tests of other losses, and of dropout
 every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in CASES]
-                                     + [(NUMBA_CASE, 'numba'), (NUMBA_DROPOUT_CASE, 'numba')]
-                                     + [pytest.param(case, 'jax', marks=[needs_jax] if case in QUICK_ON_JAX else
+                                     + [(FAST_CASE, 'numba'), pytest.param(CROSS_ENTROPY_CASE, 'numba', marks=PROMISE)]
+                                     + [pytest.param(case, 'jax', marks=[needs_jax] if case == FAST_CASE else
                                                      [needs_jax, pytest.mark.slow]) for case in CASES])
 
 
@@ -223,7 +222,7 @@ def test_predict_for_item_ids_gives_the_asked_rows_in_the_asked_order(top1_model
 
 
 def test_cross_entropy_scores_are_a_softmax_over_the_asked_items():
-    model = trained_as_recorded(NUMBA_CASE, 'python')
+    model = trained_as_recorded(CROSS_ENTROPY_CASE, 'python')
     a, b, c = model.items_[:3]
     every = model.predict_next_batch([1], [a], None, 1)[0]
     some = model.predict_next_batch([2], [a], [c, b], 1)[0]

@@ -161,11 +161,11 @@ def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, 
 
 
 def test_an_error_that_says_nothing_about_the_network_ends_the_search_and_its_point_is_run_again(
-        the_search, tmp_path, monkeypatch):
+        the_search, untrained, tmp_path, monkeypatch):
     def broken(self, *arguments, **more):
         raise MemoryError('no room')
     with monkeypatch.context() as patched:
-        patched.setattr(GRU4Rec, 'fit', broken)
+        patched.setattr(Untrained, 'fit', broken)
         with pytest.raises(MemoryError):
             run(the_search, tmp_path / 'db', n_trials=1)
     found = run(the_search, tmp_path / 'db', n_trials=1)
@@ -267,7 +267,7 @@ def assert_shared(processes):
 
 
 def test_processes_that_start_at_once_share_the_points_of_a_search(tmp_path):
-    processes = [start_search(f'sqlite:///{tmp_path}/shared.db', 0.05) for _process in range(3)]
+    processes = [start_search(f'sqlite:///{tmp_path}/shared.db', 0.05) for _process in range(2)]
     assert assert_shared(processes) == 12 + 2  # and one other value of two parameters
 
 

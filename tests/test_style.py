@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PROMISE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = 'gru4rec_pytensor'
@@ -49,11 +50,7 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
 }.items()}
 
 
-# Mypy takes as long as fifty tests, so that it is quick with one Python only; a check before each commit runs it, too.
-mypy = pytest.param('mypy', [], marks=() if sys.version_info[:2] == (3, 12) else pytest.mark.slow)
-
-
-@pytest.mark.parametrize('tool, arguments', [('ruff', ['check', '.']), mypy])
+@pytest.mark.parametrize('tool, arguments', [('ruff', ['check', '.']), pytest.param('mypy', [], marks=PROMISE)])
 def test_the_code_passes(tool, arguments):
     """With the rules of pyproject.toml."""
     if not importlib.util.find_spec(tool):

@@ -16,7 +16,7 @@ import pandas as pd
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import CASES, NUMBA_CASE, TRAIN, assert_same_bits, few_items_log, needs_jax, small_model, state_of
+from conftest import CASES, FAST_CASE, TRAIN, assert_same_bits, few_items_log, needs_jax, small_model, state_of
 from conftest import trained_as_recorded as trained
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -66,8 +66,8 @@ def some_sessions(n=200):
 @pytest.mark.parametrize('n', [160, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_recommendations_from_eight_threads_are_those_of_one(hurried, backend, n):
     sessions = some_sessions()
-    model = copy.copy(trained(NUMBA_CASE, backend))  # has nothing compiled yet: the threads come to that together
-    by_one_thread = [trained(NUMBA_CASE, backend).recommend(session, k=5) for session in sessions]
+    model = copy.copy(trained(FAST_CASE, backend))  # has nothing compiled yet: the threads come to that together
+    by_one_thread = [trained(FAST_CASE, backend).recommend(session, k=5) for session in sessions]
 
     def recommend(seed):
         numbers = np.random.RandomState(seed).randint(len(sessions), size=n // 8)
@@ -78,7 +78,7 @@ def test_recommendations_from_eight_threads_are_those_of_one(hurried, backend, n
 
 @every_backend
 def test_sessions_that_go_on_in_eight_threads_are_those_of_one(hurried, backend):
-    model, sessions = trained(NUMBA_CASE, backend), some_sessions(40)
+    model, sessions = trained(FAST_CASE, backend), some_sessions(40)
 
     def clicks(sessions):
         visits = [model.session() for _session in sessions]
@@ -92,7 +92,7 @@ def test_sessions_that_go_on_in_eight_threads_are_those_of_one(hurried, backend)
 
 
 def test_a_session_that_several_threads_click_in_has_all_of_their_clicks(hurried):
-    model = trained(NUMBA_CASE, 'python')
+    model = trained(FAST_CASE, 'python')
     items, visit = model.items_[:32].tolist(), model.session()
     in_threads(lambda part: [visit.click(item, k=1) for item in part], [items[k::8] for k in range(8)])
     left = visit.recommend(k=model.n_items, exclude_seen=True)
@@ -100,7 +100,7 @@ def test_a_session_that_several_threads_click_in_has_all_of_their_clicks(hurried
 
 
 def test_a_session_can_be_copied_and_goes_on_apart():
-    visit = trained(NUMBA_CASE, 'python').session()
+    visit = trained(FAST_CASE, 'python').session()
     visit.click(TRAIN.ItemId[0])
     for twin in (copy.deepcopy(visit), pickle.loads(pickle.dumps(visit))):
         assert twin.recommend(k=5).equals(visit.recommend(k=5))
@@ -110,7 +110,7 @@ def test_a_session_can_be_copied_and_goes_on_apart():
 @every_backend
 def test_evaluations_in_several_threads_give_the_ranks_of_one_and_leave_the_threads_of_blas_as_they_were(hurried,
                                                                                                         backend):
-    model = trained(NUMBA_CASE, backend)
+    model = trained(FAST_CASE, backend)
     with threadpool_limits(2, user_api='blas'):
         before = threadpool_info()
         expected = next_item_ranks(model, TRAIN, batch_size=10)
@@ -252,7 +252,7 @@ def test_a_training_has_one_thread_while_others_use_the_cores_and_tries_again_le
 
 
 @pytest.mark.parametrize('train', [lambda log, **options: GRU4Rec([8], batch_size=5, n_epochs=1, backend='python').fit(
-    log, **options), lambda log, **options: trained(NUMBA_CASE, 'python').fit_more(log, **options)])
+    log, **options), lambda log, **options: trained(FAST_CASE, 'python').fit_more(log, **options)])
 @pytest.mark.parametrize('wrong, error', [(0, ValueError), (-1, ValueError), (1.5, TypeError), ('2', TypeError),
                                           (True, TypeError)])
 def test_a_number_of_threads_that_is_none_is_named(train, wrong, error):
@@ -266,7 +266,7 @@ def test_a_training_has_the_threads_that_it_is_given_and_those_before_afterwards
     monkeypatch.setattr(BlasThreads, '_set', lambda blas: [set_threads(blas), seen.append(threads_of_blas())])
     with threadpool_limits(2, user_api='blas'):
         for options, number in ((dict(threads=3), 3), ({}, 1)):
-            model = GRU4Rec(**CASES[NUMBA_CASE]['arguments'] | dict(n_epochs=1), backend=backend)
+            model = GRU4Rec(**CASES[FAST_CASE]['arguments'] | dict(n_epochs=1), backend=backend)
             model.fit(TRAIN, **options)
             assert len(seen) >= 2 and seen == [{number}, {2}] * (len(seen) // 2)
             seen.clear()
@@ -300,7 +300,7 @@ def test_a_checkpoint_goes_on_with_its_number_of_threads_or_says_that_the_number
 
 
 def test_a_model_is_saved_while_it_serves(hurried, tmp_path):
-    model, session = trained(NUMBA_CASE, 'python'), some_sessions(1)[0]
+    model, session = trained(FAST_CASE, 'python'), some_sessions(1)[0]
     expected = model.recommend(session)
     done = threading.Event()
 
@@ -342,7 +342,7 @@ def test_a_thread_that_comes_into_anothers_predict_next_batch_is_refused(monkeyp
 
 def test_item_ids_are_looked_up_in_a_table_that_was_finished_before():
     """pandas would make it at the first look, and show it to other threads while it does."""
-    model = trained(NUMBA_CASE, 'python')
+    model = trained(FAST_CASE, 'python')
     for twin in (model, pickle.loads(pickle.dumps(model))):
         assert twin._index_of._index._engine.is_mapping_populated
 
@@ -363,7 +363,7 @@ def test_trainings_in_several_threads_give_the_bits_of_one_after_the_other(hurri
 
     monkeypatch.setattr(gru4rec, 'training_step', only_one)
     floatX = gru4rec.pytensor.config.floatX
-    arguments = gru4rec.plain_arguments(trained(NUMBA_CASE, backend)) | {'n_epochs': 1}
+    arguments = gru4rec.plain_arguments(trained(FAST_CASE, backend)) | {'n_epochs': 1}
     models = in_threads(lambda seed: GRU4Rec(**arguments | {'seed': seed}).fit(TRAIN), range(2))
     for seed, model in enumerate(models):
         assert_same_bits(state_of(model), state_of(GRU4Rec(**arguments | {'seed': seed}).fit(TRAIN)))
@@ -586,41 +586,41 @@ def test_a_first_training_ends_with_the_bits_of_later_ones_whatever_the_process_
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
-@pytest.mark.parametrize('lock', ['COMPILER_LOCK', 'global_compiler_lock'])
-def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_not_hang(lock):
-    output = run_python(textwrap.dedent(f"""
+def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_not_hang():
+    output = run_python(textwrap.dedent("""
         import os, threading
         from conftest import few_items_log, small_model
         from gru4rec_pytensor.backends import common
-        held, done = threading.Event(), threading.Event()
 
-        def hold():
-            with common.{lock}:
+        def hold(lock, held, done):
+            with lock:
                 held.set()
                 done.wait()
 
-        thread = threading.Thread(target=hold)
-        thread.start()
-        held.wait()
-        child = os.fork()
-        if not child:
-            try:
-                small_model().fit(few_items_log())
-            except RuntimeError as error:
-                print(error, flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
-        done.set()
-        thread.join()
-        small_model(n_epochs=1).fit(few_items_log())  # the parent's locks are as they were
-        child = os.fork()
-        if not child:
-            small_model(n_epochs=1).fit(few_items_log())  # and so are those of a child of a quiet moment
-            print('trained', flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
+        for lock in (common.COMPILER_LOCK, common.global_compiler_lock):
+            held, done = threading.Event(), threading.Event()
+            thread = threading.Thread(target=hold, args=[lock, held, done])
+            thread.start()
+            held.wait()
+            child = os.fork()
+            if not child:
+                try:
+                    small_model().fit(few_items_log())
+                except RuntimeError as error:
+                    print(error, flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+            done.set()
+            thread.join()
+            small_model(n_epochs=1).fit(few_items_log())  # the parent's locks are as they were
+            child = os.fork()
+            if not child:
+                small_model(n_epochs=1).fit(few_items_log())  # and so are those of a child of a quiet moment
+                print('trained', flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
     """), PYTHONWARNINGS='ignore')
-    assert output.splitlines() == [
+    assert output.splitlines() == 2 * [
         "this process was forked while another thread compiled, and so cannot compile: start it with multiprocessing's "
         "method 'spawn' or 'forkserver'", 'trained']
 
@@ -700,7 +700,7 @@ COPIES = {'pickle': lambda model, folder: pickle.loads(pickle.dumps(model)), 'jo
 @every_backend
 @pytest.mark.parametrize('way', COPIES)
 def test_a_copy_made_before_or_after_prediction_predicts_the_same(backend, way, tmp_path):
-    model = copy.copy(trained(NUMBA_CASE, backend))
+    model = copy.copy(trained(FAST_CASE, backend))
     fresh = COPIES[way](model, tmp_path)
     expected = recommended(model)
     next_item_ranks(model, TRAIN, batch_size=10)
@@ -713,7 +713,7 @@ def test_a_copy_made_before_or_after_prediction_predicts_the_same(backend, way, 
 @every_backend
 def test_models_go_to_processes_of_a_pool_before_and_after_they_predicted(backend, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', PATH)
-    fresh, used = (copy.copy(trained(NUMBA_CASE, backend)) for _model in range(2))
+    fresh, used = (copy.copy(trained(FAST_CASE, backend)) for _model in range(2))
     expected = recommended(used)
     with multiprocessing.get_context('spawn').Pool(1) as pool:
         for answers in pool.map(recommended, [fresh, used]):

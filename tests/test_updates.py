@@ -6,7 +6,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from conftest import (
-    NUMBA_CASE,
+    CROSS_ENTROPY_CASE,
     TRAIN,
     assert_close,
     drawn_inputs,
@@ -245,8 +245,10 @@ def test_numba_trains_like_the_reference_top1_adagrad_momentum_dropout():
     assert_trained_like_the_reference(model, LOG, masks)
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_numba_trains_like_the_reference_cross_entropy_rmsprop():
-    arguments = {**vars(trained_as_recorded(NUMBA_CASE, 'numba'))}
+    arguments = {**vars(trained_as_recorded(CROSS_ENTROPY_CASE, 'numba'))}
     model = GRU4Rec(**{name: arguments[name] for name in ('layers', 'batch_size', 'dropout_p_hidden', 'learning_rate',
                                                           'loss', 'adapt')}, n_epochs=3, backend='numba')
     few = TRAIN.assign(ItemId=TRAIN.ItemId.rank(method='dense').astype(int) % 7)  # fewer items than lanes

@@ -11,8 +11,8 @@ mini-batches, as many as are handed over at once.  Three backends are offered:
 ``'auto'`` is JAX where it sees a GPU, and Numba elsewhere.
 
 This file is the interface, with what runs on the CPU.  `numba_ops` has operations for Numba and the rewrites that put
-them into a graph, `jax_loops` what runs on JAX, and is imported only where JAX is asked for; `common` is what both
-share.  Importing them changes nothing for other graphs of the process.
+them into a graph, `numba_rows` those that update rows; `jax_loops` has what runs on JAX, and is imported only where JAX
+is asked for; `common` is what both share.  Importing them changes nothing for other graphs of the process.
 
 Graphs are made (`symbols_of_float32`) and compiled by one thread of a process at a time.  What `compile_step` gives may
 be called by several at once.
@@ -41,13 +41,17 @@ from pytensor.link.numba.dispatch.basic import numba_njit
 from gru4rec_pytensor.backends.common import (
     BEFORE_FUSION,
     FLOAT,
+    IN_PLACE,
     check_working_directory,
     compiling,
+    row_update,
     symbols_of_float32,
+    tables_in_place,
     two_by_two,
     version_of,
 )
-from gru4rec_pytensor.backends.numba_ops import TRICKS, fast_activations, numba_mode
+from gru4rec_pytensor.backends.numba_ops import fast_activations
+from gru4rec_pytensor.backends.numba_tricks import TRICKS, numba_mode
 from gru4rec_pytensor.backends.threads import TrainingThreads, available_cores, blas_threads
 from gru4rec_pytensor.checks import check_choice
 
@@ -56,7 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'TrainingThreads', 'available_cores', 'blas_threads',
            'check_working_directory', 'compile_function', 'compile_loop', 'compile_ranks', 'compile_step',
-           'fast_activations', 'loop_source', 'resolve', 'symbols_of_float32']
+           'fast_activations', 'loop_source', 'resolve', 'row_update', 'symbols_of_float32']
 
 logger = logging.getLogger('gru4rec')
 
@@ -139,7 +143,8 @@ def python_mode() -> Mode:
     loops may overwrite their inputs takes a third of the time of a compilation, and brings nothing here.
     """
     mode = Mode(linker='py', optimizer='fast_run').excluding('fusion', 'inplace_elemwise')
-    return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION))
+    return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION),
+                         (in2out(tables_in_place, name='tables_in_place', ignore_newtrees=True), IN_PLACE))
 
 
 def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict, *, backend: str,

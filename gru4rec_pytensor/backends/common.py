@@ -1,30 +1,39 @@
-"""What `numba_ops` and `jax_loops` share."""
+"""What the rooms of Numba and of JAX share."""
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytensor
+import pytensor.tensor as pt
 from numba.core.compiler_lock import global_compiler_lock
 from pytensor.graph.basic import Apply
 from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.scalar.basic import Add, Mul
 from pytensor.tensor import subtensor
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Sum
+from pytensor.tensor.variable import TensorVariable
 
 FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
-BEFORE_FUSION = 48.9  # position among PyTensor's rewrites: before element-wise operations are fused into loops
+# Positions among PyTensor's rewrites: before element-wise operations are fused into loops, and where operations may
+# overwrite their inputs.
+BEFORE_FUSION, IN_PLACE = 48.9, 70
 
 # Rows of an array increased or set; PyTensor 3.0 and 3.1 have two operations for it, later ones have one.
 ROW_UPDATES = [getattr(subtensor, name) for name in ('AdvancedIncSubtensor', 'AdvancedIncSubtensor1')
                if hasattr(subtensor, name)]
+
+FEW = 512  # rows of an update that PyTensor's own operations serve well
 
 
 def version_of(file: str | Path) -> int:
@@ -84,7 +93,64 @@ def symbols_of_float32() -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A rewrite
+# Updates of rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+def row_update(table: TensorVariable, rows: TensorVariable, values: TensorVariable,
+               changes: TensorVariable | None = None, *, store: bool) -> TensorVariable:
+    """`table` with values (n, ...) added to its rows (n,), or stored there: of several occurrences of a row, the last.
+
+    An occurrence for which `changes`, bool (n,), is False does nothing.
+    """
+    n_rows = rows.type.shape[0]
+    if changes is None and n_rows is not None and n_rows <= FEW:
+        return (pt.set_subtensor if store else pt.inc_subtensor)(table[rows], values)
+    of_rows: Any = RowUpdate(store)(table, values, rows, *[] if changes is None else [changes])
+    return of_rows
+
+
+class TableUpdate(Op):
+    """An operation whose outputs are new values of tables; a copy of it overwrites them."""
+    inplace: bool
+
+    def overwriting(self) -> TableUpdate:
+        """The copy."""
+        return type(self)(**{name: getattr(self, name) for name in self.__props__} | {'inplace': True})
+
+
+class RowUpdate(TableUpdate):
+    """What `row_update` says: table, values, rows and, if there is a fourth input, which occurrences change something.
+
+    PyTensor's operations for it mean different things by version where a row occurs twice, and are compiled to loops
+    that wait for the memory of one row after the other.
+    """
+    __props__ = ('store', 'inplace')
+
+    def __init__(self, store: bool, inplace: bool = False) -> None:
+        self.store, self.inplace = store, inplace
+        if inplace:
+            self.destroy_map = {0: [0]}
+
+    def make_node(self, table: TensorVariable, values: TensorVariable, rows: TensorVariable,  # type: ignore[override]
+                  *changes: TensorVariable) -> Apply:
+        if values.type.dtype != table.type.dtype or values.type.ndim != table.type.ndim:
+            raise TypeError(f'values must be like rows of the table, {table.type}: {values.type}')
+        return Apply(self, [table, values, rows, *changes], [table.type()])
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        table, values, rows, *changes = inputs
+        table = table if self.inplace else table.copy()
+        if changes:
+            values, rows = values[changes[0]], rows[changes[0]]
+        if self.store:
+            table[rows] = values
+        else:
+            np.add.at(table, rows, values)
+        output_storage[0][0] = table
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rewrites
 # ---------------------------------------------------------------------------------------------------------------------
 
 @node_rewriter([Sum])
@@ -93,6 +159,12 @@ def sums_in_own_precision(fgraph: FunctionGraph, node: Apply) -> list | None:
     if node.inputs[0].type.dtype != FLOAT or node.op.acc_dtype == FLOAT:
         return None
     return [Sum(axis=node.op.axis, dtype=FLOAT, acc_dtype=FLOAT)(node.inputs[0])]
+
+
+@node_rewriter([TableUpdate])
+def tables_in_place(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: `TableUpdate` to the one that overwrites its tables."""
+    return None if node.op.inplace else node.op.overwriting().make_node(*node.inputs).outputs
 
 
 @node_rewriter([Elemwise])

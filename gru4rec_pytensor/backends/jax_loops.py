@@ -1,6 +1,7 @@
 """JAX: the loop over mini-batches, and ranks, each as one program of XLA.  Needs JAX, an extra of the package."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,58 +20,111 @@ from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.link.jax.linker import JAXLinker
 
-from gru4rec_pytensor.backends.common import BEFORE_FUSION, FLOAT, ROW_UPDATES, sums_in_own_precision
+from gru4rec_pytensor.backends.common import BEFORE_FUSION, FLOAT, ROW_UPDATES, RowUpdate, sums_in_own_precision
 
-FEW = 512  # rows of an update whose table of equal ones is small: 1 MB
+NOWHERE = 2 ** 30  # number of a row that no table has
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Updates of rows
+# ---------------------------------------------------------------------------------------------------------------------
+#
+# A GPU adds in any order, which changes the last bits from run to run, and of several values that are set any one may
+# win.  So each occurrence of a row writes the same final value, or only the last one writes at all.  Since the final
+# value is made of a row that the step reads anyway, XLA also sees that the table may be overwritten; an increment would
+# make it copy the table first.
+
+class SortedRows(Op):
+    """Rows (n,), and if there is a second input which of them change something, to their order and the sorted rows.
+
+    The sort is stable, so that the occurrences of a row lie together as they came; those that change nothing come last,
+    as `NOWHERE`.
+    """
+    __props__ = ()
+
+    def make_node(self, rows: Variable, *changes: Variable) -> Apply:  # type: ignore[override]
+        return Apply(self, [rows, *changes], [rows.type(), rows.type()])
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        for storage, value in zip(output_storage, sorted_rows(*map(jnp.asarray, inputs))):
+            storage[0] = np.asarray(value)
 
 
 class FinalRows(Op):
-    """Rows increased or set, where each row is written once, with its final value.
+    """A table with values (n, ...) added to its rows, or stored there, by the outputs of `SortedRows`."""
+    __props__ = ('store',)
 
-    A GPU adds in any order, which changes the last bits from run to run, and of several values that are set any one
-    may win.  Here a stable sort brings the occurrences of a row together; sums of 2, 4, 8, ... neighbours of one row
-    then leave at its last occurrence the sum over all of them, added up in the same order every time.  Since the final
-    value is made of a row that the step reads anyway, XLA also sees that the matrix may be overwritten; an increment
-    would make it copy the matrix first.  n occurrences take n log n additions of rows, and no n x n matrix.
-    """
-    __props__ = ('set_instead_of_inc',)
+    def __init__(self, store: bool) -> None:
+        self.store = store
 
-    def __init__(self, set_instead_of_inc: bool) -> None:
-        self.set_instead_of_inc = set_instead_of_inc
-
-    def make_node(self, x: Variable, y: Variable, rows: Variable) -> Apply:  # type: ignore[override]
-        return Apply(self, [x, y, rows], [x.type()])
+    def make_node(self, table: Variable, values: Variable, order: Variable,  # type: ignore[override]
+                  rows: Variable) -> Apply:
+        return Apply(self, [table, values, order, rows], [table.type()])
 
     def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        x, y, rows = map(jnp.asarray, inputs)
-        output_storage[0][0] = np.asarray(final_rows(x, y, rows, self.set_instead_of_inc))
+        output_storage[0][0] = np.asarray(final_rows(*map(jnp.asarray, inputs), store=self.store))
 
 
-def final_rows(x: Array, y: Array, rows: Array, set_instead_of_inc: bool) -> Array:
-    """`x` with `y` (n, ...) added to its rows (n,), or put there: of several occurrences of a row, the last one."""
-    n = len(rows)
+def sorted_rows(rows: Array, changes: Array | None = None) -> tuple[Array, Array]:
+    """What `SortedRows` says."""
+    rows = rows if changes is None else jnp.where(changes, rows, NOWHERE)
     order = jnp.argsort(rows, stable=True)
-    rows, y = rows[order], y[order]
-    if not set_instead_of_inc:
-        distance = 1
-        while distance < n:
-            same = (rows[distance:] == rows[:-distance]).reshape(-1, *[1] * (y.ndim - 1))
-            y = y.at[distance:].add(jnp.where(same, y[:-distance], 0))
-            distance *= 2
-        y = x[rows] + y
+    return order.astype(rows.dtype), rows[order]
+
+
+def final_rows(table: Array, values: Array, order: Array, rows: Array, store: bool) -> Array:
+    """What `FinalRows` says; the last occurrence of a row writes."""
+    values = values[order]
+    if not store:
+        values = table[rows] + sums_of_rows(rows, values)
     is_last = jnp.append(rows[1:] != rows[:-1], True)
-    nowhere = len(x) + jnp.arange(n)  # for all but the last occurrence
-    return x.at[jnp.where(is_last, rows, nowhere)].set(y, mode='drop', unique_indices=True)
+    places = jnp.where(is_last, rows, NOWHERE + 1 + jnp.arange(len(rows)))
+    return table.at[places].set(values, mode='drop', unique_indices=True)
+
+
+def sums_of_rows(rows: Array, values: Array) -> Array:
+    """Of each of the sorted rows (n,), the sum of the values (n, ...) of its occurrences so far, itself included.
+
+    By blocks of about sqrt(n) occurrences: one product with the table of which are the same adds up within each block;
+    the row that a block begins with may also end those before it, and has their sums added.  So n occurrences take
+    n sqrt(n) additions of rows, in the same order every time, and no n x n table.
+    """
+    n = len(rows)
+    size = math.isqrt(n - 1) + 1
+    padding = size * size - n
+    blocks = jnp.pad(rows, (0, padding), constant_values=-1).reshape(size, size)
+    of_blocks = jnp.pad(values.reshape(n, -1), ((0, padding), (0, 0))).reshape(size, size, -1)
+    until = jnp.tri(size, dtype=bool)
+    same = (blocks[:, :, None] == blocks[:, None, :]) & until
+    sums = same.astype(values.dtype) @ of_blocks
+    goes_on = (blocks[:, :1] == blocks[:, -1]) & jnp.tri(size, k=-1, dtype=bool)
+    before = goes_on.astype(values.dtype) @ sums[:, -1]
+    sums += jnp.where((blocks == blocks[:, :1])[:, :, None], before[:, None, :], 0)
+    return sums.reshape(size * size, -1)[:n].reshape(values.shape)
+
+
+@jax_funcify.register(SortedRows)
+def _funcify_sorted_rows(op: SortedRows, **kwargs: Any) -> Callable:
+    return sorted_rows
 
 
 @jax_funcify.register(FinalRows)
 def _funcify_final_rows(op: FinalRows, **kwargs: Any) -> Callable:
-    return partial(final_rows, set_instead_of_inc=op.set_instead_of_inc)
+    return partial(final_rows, store=op.store)
+
+
+@node_rewriter([RowUpdate])
+def many_row_updates_without_race(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: `RowUpdate` to `FinalRows`; the tables of a parameter have one `SortedRows`, after graphs are merged."""
+    table, values, rows, *changes = node.inputs
+    ordered: Any = SortedRows()(rows, *changes)
+    final: Any = FinalRows(node.op.store)(table, values, *ordered)
+    return [final]
 
 
 @node_rewriter(ROW_UPDATES)
 def row_updates_without_race(fgraph: FunctionGraph, node: Apply) -> list | None:
-    """Rewrite: rows increased or set to `FinalRows`, or, where they are few, to the same by a table of which are equal.
+    """Rewrite: of few rows increased or set each occurrence writes the final value, by a table of which are the same.
 
     For the 50 rows of a mini-batch one product with such a table takes less time than the steps of `FinalRows`.
     """
@@ -79,8 +133,6 @@ def row_updates_without_race(fgraph: FunctionGraph, node: Apply) -> list | None:
     if len(index) != 1 or index[0].ndim != 1 or index[0].type.shape[0] is None or y.ndim != x.ndim:
         return None
     rows = index[0]
-    if rows.type.shape[0] > FEW:
-        return [FinalRows(node.op.set_instead_of_inc)(x, y, rows)]
     same = pt.eq(rows[:, None], rows)
     if node.op.set_instead_of_inc:
         value = y[pt.argmax(pt.switch(same, np.arange(rows.type.shape[0]), -1), axis=1)]
@@ -88,6 +140,10 @@ def row_updates_without_race(fgraph: FunctionGraph, node: Apply) -> list | None:
         value = x[rows] + pt.cast(same, x.dtype) @ y
     return [pt.set_subtensor(x[rows], value)]
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Programs
+# ---------------------------------------------------------------------------------------------------------------------
 
 class PureLinker(JAXLinker):
     """PyTensor's linker for JAX without the last step: functions are converted, but not compiled."""
@@ -100,7 +156,8 @@ def jax_mode(linker: type[JAXLinker] = JAXLinker) -> Mode:
     """PyTensor's mode for JAX, with our rewrites."""
     mode = Mode(linker(), get_mode('JAX').provided_optimizer)
     return mode.register(*((in2out(rewrite, name=rewrite.__name__, ignore_newtrees=True), BEFORE_FUSION)
-                           for rewrite in (sums_in_own_precision, row_updates_without_race)))
+                           for rewrite in (sums_in_own_precision, row_updates_without_race,
+                                           many_row_updates_without_race)))
 
 
 class JaxFunction:

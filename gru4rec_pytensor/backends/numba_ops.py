@@ -5,19 +5,17 @@ another way is an operation of ours, which a rewrite puts in its place in the gr
 """
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numba.extending import register_jitable
 from pytensor.compile.builders import OpFromGraph
-from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.basic import Apply
 from pytensor.graph.destroyhandler import DestroyHandler
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
-from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.link.numba.cache import compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import (
     numba_funcify_and_cache_key,
@@ -27,15 +25,13 @@ from pytensor.link.numba.dispatch.basic import (
 )
 from pytensor.scalar.basic import Composite, Exp, Tanh, same_out
 from pytensor.scalar.math import Sigmoid
-from pytensor.tensor import subtensor
 from pytensor.tensor.basic import Split
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import Max, Sum
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor.backends.common import BEFORE_FUSION, FLOAT, ROW_UPDATES, sums_in_own_precision, version_of
+from gru4rec_pytensor.backends.common import FLOAT, version_of
 
-AFTER_ALL = 1000  # position among PyTensor's rewrites: when loops are fused and it is known what is overwritten
 VERSION = version_of(__file__)
 
 
@@ -48,7 +44,10 @@ class FastTanh(Tanh):
 
 
 class FastSigmoid(Sigmoid):
-    """sigmoid(x) = tanh(x / 2) / 2 + 1 / 2 of a float32, by the same quotient."""
+    """sigmoid(x) = 1 / (1 + exp(-x)) of a float32 by `FastExp`, to a relative 3e-7.
+
+    Relative, since BPR-max takes its logarithm, whose gradient a sigmoid of 0 would stop.
+    """
 
 
 class FastExp(Exp):
@@ -78,12 +77,6 @@ def tanh(x: np.float32) -> np.float32:
 
 
 @numba_njit
-def sigmoid(x: np.float32) -> np.float32:
-    """Sigmoid of a float32, see `FastSigmoid`; for use in compiled functions."""
-    return tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
-
-
-@numba_njit
 def exp(x: np.float32) -> np.float32:
     """exp of a float32, see `FastExp`; for use in compiled functions."""
     # exp(x) = 2^n exp(rest) with |rest| <= log(2) / 2; log(2) is taken off in two parts, the first of which is exact.
@@ -99,6 +92,12 @@ def exp(x: np.float32) -> np.float32:
     p = p * rest + np.float32(5.0000001201e-1)
     power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
     return (p * rest * rest + rest + np.float32(1)) * power
+
+
+@numba_njit(error_model='numpy')
+def sigmoid(x: np.float32) -> np.float32:
+    """Sigmoid of a float32, see `FastSigmoid`; for use in compiled functions."""
+    return np.float32(1) / (np.float32(1) + exp(-x))
 
 
 @register_funcify_and_cache_key(FastTanh)
@@ -335,97 +334,3 @@ def integer_maxima(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: Max over the columns of a float32 matrix to `RowMaxima`."""
     x = node.inputs[0]
     return [RowMaxima()(x)] if x.type.dtype == FLOAT and x.type.ndim == 2 and node.op.axis == (1,) else None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Row updates that vectorise
-# ---------------------------------------------------------------------------------------------------------------------
-
-class RowUpdate(Op):
-    """Rows of a matrix increased, or set, in place, in loops over plain indices; of several that are set, the last.
-
-    PyTensor 3.0 makes loops over views of rows, which stay scalar.
-    """
-    __props__ = ('set_instead_of_inc',)
-    destroy_map = {0: [0]}
-
-    def __init__(self, set_instead_of_inc: bool) -> None:
-        self.set_instead_of_inc = set_instead_of_inc
-
-    def make_node(self, x: TensorVariable, y: TensorVariable, rows: TensorVariable) -> Apply:  # type: ignore[override]
-        return Apply(self, [x, y, rows], [x.type()])
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        x, y, rows = inputs
-        if self.set_instead_of_inc:
-            x[rows] = y
-        else:
-            np.add.at(x, rows, y)
-        output_storage[0][0] = x
-
-
-@numba_njit
-def _set_rows(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    for i in range(len(rows)):
-        row = rows[i]
-        for j in range(x.shape[1]):
-            x[row, j] = y[i, j]
-    return x
-
-
-@numba_njit
-def _add_to_rows(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    for i in range(len(rows)):
-        row = rows[i]
-        for j in range(x.shape[1]):
-            x[row, j] += y[i, j]
-    return x
-
-
-@register_funcify_default_op_cache_key(RowUpdate)
-def _funcify_row_update(op: RowUpdate, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
-    return (_set_rows if op.set_instead_of_inc else _add_to_rows), VERSION
-
-
-# PyTensor 3.0 and 3.1 have it; later ones have another operation, and good loops.
-AdvancedIncSubtensor1: Any = getattr(subtensor, 'AdvancedIncSubtensor1', ())
-
-
-@node_rewriter(ROW_UPDATES)
-def row_updates(fgraph: FunctionGraph, node: Apply) -> list | None:
-    """Rewrite: AdvancedIncSubtensor1 to `RowUpdate` where it overwrites whole rows of a matrix in place."""
-    if not isinstance(node.op, AdvancedIncSubtensor1) or not node.op.inplace:
-        return None
-    x, y, rows = node.inputs
-    if x.type.ndim != 2 or None in y.type.shape or y.type.shape[0] == 1 or x.type.shape[1] != y.type.shape[1]:
-        return None
-    return [RowUpdate(node.op.set_instead_of_inc)(x, y, rows)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tricks
-# ---------------------------------------------------------------------------------------------------------------------
-
-# name -> rewrite, and its position among PyTensor's
-TRICKS = {rewrite.__name__: (rewrite, BEFORE_FUSION) for rewrite in (
-    fast_activations, sums_in_own_precision, unfused_column_sums, transposes_without_copy, contiguous_splits,
-    integer_maxima)}
-TRICKS |= {rewrite.__name__: (rewrite, AFTER_ALL) for rewrite in (inlined_bodies, row_updates)}
-
-
-def switched_off() -> set[str]:
-    """Names of the tricks, of those in `TRICKS`, that the environment variable GRU4REC_WITHOUT switches off.
-
-    For measuring what each brings: ``GRU4REC_WITHOUT=fast_activations,row_updates python ...``.
-    """
-    names = set(os.environ.get('GRU4REC_WITHOUT', '').split(',')) - {''}
-    if not names <= TRICKS.keys():
-        raise ValueError(f'GRU4REC_WITHOUT={",".join(sorted(names))}: each must be one of {", ".join(TRICKS)}')
-    return names
-
-
-def numba_mode() -> Mode:
-    """PyTensor's mode for Numba, with the tricks that are not switched off."""
-    off = switched_off()
-    return get_mode('NUMBA').excluding('local_log_sum_exp').register(  # cross_entropy takes off the largest itself
-        *((in2out(rewrite, name=name), position) for name, (rewrite, position) in TRICKS.items() if name not in off))

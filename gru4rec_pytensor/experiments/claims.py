@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from evaluation import CUT_OFF
 from gru4rec_pytensor.experiments import search
@@ -123,7 +123,7 @@ def judge_metric(relation: str, pairs: np.ndarray, lower_is_better: bool) -> tup
     if len(pairs) < 2:
         return 'too close to tell', ''
     differences = pairs[:, 0] - pairs[:, 1]
-    half = stats.t.ppf(0.975, len(pairs) - 1) * differences.std(ddof=1) / np.sqrt(len(pairs))
+    half = scipy.stats.t.ppf(0.975, len(pairs) - 1) * differences.std(ddof=1) / np.sqrt(len(pairs))
     low, high = differences.mean() - half, differences.mean() + half
     text = f' ({differences.mean():+.4f} ± {half:.4f})'
     margin = MARGIN * abs(pairs[:, 1].mean())
@@ -166,7 +166,7 @@ def stability_row(stable: dict[str, tuple[int, int]]) -> tuple:
     """The row on numerical stability; `stable` has for each loss the number of stable networks, and of all."""
     pointwise, pairwise = (np.sum([stable[loss] for loss in losses], axis=0) for losses in (POINTWISE, PAIRWISE))
     table = [[good, n - good] for good, n in (pointwise, pairwise)]
-    p_less, p_more = (stats.fisher_exact(table, alternative=side).pvalue for side in ('less', 'greater'))
+    p_less, p_more = (scipy.stats.fisher_exact(table, alternative=side).pvalue for side in ('less', 'greater'))
     verdict = 'holds' if p_less < 0.025 else 'does not hold' if p_more < 0.025 else 'too close to tell'
     shares = ', '.join(f'{loss} {good} of {n}' for loss, (good, n) in stable.items())
     return ('4.2', 'cross-entropy and MRR are less often numerically stable than TOP1 and BPR',
