@@ -3,6 +3,8 @@
 Autograd on the rows in use, the update rules written out.  Data and indices are on the device from the start, so that
 drawing them costs nothing.  Importing it needs PyTorch.
 """
+from typing import Any
+
 import torch
 from speed import BPR_MAX, N_ITEMS, TOP1, best
 
@@ -10,9 +12,9 @@ from speed import BPR_MAX, N_ITEMS, TOP1, best
 class TorchGRU4Rec:
     """One GRU layer, TOP1, adagrad; `_step` takes items, targets, what is kept of the states, and a dropout mask."""
 
-    parameters = TOP1
+    parameters: dict[str, Any] = TOP1
 
-    def __init__(self, units: int, device: str, compiled: bool):
+    def __init__(self, units: int, device: str, compiled: bool) -> None:
         self.units, self.device = units, device
         self.weights = {name: torch.empty(shape, device=device).uniform_(-0.1, 0.1)
                         for name, shape in self.shapes(units).items()}
@@ -26,25 +28,27 @@ class TorchGRU4Rec:
                     Whz=(units, units), Wy=(N_ITEMS, units), By=(N_ITEMS,))
 
     @staticmethod
-    def state(H, mask, gates, Wh, Whr, Whz):
+    def state(H: Any, mask: Any, gates: Any, Wh: Any, Whr: Any, Whz: Any) -> Any:
         x_h, x_r, x_z = gates.chunk(3, dim=1)
         r, z = torch.sigmoid(x_r + H @ Whr), torch.sigmoid(x_z + H @ Whz)
         return ((1 - z) * H + z * torch.tanh(x_h + (H * r) @ Wh)) * mask
 
-    def _loss(self, H, mask, x, B0, Wh, Whr, Whz, Wy, By):
+    def _loss(self, H: Any, masks: list, used: dict) -> tuple[Any, Any]:
+        x, B0, Wh, Whr, Whz, Wy, By = used.values()
+        (mask,) = masks
         H = self.state(H, mask, x + B0, Wh, Whr, Whz)
         scores = torch.tanh(H @ Wy.T + By)
         own = scores.diagonal()
         loss = (torch.sigmoid(scores - own[:, None]) + torch.sigmoid(scores ** 2)).mean()
         return loss - torch.sigmoid(own ** 2).mean() / len(H), H
 
-    def _step(self, item, target, keep, mask):
-        return self._train(dict(W0=item, Wy=target, By=target), keep, mask)
+    def _step(self, item: Any, target: Any, keep: Any, mask: Any) -> Any:
+        return self._train(dict(W0=item, Wy=target, By=target), keep, [mask])
 
-    def _train(self, rows, keep, *masks):
+    def _train(self, rows: dict, keep: Any, masks: list) -> Any:
         used = {name: (w[rows[name]] if name in rows else w).detach().requires_grad_()
                 for name, w in self.weights.items()}
-        loss, H = self._loss(self.H * keep[:, None], *masks, *used.values())
+        loss, H = self._loss(self.H * keep[:, None], masks, used)
         gradients = torch.autograd.grad(loss, list(used.values()))
         with torch.no_grad():
             for name, g in zip(used, gradients):
@@ -52,7 +56,7 @@ class TorchGRU4Rec:
             self.H.copy_(H.detach())
         return loss.detach()
 
-    def _update(self, name, g, rows):
+    def _update(self, name: str, g: Any, rows: Any) -> None:
         w, acc, vel = self.weights[name], self.acc[name], self.vel[name]
         momentum, squares = self.parameters.get('momentum', 0), g * g
         old = acc if rows is None else acc[rows]
@@ -77,7 +81,7 @@ class TorchGRU4Rec:
         keep = (torch.rand(steps, n_lanes, device=self.device) > 1 / 3).float()
         return [item[:-1], item[1:], keep, self.masks(steps, p)]
 
-    def masks(self, steps: int, p: float):
+    def masks(self, steps: int, p: float) -> Any:
         kept = torch.rand(steps, self.parameters['batch_size'], self.units, device=self.device) >= p
         return kept.float() / (1 - p)
 
@@ -85,7 +89,7 @@ class TorchGRU4Rec:
         """Seconds per mini-batch."""
         inputs = self.inputs(steps)
 
-        def run():
+        def run() -> float:
             for row in zip(*inputs):
                 loss = self.step(*row)
             return loss.item()
@@ -103,7 +107,9 @@ class TorchLater(TorchGRU4Rec):
         return dict(Wy=(N_ITEMS, units), By=(N_ITEMS,), W0=(units, 3 * units), B0=(3 * units,),
                     Wh=(units, units), Whr=(units, units), Whz=(units, units))
 
-    def _loss(self, H, mask, embed_mask, Wy, By, W0, B0, Wh, Whr, Whz):
+    def _loss(self, H: Any, masks: list, used: dict) -> tuple[Any, Any]:
+        Wy, By, W0, B0, Wh, Whr, Whz = used.values()
+        mask, embed_mask = masks
         n_lanes = len(H)
         embedded, scored = Wy[:n_lanes] * embed_mask, Wy[n_lanes:]
         H = self.state(H, mask, embedded @ W0 + B0, Wh, Whr, Whz)
@@ -116,9 +122,10 @@ class TorchLater(TorchGRU4Rec):
         below = (weights * torch.sigmoid(own[:, None] - scores)).sum(dim=1)
         return -torch.log(below + 1e-24).mean(), H
 
-    def _step(self, item, target, keep, mask, embed_mask, negatives):
+    def _step(self, item: Any, target: Any, keep: Any, mask: Any, embed_mask: Any,  # type: ignore[override]
+              negatives: Any) -> Any:
         scored = torch.cat([target, negatives])
-        return self._train(dict(Wy=torch.cat([item, scored]), By=scored), keep, mask, embed_mask)
+        return self._train(dict(Wy=torch.cat([item, scored]), By=scored), keep, [mask, embed_mask])
 
     def inputs(self, steps: int) -> list:
         """Those of `TorchGRU4Rec`, and the embedding's masks and the negatives."""

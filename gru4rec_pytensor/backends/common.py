@@ -111,6 +111,7 @@ def row_update(table: TensorVariable, rows: TensorVariable, values: TensorVariab
 
 class TableUpdate(Op):
     """An operation whose outputs are new values of tables; a copy of it overwrites them."""
+    __props__: tuple[str, ...]
     inplace: bool
 
     def overwriting(self) -> TableUpdate:

@@ -62,7 +62,8 @@ class FinalRows(Op):
         return Apply(self, [table, values, order, rows], [table.type()])
 
     def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        output_storage[0][0] = np.asarray(final_rows(*map(jnp.asarray, inputs), store=self.store))
+        table, values, order, rows = map(jnp.asarray, inputs)
+        output_storage[0][0] = np.asarray(final_rows(table, values, order, rows, self.store))
 
 
 def sorted_rows(rows: Array, changes: Array | None = None) -> tuple[Array, Array]:

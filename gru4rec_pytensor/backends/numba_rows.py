@@ -60,7 +60,7 @@ def prefetch(typing_context: Any, table: Any, row: Any, column: Any) -> tuple[An
 def fetch_row(table: np.ndarray, row: int) -> None:
     """Ask for the memory of a row of a matrix."""
     for j in range(0, table.shape[1], CACHE_LINE):
-        prefetch(table, row, j)
+        prefetch(table, row, j)  # type: ignore[call-arg]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class JointRowUpdate(TableUpdate):
         if inplace:
             self.destroy_map = {k: [self.first_table + k] for k in range(len(outputs))}
 
-    def make_node(self, *inputs: TensorVariable) -> Apply:
+    def make_node(self, *inputs: Variable) -> Apply:
         return Apply(self, [*inputs], [table.type() for table in self.tables_of(inputs)])
 
     def tables_of(self, inputs: Sequence) -> Sequence:
