@@ -58,9 +58,12 @@ ORIGINS = {data.title: data.origin for data in DATA} | {
           'preprocess_rsc15.py CLICKS DATA`'}
 NAMES = {'python': 'Python', 'pytensor': 'PyTensor', 'numba': 'Numba', 'numpy': 'NumPy', 'pandas': 'pandas'}
 WHY = {  # why numbers differ from the published ones by more than 5%
-    RECENT64: 'The 2018 settings of BPR-max with one item matrix are 5% to 11% below their recorded run, which is one '
-              'run with one seed. The cause is not known: with the seed 42 ours are 3% (Recall@20) and 5% (MRR@20) '
-              'below it, and the spread of our seeds is smaller than that.'}
+    RECENT64: 'The 2018 settings of BPR-max with one item matrix are 5% to 11% below their recorded run, which is a '
+              'single one. Their first mini-batches are not stable: initial weights moved by their last bit change the '
+              'loss of the first epoch by several percent (`python benchmarks/later_release.py`). So rounding decides '
+              'which run it becomes; but the recorded one is better than any of ours, from the first epoch on, and a '
+              'cause for that has not been found.'}
+
 
 # Of a cell's result; all else of it is the work of one run.
 KEEP = ('model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'tie_policy', 'candidates', 'backend', 'recall@20',
