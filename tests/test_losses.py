@@ -232,7 +232,8 @@ HOPELESS = np.array([5, 12, 18, 25, 40, 54, 58, 70, 85], dtype='float32')  # by 
 def test_a_target_far_below_its_negatives_costs_and_teaches_what_it_does_in_the_later_release(loss, backend):
     scores = random_scores(0.5, n=len(HOPELESS)).astype('float32')
     scores[np.diag_indices_from(scores)] -= HOPELESS
-    symbol, lanes = pt.fmatrix('scores'), pt.vector('lanes', dtype='bool', shape=HOPELESS.shape)
+    symbol = pt.matrix('scores', dtype='float32', shape=scores.shape)
+    lanes = pt.vector('lanes', dtype='bool', shape=HOPELESS.shape)
     value = gru4rec.LOSSES[loss](symbol, lanes, **dict(bpreg=np.float32(0.5)) if loss == 'bpr-max' else {})
     compiled = backends.compile_function([symbol, lanes], [value, pytensor.grad(value, symbol)], backend=backend)
     expected = [numpy_later.losses[loss](row, own, bpreg=0.5) for own, row in enumerate(scores.astype('float64'))]
