@@ -118,8 +118,8 @@ def rows_read_ahead(fgraph: FunctionGraph, node: Apply) -> list | None:
 # Updating one table
 # ---------------------------------------------------------------------------------------------------------------------
 
-@register_funcify_default_op_cache_key(RowUpdate)
-def _funcify_row_update(op: RowUpdate, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
+@register_funcify_and_cache_key(RowUpdate)
+def _funcify_row_update(op: RowUpdate, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
     changes, of_vector = len(node.inputs) == 4, node.inputs[0].type.ndim == 1
     assign = '=' if op.store else '+='
     source = '\n'.join([
@@ -132,7 +132,8 @@ def _funcify_row_update(op: RowUpdate, node: Apply, **kwargs: Any) -> tuple[Call
         *([f'        table[row] {assign} values[i]'] if of_vector else [
             '        for j in range(table.shape[1]):', f'            table[row, j] {assign} values[i, j]']),
         '    return table'])
-    return numba_njit(compile_numba_function_src(source, 'row_update', {'fetch_row': fetch_row})), VERSION
+    function = numba_njit(compile_numba_function_src(source, 'row_update', {'fetch_row': fetch_row}))
+    return function, sha256(f'{source} {VERSION}'.encode()).hexdigest()
 
 
 @node_rewriter(ROW_UPDATES)
