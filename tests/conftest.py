@@ -91,9 +91,10 @@ def compiled_once():
         known[like].append((graph, free, shared, function))
         return function
 
-    # Nor does each symbol note where it was made, which takes a tenth of what is left; and values of
-    # formulas (`eval`) are found without compiling them.
-    with pytest.MonkeyPatch.context() as patch, pytensor.config.change_flags(traceback__limit=0, mode='FAST_COMPILE'):
+    # Nor does each symbol note where it was made, which takes a tenth of what is left; values of formulas (`eval`) are
+    # found without compiling them; and no C is compiled to fold constants.
+    with pytest.MonkeyPatch.context() as patch, pytensor.config.change_flags(
+            traceback__limit=0, mode='FAST_COMPILE', cxx=''):
         patch.setattr(backends, 'compile_function', compile_or_copy)
         yield
 

@@ -345,8 +345,9 @@ def test_updates_of_many_rows_overwrite_the_shared_arrays_themselves(monkeypatch
     assert not overwritten()
 
 
-@pytest.mark.parametrize('without', ['', *[pytest.param(tricks, marks=pytest.mark.slow) for tricks in (
-    'tables_in_place', 'joint_row_updates,rows_read_ahead')]])
+@pytest.mark.parametrize('without', [pytest.param('', marks=PROMISE), *[
+    pytest.param(tricks, marks=pytest.mark.slow) for tricks in (
+        'tables_in_place', 'joint_row_updates,rows_read_ahead')]])
 def test_many_rows_are_updated_as_by_a_loop_over_the_occurrences(monkeypatch, many_rows_updated, without):
     monkeypatch.setenv('GRU4REC_WITHOUT', without)
     inputs, output, updates = many_rows_updated

@@ -588,8 +588,9 @@ def test_tie_counts_of_item_knn_are_those_worked_out_by_hand():
 
 
 @every_baseline
-@pytest.mark.parametrize('as_text', [False, True], ids=['integer ids', 'string ids'])
-@pytest.mark.parametrize('n_candidates', [None, 1, 6])
+@pytest.mark.parametrize('as_text, n_candidates', [
+    (False, None), (True, 6), (False, 1), *[pytest.param(*both, marks=pytest.mark.slow) for both in (
+        (True, None), (False, 6), (True, 1))]], ids=str)
 def test_tie_counts_equal_brute_force_over_dense_scores(make, as_text, n_candidates):
     train = random_log(5, as_text=as_text)
     item_ids, offsets = held_out_events(train, seed=6, as_text=as_text)

@@ -84,7 +84,7 @@ def test_new_items_are_learned_and_recommended():
     def cycle(first):
         rng = np.random.RandomState(first)
         return click_log(*[[first + (start + k) % 8 for k in range(5)] for start in rng.randint(8, size=200)])
-    model = small_model(layers=[16], loss='cross-entropy', n_epochs=10, batch_size=10, learning_rate=0.1)
+    model = small_model(layers=[16], loss='cross-entropy', n_epochs=8, batch_size=25, learning_rate=0.2)
     model.fit(cycle(0)).fit_more(cycle(100))
     assert evaluation.recall_mrr(evaluation.next_item_ranks(model, cycle(100)), 1)[0] > 0.95
     assert model.recommend([102, 103], k=1).ItemId.tolist() == [104]

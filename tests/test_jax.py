@@ -115,7 +115,7 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
     assert not copies, copies
 
 
-@pytest.mark.parametrize('shape', [(), (3,)], ids=['vector', 'matrix'])
+@pytest.mark.parametrize('shape', [pytest.param((), marks=pytest.mark.slow), (3,)], ids=['vector', 'matrix'])
 @pytest.mark.parametrize('store', [False, True], ids=['added', 'stored'])
 @pytest.mark.parametrize('some', [False, True], ids=['all', 'some'])
 def test_final_rows_are_those_of_a_loop_over_the_occurrences(store, shape, some):

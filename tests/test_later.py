@@ -13,6 +13,7 @@ from conftest import (
     GOLDEN,
     LATER_ARRAYS,
     LATER_CASES,
+    PROMISE,
     TEST,
     TRAIN,
     assert_close,
@@ -35,17 +36,14 @@ from gru4rec_pytensor.later import GRU4Rec, evaluate_gpu
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
-# JAX's has all of it: dropout of both kinds, a shared matrix, momentum, negatives from the release's generator.  Numba
-# takes a minute to compile that, and half of it for the other.
-QUICK = {'numba': 'xe_n8_logq1', 'jax': 'bprmax_dropout_mrg_constrained_gpustore'}
-
-
-def marks(case, backend):
-    return [pytest.mark.slow] * (case != QUICK[backend]) + [needs_jax] * (backend == 'jax')
-
+# It has all of it: dropout of both kinds, a shared matrix, momentum, negatives from the release's generator.
+QUICK_ON_JAX = 'bprmax_dropout_mrg_constrained_gpustore'
+PROMISED_ON_NUMBA = 'xe_n8_logq1'  # which takes half a minute to compile, and the other twice as long
 
 every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in LATER_CASES] + [
-    pytest.param(case, backend, marks=marks(case, backend)) for backend in QUICK for case in LATER_CASES])
+    pytest.param(case, 'numba', marks=PROMISE if case == PROMISED_ON_NUMBA else [pytest.mark.slow])
+    for case in LATER_CASES] + [
+    pytest.param(case, 'jax', marks=[needs_jax] + [pytest.mark.slow] * (case != QUICK_ON_JAX)) for case in LATER_CASES])
 
 
 @functools.cache
@@ -155,10 +153,12 @@ CONFIGURATIONS = {
 LOG = few_items_log(n_sessions=40, n_items=9)  # so few items that inputs, targets and negatives repeat one another
 
 
-COMBINED_AGAIN = ('leaky', 'shared matrix, no adaptation', 'top1-max, relu', 'cross-entropy, tanh', 'mrr, tail dropped')
+COMBINED_AGAIN = ('leaky', 'shared matrix, no adaptation', 'shared matrix, two layers, capped', 'embedding, dropout',
+                  'sessions by id, no reset', 'no additional negatives', 'top1-max, relu', 'cross-entropy, tanh', 'mrr',
+                  'mrr, tail dropped')
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in COMBINED_AGAIN))
+@pytest.mark.parametrize('name', [pytest.param(name, marks=PROMISE if name in COMBINED_AGAIN else ())
                                   for name in CONFIGURATIONS])
 def test_training_is_that_of_the_numpy_reference(name):
     arguments = dict(layers=[4], n_epochs=2, batch_size=6, dropout_p_hidden=0.0, learning_rate=0.1) | CONFIGURATIONS[

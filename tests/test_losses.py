@@ -8,7 +8,7 @@ import numpy_later
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import needs_jax
+from conftest import PROMISE, needs_jax
 from numpy.testing import assert_allclose
 
 import gru4rec
@@ -210,12 +210,12 @@ def large_losses_and_gradients(losses, backend):
     return dict(zip(losses, zip(scores, results[:len(losses)], results[len(losses):])))
 
 
-QUICK_ON_NUMBA = ('top1', 'cross-entropy')
+PROMISED_ON_NUMBA = ('top1', 'cross-entropy')
 
 
 @pytest.mark.parametrize('losses, backend', [
-    (EVERY_LOSS, 'python'), (QUICK_ON_NUMBA, 'numba'),
-    pytest.param([loss for loss in EVERY_LOSS if loss not in QUICK_ON_NUMBA], 'numba', marks=pytest.mark.slow),
+    (EVERY_LOSS, 'python'), pytest.param(PROMISED_ON_NUMBA, 'numba', marks=PROMISE),
+    pytest.param([loss for loss in EVERY_LOSS if loss not in PROMISED_ON_NUMBA], 'numba', marks=pytest.mark.slow),
     pytest.param(EVERY_LOSS, 'jax', marks=needs_jax)], ids=str)
 def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(losses, backend):
     for loss, (scores, value, gradient) in large_losses_and_gradients(losses, backend).items():
@@ -227,7 +227,8 @@ def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(losses, back
 HOPELESS = np.array([5, 12, 18, 25, 40, 54, 58, 70, 85], dtype='float32')  # by how much a target scores too low
 
 
-@pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=needs_jax)])
+@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=PROMISE),
+                                     pytest.param('jax', marks=needs_jax)])
 @pytest.mark.parametrize('loss', ['cross-entropy', 'bpr-max'])
 def test_a_target_far_below_its_negatives_costs_and_teaches_what_it_does_in_the_later_release(loss, backend):
     scores = random_scores(0.5, n=len(HOPELESS)).astype('float32')

@@ -193,9 +193,9 @@ def test_fit_takes_the_names_of_the_columns_from_the_file_too(name, text, tmp_pa
         assert cli.main(words.split()) == 0
         assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(expected))
     assert GRU4Rec.load(tmp_path / 'model').session_key == 'session'
-    more = f'-o {tmp_path}/more --more {tmp_path}/model --epochs 1 --quiet'  # has them from the model
+    more = f'-o {tmp_path}/more --more {tmp_path}/model --epochs 1 --backend python --quiet'  # has them from the model
     assert cli.main(f'fit {tmp_path}/other.csv {more}'.split()) == 0
-    assert cli.main(f'evaluate {tmp_path}/more {tmp_path}/other.csv --quiet'.split()) == 0
+    assert cli.main(f'evaluate {tmp_path}/more {tmp_path}/other.csv --backend python --quiet'.split()) == 0
     assert cli.main(f'fit {tmp_path}/log.csv {more} --session-key visit'.split()) == 2
 
 

@@ -232,7 +232,7 @@ TOML = """title = "Mine"
 [parameters]
 layers = [5]
 loss = "bpr-max"
-batch_size = 20
+batch_size = 60
 n_epochs = 2
 dropout_p_hidden = 0.0
 n_sample = 8
@@ -241,7 +241,7 @@ time_sort = true
 drop_tail = false
 equal_times = "frame"
 """
-AUTHORS = """gru4rec_params = OrderedDict([('layers', [5]), ('batch_size', 20), ('n_epochs', 2), ('n_sample', 8),
+AUTHORS = """gru4rec_params = OrderedDict([('layers', [5]), ('batch_size', 60), ('n_epochs', 2), ('n_sample', 8),
 ('bpreg', 1.0), ('momentum', 0.25), ('constrained_embedding', True)])"""
 
 
@@ -271,7 +271,7 @@ def test_networks_with_the_parameters_of_files_are_rows_of_a_table_and_of_the_re
     report = (folder / 'out' / 'report.html').read_text()
     assert [line.split('|')[1].strip() for line in table.splitlines() if line[:2] == '| '] == [
         'Network', 'Mine', 'theirs']
-    assert 'theirs: loss bpr-max, layers [5], batch_size 20, ' in table and 'momentum 0.25' in table
+    assert 'theirs: loss bpr-max, layers [5], batch_size 60, ' in table and 'momentum 0.25' in table
     for text in ('<h2>Later papers</h2>', '<td>Mine</td>', '<td>theirs, seed 2</td>'):
         assert text in report
     assert 'Published for this data' not in table + report  # it is a synthetic log

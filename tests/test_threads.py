@@ -16,7 +16,17 @@ import pandas as pd
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import CASES, FAST_CASE, TRAIN, assert_same_bits, few_items_log, needs_jax, small_model, state_of
+from conftest import (
+    CASES,
+    FAST_CASE,
+    PROMISE,
+    TRAIN,
+    assert_same_bits,
+    few_items_log,
+    needs_jax,
+    small_model,
+    state_of,
+)
 from conftest import trained_as_recorded as trained
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -450,7 +460,7 @@ def refused(call):
 
 def test_trainings_beside_predictions_give_the_old_answer_or_the_new_one_or_one_error(hurried, tmp_path):
     model = small_model(n_epochs=1).fit(LOG)
-    logs = [OTHER_LOG, LOG] * 3
+    logs = [OTHER_LOG, LOG] * 2
     models = [small_model(n_epochs=1).fit(log) for log in (LOG, OTHER_LOG)]
     done, n_answers = threading.Event(), []
 
@@ -710,7 +720,7 @@ def test_a_copy_made_before_or_after_prediction_predicts_the_same(backend, way, 
         assert answer.equals(right)
 
 
-@every_backend
+@pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=[needs_jax, *PROMISE])])
 def test_models_go_to_processes_of_a_pool_before_and_after_they_predicted(backend, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', PATH)
     fresh, used = (copy.copy(trained(FAST_CASE, backend)) for _model in range(2))

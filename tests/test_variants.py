@@ -35,7 +35,7 @@ COMBINED = [
     dict(unit='lstm', layers=[3, 2], input_to_all_layers=True, feedforward=[4], loss='bpr', **SESSION),
     dict(unit='rnn', layers=[3, 4], input_to_all_layers=True, feedforward=[3, 2], embedding=3, loss='cross-entropy',
          negatives='uniform')]
-every_variant = pytest.mark.parametrize('variant', VARIANTS + COMBINED, ids=str)
+COMBINED_AGAIN = [MANY_EVENTS, dict(embedding=3, **SESSION), *VARIANTS[6:10], dict(negatives='uniform')]
 LOG = few_items_log(n_sessions=14)
 # Large weights, since scores that are close together make the slopes of 'mrr' too steep for finite differences.
 TINY = {'layers': [3], 'batch_size': 3, 'n_epochs': 1, 'sigma': 0.7}
@@ -284,13 +284,15 @@ def test_uniform_negatives_are_drawn_as_often_as_one_another():
     assert len(share) == 7 and np.abs(share - 1 / 7).max() < 4 * np.sqrt(1 / 7 / drawn.size)
 
 
-@every_variant
+@pytest.mark.parametrize('variant', [pytest.param(variant, marks=PROMISE if variant in COMBINED_AGAIN else ())
+                                     for variant in VARIANTS + COMBINED], ids=str)
 def test_a_variant_trains_like_the_reference(variant, float64):
     assert_trained_like_the_reference(small_model(**{**TINY, **variant}))
 
 
 @pytest.mark.parametrize('arguments', [
-    dict(momentum=0.3, lmbd=0.05, adapt='rmsprop', learning_rate=0.01), dict(grad_cap=0.05),
+    *[pytest.param(arguments, marks=PROMISE) for arguments in (
+        dict(momentum=0.3, lmbd=0.05, adapt='rmsprop', learning_rate=0.01), dict(grad_cap=0.05))],
     *[pytest.param(arguments, marks=pytest.mark.slow) for arguments in (
         dict(momentum=0.3), dict(adapt=None, momentum=0.3, lmbd=0.05),
         dict(reset_after_session=False, n_epochs=2))]], ids=str)
@@ -300,7 +302,7 @@ def test_every_update_rule_works_for_variants(variant, arguments, float64):
     assert_trained_like_the_reference(small_model(**{**TINY, **variant, **arguments}))
 
 
-@pytest.mark.parametrize('variant', COMBINED, ids=str)
+@pytest.mark.parametrize('variant', [pytest.param(COMBINED[0], marks=PROMISE), COMBINED[1]], ids=str)
 def test_all_layers_of_a_variant_are_dropped_out(variant, float64):
     model = small_model(**{**TINY, **variant}, dropout_p_hidden=0.3)
     masks = fixed_masks([*model.layers, *model.feedforward], 3, 0.3)
@@ -327,7 +329,7 @@ def cycle_sessions(n_sessions, seed, n_items=12):
 
 
 @pytest.mark.parametrize('variant', [
-    pytest.param(variant, marks=() if variant == dict(unit='lstm') else pytest.mark.slow)
+    pytest.param(variant, marks=PROMISE if variant == dict(unit='lstm') else pytest.mark.slow)
     for variant in VARIANTS + COMBINED], ids=str)
 def test_a_variant_learns_a_cycle_of_items(variant):
     arguments = {'loss': 'cross-entropy', **variant, 'layers': [16] * len(variant.get('layers', [1])),

@@ -6,7 +6,13 @@ import os
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.basic import in2out
 
-from gru4rec_pytensor.backends.common import BEFORE_FUSION, IN_PLACE, sums_in_own_precision, tables_in_place
+from gru4rec_pytensor.backends.common import (
+    ABOUT_SPECIAL_MATRICES,
+    BEFORE_FUSION,
+    IN_PLACE,
+    sums_in_own_precision,
+    tables_in_place,
+)
 from gru4rec_pytensor.backends.numba_ops import (
     contiguous_splits,
     fast_activations,
@@ -44,6 +50,7 @@ def switched_off() -> set[str]:
 def numba_mode() -> Mode:
     """PyTensor's mode for Numba, with the tricks that are not switched off."""
     off = switched_off()
-    return get_mode('NUMBA').excluding('local_log_sum_exp').register(  # cross_entropy takes off the largest itself
+    # 'local_log_sum_exp': cross_entropy takes off the largest itself.
+    return get_mode('NUMBA').excluding('local_log_sum_exp', *ABOUT_SPECIAL_MATRICES).register(
         *((in2out(rewrite, name=name, ignore_newtrees=position == IN_PLACE), position)
           for name, (rewrite, position) in TRICKS.items() if name not in off))
