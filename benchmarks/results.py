@@ -218,7 +218,8 @@ hold: `python benchmarks/results.py rsc15_recent64=DATA`.
 
 Ours: mean ± standard deviation over the seeds 42, 43 and 44, equal scores conservative, a hit is a rank of at most N.
 Seconds are of one training and one evaluation, median of the seeds, in one process, with other work on the machine;
-peak memory is that of the whole command. Versions: `constraints/python3.12.txt`. {yardstick}
+those of a model without seeds hold what was compiled, up to 10. Peak memory is that of the whole command.
+Versions: `constraints/python3.12.txt`. {yardstick}
 "Recorded" are runs of the authors' own releases on these files, made for this project; everything else is what the
 named source reports.
 """

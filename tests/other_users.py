@@ -1,7 +1,7 @@
 """What a process that uses PyTensor for something else is made of, before and after it imports all of this project.
 
 Run by test_backends.py in a process of its own, since there everything is imported already.  Prints a line for each
-thing that has changed.
+thing that has changed.  With the argument `executed` results are compared, too, which takes two compilations.
 """
 import importlib
 import logging
@@ -62,19 +62,23 @@ def options_of_loops(fgraph):
 
 
 def graph_state():
-    """What the foreign graph is made of, and the bits of its results, but for those of splits, which take as long to
-    compile as all else."""
+    """What the foreign graph is made of."""
     function, _shared = foreign_function(also_split=True)
     fgraph = function.maker.fgraph
     with pytensor.config.change_flags(numba__cache=True):
         _compiled, key = basic.numba_funcify_and_cache_key(fgraph)
-    x = np.random.RandomState(0).randn(4, 6).astype('float32')
-    executed, shared = foreign_function(also_split=False)
-    results = [*executed(x, np.array([0, 3, 3, 1])), *(variable.get_value() for variable in shared)]
     return {'graph': pytensor.printing.debugprint(function, file='str'), 'operations': [*operations(fgraph)],
             'key of its compiled code': key,
             'source': getattr(function.vm.jit_fn.py_func, '__source__', None),
-            'options of its loops': [*options_of_loops(fgraph)], 'bits': [value.tobytes() for value in results]}
+            'options of its loops': [*options_of_loops(fgraph)]}
+
+
+def results():
+    """The bits that the foreign graph computes, but for those of splits, which take as long to compile as all else."""
+    function, shared = foreign_function(also_split=False)
+    x = np.random.RandomState(0).randn(4, 6).astype('float32')
+    outputs = [*function(x, np.array([0, 3, 3, 1])), *(variable.get_value() for variable in shared)]
+    return {'bits': [value.tobytes() for value in outputs]}
 
 
 def rewrites(database):
@@ -119,13 +123,15 @@ def import_what_is_there(names):
 def main():
     pytensor.config.numba__cache = False  # so that the code is compiled both times
     import_what_is_there(OTHERS)
-    before = graph_state() | process_state()  # in this order, since the first compilation imports more of PyTensor
+    executed = sys.argv[1:] == ['executed']
+    # In this order, since the first compilation imports more of PyTensor.
+    before = graph_state() | (results() if executed else {}) | process_state()
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import_what_is_there(['gru4rec', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experiments'])
     package = importlib.import_module('gru4rec_pytensor')
     import_what_is_there(module.name for module in pkgutil.walk_packages(package.__path__, 'gru4rec_pytensor.'))
     sys.path.pop(0)
-    after = process_state() | graph_state()
+    after = process_state() | graph_state() | (results() if executed else {})
     for name in before.keys() | after.keys():
         if name not in before or name not in after or str(before[name]) != str(after[name]):
             print(name)

@@ -371,6 +371,8 @@ def test_many_rows_are_updated_as_by_a_loop_over_the_occurrences(monkeypatch, ma
             assert_allclose(variable.get_value(), expected[variable.name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_operations_on_rows_do_in_python_what_they_do_in_numba(many_rows_updated):
     """As the graph for Numba is, run by the interpreter."""
     inputs, output, updates = many_rows_updated
@@ -423,10 +425,11 @@ def test_the_interpreter_adds_and_multiplies_two_arrays_at_a_time():
 # --- Other users of PyTensor in the same process --------------------------------------------------------------------
 
 
-def test_importing_the_project_changes_nothing_for_other_users_of_pytensor():
-    """Neither how a graph of others is compiled, nor what it computes, nor any setting of the process."""
+@pytest.mark.parametrize('more', [[], pytest.param(['executed'], marks=PROMISE)], ids=str)
+def test_importing_the_project_changes_nothing_for_other_users_of_pytensor(more):
+    """Neither how a graph of others is compiled, nor any setting of the process, nor what the graph computes."""
     script = Path(__file__).with_name('other_users.py')
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, *more], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ''
 

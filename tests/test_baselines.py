@@ -426,7 +426,8 @@ def session_knn_loop(log, prefix, items, k, sample_size, by_position):
     return [sum(similarity for similarity, others in near if item in others) for item in items]
 
 
-@pytest.mark.parametrize('k, sample_size', [(500, 1000), (3, 1000), (500, 6), (3, 6), (1, 2)])
+@pytest.mark.parametrize('k, sample_size', [
+    (500, 1000), (3, 6), *[pytest.param(*both, marks=pytest.mark.slow) for both in ((3, 1000), (500, 6), (1, 2))]])
 @pytest.mark.parametrize('model', [SKNN, VSKNN])
 def test_session_knn_equals_a_direct_loop_over_sessions(model, k, sample_size):
     log = random_log(19).assign(Time=lambda log: log.Time // 9)  # some sessions end at one time

@@ -34,6 +34,8 @@ def bare(tmp_path):
     return run
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_without_a_folder_to_write_to_one_warning_names_the_variables_and_all_works(bare, tmp_path):
     done = bare("""
         import os, subprocess, sys

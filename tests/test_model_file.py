@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_same_bits, few_items_log, needs_jax, scores_by_hand, small_model, state_of
+from conftest import PROMISE, assert_same_bits, few_items_log, needs_jax, scores_by_hand, small_model, state_of
 from numpy.testing import assert_allclose, assert_array_equal
 
 import gru4rec
@@ -60,7 +60,7 @@ def test_an_untrained_model_can_be_copied():
         assert repr(copied(small_model())) == repr(small_model())
 
 
-@pytest.mark.parametrize('backend', ['numba', pytest.param('jax', marks=needs_jax)])
+@pytest.mark.parametrize('backend', [pytest.param('numba', marks=PROMISE), pytest.param('jax', marks=needs_jax)])
 def test_a_copy_of_a_model_on_another_backend_predicts_the_same(model, path, backend):
     loaded = GRU4Rec.load(path, backend=backend)
     ranks = next_item_ranks(loaded, LOG)

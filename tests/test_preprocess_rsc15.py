@@ -174,7 +174,7 @@ def prefixes_by_hand(events):
 
 @pytest.mark.parametrize('share', [1, 2, 4, 7, 64])
 def test_a_fraction_holds_the_most_recent_prefixes_as_the_narm_family_counts_them(share):
-    parts = rsc15.preprocess(synthetic_clicks(3000, 200, seed=3))
+    parts = rsc15.preprocess(synthetic_clicks(800, 200, seed=3))
     found, counts = rsc15.most_recent_fraction(parts, share)
     for name in ('train_full', 'train_tr'):
         everything = prefixes_by_hand(parts[name])

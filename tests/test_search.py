@@ -28,7 +28,7 @@ SMALL_SPACE = {'batch_size': (20, 50), 'dropout_p_hidden': (0.0,), 'learning_rat
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('synthetic')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=600, n_items=200, seed=1)
+    preprocess_rsc15.make_synthetic(folder, n_sessions=400, n_items=200, seed=1)
     return folder
 
 
@@ -266,6 +266,8 @@ def assert_shared(processes):
     return len(trained)
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_processes_that_start_at_once_share_the_points_of_a_search(tmp_path):
     processes = [start_search(f'sqlite:///{tmp_path}/shared.db', 0.05) for _process in range(2)]
     assert assert_shared(processes) == 12 + 2  # and one other value of two parameters

@@ -595,6 +595,8 @@ def test_a_first_training_ends_with_the_bits_of_later_ones_whatever_the_process_
         assert_same_bits(dict(first), dict(second))
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
 def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_not_hang():
     output = run_python(textwrap.dedent("""
