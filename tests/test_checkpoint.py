@@ -163,7 +163,7 @@ def killed_until_finished(program, arguments, n_kills, longest, finished):
         assert code in (0, -signal.SIGKILL)
 
 
-kills = pytest.mark.parametrize('n_kills', [pytest.param(10, marks=PROMISE), pytest.param(50, marks=pytest.mark.slow)])
+kills = pytest.mark.parametrize('n_kills', [pytest.param(5, marks=PROMISE), pytest.param(50, marks=pytest.mark.slow)])
 
 
 @kills

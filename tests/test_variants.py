@@ -291,12 +291,11 @@ def test_a_variant_trains_like_the_reference(variant, float64):
 
 
 @pytest.mark.parametrize('arguments', [
-    *[pytest.param(arguments, marks=PROMISE) for arguments in (
-        dict(momentum=0.3, lmbd=0.05, adapt='rmsprop', learning_rate=0.01), dict(grad_cap=0.05))],
+    dict(momentum=0.3, lmbd=0.05, adapt='rmsprop', learning_rate=0.01), dict(grad_cap=0.05),
     *[pytest.param(arguments, marks=pytest.mark.slow) for arguments in (
         dict(momentum=0.3), dict(adapt=None, momentum=0.3, lmbd=0.05),
         dict(reset_after_session=False, n_epochs=2))]], ids=str)
-@pytest.mark.parametrize('variant', [COMBINED[0], *[
+@pytest.mark.parametrize('variant', [pytest.param(COMBINED[0], marks=PROMISE), *[
     pytest.param(variant, marks=pytest.mark.slow) for variant in (SESSION, COMBINED[1])]], ids=str)
 def test_every_update_rule_works_for_variants(variant, arguments, float64):
     assert_trained_like_the_reference(small_model(**{**TINY, **variant, **arguments}))
@@ -311,7 +310,7 @@ def test_all_layers_of_a_variant_are_dropped_out(variant, float64):
 
 @pytest.mark.parametrize('backend', ['numba', pytest.param('jax', marks=needs_jax)])
 @pytest.mark.parametrize('variant', [
-    pytest.param(variant, marks=PROMISE if variant == COMBINED[0] else pytest.mark.slow)
+    pytest.param(variant, marks=PROMISE if variant == dict(unit='lstm') else pytest.mark.slow)
     for variant in VARIANTS + COMBINED], ids=str)
 def test_the_fast_backends_train_and_predict_a_variant_like_the_interpreter(variant, backend):
     arguments = {'layers': [3], 'momentum': 0.2, 'dropout_p_hidden': 0.2, **variant}
