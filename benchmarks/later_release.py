@@ -1,6 +1,7 @@
 """Epoch losses, Recall and MRR beside those that the authors' later release reached on the same real clicks.
 
     python benchmarks/later_release.py DATA RUNS.json [--settings 1 3] [--epochs 1] [--neighbours 2] [--backend numba]
+                                       [--requests-before 3]
 
 DATA is a folder with rsc15_train_full.txt and rsc15_test.txt (here: the clicks of RSC15 of 23 to 30 September 2014 that
 the benchmark RecSys_Evaluation uses).  RUNS.json is a list of recorded runs, each with `config`, the arguments of the
@@ -9,6 +10,8 @@ later release's constructor, the printed `epoch_loss`, and `recall` and `mrr` of
 
 Initial weights, sessions, negatives and dropout masks are the release's, so that only rounding makes a difference.  How
 far that goes is shown by neighbours: the same training from initial weights that are moved by at most their last bit.
+In the release a second model of a process draws on from where the first one's random variables were requested;
+--requests-before says how many there were, and so gives other negatives and masks.
 """
 import argparse
 import json
@@ -23,7 +26,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import gru4rec
-from gru4rec_pytensor import click_log
+from gru4rec_pytensor import click_log, draws
 from gru4rec_pytensor.later import GRU4Rec, evaluate_gpu
 from preprocess_rsc15 import FILES
 
@@ -39,9 +42,17 @@ def moved_by_a_bit(initial_weight: Callable, neighbour: int) -> Callable:
     return moved
 
 
-def numbers(run: dict, train: pd.DataFrame, test: pd.DataFrame, backend: str, neighbour: int) -> dict[str, float]:
+def later_streams(requests_before: int) -> Callable:
+    """`mrg.Streams` of a process in which so many were requested before."""
+    streams = draws.Streams
+    return lambda seed, request, *n_streams: streams(seed, request + requests_before, *n_streams)
+
+
+def numbers(run: dict, train: pd.DataFrame, test: pd.DataFrame, backend: str, neighbour: int,
+            requests_before: int = 0) -> dict[str, float]:
     """What a run of ours reaches, by the names of `recorded`."""
-    with mock.patch.object(gru4rec, 'initial_weight', moved_by_a_bit(gru4rec.initial_weight, neighbour)):
+    with mock.patch.object(gru4rec, 'initial_weight', moved_by_a_bit(gru4rec.initial_weight, neighbour)), \
+            mock.patch.object(draws, 'Streams', later_streams(requests_before)):
         model = GRU4Rec(**run['config'], backend=backend).fit(train)
     cut_offs = [int(number) for number in run['recall']]
     recall, mrr = evaluate_gpu(model, test, cut_off=cut_offs, mode=run['mode']) if cut_offs else ([], [])
@@ -76,12 +87,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--epochs', type=int, help='only so many of the first ones, whose losses are compared')
     parser.add_argument('--neighbours', type=int, default=2, help='default: 2')
     parser.add_argument('--backend', default='numba')
+    parser.add_argument('--requests-before', type=int, default=0, help='default: 0')
     arguments = parser.parse_args(argv)
     runs = json.loads(arguments.runs.read_text())
     train, test = (click_log.read_events(arguments.data / FILES[part]) for part in ('train_full', 'test'))
     for number in range(len(runs)) if arguments.settings is None else arguments.settings:
         run = shortened(runs[number], arguments.epochs or len(runs[number]['epoch_loss']))
-        ours = pd.DataFrame([numbers(run, train, test, arguments.backend, neighbour)
+        ours = pd.DataFrame([numbers(run, train, test, arguments.backend, neighbour, arguments.requests_before)
                              for neighbour in range(arguments.neighbours + 1)])
         print(f'{number}: ' + ', '.join(f'{name} {value}' for name, value in run['config'].items()))
         print(f'{"":18} recorded      ours  difference  neighbours of ours')
