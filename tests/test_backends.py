@@ -580,6 +580,8 @@ def test_backends_draw_the_same_dropout_masks_and_session_orders():
     assert_close(state_of(fast), state_of(slow), 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_the_fast_backend_gives_the_same_bits_for_the_same_seed():
     first, again, other = (state_of(small_model(**DROPOUT, seed=seed, backend='numba').fit(few_items_log()))
                            for seed in (1, 1, 2))

@@ -49,7 +49,8 @@ def short_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize('arguments', [
-    EVERYTHING, CASES[FAST_CASE]['arguments'] | dict(train_random_order=True, backend='numba'),
+    EVERYTHING,
+    pytest.param(CASES[FAST_CASE]['arguments'] | dict(train_random_order=True, backend='numba'), marks=PROMISE),
     pytest.param(EVERYTHING | dict(backend='jax'), marks=[needs_jax, *PROMISE]),
     pytest.param(EVERYTHING | dict(reset_after_session=False), marks=pytest.mark.slow),
     pytest.param(EVERYTHING | dict(adapt=None, momentum=0), marks=pytest.mark.slow)], ids=str)

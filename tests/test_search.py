@@ -204,6 +204,8 @@ def test_a_storage_that_cannot_be_opened_is_named_once_before_any_data_is_read(c
         assert len(error) == 1 and f"the storage '{url}' cannot be opened" in error[0] and reason in error[0]
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(folder, tmp_path, capsys):
     command = ['--data', str(folder), '--out', str(tmp_path), '--table', '2', '--trials', '1', '--loss', 'bpr', 'mrr',
                '--units', '4', '--epochs', '1', '--backend', 'python', '--jobs', '1']

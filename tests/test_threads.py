@@ -458,6 +458,8 @@ def refused(call):
     return False
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_trainings_beside_predictions_give_the_old_answer_or_the_new_one_or_one_error(hurried, tmp_path):
     model = small_model(n_epochs=1).fit(LOG)
     logs = [OTHER_LOG, LOG] * 2

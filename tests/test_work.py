@@ -152,6 +152,8 @@ def test_every_task_has_its_outcome_and_is_heard(engine):
     assert len(tracebacks) == 1 and tracebacks[0].startswith('wrong:')  # a ValueError says what it is
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.skipif(sys.platform == 'win32', reason='signals')
 def test_a_process_that_dies_costs_its_task_one_retry_and_is_reported_by_name(tmp_path):
     tasks = [Task('once', die_once, (str(tmp_path / 'died'),)), Task('always', die, ()), Task('four', double, (2,))]
