@@ -52,61 +52,81 @@ from preprocess_rsc15 import FILES
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; SystemExit with a message if it is wrong."""
-    models = (*BASELINES, NETWORK)
     parser = Parser(prog='run_experiments.py', description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_version()
-    parser.add_argument('--dataset', choices=PROTOCOLS, default='rsc15', help='which data set of the paper: its '
-                        'protocol, parameters and published numbers (rsc15)')
-    parser.add_argument('--data', metavar='DIR', help=f'folder with {FILES["train_full"]} and {FILES["test"]}')
-    parser.add_argument('--train', metavar='F', help='tab-separated training events; goes with --test')
-    parser.add_argument('--test', metavar='F', help='tab-separated test events; goes with --train')
-    parser.add_argument('--sessions', type=positive_number, metavar='N', help='size of the synthetic click log, in '
-                        f'sessions ({RSC15.sessions:,}; with --dataset video {VIDEO.sessions:,})')
-    parser.add_argument('--items', type=positive_number, metavar='N', help='and in items '
-                        f'({RSC15.items:,}; with --dataset video {VIDEO.items:,})')
-    parser.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=[],
-                        help='tables to run (1 3)')
-    parser.add_argument('--models', type=listed(str, models), nargs='+', default=[],
-                        help=f'rows to run, of {", ".join(models)} (those of the paper)')
-    parser.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[],
-                        help=f'rows of Tables 2 and 3, of {", ".join(RSC15.parameters)} (all); Table 2 also takes mrr')
-    parser.add_argument('--units', type=listed(positive_number), nargs='+', default=[],
-                        help='hidden units, for Tables 2 and 3 (100); for the claims those of small and large networks '
-                             '(100,1000; with --quick 50,200)')
-    parser.add_argument('--epochs', type=positive_number, help='training epochs of GRU4Rec (10; with --quick 3)')
-    parser.add_argument('--seeds', type=listed(whole_number), nargs='+', default=[],
-                        help='one run for each (42; for the claims 42,43,44)')
-    parser.add_argument('--trials', type=positive_number, metavar='N', help='random points of Table 2 (100)')
-    parser.add_argument('--storage', metavar='URL', help='database of the trials of Table 2, as SQLAlchemy writes it '
-                        '(sqlite:///OUT/search.db); processes that share one work on the same search')
-    parser.add_argument('--prune', action='store_true', help='Table 2: stop a trial whose Recall@20 after an epoch is '
-                        'below the median of the others')
-    parser.add_argument('--parameters', nargs='+', default=[], metavar='FILE', help='networks with the parameters '
-                        "of files, such as those in parameters/ or the authors' own, as rows of a table of later "
-                        'papers; without --table nothing else is run')
-    parser.add_argument('--claims', action='store_true', help='compare the variants that the paper makes claims about')
-    parser.add_argument('--quick', action='store_true', help='claims with fewer units and epochs')
-    parser.add_argument('--figures', action='store_true', help="after the tables, draw the paper's Figure 1 from the "
-                        'layers of the networks, Figure 2 from the first mini-batches, and training curves')
-    parser.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
-                        help='rank of a target whose score other items share: before them, after them, in the middle '
-                             '(conservative: after them)')
-    parser.add_argument('--backend', choices=backends.BACKENDS, default='auto')
-    parser.add_argument('--jobs', type=positive_number, metavar='N', help='cells or trials that run at the same time, '
-                        'each in a process of its own (one for each core, as far as memory goes; on a GPU 1)')
-    parser.add_argument('--scheduler', metavar='ADDRESS', help='of a Dask cluster, whose workers run them; they must '
-                        'see OUT under the same name')
-    parser.add_argument('--checkpoint-every', type=positive_number, default=600, metavar='SECONDS',
-                        help='how often each training writes what it goes on from after an interruption (600)')
-    parser.add_argument('--out', metavar='DIR', default='results', help='folder for all results (results)')
-    parser.add_argument('--cache', metavar='DIR', default='cache', help='folder for the synthetic click log (cache)')
+    add_data_options(parser.add_argument_group('the clicks'))
+    add_network_options(parser.add_argument_group('what is trained and evaluated'))
+    add_search_options(parser.add_argument_group('the parameter search, --table 2'))
+    add_engine_options(parser.add_argument_group('where and how'))
     arguments = parser.parse_args(argv)
     arguments.words = sys.argv[1:] if argv is None else argv
     fill_in(arguments)
     if problem := contradiction(arguments):
         parser.error(problem)
     return arguments
+
+
+def add_data_options(group: argparse._ArgumentGroup) -> None:
+    """Which click log."""
+    group.add_argument('--dataset', choices=PROTOCOLS, default='rsc15', help='which data set of the paper: its '
+                       'protocol, parameters and published numbers (rsc15)')
+    group.add_argument('--data', metavar='DIR', help=f'folder with {FILES["train_full"]} and {FILES["test"]}')
+    group.add_argument('--train', metavar='F', help='tab-separated training events; goes with --test')
+    group.add_argument('--test', metavar='F', help='tab-separated test events; goes with --train')
+    group.add_argument('--sessions', type=positive_number, metavar='N', help='size of the synthetic click log, in '
+                       f'sessions ({RSC15.sessions:,}; with --dataset video {VIDEO.sessions:,})')
+    group.add_argument('--items', type=positive_number, metavar='N', help='and in items '
+                       f'({RSC15.items:,}; with --dataset video {VIDEO.items:,})')
+
+
+def add_network_options(group: argparse._ArgumentGroup) -> None:
+    """Which rows of which tables, or claims."""
+    models = (*BASELINES, NETWORK)
+    group.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=[],
+                       help='tables to run (1 3)')
+    group.add_argument('--models', type=listed(str, models), nargs='+', default=[],
+                       help=f'rows to run, of {", ".join(models)} (those of the paper)')
+    group.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[],
+                       help=f'rows of Tables 2 and 3, of {", ".join(RSC15.parameters)} (all); Table 2 also takes mrr')
+    group.add_argument('--units', type=listed(positive_number), nargs='+', default=[],
+                       help='hidden units, for Tables 2 and 3 (100); for the claims those of small and large networks '
+                            '(100,1000; with --quick 50,200)')
+    group.add_argument('--epochs', type=positive_number, help='training epochs of GRU4Rec (10; with --quick 3)')
+    group.add_argument('--seeds', type=listed(whole_number), nargs='+', default=[],
+                       help='one run for each (42; for the claims 42,43,44)')
+    group.add_argument('--parameters', nargs='+', default=[], metavar='FILE', help='networks with the parameters '
+                       "of files, such as those in parameters/ or the authors' own, as rows of a table of later "
+                       'papers; without --table nothing else is run')
+    group.add_argument('--claims', action='store_true', help='compare the variants that the paper makes claims about')
+    group.add_argument('--quick', action='store_true', help='claims with fewer units and epochs')
+    group.add_argument('--figures', action='store_true', help="after the tables, draw the paper's Figure 1 from the "
+                       'layers of the networks, Figure 2 from the first mini-batches, and training curves')
+    group.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
+                       help='rank of a target whose score other items share: before them, after them, in the middle '
+                            '(conservative: after them)')
+
+
+def add_search_options(group: argparse._ArgumentGroup) -> None:
+    """How parameters are searched for."""
+    group.add_argument('--trials', type=positive_number, metavar='N', help='random points (100)')
+    group.add_argument('--storage', metavar='URL', help='database of the trials, as SQLAlchemy writes it '
+                       '(sqlite:///OUT/search.db); processes that share one work on the same search')
+    group.add_argument('--prune', action='store_true', help='stop a trial whose Recall@20 after an epoch is below the '
+                       'median of the others')
+
+
+def add_engine_options(group: argparse._ArgumentGroup) -> None:
+    """What computes, and where results go."""
+    group.add_argument('--backend', choices=backends.BACKENDS, default='auto')
+    group.add_argument('--jobs', type=positive_number, metavar='N', help='cells or trials that run at the same time, '
+                       'each in a process of its own (one for each core, as far as memory goes; on a GPU 1)')
+    group.add_argument('--scheduler', metavar='ADDRESS', help='of a Dask cluster, whose workers run them; they must '
+                       'see OUT under the same name')
+    group.add_argument('--checkpoint-every', type=positive_number, default=600, metavar='SECONDS',
+                       help='how often each training writes what it goes on from after an interruption (600)')
+    group.add_argument('--out', metavar='DIR', default='results', help='folder for all results (results)')
+    group.add_argument('--cache', metavar='DIR', default='cache', help='folder for the synthetic click log (cache)')
 
 
 def fill_in(arguments: argparse.Namespace) -> None:

@@ -3,12 +3,12 @@
     python benchmarks/ideas.py DATA --out FILE.svg     # trains what is missing, draws FILE.svg, writes FILE.json
     python benchmarks/ideas.py --out FILE.svg          # draws FILE.svg from FILE.json
 
-DATA is a folder with the files of preprocess_rsc15.py.  There are two ladders, for the losses BPR and cross-entropy.
-Each begins with the network of 2016, and each step adds one of `IDEAS`.  Everything else is the same in all steps and
-as published for the last one of BPR, in parameters/rsc15_recent64_bpr-max.toml: units, batch size, momentum, dropout of
-the hidden state, epochs, order of sessions.  Only the learning rate is a step's own: the published one, halved or
-doubled as long as Recall@20 on the last day of the training data gets better.  Then each step is trained with three
-seeds and evaluated on the test data, equal scores conservative.
+DATA is a folder with the files of preprocess_rsc15.py.  There are three ladders, for the losses BPR, TOP1 and
+cross-entropy.  Each begins with the network of 2016, and each step adds one of `IDEAS`.  Everything else is the same in
+all steps and as published for the last one of BPR, in parameters/rsc15_recent64_bpr-max.toml: units, batch size,
+momentum, dropout of the hidden state, epochs, order of sessions.  Only the learning rate is a step's own: the published
+one, halved or doubled as long as Recall@20 on the last day of the training data gets better.  Then each step is trained
+with three seeds and evaluated on the test data, equal scores conservative.
 
 Trainings that are finished lie in the folder of --results, and are not repeated: the same command goes on there.
 """
@@ -50,15 +50,15 @@ from gru4rec_pytensor.terminal import Parser, positive_number
 
 PUBLISHED = ROOT / 'parameters' / 'rsc15_recent64_bpr-max.toml'
 START = 'the network of 2016'
-# What a step takes from the published parameters, or from those of cross-entropy's last step.
+# What a step takes from the published parameters; TOP1's loss is top1-max, and logq, which they leave out, is 1.
 IDEAS = {
-    'BPR-max, linear scores': ('loss', 'final_act', 'bpreg'),
+    'the -max loss, linear scores': ('loss', 'final_act', 'bpreg'),
     'and 2,048 more negatives': ('n_sample', 'sample_alpha'),
     'and one item matrix': ('constrained_embedding',),
     'and dropout of the input': ('dropout_p_embed',),
     'and logq': ('logq',),
 }
-LADDERS = {'bpr': [*IDEAS][:4], 'cross-entropy': [*IDEAS][1:3] + [*IDEAS][4:]}
+LADDERS = {'bpr': [*IDEAS][:4], 'top1': [*IDEAS][:4], 'cross-entropy': [*IDEAS][1:]}
 SEEDS = (42, 43, 44)
 METRICS = ('Recall@20', 'MRR@20')
 
@@ -69,7 +69,7 @@ METRICS = ('Recall@20', 'MRR@20')
 
 def ladder(loss: str) -> dict[str, dict[str, Any]]:
     """Arguments of `GRU4Rec` of each step, by what it adds."""
-    last = parameters.read(PUBLISHED).arguments | {'logq': 1.0}
+    last = parameters.read(PUBLISHED).arguments | {'loss': f'{loss}-max', 'logq': 1.0}
     of_ideas = {name for names in IDEAS.values() for name in names}
     steps = {START: {name: value for name, value in last.items() if name not in of_ideas} | {'loss': loss}}
     for idea in LADDERS[loss]:

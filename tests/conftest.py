@@ -1,5 +1,6 @@
 """What several test files share: the recorded runs of the release, small click logs, and models trained once."""
 import functools
+import gc
 import importlib.util
 import itertools
 import json
@@ -59,7 +60,12 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure(config):
-    """Programs of JAX that are the same are compiled once, by one of the processes that run the tests."""
+    """Programs of JAX that are the same are compiled once, by one of the processes that run the tests.
+
+    And Python looks for garbage in circles less often, since each time it goes through all that was compiled.
+    """
+    gc.set_threshold(50_000, 20, 100)
+    config.add_cleanup(gc.freeze)  # pytest looks for it, several times, when all is done
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         folder = tempfile.TemporaryDirectory()
         config.add_cleanup(folder.cleanup)

@@ -32,7 +32,7 @@ from pytensor.tensor.elemwise import Elemwise
 
 import gru4rec
 from gru4rec_pytensor import backends
-from gru4rec_pytensor.backends import numba_ops, numba_rows, numba_tricks
+from gru4rec_pytensor.backends import numba_ops, numba_rows, numba_tricks, python_ops
 from gru4rec_pytensor.backends.common import RowUpdate, version_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
@@ -420,6 +420,24 @@ def test_the_interpreter_adds_and_multiplies_two_arrays_at_a_time():
     total, product = function(*values)
     assert_array_equal(product, values[0] * values[1] * values[2])
     assert_allclose(total, values.sum(axis=0) + values[1], rtol=1e-6, atol=1e-6)
+
+
+def test_the_interpreter_calls_numpy_once_for_an_operation_and_gives_the_bits_of_pytensor(monkeypatch):
+    a, b, c = (pt.matrix(name, dtype=kind) for name, kind in (('a', 'float32'), ('b', 'float32'), ('c', 'int8')))
+    outputs = [a + b[0], a * b, -a, pt.sigmoid(a), pt.tanh(a), pt.exp(a), pt.log(a), a ** 2, pt.sqrt(a), a / b, a > b,
+               pt.neq(a, b), pt.maximum(a, b), pt.switch(c, a, b), pt.switch(a > b, a, np.float32(0)), c + c, pt.exp(c),
+               c / 7, pt.log1p(pt.exp(a)), pt.cast(a, 'int32')]
+    arrays = [*random_matrix(2, 40, 5), np.random.RandomState(1).randint(-3, 4, (40, 5)).astype('int8')]
+    calls = backends.compile_function([a, b, c], outputs, backend='python')
+    monkeypatch.setattr(python_ops, 'numpy_calls', python_ops.two_by_two)  # which has nothing left to do
+    pytensors = pytensor.function([a, b, c], outputs, mode=python_ops.python_mode())
+    kept, before = ([str(node.op.scalar_op) for node in function.maker.fgraph.apply_nodes
+                     if isinstance(node.op, Elemwise)] for function in (calls, pytensors))
+    assert len(before) > 15 and set(kept) == {'exp', 'Softplus', 'Cast{int32}'}
+    with np.errstate(all='ignore'):
+        for output, result, expected in zip(outputs, calls(*arrays), pytensors(*arrays)):
+            assert result.dtype == expected.dtype
+            assert_array_equal(result, expected, err_msg=str(output.owner))
 
 
 # --- Other users of PyTensor in the same process --------------------------------------------------------------------

@@ -32,27 +32,21 @@ import numpy as np
 import pytensor
 from numba.core.registry import cpu_target
 from pytensor.compile.executor import Function
-from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Variable
-from pytensor.graph.rewriting.basic import in2out
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, NUMBA_CACHE_PATH, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit
 
 from gru4rec_pytensor.backends.common import (
-    ABOUT_SPECIAL_MATRICES,
-    BEFORE_FUSION,
     FLOAT,
-    IN_PLACE,
     check_working_directory,
     compiling,
     row_update,
     symbols_of_float32,
-    tables_in_place,
-    two_by_two,
     version_of,
 )
 from gru4rec_pytensor.backends.numba_ops import fast_activations
 from gru4rec_pytensor.backends.numba_tricks import TRICKS, numba_mode
+from gru4rec_pytensor.backends.python_ops import python_mode
 from gru4rec_pytensor.backends.threads import TrainingThreads, available_cores, blas_threads
 from gru4rec_pytensor.checks import check_choice
 
@@ -137,18 +131,6 @@ def compile_step(inputs: Sequence[Variable], outputs: Sequence[Variable], *,
     return (PythonStep if backend == 'python' else NumbaStep)(inputs, outputs)
 
 
-def python_mode() -> Mode:
-    """PyTensor's mode for its interpreter, in which each operation is one call of NumPy.
-
-    Fused loops, and sums and products of three and more, would run element by element in Python.  To find out which
-    loops may overwrite their inputs takes a third of the time of a compilation, and brings nothing here.
-    """
-    mode = Mode(linker='py', optimizer='fast_run').excluding('fusion', 'inplace_elemwise',
-                                                               *ABOUT_SPECIAL_MATRICES)
-    return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION),
-                         (in2out(tables_in_place, name='tables_in_place', ignore_newtrees=True), IN_PLACE))
-
-
 def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict, *, backend: str,
                  threads: TrainingThreads | None = None) -> Callable[..., np.ndarray]:
     """Compile a step that is run for each row of its sequences.
@@ -189,7 +171,7 @@ class PythonStep:
         self._lock = threading.Lock()
 
     def __call__(self, *arrays: Any) -> list[np.ndarray]:
-        with self._lock:
+        with self._lock, np.errstate(all='ignore'):  # as PyTensor's own element-wise operations
             return [np.array(output) for output in self._function(*arrays)]
 
 
@@ -202,7 +184,7 @@ class PythonLoop:
 
     def __call__(self, *sequences: np.ndarray) -> np.ndarray:
         outputs = np.empty(len(sequences[0]), dtype=FLOAT)
-        with self._threads.working():
+        with self._threads.working(), np.errstate(all='ignore'):
             for k, row in enumerate(zip(*sequences)):
                 outputs[k] = self._step(*row)
                 if not np.isfinite(outputs[k]):

@@ -5,7 +5,6 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,14 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import node_rewriter
-from pytensor.scalar.basic import Add, Mul
 from pytensor.tensor import subtensor
-from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Sum
 from pytensor.tensor.variable import TensorVariable
 
 FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
-# Positions among PyTensor's rewrites: before element-wise operations are fused into loops, and where operations may
-# overwrite their inputs.
-BEFORE_FUSION, IN_PLACE = 48.9, 70
+# Positions among PyTensor's rewrites: before element-wise operations are fused into loops, where operations may
+# overwrite their inputs, and when it is known which do.
+BEFORE_FUSION, IN_PLACE, AFTER_ALL = 48.9, 70, 1000
 
 # PyTensor's rewrites that ask of each matrix whether it is diagonal, symmetric or a selection: none is here, and the
 # asking takes a fifth of the time of all rewrites.
@@ -170,11 +167,3 @@ def sums_in_own_precision(fgraph: FunctionGraph, node: Apply) -> list | None:
 def tables_in_place(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: `TableUpdate` to the one that overwrites its tables."""
     return None if node.op.inplace else node.op.overwriting().make_node(*node.inputs).outputs
-
-
-@node_rewriter([Elemwise])
-def two_by_two(fgraph: FunctionGraph, node: Apply) -> list | None:
-    """Rewrite: a + b + c becomes (a + b) + c, and products likewise: NumPy's functions take two."""
-    if not isinstance(node.op.scalar_op, (Add, Mul)) or len(node.inputs) < 3:
-        return None
-    return [reduce(node.op, node.inputs)]

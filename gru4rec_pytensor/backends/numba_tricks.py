@@ -8,6 +8,7 @@ from pytensor.graph.rewriting.basic import in2out
 
 from gru4rec_pytensor.backends.common import (
     ABOUT_SPECIAL_MATRICES,
+    AFTER_ALL,
     BEFORE_FUSION,
     IN_PLACE,
     sums_in_own_precision,
@@ -24,7 +25,6 @@ from gru4rec_pytensor.backends.numba_ops import (
 from gru4rec_pytensor.backends.numba_rows import joint_row_updates, row_updates, rows_read_ahead
 
 AFTER_FUSION, AFTER_JOINT = 49.2, 49.3
-AFTER_ALL = 1000  # when it is known what is overwritten, and loops also read and update rows
 
 # name -> rewrite, and its position among PyTensor's
 TRICKS = {rewrite.__name__: (rewrite, position) for position, rewrites in (

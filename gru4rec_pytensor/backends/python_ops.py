@@ -1,0 +1,81 @@
+"""PyTensor's interpreter: its mode with our rewrites, by which each operation is one call of NumPy."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import numpy as np
+from pytensor.compile.mode import Mode
+from pytensor.graph.basic import Apply
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.op import Op
+from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.scalar.basic import Add, Mul
+from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.type import discrete_dtypes, float_dtypes
+from pytensor.tensor.utils import import_func_from_string
+from pytensor.tensor.variable import TensorVariable
+
+from gru4rec_pytensor.backends.common import (
+    ABOUT_SPECIAL_MATRICES,
+    AFTER_ALL,
+    BEFORE_FUSION,
+    IN_PLACE,
+    tables_in_place,
+)
+
+
+@node_rewriter([Elemwise])
+def two_by_two(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: a + b + c becomes (a + b) + c, and products likewise: NumPy's functions take two."""
+    if not isinstance(node.op.scalar_op, (Add, Mul)) or len(node.inputs) < 3:
+        return None
+    return [reduce(node.op, node.inputs)]
+
+
+class NumpyCall(Op):
+    """An element-wise operation as one call of its NumPy function.
+
+    PyTensor's own looks at the shape of each input before and at the memory of the result after each call, which takes
+    longer than to compute a small one.
+
+    elementwise : PyTensor's operation
+    """
+    __props__ = ('elementwise',)
+
+    def __init__(self, elementwise: Elemwise) -> None:
+        self.elementwise, self._function = elementwise, import_func_from_string(elementwise.nfunc_spec[0])
+
+    def make_node(self, *inputs: TensorVariable) -> Apply:  # type: ignore[override]
+        return Apply(self, inputs, [output.type() for output in self.elementwise.make_node(*inputs).outputs])
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        output_storage[0][0] = np.asarray(self._function(*inputs), node.outputs[0].type.dtype)
+
+
+@node_rewriter([Elemwise])
+def numpy_calls(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: an element-wise operation to `NumpyCall`, where NumPy has a function for it that makes a new array.
+
+    Floats of integers stay PyTensor's, which tells NumPy their precision.
+    """
+    name, *counts = node.op.nfunc_spec or [None]
+    if counts != [len(node.inputs), 1] or node.op.inplace_pattern:
+        return None
+    if name != 'where' and (not isinstance(import_func_from_string(name), np.ufunc)
+                            or node.inputs[0].type.dtype in discrete_dtypes
+                            and node.outputs[0].type.dtype in float_dtypes):
+        return None
+    return NumpyCall(node.op).make_node(*node.inputs).outputs
+
+
+def python_mode() -> Mode:
+    """PyTensor's mode for its interpreter.
+
+    Fused loops, and sums and products of three and more, would run element by element in Python.  To find out which
+    loops may overwrite their inputs takes a third of the time of a compilation, and brings nothing here.
+    """
+    mode = Mode(linker='py', optimizer='fast_run').excluding('fusion', 'inplace_elemwise', *ABOUT_SPECIAL_MATRICES)
+    return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION),
+                         (in2out(tables_in_place, name='tables_in_place', ignore_newtrees=True), IN_PLACE),
+                         (in2out(numpy_calls, name='numpy_calls', ignore_newtrees=True), AFTER_ALL))
