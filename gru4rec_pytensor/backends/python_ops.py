@@ -9,7 +9,7 @@ from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
-from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.graph.rewriting.basic import GraphRewriter, in2out, node_rewriter
 from pytensor.scalar.basic import Add, Mul
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.type import discrete_dtypes, float_dtypes
@@ -53,20 +53,30 @@ class NumpyCall(Op):
         output_storage[0][0] = np.asarray(self._function(*inputs), node.outputs[0].type.dtype)
 
 
-@node_rewriter([Elemwise])
-def numpy_calls(fgraph: FunctionGraph, node: Apply) -> list | None:
-    """Rewrite: an element-wise operation to `NumpyCall`, where NumPy has a function for it that makes a new array.
+def is_numpy_call(node: Apply) -> bool:
+    """Whether NumPy has a function for an operation of PyTensor's that makes a new array.
 
-    Floats of integers stay PyTensor's, which tells NumPy their precision.
+    Not for floats of integers: PyTensor's own tells NumPy their precision.
     """
-    name, *counts = node.op.nfunc_spec or [None]
-    if counts != [len(node.inputs), 1] or node.op.inplace_pattern:
-        return None
-    if name != 'where' and (not isinstance(import_func_from_string(name), np.ufunc)
-                            or node.inputs[0].type.dtype in discrete_dtypes
-                            and node.outputs[0].type.dtype in float_dtypes):
-        return None
-    return NumpyCall(node.op).make_node(*node.inputs).outputs
+    if not isinstance(node.op, Elemwise) or not node.op.nfunc_spec or node.op.inplace_pattern:
+        return False
+    name, *counts = node.op.nfunc_spec
+    is_float_of_integers = node.inputs[0].type.dtype in discrete_dtypes and node.outputs[0].type.dtype in float_dtypes
+    return counts == [len(node.inputs), 1] and (
+        name == 'where' or isinstance(import_func_from_string(name), np.ufunc) and not is_float_of_integers)
+
+
+class NumpyCalls(GraphRewriter):
+    """Rewrite: element-wise operations to `NumpyCall`.
+
+    It comes last, so that nothing else looks at the graph any more, and exchanges the operation within each node: new
+    nodes would take longer than these calls save in a short training.
+    """
+    name = 'numpy_calls'
+
+    def apply(self, fgraph: FunctionGraph) -> None:
+        for node in filter(is_numpy_call, fgraph.apply_nodes):
+            node.op = NumpyCall(node.op)
 
 
 def python_mode() -> Mode:
@@ -78,4 +88,4 @@ def python_mode() -> Mode:
     mode = Mode(linker='py', optimizer='fast_run').excluding('fusion', 'inplace_elemwise', *ABOUT_SPECIAL_MATRICES)
     return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION),
                          (in2out(tables_in_place, name='tables_in_place', ignore_newtrees=True), IN_PLACE),
-                         (in2out(numpy_calls, name='numpy_calls', ignore_newtrees=True), AFTER_ALL))
+                         (NumpyCalls(), AFTER_ALL))
