@@ -409,7 +409,9 @@ def _count_clicks(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, n_ite
     for k in range(len(ends)):
         new = starts[k]
         if k and starts[k] == starts[k - 1]:
-            clicks[k], new = clicks[k - 1], ends[k - 1]
+            new = ends[k - 1]
+            for item in range(n_items):
+                clicks[k, item] = clicks[k - 1, item]
         for item in codes[new:ends[k]]:
             clicks[k, item] += 1
     return clicks
@@ -446,7 +448,8 @@ def _count_ties_of_clicks(codes: np.ndarray, starts: np.ndarray, ends: np.ndarra
             here = level < len(levels) and levels[level] == goal
             counts[0, row] = len(ordered) - above - _sum_to(tree, level + here)  # all that is added is 0 in the end
             counts[1, row] = above - np.searchsorted(ordered, goal) + here * at_level[level] - ranked[targets[row]]
-        clicks[session] = 0
+        for item in session:
+            clicks[item] = 0
         k = last + 1
     return counts
 
@@ -459,8 +462,15 @@ def _scores_reached(session: np.ndarray, popularity: np.ndarray, clicks: np.ndar
         scores[2 * k] = clicks[item] + popularity[item]
         clicks[item] += 1
         scores[2 * k + 1] = clicks[item] + popularity[item]
-    clicks[session] = 0
-    return np.unique(scores)
+    for item in session:
+        clicks[item] = 0
+    scores.sort()
+    n_levels = 0
+    for score in scores:
+        if n_levels == 0 or score != scores[n_levels - 1]:
+            scores[n_levels] = score
+            n_levels += 1
+    return scores[:n_levels]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -837,7 +847,8 @@ def _neighbours_scores(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, 
         if row and starts[row] == starts[row - 1]:
             new = ends[row - 1]
         elif row:
-            place[codes[starts[row - 1]:ends[row - 1]]] = 0
+            for item in codes[starts[row - 1]:ends[row - 1]]:
+                place[item] = 0
         if new == starts[row]:
             sample, shared, n_items = sample[:0], shared[:0], 0
         for event in range(new, ends[row]):
@@ -846,16 +857,17 @@ def _neighbours_scores(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, 
                                      now - place[item], sample_size)
             n_items += place[item] == 0
             place[item] = now
-        similarity = shared / (ends[row] - starts[row])
-        if not by_position:
-            similarity = shared / np.sqrt(n_items * (session_ptr[sample + 1] - session_ptr[sample]))
-        nearest = np.argsort(-similarity, kind='mergesort')[:k]  # stable: the more recent ones first
-        found = _sum_by_item(sample[nearest], similarity[nearest], session_ptr, session_items, total)
+        distance = np.empty(len(sample))
+        for i, session in enumerate(sample):
+            n_pairs = n_items * (session_ptr[session + 1] - session_ptr[session])
+            distance[i] = -shared[i] / (ends[row] - starts[row] if by_position else np.sqrt(n_pairs))
+        nearest = np.argsort(distance, kind='mergesort')[:k]  # stable: the more recent ones first
+        found = _sum_by_item(nearest, sample, distance, session_ptr, session_items, total)
         indptr[row + 1] = indptr[row] + len(found)
         while len(items) < indptr[row + 1]:
             items, scores = _twice_as_long(items, indptr[row]), _twice_as_long(scores, indptr[row])
-        items[indptr[row]:indptr[row + 1]], scores[indptr[row]:indptr[row + 1]] = found, total[found]
-        total[found] = 0
+        for i, item in enumerate(found, indptr[row]):
+            items[i], scores[i], total[item] = item, total[item], 0
     return indptr, items[:indptr[-1]], scores[:indptr[-1]]
 
 
@@ -884,19 +896,22 @@ def _merged(sample: np.ndarray, shared: np.ndarray, sessions: np.ndarray, weight
 
 
 @numba.njit(cache=True, nogil=True)
-def _sum_by_item(sessions: np.ndarray, weights: np.ndarray, session_ptr: np.ndarray, session_items: np.ndarray,
-                 total: np.ndarray) -> np.ndarray:
-    """Add the weight of each session to `total` of its items, which is 0 before; returns these items, once each."""
+def _sum_by_item(nearest: np.ndarray, sessions: np.ndarray, distance: np.ndarray, session_ptr: np.ndarray,
+                 session_items: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Take the distance of each of the `nearest` sessions off `total` of its items, which is 0 before.
+
+    Returns these items, once each.
+    """
     n_found = 0
-    for session in sessions:
-        n_found += session_ptr[session + 1] - session_ptr[session]
+    for k in nearest:
+        n_found += session_ptr[sessions[k] + 1] - session_ptr[sessions[k]]
     found, n_found = np.empty(n_found, dtype=np.int32), 0
-    for k, session in enumerate(sessions):
-        for item in session_items[session_ptr[session]:session_ptr[session + 1]]:
+    for k in nearest:
+        for item in session_items[session_ptr[sessions[k]]:session_ptr[sessions[k] + 1]]:
             if total[item] == 0:
                 found[n_found] = item
                 n_found += 1
-            total[item] += weights[k]
+            total[item] -= distance[k]
     return found[:n_found]
 
 
@@ -904,7 +919,8 @@ def _sum_by_item(sessions: np.ndarray, weights: np.ndarray, session_ptr: np.ndar
 def _twice_as_long(values: np.ndarray, n_used: int) -> np.ndarray:
     """An array of twice the length, at least 4096, with the first `n_used` values."""
     longer = np.empty(max(2 * len(values), 4096), dtype=values.dtype)
-    longer[:n_used] = values[:n_used]
+    for i in range(n_used):
+        longer[i] = values[i]
     return longer
 
 
@@ -1047,11 +1063,12 @@ def _mean_vectors(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, facto
     means, total = np.empty((len(ends), factors.shape[1]), dtype=factors.dtype), np.zeros(factors.shape[1])
     for k in range(len(ends)):
         new = ends[k - 1] if k and starts[k] == starts[k - 1] else starts[k]
-        if new == starts[k]:
-            total[:] = 0
-        for item in codes[new:ends[k]]:
-            total += factors[item]
-        means[k] = total / (ends[k] - starts[k])
+        for f in range(len(total)):
+            if new == starts[k]:
+                total[f] = 0
+            for item in codes[new:ends[k]]:
+                total[f] += factors[item, f]
+            means[k, f] = total[f] / (ends[k] - starts[k])
     return means
 
 

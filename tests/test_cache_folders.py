@@ -62,12 +62,16 @@ def test_variables_that_are_set_are_left_as_they_are_and_nothing_warns(bare, tmp
     assert not any((tmp_path / 'tmp').iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_other_flags_of_pytensor_are_kept(bare):
     program = 'import gru4rec; print(gru4rec.pytensor.config.optimizer_verbose)'
     done = bare(program, PYTENSOR_FLAGS='optimizer_verbose=True')
     assert done.stdout == 'True\n' and done.stderr.count('UserWarning') == 1
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_a_folder_in_the_settings_file_of_pytensor_counts(bare, tmp_path):
     (tmp_path / 'settings').write_text(f'[global]\nbase_compiledir = {tmp_path}/compiled\n')
     done = bare("import gru4rec; print(gru4rec.pytensor.config.base_compiledir)", PYTENSORRC=f'{tmp_path}/settings',

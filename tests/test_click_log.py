@@ -216,7 +216,7 @@ def test_no_file_of_random_marks_loses_a_row_without_an_error(tmp_path):
 def test_fields_are_counted_as_the_csv_module_counts_them_wherever_marks_are_called_closed(tmp_path):
     rng = np.random.RandomState(0)
     n_closed = 0
-    for _text in range(3000):
+    for _text in range(1000):
         text = ''.join(rng.choice(list('ab,,""\n '), rng.randint(1, 14))) + '\n'
         found = text_table.look_through(written(tmp_path, text), ',', 1)
         lengths = [len(row) for row in csv.reader(io.StringIO(text, newline=''), skipinitialspace=True)]
@@ -225,7 +225,7 @@ def test_fields_are_counted_as_the_csv_module_counts_them_wherever_marks_are_cal
             assert len(lengths) == text.count('\n')
             assert found.too_long == next(((k, n) for k, n in enumerate(lengths, start=1) if n > 2), None)
             assert found.whole == all(n == 2 or not line.strip() for n, line in zip(lengths, text.split('\n')))
-    assert n_closed > 500
+    assert n_closed > 150
 
 
 @pytest.mark.parametrize('name, title', [

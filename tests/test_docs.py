@@ -66,6 +66,8 @@ def results():
         return build.run(WALK, 'walkthrough.md')
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.parametrize('number, block', [*enumerate(BLOCKS)],
                          ids=[block['code'].split('\n')[0][:40] for block in BLOCKS])
 def test_a_block_of_the_walk_through_prints_what_is_written_under_it(results, number, block):
@@ -87,6 +89,8 @@ def test_what_is_compared_differs_when_a_digit_a_word_or_a_line_does():
         assert differences(text, other) != []
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_the_outputs_are_written_where_build_would_write_them(results):
     assert build.written(WALK, [result._replace(text=result.block['text'] or '') for result in results]) == WALK
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import (
     CASES,
     FAST_CASE,
+    PROMISE,
     TEST,
     TRAIN,
     assert_close,
@@ -40,9 +41,10 @@ QUICK = [('top1', 'adagrad', 0.2), ('cross-entropy', 'rmsprop', 0)]
 # --- Training -------------------------------------------------------------------------------------------------------
 
 
-def every_rule(*quick):
+def every_rule(*some, marks=()):
+    """Some rules with these marks, the others slow."""
     return pytest.mark.parametrize('loss, adapt, momentum', [
-        pytest.param(*rule, marks=() if rule in quick else pytest.mark.slow) for rule in EVERY_RULE])
+        pytest.param(*rule, marks=marks if rule in some else pytest.mark.slow) for rule in EVERY_RULE])
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_jax_trains_like_the_reference(loss, adapt, momentum, in_float64):
     assert_close(state_of(model.fit(LOG, dropout_masks=masks)), state_of(reference), 1e-11)
 
 
-@every_rule(QUICK[0])
+@every_rule(QUICK[0], marks=PROMISE)
 def test_jax_rounds_to_float32_no_worse_than_the_reference_does(loss, adapt, momentum):
     """1e-5, or more where a rule makes rounding grow: MRR divides by the spread of scores, and adagrad by small g."""
     model, masks = with_rule(loss, adapt, momentum)

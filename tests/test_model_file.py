@@ -97,7 +97,7 @@ def test_a_loaded_model_has_the_arguments_the_state_and_the_predictions_of_the_s
     assert_array_equal(scores_by_hand(loaded, LOG)[0], scores_by_hand(model, LOG)[0])
 
 
-@pytest.mark.parametrize('backend', ['numba', pytest.param('jax', marks=needs_jax)])
+@pytest.mark.parametrize('backend', [pytest.param('numba', marks=PROMISE), pytest.param('jax', marks=needs_jax)])
 def test_a_model_can_be_loaded_for_another_backend(model, path, backend):
     loaded = GRU4Rec.load(path, backend=backend)
     assert loaded.backend == loaded.backend_ == backend

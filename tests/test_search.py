@@ -141,6 +141,8 @@ def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
     assert run(the_search, tmp_path / 'db') == whole and len(calls) == n_calls  # nothing is done again
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_more_points_prolong_a_search_which_ends_as_if_they_had_been_asked_for_at_once(
         the_search, untrained, tmp_path):
     found = {n: run(the_search, tmp_path / 'db', n_trials=n) for n in (1, 4)}
@@ -173,6 +175,8 @@ def test_an_error_that_says_nothing_about_the_network_ends_the_search_and_its_po
     assert trials_in(tmp_path / 'db', the_search)[0].user_attrs['reason'] == 'MemoryError: no room'
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_a_trial_that_was_lost_with_its_process_is_run_again(
         the_search, untrained, tmp_path, monkeypatch):
     study = optuna.create_study(study_name=the_search.name, storage=f'sqlite:///{tmp_path}/db', direction='maximize')

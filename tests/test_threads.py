@@ -639,6 +639,8 @@ def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_
         "method 'spawn' or 'forkserver'", 'trained']
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
 def test_a_child_that_was_forked_beside_a_prediction_waits_for_nobody_in_it():
     output = run_python(textwrap.dedent("""
@@ -667,6 +669,8 @@ def test_a_child_that_was_forked_beside_a_prediction_waits_for_nobody_in_it():
     assert output == 'trained\n'
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows does not remove a folder that is in use')
 def test_a_working_directory_that_is_gone_is_one_clear_error():
     output = run_python(textwrap.dedent("""
@@ -724,7 +728,8 @@ def test_a_copy_made_before_or_after_prediction_predicts_the_same(backend, way, 
         assert answer.equals(right)
 
 
-@pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=[needs_jax, *PROMISE])])
+@pytest.mark.parametrize('backend', [pytest.param('python', marks=PROMISE), 'numba',
+                                     pytest.param('jax', marks=[needs_jax, *PROMISE])])
 def test_models_go_to_processes_of_a_pool_before_and_after_they_predicted(backend, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', PATH)
     fresh, used = (copy.copy(trained(FAST_CASE, backend)) for _model in range(2))

@@ -164,6 +164,8 @@ def test_a_process_that_dies_costs_its_task_one_retry_and_is_reported_by_name(tm
     assert died == ['always', 'once'] and any('died (SIGKILL, perhaps out of memory)' in line for line in lines)
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_the_processes_share_the_cores_unless_the_environment_says_how_many_threads(monkeypatch):
     for name in engines.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
