@@ -9,7 +9,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import (
+from common import (
     CROSS_ENTROPY_CASE,
     FAST_CASE,
     PROMISE,

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import few_items_log
+from common import few_items_log
 
 from gru4rec_pytensor.experiments import cells
 from gru4rec_pytensor.experiments.cells import (

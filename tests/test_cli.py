@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import assert_same_bits, few_items_log, state_of
+from common import assert_same_bits, few_items_log, state_of
 
 from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import click_log, few_items_log
+from common import click_log, few_items_log
 
 import preprocess_rsc15
 from gru4rec_pytensor.experiments import datasets, published

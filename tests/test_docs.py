@@ -13,7 +13,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import few_items_log
+from common import few_items_log
 
 import evaluation
 import gru4rec

@@ -6,7 +6,7 @@ import shutil
 import zipfile
 
 import pytest
-from conftest import few_items_log, small_model
+from common import few_items_log, small_model
 
 import preprocess_rsc15
 import run_experiments

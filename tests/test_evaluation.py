@@ -2,7 +2,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import (
+from common import (
     FAST_CASE,
     TEST,
     TRAIN,

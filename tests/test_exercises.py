@@ -4,7 +4,7 @@ import pandas as pd
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import click_log
+from common import click_log
 from numpy.testing import assert_allclose
 
 import evaluation

@@ -6,7 +6,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import PROMISE, click_log, small_model
+from common import PROMISE, click_log, small_model
 
 pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed')
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_close, assert_same_bits, click_log, few_items_log, needs_jax, small_model, state_of
+from common import assert_close, assert_same_bits, click_log, few_items_log, needs_jax, small_model, state_of
 from numpy.testing import assert_array_equal
 
 import evaluation

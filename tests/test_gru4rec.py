@@ -7,7 +7,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import (
+from common import (
     CASES,
     CROSS_ENTROPY_CASE,
     FAST_CASE,

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_same_bits, few_items_log, small_model, state_of
+from common import assert_same_bits, few_items_log, small_model, state_of
 
 from baselines import Pop
 from evaluation import next_item_ranks

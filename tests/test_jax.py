@@ -6,7 +6,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import (
+from common import (
     CASES,
     FAST_CASE,
     PROMISE,

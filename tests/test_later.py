@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import (
+from common import (
     GOLDEN,
     LATER_ARRAYS,
     LATER_CASES,

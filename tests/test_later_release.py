@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from conftest import TEST, TRAIN
+from common import TEST, TRAIN
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
 

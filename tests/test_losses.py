@@ -8,7 +8,7 @@ import numpy_later
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import PROMISE, needs_jax
+from common import PROMISE, needs_jax
 from numpy.testing import assert_allclose
 
 import gru4rec

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PROMISE, assert_same_bits, few_items_log, needs_jax, scores_by_hand, small_model, state_of
+from common import PROMISE, assert_same_bits, few_items_log, needs_jax, scores_by_hand, small_model, state_of
 from numpy.testing import assert_allclose, assert_array_equal
 
 import gru4rec

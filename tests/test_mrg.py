@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, drawn_inputs
+from common import GOLDEN, drawn_inputs
 from numpy.testing import assert_array_equal
 
 import gru4rec

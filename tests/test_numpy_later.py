@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import ARRAYS, LATER_ARRAYS, LATER_CASES, PROMISE, TEST, TRAIN, arguments_later, recorded_later
+from common import ARRAYS, LATER_ARRAYS, LATER_CASES, PROMISE, TEST, TRAIN, arguments_later, recorded_later
 from numpy_gru4rec import activation, minibatches, ranks, recall_mrr
 from numpy_later import NumpyLater, losses, minibatches_to_the_end
 from test_numpy_reference import assert_all_close, differences, finite_differences, rounding

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import ARRAYS, CASES, TEST, TRAIN
+from common import ARRAYS, CASES, TEST, TRAIN
 from numpy_gru4rec import NumpyGRU4Rec, activations, losses, minibatches, ranks, recall_mrr
 
 every_case = pytest.mark.parametrize("case", CASES)

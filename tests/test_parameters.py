@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import assert_same_bits, few_items_log, state_of
+from common import assert_same_bits, few_items_log, state_of
 
 from gru4rec import GRU4Rec, check_arguments
 from gru4rec_pytensor import cli, later, parameters

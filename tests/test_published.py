@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import click_log
+from common import click_log
 
 import preprocess_rsc15
 from gru4rec_pytensor.experiments import published

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import click_log, few_items_log, small_model
+from common import click_log, few_items_log, small_model
 from numpy.testing import assert_allclose, assert_array_equal
 
 LOG = few_items_log(n_sessions=60, n_items=30)

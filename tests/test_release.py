@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import (
+from common import (
     ARRAYS,
     CASES,
     CROSS_ENTROPY_CASE,

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import click_log
+from common import click_log
 
 import preprocess_rsc15
 import run_experiments

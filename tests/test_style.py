@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PROMISE
+from common import PROMISE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = 'gru4rec_pytensor'

@@ -1,6 +1,6 @@
 """The paper's tables: the published numbers, ours beside them, and how they look."""
 import pytest
-from conftest import click_log
+from common import click_log
 
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, PROTOCOLS, RSC15, VIDEO

@@ -16,7 +16,7 @@ import pandas as pd
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from conftest import (
+from common import (
     CASES,
     FAST_CASE,
     PROMISE,
@@ -27,7 +27,7 @@ from conftest import (
     small_model,
     state_of,
 )
-from conftest import trained_as_recorded as trained
+from common import trained_as_recorded as trained
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import gru4rec
@@ -603,7 +603,7 @@ def test_a_first_training_ends_with_the_bits_of_later_ones_whatever_the_process_
 def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_not_hang():
     output = run_python(textwrap.dedent("""
         import os, threading
-        from conftest import few_items_log, small_model
+        from common import few_items_log, small_model
         from gru4rec_pytensor.backends import common
 
         def hold(lock, held, done):
@@ -645,7 +645,7 @@ def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_
 def test_a_child_that_was_forked_beside_a_prediction_waits_for_nobody_in_it():
     output = run_python(textwrap.dedent("""
         import os, threading
-        from conftest import few_items_log, small_model
+        from common import few_items_log, small_model
         model = small_model(n_epochs=1).fit(few_items_log())
         inside, done = threading.Event(), threading.Event()
 
@@ -675,7 +675,7 @@ def test_a_child_that_was_forked_beside_a_prediction_waits_for_nobody_in_it():
 def test_a_working_directory_that_is_gone_is_one_clear_error():
     output = run_python(textwrap.dedent("""
         import os, tempfile
-        from conftest import few_items_log, small_model
+        from common import few_items_log, small_model
         model = small_model(n_epochs=1).fit(few_items_log())
         folder = tempfile.mkdtemp()
         os.chdir(folder)

@@ -4,7 +4,7 @@ import inspect
 import numpy as np
 import pytensor.tensor as pt
 import pytest
-from conftest import (
+from common import (
     PROMISE,
     assert_close,
     assert_same_bits,
