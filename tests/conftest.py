@@ -12,8 +12,9 @@ import pytest
 # those that compile what others use come before them: test_release.py the programs for Numba and JAX, test_baselines.py
 # the loops of the baselines.
 LONGEST = ['test_later.py', 'test_release.py', 'test_baselines.py', 'test_jax.py', 'test_variants.py', 'test_search.py',
-           'test_backends.py', 'test_gru4rec.py', 'test_evaluation.py', 'test_updates.py', 'test_threads.py',
-           'test_checkpoint.py', 'test_run_experiments.py', 'test_fit_more.py', 'test_docs.py', 'test_cache_folders.py']
+           'test_work.py', 'test_backends.py', 'test_gru4rec.py', 'test_evaluation.py', 'test_updates.py',
+           'test_threads.py', 'test_checkpoint.py', 'test_run_experiments.py', 'test_fit_more.py', 'test_docs.py',
+           'test_cache_folders.py']
 
 
 def pytest_collection_modifyitems(items):
