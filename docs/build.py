@@ -3,8 +3,8 @@
     python docs/build.py
 
 writes docs/walkthrough.md again, with the pictures in docs/walkthrough/, and docs/walkthrough.ipynb, the same as a
-notebook; then the recipes of CONTRIBUTING.md.  `pytest tests/test_docs.py` runs the blocks too, and fails where what
-they print is not what is written.
+notebook; then the recipes of CONTRIBUTING.md.  `pytest -m promise tests/test_docs.py` runs the blocks of the
+walk-through too, and fails where what they print is not what is written.
 """
 from __future__ import annotations
 
