@@ -80,5 +80,3 @@ def test_the_walk_through_shows_the_kept_numbers_and_their_picture():
     assert drawn == stored
     assert [network['idea'] for network in found['networks']] == [
         idea for loss in ideas.LADDERS for idea in ideas.ladder(loss)]
-    *_others, last = [network for network in found['networks'] if network['loss'] == 'bpr']
-    assert last['learning_rate'] == ideas.ladder('bpr')[last['idea']]['learning_rate']  # so that it is a published one
