@@ -857,7 +857,7 @@ def _neighbours_scores(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, 
                                      now - place[item], sample_size)
             n_items += place[item] == 0
             place[item] = now
-        distance = np.empty(len(sample))
+        distance = np.empty(len(sample))  # minus the similarity
         for i, session in enumerate(sample):
             n_pairs = n_items * (session_ptr[session + 1] - session_ptr[session])
             distance[i] = -shared[i] / (ends[row] - starts[row] if by_position else np.sqrt(n_pairs))
@@ -898,7 +898,7 @@ def _merged(sample: np.ndarray, shared: np.ndarray, sessions: np.ndarray, weight
 @numba.njit(cache=True, nogil=True)
 def _sum_by_item(nearest: np.ndarray, sessions: np.ndarray, distance: np.ndarray, session_ptr: np.ndarray,
                  session_items: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Take the distance of each of the `nearest` sessions off `total` of its items, which is 0 before.
+    """Take the distance, minus the similarity, of each of the `nearest` sessions off `total` of its items, 0 before.
 
     Returns these items, once each.
     """

@@ -38,7 +38,7 @@ TEST = pd.read_csv(GOLDEN / 'test.tsv', sep='\t')
 FAST_CASE = 'x_dropout_fixedmask'
 CROSS_ENTROPY_CASE = 'cross-entropy_rmsprop_m00'  # on Numba, a promise
 
-PROMISE = [pytest.mark.slow, pytest.mark.promise]  # the marks of a slow test that .ci/run runs nevertheless
+PROMISE = pytest.mark.promise  # a slow test that .ci/run runs nevertheless: conftest.py marks it as slow, too
 needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX, an extra, is not installed')
 
 

@@ -17,7 +17,11 @@ LONGEST = ['test_later.py', 'test_release.py', 'test_baselines.py', 'test_jax.py
            'test_cache_folders.py']
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker('promise'):
+            item.add_marker('slow')
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

@@ -371,7 +371,6 @@ def test_many_rows_are_updated_as_by_a_loop_over_the_occurrences(monkeypatch, ma
             assert_allclose(variable.get_value(), expected[variable.name], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_operations_on_rows_do_in_python_what_they_do_in_numba(many_rows_updated):
     """As the graph for Numba is, run by the interpreter."""
@@ -598,7 +597,6 @@ def test_backends_draw_the_same_dropout_masks_and_session_orders():
     assert_close(state_of(fast), state_of(slow), 1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_the_fast_backend_gives_the_same_bits_for_the_same_seed():
     first, again, other = (state_of(small_model(**DROPOUT, seed=seed, backend='numba').fit(few_items_log()))

@@ -34,7 +34,6 @@ def bare(tmp_path):
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_without_a_folder_to_write_to_one_warning_names_the_variables_and_all_works(bare, tmp_path):
     done = bare("""
@@ -62,7 +61,6 @@ def test_variables_that_are_set_are_left_as_they_are_and_nothing_warns(bare, tmp
     assert not any((tmp_path / 'tmp').iterdir())
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_other_flags_of_pytensor_are_kept(bare):
     program = 'import gru4rec; print(gru4rec.pytensor.config.optimizer_verbose)'
@@ -70,7 +68,6 @@ def test_other_flags_of_pytensor_are_kept(bare):
     assert done.stdout == 'True\n' and done.stderr.count('UserWarning') == 1
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_a_folder_in_the_settings_file_of_pytensor_counts(bare, tmp_path):
     (tmp_path / 'settings').write_text(f'[global]\nbase_compiledir = {tmp_path}/compiled\n')

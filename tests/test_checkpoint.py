@@ -51,7 +51,7 @@ def short_chunks(monkeypatch):
 @pytest.mark.parametrize('arguments', [
     EVERYTHING,
     pytest.param(CASES[FAST_CASE]['arguments'] | dict(train_random_order=True, backend='numba'), marks=PROMISE),
-    pytest.param(EVERYTHING | dict(backend='jax'), marks=[needs_jax, *PROMISE]),
+    pytest.param(EVERYTHING | dict(backend='jax'), marks=[needs_jax, PROMISE]),
     pytest.param(EVERYTHING | dict(reset_after_session=False), marks=pytest.mark.slow),
     pytest.param(EVERYTHING | dict(adapt=None, momentum=0), marks=pytest.mark.slow)], ids=str)
 def test_a_training_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_path, short_chunks, arguments):

@@ -66,7 +66,6 @@ def results():
         return build.run(WALK, 'walkthrough.md')
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 @pytest.mark.parametrize('number, block', [*enumerate(BLOCKS)],
                          ids=[block['code'].split('\n')[0][:40] for block in BLOCKS])
@@ -89,7 +88,6 @@ def test_what_is_compared_differs_when_a_digit_a_word_or_a_line_does():
         assert differences(text, other) != []
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_the_outputs_are_written_where_build_would_write_them(results):
     assert build.written(WALK, [result._replace(text=result.block['text'] or '') for result in results]) == WALK

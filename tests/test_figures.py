@@ -154,7 +154,6 @@ def test_training_curves_have_a_panel_for_each_network_with_its_losses():
     assert {ax.get_title(): ax.lines[0].get_ydata().tolist() for ax in axes} == losses
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_run_experiments_draws_the_figures_of_its_networks_and_data(tmp_path, capsys):
     train, test = tmp_path / 'train.tsv', tmp_path / 'test.tsv'

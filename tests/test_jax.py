@@ -79,7 +79,6 @@ def test_jax_rounds_to_float32_no_worse_than_the_reference_does(loss, adapt, mom
     assert_close(state_of(model.fit(LOG, dropout_masks=masks)), exact, max(1e-5, limit))
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_jax_draws_the_dropout_masks_and_session_orders_of_the_other_backends():
     arguments = dict(layers=[10], n_epochs=3, batch_size=8, dropout_p_hidden=0.5, train_random_order=True)
@@ -207,7 +206,6 @@ def test_a_score_that_is_not_a_number_is_an_error_on_the_device_too():
 # --- Weights that move ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_a_model_trained_on_jax_predicts_the_same_on_another_backend():
     model = small_model(backend='jax').fit(LOG)

@@ -103,7 +103,7 @@ def test_recall_and_mrr_are_those_recorded_for_every_rule_policy_and_cut_off(cas
 
 
 @pytest.fixture(scope='module', params=['python', pytest.param('numba', marks=PROMISE),
-                                        pytest.param('jax', marks=[needs_jax, *PROMISE])])
+                                        pytest.param('jax', marks=[needs_jax, PROMISE])])
 def with_masks_of_the_release(request):
     """A model trained as the recorded run was: nothing but the seed decides its masks."""
     return GRU4Rec(**DROPOUT['arguments'], backend=request.param).fit(TRAIN)

@@ -141,7 +141,6 @@ def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
     assert run(the_search, tmp_path / 'db') == whole and len(calls) == n_calls  # nothing is done again
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_more_points_prolong_a_search_which_ends_as_if_they_had_been_asked_for_at_once(
         the_search, untrained, tmp_path):
@@ -175,7 +174,6 @@ def test_an_error_that_says_nothing_about_the_network_ends_the_search_and_its_po
     assert trials_in(tmp_path / 'db', the_search)[0].user_attrs['reason'] == 'MemoryError: no room'
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_a_trial_that_was_lost_with_its_process_is_run_again(
         the_search, untrained, tmp_path, monkeypatch):
@@ -208,7 +206,6 @@ def test_a_storage_that_cannot_be_opened_is_named_once_before_any_data_is_read(c
         assert len(error) == 1 and f"the storage '{url}' cannot be opened" in error[0] and reason in error[0]
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(folder, tmp_path, capsys):
     command = ['--data', str(folder), '--out', str(tmp_path), '--table', '2', '--trials', '1', '--loss', 'bpr', 'mrr',
@@ -272,7 +269,6 @@ def assert_shared(processes):
     return len(trained)
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_processes_that_start_at_once_share_the_points_of_a_search(tmp_path):
     processes = [start_search(f'sqlite:///{tmp_path}/shared.db', 0.05) for _process in range(2)]

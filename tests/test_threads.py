@@ -458,7 +458,6 @@ def refused(call):
     return False
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_trainings_beside_predictions_give_the_old_answer_or_the_new_one_or_one_error(hurried, tmp_path):
     model = small_model(n_epochs=1).fit(LOG)
@@ -597,7 +596,6 @@ def test_a_first_training_ends_with_the_bits_of_later_ones_whatever_the_process_
         assert_same_bits(dict(first), dict(second))
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
 def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_not_hang():
@@ -639,7 +637,6 @@ def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_
         "method 'spawn' or 'forkserver'", 'trained']
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
 def test_a_child_that_was_forked_beside_a_prediction_waits_for_nobody_in_it():
@@ -669,7 +666,6 @@ def test_a_child_that_was_forked_beside_a_prediction_waits_for_nobody_in_it():
     assert output == 'trained\n'
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows does not remove a folder that is in use')
 def test_a_working_directory_that_is_gone_is_one_clear_error():
@@ -729,7 +725,7 @@ def test_a_copy_made_before_or_after_prediction_predicts_the_same(backend, way, 
 
 
 @pytest.mark.parametrize('backend', [pytest.param('python', marks=PROMISE), 'numba',
-                                     pytest.param('jax', marks=[needs_jax, *PROMISE])])
+                                     pytest.param('jax', marks=[needs_jax, PROMISE])])
 def test_models_go_to_processes_of_a_pool_before_and_after_they_predicted(backend, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', PATH)
     fresh, used = (copy.copy(trained(FAST_CASE, backend)) for _model in range(2))

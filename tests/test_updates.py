@@ -244,7 +244,6 @@ def test_numba_trains_like_the_reference_top1_adagrad_momentum_dropout():
     assert_trained_like_the_reference(model, LOG, masks)
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_numba_trains_like_the_reference_cross_entropy_rmsprop():
     arguments = {**vars(trained_as_recorded(CROSS_ENTROPY_CASE, 'numba'))}

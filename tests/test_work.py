@@ -152,7 +152,6 @@ def test_every_task_has_its_outcome_and_is_heard(engine):
     assert len(tracebacks) == 1 and tracebacks[0].startswith('wrong:')  # a ValueError says what it is
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 @pytest.mark.skipif(sys.platform == 'win32', reason='signals')
 def test_a_process_that_dies_costs_its_task_one_retry_and_is_reported_by_name(tmp_path):
@@ -164,7 +163,6 @@ def test_a_process_that_dies_costs_its_task_one_retry_and_is_reported_by_name(tm
     assert died == ['always', 'once'] and any('died (SIGKILL, perhaps out of memory)' in line for line in lines)
 
 
-@pytest.mark.slow
 @pytest.mark.promise
 def test_the_processes_share_the_cores_unless_the_environment_says_how_many_threads(monkeypatch):
     for name in engines.THREAD_VARIABLES:
