@@ -93,11 +93,6 @@ def test_initial_weights_are_drawn_from_the_seed_to_the_bit(arguments):
     assert_same_bits({name: weights[name] for name in matrices}, {name: expected.weights[name] for name in matrices})
 
 
-def test_one_loss_is_kept_for_each_epoch(two_layers):
-    assert len(two_layers.epoch_losses_) == 2
-    assert all(isinstance(loss, float) for loss in two_layers.epoch_losses_)
-
-
 def test_progress_is_told_after_every_chunk(monkeypatch):
     monkeypatch.setattr(gru4rec, 'chunk_length', lambda settings: 5)
     told = []
@@ -105,11 +100,10 @@ def test_progress_is_told_after_every_chunk(monkeypatch):
     n = len(minibatches(LOG.groupby('SessionId').size().tolist(), 6))
     chunks = [*range(5, n, 5), n]
     assert len(chunks) > 1
-    assert [(p.epoch, p.n_epochs, p.minibatches, p.events) for p in told] == [
-        (epoch, 2, done, 6 * done) for epoch in (0, 1) for done in chunks]
+    assert [(p.epoch, p.n_epochs, p.minibatches, p.events, p.epoch_ends) for p in told] == [
+        (epoch, 2, done, 6 * done, done == n) for epoch in (0, 1) for done in chunks]
     assert {p.total_events for p in told} == {len(LOG) - LOG.SessionId.nunique()}
-    assert told[-1].loss == pytest.approx(model.epoch_losses_[1], rel=1e-6)
-    assert told[len(chunks) - 1].loss == pytest.approx(model.epoch_losses_[0], rel=1e-6)
+    assert [told[k].loss for k in (len(chunks) - 1, -1)] == pytest.approx(model.epoch_losses_, rel=1e-6)
 
 
 @pytest.mark.parametrize('option', ['reset_after_session', 'train_random_order', 'dropout_p_hidden'])
@@ -299,16 +293,6 @@ def test_initial_weights_near_the_largest_float_stop_both_backends_at_once(backe
     model, [warning] = fit_quietly(GRU4Rec(**arguments, sigma=1e38, backend=backend), TRAIN)
     assert 'epoch 0, mini-batch 0 is' in str(warning.message)
     assert model.error_during_train and model.epoch_losses_ == []
-
-
-def test_the_callback_is_told_which_report_is_the_last_of_an_epoch(monkeypatch):
-    monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 4)
-    reports = []
-    small_model(n_epochs=3).fit(LOG, callback=reports.append)
-    epochs = [[report for report in reports if report.epoch == epoch] for epoch in range(3)]
-    assert len(epochs[0]) > 2
-    for of_epoch in epochs:
-        assert [report.epoch_ends for report in of_epoch] == [False] * (len(of_epoch) - 1) + [True]
 
 
 # --- Memory ---------------------------------------------------------------------------------------------------------

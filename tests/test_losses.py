@@ -33,16 +33,6 @@ def loss_and_gradient(loss, scores):
     return evaluated(expression, scores=scores)
 
 
-def finite_differences(function, x, step=1e-6):
-    gradient = np.empty_like(x)
-    for index in np.ndindex(x.shape):
-        above, below = x.copy(), x.copy()
-        above[index] += step
-        below[index] -= step
-        gradient[index] = (function(above) - function(below)) / (2 * step)
-    return gradient
-
-
 # --- Equations 2 to 5 -----------------------------------------------------------------------------------------------
 
 
@@ -162,13 +152,6 @@ def test_a_loss_and_its_gradient_are_those_derived_by_hand(loss, scale):
     expected_value, expected_gradient = reference.losses[loss](scores)
     assert_allclose(value, expected_value, rtol=1e-12)
     assert_allclose(gradient, expected_gradient, rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize('loss', EVERY_LOSS)
-def test_a_loss_gradient_agrees_with_finite_differences(loss):
-    scores = random_scores(1, n=3)
-    expected = finite_differences(lambda x: loss_and_gradient(loss, x)[0], scores)
-    assert_allclose(loss_and_gradient(loss, scores)[1], expected, rtol=0, atol=1e-9)
 
 
 Phi = statistics.NormalDist().cdf

@@ -8,7 +8,7 @@ from numpy.testing import assert_array_equal
 
 import gru4rec
 from gru4rec import GRU4Rec
-from gru4rec_pytensor import mrg
+from gru4rec_pytensor import draws, mrg
 
 RECORDED = json.loads((GOLDEN / 'mrg.json').read_text())
 M1, M2 = 2 ** 31 - 1, 2 ** 31 - 21069
@@ -121,6 +121,24 @@ def test_each_layer_draws_from_the_streams_of_its_own_request():
     for i, (masks, n) in enumerate(zip(drawn_by(6, feedforward=[2]), (5, 3, 2))):
         assert masks.shape == (6, 4, n)
         assert_array_equal(masks.reshape(6, -1), mrg.Streams(42, i).uniform(6, 4 * n) < np.float32(1 - 0.3))
+
+
+@pytest.mark.parametrize('n_working', [[4, 4, 3], [4, 4, 4], [4, 3, 3, 1], [2, 1]], ids=str)
+def test_as_many_numbers_are_drawn_as_lanes_work_and_idle_lanes_have_empty_masks(n_working):
+    lanes = np.array([[lane % 4 < n for lane in (3, 1, 0, 2)] for n in n_working])  # lane 0 leaves first
+    masks, streams = draws.Masks(5, 0.7, seed=42, request=2)(lanes), mrg.Streams(42, 2)
+    for mask, working in zip(masks, lanes, strict=True):
+        assert_array_equal(mask[working].ravel(), streams.below(1, 5 * working.sum(), 0.7)[0])
+        assert not mask[~working].any()
+
+
+def test_a_number_draws_the_first_item_whose_cumulative_share_is_above_it(monkeypatch):
+    third, two_thirds, below = np.float32(1 / 3), np.float32(2 / 3), np.float32(0)
+    numbers = [np.float32(0), np.nextafter(third, below), third, np.nextafter(two_thirds, below), two_thirds,
+               np.nextafter(np.float32(1), below)]
+    monkeypatch.setattr(mrg.Streams, 'part_of_draw', lambda self, first, size: np.array(numbers))
+    store = draws.NegativeStore(np.array([7, 7, 7]), 0.5, n_sample=6, sample_store=12, seed=42, request=0)
+    assert store(1).tolist() == [[0, 0, 1, 1, 2, 2]]
 
 
 def test_further_trainings_draw_from_further_requests():
