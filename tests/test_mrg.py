@@ -141,9 +141,19 @@ def test_a_number_draws_the_first_item_whose_cumulative_share_is_above_it(monkey
     assert store(1).tolist() == [[0, 0, 1, 1, 2, 2]]
 
 
-def test_further_trainings_draw_from_further_requests():
-    for i, masks in enumerate(drawn_by(6, n_epochs_before=10)):
-        assert_array_equal(masks, mrg.Streams(42, 20 + i).below(6, masks[0].size, 0.7).reshape(masks.shape))
+@pytest.mark.parametrize('arguments, n_requests', [({}, 2), (dict(n_sample=3, sample_store=6), 3)], ids=str)
+def test_further_trainings_draw_from_further_requests(arguments, n_requests):
+    """The store of additional negatives is a request as each mask is, and the first one."""
+    masks = [drawn for drawn in drawn_by(6, n_epochs_before=10, **arguments) if drawn.dtype == bool]
+    for i, mask in enumerate(masks, n_requests - len(masks)):
+        expected = mrg.Streams(42, 10 * n_requests + i).below(6, mask[0].size, 0.7)
+        assert_array_equal(mask, expected.reshape(mask.shape))
+
+
+def test_further_trainings_have_uniform_negatives_of_their_own():
+    first, *others = (drawn_by(50, n_epochs_before=n, negatives='uniform')[-1] for n in (0, 1, 2))
+    for other in others:
+        assert (first != other).mean() > 0.5
 
 
 def test_seeds_give_masks_of_their_own_and_the_release_seed_those_of_theano():
