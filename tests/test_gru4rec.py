@@ -149,6 +149,12 @@ def test_a_bad_argument_is_named_with_its_value_and_what_is_allowed(name, value,
     assert allowed in str(error.value)
 
 
+def test_a_store_of_negatives_holds_two_minibatches_at_least():
+    gru4rec.check_arguments(small_model(n_sample=5, sample_store=10))
+    with pytest.raises(ValueError, match='sample_store=9: must hold at least two mini-batches, .* = 10'):
+        gru4rec.check_arguments(small_model(n_sample=5, sample_store=9))
+
+
 def test_arguments_may_be_numbers_and_text_of_numpy():
     arguments = dict(layers=[np.int64(4)], batch_size=np.int32(6), learning_rate=np.float32(0.05), loss=np.str_('top1'),
                      reset_after_session=np.bool_(True), n_epochs=np.int64(1))
