@@ -179,8 +179,8 @@ def scores_by_hand(model, log, batch=1):
     """Scores of all items after every event that has a next one, (predictions, n_items), and the next items' ids.
 
     They are those that a user of the release gets: `predict_next_batch` with a changing session id for each lane, the
-    sessions dealt out to the lanes in order; rows by session, then time.  Session ids are new in each call, since the model
-    remembers those of the last one; a lane without work repeats a session of its own.
+    sessions dealt out to the lanes in order; rows by session, then time.  Session ids are new in each call, since the
+    model remembers those of the last one; a lane without work repeats a session of its own.
     """
     call = next(CALLS)
     log = log.sort_values([model.session_key, model.time_key], kind='stable')

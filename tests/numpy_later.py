@@ -260,7 +260,7 @@ class NumpyLater(NumpyGRU4Rec):
     # Training and scoring
 
     def masks_of(self, dropout_masks, k, n_lanes):
-        """Return the factors of dropout in mini-batch k, mask / (1 - p) or 1: of the embedded input, then of each layer."""
+        """Return the factors of dropout in mini-batch k, mask / (1 - p) or 1: of the embedded input, of each layer."""
         given, masks = list(dropout_masks or []), []
         for p in [self.dropout_p_embed if self.table else 0, *[self.dropout_p_hidden] * len(self.layers)]:
             mask = np.asarray(given.pop(0), self.dtype) if p > 0 else None

@@ -43,7 +43,7 @@ def test_items_that_the_new_data_does_not_have_keep_their_rows_and_their_optimis
         assert (kept == before[name]).all() == (name in per_item), name
 
 
-def test_new_items_start_with_weights_that_seed_epochs_and_items_so_far_decide_and_an_empty_optimiser():
+def test_weights_of_new_items_are_drawn_by_seed_epochs_and_items_so_far():
     model = small_model(adapt=None, learning_rate=1e-30, n_epochs=1, seed=3).fit(LOG)
     before = model.weights()
     weights = model.fit_more(NEW).weights()
@@ -51,7 +51,7 @@ def test_new_items_start_with_weights_that_seed_epochs_and_items_so_far_decide_a
     for name in ('Wx0', 'Wr0', 'Wz0', 'Wy'):
         fresh = (rng.rand(9, 4) * 2 * limit - limit).astype('float32')
         assert_array_equal(weights[name], np.concatenate([before[name], fresh]), err_msg=name)
-    assert np.abs(weights['By'][9:]).max() < 1e-29
+    assert np.abs(weights['By'][9:]).max() < 1e-29  # zero, and one step from it
 
 
 def test_retrain_is_the_releases_name_of_fit_more():
