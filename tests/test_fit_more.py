@@ -43,15 +43,16 @@ def test_items_that_the_new_data_does_not_have_keep_their_rows_and_their_optimis
         assert (kept == before[name]).all() == (name in per_item), name
 
 
-def test_weights_of_new_items_are_drawn_by_seed_epochs_and_items_so_far():
-    model = small_model(adapt=None, learning_rate=1e-30, n_epochs=1, seed=3).fit(LOG)
+def test_weights_of_new_items_are_drawn_by_seed_epochs_and_items_so_far_and_their_optimiser_starts_at_zero():
+    model = small_model(adapt=None, momentum=0.3, learning_rate=1e-30, n_epochs=1, seed=3).fit(LOG)
     before = model.weights()
-    weights = model.fit_more(NEW).weights()
+    weights, velocities = model.fit_more(NEW).weights(), model.optimizer_state()
     rng, limit = np.random.RandomState([3, 1, 9]), np.sqrt(6 / (18 + 4))  # seed, epochs, items; 18 items x 4 units
     for name in ('Wx0', 'Wr0', 'Wz0', 'Wy'):
         fresh = (rng.rand(9, 4) * 2 * limit - limit).astype('float32')
         assert_array_equal(weights[name], np.concatenate([before[name], fresh]), err_msg=name)
-    assert np.abs(weights['By'][9:]).max() < 1e-29  # zero, and one step from it
+        assert np.abs(velocities[f'vel_{name}'][9:]).max() < 1e-28  # of steps that are too small to move a weight
+    assert np.abs(weights['By'][9:]).max() < 1e-28
 
 
 def test_retrain_is_the_releases_name_of_fit_more():
