@@ -245,7 +245,8 @@ def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: 
         for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
             steps = []
             for position, starts in zip(*batches):
-                states = [H[position[active] >= 0] for H in states]  # a lane that falls idle stays idle
+                stays = position[active] >= 0  # a lane that falls idle stays idle
+                states = {name: H[stays] for name, H in states.items()}
                 active = position >= 0
                 position, starts = position[active], starts[active]
                 H, states = model.next_states(index[position], starts, states)

@@ -40,8 +40,8 @@ def minibatch_losses(model: GRU4Rec, data: pd.DataFrame) -> np.ndarray:
     def recording_loop(*step: Any, **options: Any) -> Callable:
         run = compile_loop(*step, **options)
 
-        def recorded(*sequences: np.ndarray) -> np.ndarray:
-            losses.append(run(*sequences))
+        def recorded(sequences: dict[str, np.ndarray]) -> np.ndarray:
+            losses.append(run(sequences))
             return losses[-1]
         return recorded
     with mock.patch.object(backends, 'compile_loop', recording_loop):

@@ -81,7 +81,7 @@ def test_a_finished_training_is_not_done_again_and_can_be_prolonged(tmp_path):
 def test_a_checkpoint_changes_nothing_and_is_written_no_more_often_than_asked(tmp_path, short_chunks, monkeypatch):
     written = []
     monkeypatch.setattr('gru4rec_pytensor.model_file.Checkpoint.write',
-                        lambda self, state, arrays: written.append(state['position']))
+                        lambda self, state, variables, streams: written.append(state['position']))
     model = small_model(**EVERYTHING).fit(LOG, checkpoint=tmp_path / 'checkpoint', every=1e9)
     assert_same_bits(state_of(model), state_of(small_model(**EVERYTHING).fit(LOG)))
     assert [position.epoch for position in written] == [3]

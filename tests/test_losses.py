@@ -94,11 +94,12 @@ def two_layers(masks):
     rows, states = rng.randn(4, 9), [rng.randn(4, 3), rng.randn(4, 2)]
 
     def expression(rows, state0, state1, *weights):
-        constants = masks and [pt.constant(mask) for mask in masks]
+        constants = masks and {f'mask{i}': pt.constant(mask) for i, mask in enumerate(masks)}
         settings = gru4rec.GRU4Rec([3, 2]).settings(n_items=5)
-        top, states = gru4rec.network(settings, dict(zip(values, weights)), {'W0': rows}, [state0, state1], constants)
-        assert top is states[-1]
-        return states
+        top, states = gru4rec.network(settings, dict(zip(values, weights)), {'W0': rows}, {'H0': state0, 'H1': state1},
+                                      constants)
+        assert top is states['H1']
+        return [states['H0'], states['H1']]
 
     def by_equations(gates, i):
         matrices = [values[f'{name}{i}'] for name in ('Wh', 'Whr', 'Whz')]

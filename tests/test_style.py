@@ -20,7 +20,7 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 TOP = 'gru4rec evaluation baselines preprocess_rsc15'
 ROOMS = 'backends events checks files terminal model_file recommend text_table click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
-    'gru4rec': 'backends events checks model_file recommend draws mrg parameters turns',
+    'gru4rec': 'activations arguments backends events checks model_file recommend draws parameters turns',
     'evaluation': 'gru4rec backends events checks',
     'baselines': 'events checks',
     'preprocess_rsc15': 'events synthetic files terminal checks',
@@ -31,14 +31,16 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'files': '',
     'terminal': '',
     'mrg': '',
+    'activations': '',
+    'arguments': 'activations checks',
     'draws': 'mrg',
-    'model_file': 'files',
+    'model_file': 'checks files',
     'recommend': 'events checks',
     'turns': '',
     'text_table': 'files',
     'click_log': 'events checks files text_table',
     'synthetic': 'events checks',
-    'parameters': '',
+    'parameters': 'arguments checks',
     'later': 'gru4rec evaluation events checks parameters',
     'experiments': f'{TOP} {ROOMS} parameters',
     'cli': f'{TOP} {ROOMS}',

@@ -250,8 +250,8 @@ def test_the_session_input_is_the_discounted_sum_of_one_of_n_codes_of_length_one
     table = np.random.RandomState(0).randn(4, 5)
     history = np.full((1, gru4rec.history_length(decay)), -1, np.int32)
     for k, event in enumerate(events):
-        read = gru4rec.session_input(pt.constant([event]), pt.constant([k == 0]), [pt.constant(history)], decay)
-        history = read.history[0].eval()
+        read = gru4rec.session_input(pt.constant([event]), pt.constant([k == 0]), pt.constant(history), decay)
+        history = read.history['history'].eval()
     dense = np.zeros(4)
     dense[list(expected)] = list(expected.values())
     assert_allclose(read.product(pt.constant(table)[read.rows]).eval()[0], dense / np.linalg.norm(dense) @ table,

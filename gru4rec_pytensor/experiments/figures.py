@@ -22,7 +22,7 @@ from pytensor.scalar.basic import Composite
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 
-from gru4rec import UNITS, GRU4Rec, Settings, recurrent_names, session_parallel_minibatches, weight_layout
+from gru4rec import UNITS, GRU4Rec, Settings, session_parallel_minibatches, weight_layout
 from gru4rec_pytensor.events import session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.page import PLOT_SETTINGS, draw_losses, line_style, svg_of
@@ -131,7 +131,7 @@ def layers_of(settings: Settings) -> list[tuple[str, str, bool]]:
     if settings.embedding:
         boxes.append(('embedding', described(['E']), False))
     for i, n in enumerate(settings.layers):
-        names = [f'W{i}', *[f'W{name}{i}' for name in recurrent_names(UNITS[settings.unit])], f'I{i}']
+        names = [f'W{i}', *[f'W{name}{i}' for name in UNITS[settings.unit].recurrent], f'I{i}']
         boxes.append((f'{settings.unit.upper()} layer, {n:,} units', described(names), True))
     for j, n in enumerate(settings.feedforward):
         boxes.append((f'feed-forward layer, {n:,} units, {settings.hidden_act}', described([f'Wd{j}']), False))
