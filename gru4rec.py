@@ -51,15 +51,7 @@ from gru4rec_pytensor.activations import (
     relu,
     scaled_elu,
 )
-from gru4rec_pytensor.arguments import (
-    Arguments,
-    argument_names,
-    changed_arguments,
-    check_masks,
-    checked_negatives,
-    plain_arguments,
-    warn_of_constant_loss,
-)
+from gru4rec_pytensor.arguments import Arguments, argument_names, changed_arguments, plain_arguments
 from gru4rec_pytensor.backends import FLOAT, Variables, free_arrays, shared
 from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number, first_few, warn
 from gru4rec_pytensor.events import (
@@ -472,22 +464,6 @@ def sampled_scores(H: Symbol, output_rows: Symbol, output_bias: Symbol, final_ac
     return final_act(H @ output_rows.T + output_bias)
 
 
-def log_popularity(settings: Settings, log_counts: Symbol, target: Symbol, negatives: list[Symbol]) -> Symbol:
-    """Return what ``logq`` takes off the scores, (B + n,): logq times the log of how often an item is drawn.
-
-    That is in proportion to its events in the training data among targets, and to their power `sample_alpha` among
-    additional negatives.  Only differences between columns count in a softmax.
-    """
-    drawn = [log_counts[target], *[np.float32(settings.sample_alpha) * log_counts[sample] for sample in negatives]]
-    return np.float32(settings.logq) * pt.concatenate(drawn)
-
-
-def with_other_negatives(scores: Symbol) -> Symbol:
-    """Return the scores of the others, own targets on the diagonal, from those of B targets and B others, (B, 2B)."""
-    n = scores.shape[0]
-    return pt.switch(pt.eq(pt.arange(n)[:, None], pt.arange(n)), scores[:, :n], scores[:, n:])
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses (section 3.1.3); each takes the (B, B + n) matrix of activated scores, the lanes' own targets on its diagonal
 # ---------------------------------------------------------------------------------------------------------------------
@@ -761,18 +737,6 @@ def training_step(settings: Settings, events: Symbol, variables: Variables, stat
     return {'position': position, 'starts': starts, **masks, **negatives}, loss, updates
 
 
-def shared_rates(settings: Settings) -> dict[str, Any]:
-    """Return learning rate, momentum, decay, L2, BPR-max's regularisation, and the scales of what dropout keeps.
-
-    They are variables, not constants, so that the code compiled for one learning rate serves for others, too.
-    """
-    rates = {name: np.array(getattr(settings, name), FLOAT)
-             for name in ('learning_rate', 'momentum', 'decay', 'lmbd', 'bpreg')}
-    for name, p in (('kept_scale', settings.dropout_p_hidden), ('kept_scale_embed', settings.dropout_p_embed)):
-        rates[name] = np.array(1, FLOAT) / np.array(1 - p, FLOAT)
-    return {name: shared(name, np.array(value)) for name, value in rates.items()}
-
-
 def reset(states: Symbols, starts: Symbol, reset_after_session: bool = True) -> Symbols:
     """Return the lanes' states with zeros where a session starts; a history, whose input does that, as it is."""
     if not reset_after_session:
@@ -783,9 +747,6 @@ def reset(states: Symbols, starts: Symbol, reset_after_session: bool = True) -> 
 def used_parameters(settings: Settings, weights: Symbols, read: InputRows, lanes: Symbol | None,
                     scored: Symbol) -> tuple[dict[str, Parameter], Symbols, Symbol]:
     """Return all weights as the update rules see them, and what the mini-batch reads of them.
-
-    Where input and output share one matrix there is one list of occurrences: inputs, then targets, then additional
-    negatives; so that there is one accumulator, and each occurrence is one step.
 
     Returns
     -------
@@ -806,15 +767,9 @@ def used_parameters(settings: Settings, weights: Symbols, read: InputRows, lanes
         parameters[name] = Parameter(weights[name], weights[name][read.rows], read.rows, of_input)
     for name in ('Wy', 'By'):
         parameters[name] = Parameter(weights[name], weights[name][scored], scored, of_scored)
-    if not settings.constrained_embedding:
-        return parameters, {name: parameters[name].value for name in input_tables(settings)}, parameters['Wy'].value
-    W, rows, changes = weights['Wy'], [read.rows, scored], [of_input, of_scored]
-    parts = W[read.rows], W[scored]
-    if of_input is not None or of_scored is not None:
-        changes = [pt.ones(n.type.shape, 'bool') if part is None else part for part, n in zip(changes, rows)]
-    parameters['Wy'] = Parameter(W, pt.concatenate(parts), pt.concatenate(rows),
-                                 None if None in changes else pt.concatenate(changes), parts)
-    return parameters, {'Wy': parts[0]}, parts[1]
+    if settings.constrained_embedding:
+        return with_one_item_matrix(parameters, read, scored, of_input, of_scored)
+    return parameters, {name: parameters[name].value for name in input_tables(settings)}, parameters['Wy'].value
 
 
 def gradients_of(loss: Symbol, parameters: list[Parameter]) -> list[Symbol]:
@@ -841,6 +796,50 @@ def updates_of(settings: Settings, rates: Symbols, parameter: Parameter, gradien
     if settings.momentum:
         return updates | momentum_step(parameter, step, vel, rates['momentum'])
     return updates | sgd(parameter, step)
+
+
+def shared_rates(settings: Settings) -> dict[str, Any]:
+    """Return learning rate, momentum, decay, L2, BPR-max's regularisation, and the scales of what dropout keeps.
+
+    They are variables, not constants, so that the code compiled for one learning rate serves for others, too.
+    """
+    rates = {name: np.array(getattr(settings, name), FLOAT)
+             for name in ('learning_rate', 'momentum', 'decay', 'lmbd', 'bpreg')}
+    for name, p in (('kept_scale', settings.dropout_p_hidden), ('kept_scale_embed', settings.dropout_p_embed)):
+        rates[name] = np.array(1, FLOAT) / np.array(1 - p, FLOAT)
+    return {name: shared(name, np.array(value)) for name, value in rates.items()}
+
+
+def with_one_item_matrix(parameters: dict[str, Parameter], read: InputRows, scored: Symbol, of_input: Symbol | None,
+                         of_scored: Symbol | None) -> tuple[dict[str, Parameter], Symbols, Symbol]:
+    """Return what `used_parameters` does where input and output share ``Wy`` (constrained embedding, 2018).
+
+    There is one list of occurrences: inputs, then targets, then additional negatives; so that there is one accumulator,
+    and each occurrence is one step.
+    """
+    W, rows, changes = parameters['Wy'].weight, [read.rows, scored], [of_input, of_scored]
+    parts = W[read.rows], W[scored]
+    if of_input is not None or of_scored is not None:
+        changes = [pt.ones(n.type.shape, 'bool') if part is None else part for part, n in zip(changes, rows)]
+    parameters['Wy'] = Parameter(W, pt.concatenate(parts), pt.concatenate(rows),
+                                 None if None in changes else pt.concatenate(changes), parts)
+    return parameters, {'Wy': parts[0]}, parts[1]
+
+
+def log_popularity(settings: Settings, log_counts: Symbol, target: Symbol, negatives: list[Symbol]) -> Symbol:
+    """Return what ``logq`` takes off the scores, (B + n,): logq times the log of how often an item is drawn.
+
+    That is in proportion to its events in the training data among targets, and to their power `sample_alpha` among
+    additional negatives.  Only differences between columns count in a softmax.
+    """
+    drawn = [log_counts[target], *[np.float32(settings.sample_alpha) * log_counts[sample] for sample in negatives]]
+    return np.float32(settings.logq) * pt.concatenate(drawn)
+
+
+def with_other_negatives(scores: Symbol) -> Symbol:
+    """Return the scores of the others, own targets on the diagonal, from those of B targets and B others, (B, 2B)."""
+    n = scores.shape[0]
+    return pt.switch(pt.eq(pt.arange(n)[:, None], pt.arange(n)), scores[:, :n], scores[:, n:])
 
 
 def prediction_step(settings: Settings, weights: Symbols) -> tuple[Symbols, Symbols]:
@@ -888,23 +887,6 @@ def initial_states(settings: Settings, batch_size: int) -> dict[str, np.ndarray]
     """Return the states of sessions before their first event: zeros, (batch_size, H); a history is -1 throughout."""
     return {name: np.full((batch_size, width), -1 if name == HISTORY else 0, dtype)
             for name, (width, dtype) in state_shapes(settings).items()}
-
-
-def join_gates(arrays: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-    """Join arrays under the release's names to those of `weight_layout`; none to none."""
-    if not arrays:
-        return {}
-    return OrderedDict((name, np.hstack([arrays[part] for part in parts]))
-                       for name, (parts, _shape) in weight_layout(settings).items())
-
-
-def split_gates(variables: dict[str, Any], settings: Settings) -> dict[str, np.ndarray]:
-    """Copy the values of shared variables to arrays under the release's names: the inverse of `join_gates`."""
-    layout, arrays = weight_layout(settings), {}
-    for name, variable in variables.items():
-        value, parts = np.asarray(variable.get_value(borrow=True)), layout[name][0]
-        arrays.update({part: array.copy() for part, array in zip(parts, np.split(value, len(parts), axis=-1))})
-    return arrays
 
 
 def random_inputs(settings: Settings, item_counts: np.ndarray, fixed_masks: list | None = None,
@@ -1064,17 +1046,15 @@ class GRU4Rec(Arguments):
         ----------
         data : frame with the columns `session_key`, `item_key`, `time_key`; one row an event, in any order.  Rows are
             sorted by session and time; for events of a session with equal times see `equal_times`
-        retrain : True goes on from the weights as they are, as the release does: see `fit_more`
-        dropout_masks : for comparing implementations: a 0/1 array (batch_size, units) for each layer, with
-            dropout_p_embed one of (batch_size, width of the embedding) before them, used in every mini-batch instead of
-            random ones
+        retrain : True continues from the weights as they are, as the release does: see `fit_more`
+        dropout_masks : for comparing implementations: a 0/1 array (batch_size, columns) for each of `mask_layout`, used
+            in every mini-batch instead of random ones
         sampled_negatives : likewise, int (mini-batches of all epochs, n_sample), item indices instead of drawn ones
         callback : called with a `Progress` after each chunk of mini-batches
-        checkpoint : path of a file that is written at the end, and after a chunk of mini-batches when `every` seconds
-            have passed since the last time.  Where it is there already, the training goes on from it: after an
-            interruption at any moment, the same call ends with the same bits as one without (for what that takes of the
-            compiler see `backends.add_code_on_disk`).  ValueError if it belongs to other data or arguments; `n_epochs`
-            alone may differ
+        checkpoint : path of a file that is written at the end, and after a chunk when `every` seconds have passed since
+            the last time.  Where it exists, the training continues from it: after an interruption at any moment, the
+            same call ends with the same bits as one without.  ValueError if it belongs to other data or arguments;
+            `n_epochs` alone may differ
         every : seconds
         threads : number of BLAS's threads, on a CPU; None for one, or for that of the checkpoint.  From about 500 units
             on two threads are faster; they add up in another order, so that last digits change, and in ten epochs more
@@ -1098,14 +1078,14 @@ class GRU4Rec(Arguments):
         item_index, items = index_by_appearance(data[self.item_key])
         rows, offsets = self._session_order(data, item_index)
         settings = self.settings(len(items))
-        check_masks(dropout_masks, [(self.batch_size, width) for width, _kept in mask_layout(settings).values()])
-        warn_of_constant_loss(self, len(items))
+        arguments.check_masks(dropout_masks, self.batch_size, mask_layout(settings))
+        arguments.warn_of_constant_loss(self, len(items))
         rng = np.random.RandomState(self.seed)
         weights = initial_weights(settings, rng)
         negatives = None
         if sampled_negatives is not None:
             chunks = itertools.chain(*self._epochs(settings, offsets, copy.deepcopy(rng), self.n_epochs))
-            negatives = checked_negatives(sampled_negatives, sum(len(chunk.starts) for chunk in chunks),
+            negatives = arguments.checked_negatives(sampled_negatives, sum(len(chunk.starts) for chunk in chunks),
                                           self.n_sample, len(items))
         events = item_index[rows]
         file = None
@@ -1125,11 +1105,10 @@ class GRU4Rec(Arguments):
                  callback: Callable[[Progress], None] | None = None, threads: int | None = None) -> GRU4Rec:
         """Continue the training on other events, from the weights and the optimiser's state as they are.
 
-        Items that are new get fresh rows after the old ones, drawn as the first ones were, and an empty state of the
-        optimiser.  This is for keeping a model up to date with the last day's sessions in a fraction of the time that
-        training anew takes.  What `data` does not have is slowly forgotten, and adagrad's steps have become small for
-        items that were frequent: train anew, on all of the data, when most items are new, or when accuracy on the
-        newest sessions falls behind that of a model trained anew.
+        New items get rows after the old ones, drawn as the first ones were, and an empty state of the optimiser.  This
+        keeps a model up to date with the last day's sessions in a fraction of the time of a new training.  What `data`
+        does not have is slowly forgotten, and adagrad's steps have become small for items that were frequent: train
+        from scratch when most items are new, or when accuracy on the newest sessions falls behind such a training.
 
         Parameters
         ----------
@@ -1157,7 +1136,7 @@ class GRU4Rec(Arguments):
             unknown = pd.unique(ids[self._index_of.get_indexer(ids) < 0])
             item_index = IdIndex(np.concatenate([self.items_, unknown])).get_indexer(ids)
             rows, offsets = self._session_order(data, item_index)
-            warn_of_constant_loss(self, self.n_items + len(unknown))
+            arguments.warn_of_constant_loss(self, self.n_items + len(unknown))
             losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
             rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
             self._add_items(unknown, rng)
@@ -1256,8 +1235,8 @@ class GRU4Rec(Arguments):
             if not position.chunks:
                 for name, state in initial_states(settings, self.batch_size).items():
                     states[name].set_value(state)
-            left = with_last(itertools.islice(chunks, position.chunks, None))
-            for (chunk, is_last), random, random_state in draws.with_random_inputs(
+            left = itertools.islice(chunks, position.chunks, None)
+            for chunk, random, random_state, is_last in draws.with_random_inputs(
                     left, drawn, ahead=self.backend_ == 'jax', with_state=checkpoint is not None):
                 losses = run(chunk._asdict() | random)
                 position = position.after(losses, chunk)
@@ -1286,22 +1265,18 @@ class GRU4Rec(Arguments):
     def weights(self) -> dict[str, np.ndarray]:
         """Return copies of all weights, float32, under the release's names.
 
-        ``Wx{i}, Wr{i}, Wz{i}`` (inputs, H), ``Wh{i}, Whr{i}, Whz{i}`` (H, H), ``Bh{i}, Br{i}, Bz{i}`` (H,) for layer
-        i, ``Wy`` (n_items, H), ``By`` (n_items,).  Rows of ``Wx0, Wr0, Wz0, Wy, By`` are in item index order.
-
-        Of the variants: LSTM units have the gates i, f, o instead of r, z, and plain ones have none; ``E`` (n_items,
-        embedding); ``Ix{i}, Ir{i}, Iz{i}`` from the input to layer i; ``Wd{j}`` (inputs, units) and ``Bd{j}`` of
-        feed-forward layer j.
+        `weight_layout` lists them with their shapes: ``Wx{i}, Wr{i}, Wz{i}, Wh{i}, Whr{i}, Whz{i}, Bh{i}, Br{i}, Bz{i}``
+        of layer i, ``Wy`` and ``By``.  Rows of ``Wx0, Wr0, Wz0, Wy, By`` are in item index order.
         """
         self._check_trained()
         with self.in_use():
-            return split_gates(self.variables_.weights, self.settings())
+            return model_file.split_parts(self.variables_.weights, weight_layout(self.settings()))
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """Return copies of all accumulators, ``acc_NAME``, and velocities, ``vel_NAME``, if the rule has them."""
         self._check_trained()
         with self.in_use():
-            acc, vel = (split_gates(group, self.settings()) for group in self.variables_[1:])
+            acc, vel = (model_file.split_parts(group, weight_layout(self.settings())) for group in self.variables_[1:])
         return {f'acc_{name}': value for name, value in acc.items()} | {
             f'vel_{name}': value for name, value in vel.items()}
 
@@ -1366,12 +1341,11 @@ class GRU4Rec(Arguments):
             model = cls._of_arguments(saved.arguments | ({'backend': backend} if backend else {}))
             check_arguments(model)
             settings = model.settings(len(saved.items))
-            shapes = {part: shape for parts, shape in weight_layout(settings).values() for part in parts}
-            saved.check_arrays(shapes, acc=model.adapt in ('adagrad', 'rmsprop'), vel=bool(model.momentum))
+            layout = weight_layout(settings)
+            saved.check_arrays(layout, acc=model.adapt in ('adagrad', 'rmsprop'), vel=bool(model.momentum))
         model.backend_ = backends.resolve(model.backend)
         model._set_items(saved.items, saved.item_counts)
-        groups = [join_gates({name: value.astype(FLOAT) for name, value in group.items()}, settings)
-                  for group in (saved.weights, saved.acc, saved.vel)]
+        groups = [model_file.join_parts(group, layout, FLOAT) for group in (saved.weights, saved.acc, saved.vel)]
         model._set_variables(Variables.of(settings, *groups))
         model.epoch_losses_ = saved.epoch_losses
         return model
@@ -1421,19 +1395,10 @@ class GRU4Rec(Arguments):
 
     def next_item_counts(self, items: np.ndarray, starts: np.ndarray, targets: np.ndarray, states: dict,
                          candidates: np.ndarray | None = None) -> tuple[dict, list[np.ndarray]]:
-        """Return `next_states` after K mini-batches and how the targets rank, computed in one call on a device by JAX.
+        """Return the states after K mini-batches and the counts of `JaxRanks`, computed in one call on a device by JAX.
 
-        Parameters
-        ----------
-        items, targets : int64 (K, B), item indices of the events and of those after them
-        starts : bool (K, B), True where a session starts
-        states : as `initial_states` or the last call returned them
-        candidates : int64 (M,), indices of the items among which the targets are ranked; all when None
-
-        Returns
-        -------
-        states; int64 (K, B): how many candidates other than the target have a higher activated score, and how many the
-        same; bool (K, B): where the target's score is not a number
+        `items`, `targets` and `starts` are (K, B), `candidates` (M,) the indices of the items among which the targets
+        are ranked, or None for all.
         """
         with self.in_use():
             output = self._device_output()
@@ -1568,15 +1533,6 @@ class GRU4Rec(Arguments):
         self._check_trained()
         if self.error_during_train:
             raise RuntimeError('training of this GRU4Rec stopped at a loss that is not finite: it cannot predict')
-
-
-def with_last(values: Iterator) -> Iterator[tuple]:
-    """Yield each of the values, and whether it is the last one."""
-    for value in values:
-        for following in values:
-            yield value, False
-            value = following
-        yield value, True
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -156,8 +156,9 @@ def check_combinations(model: Arguments) -> None:
                          'drop_tail=False no mini-batch to train on: use a larger batch_size, or n_sample')
 
 
-def check_masks(dropout_masks: list | None, shapes: list[tuple[int, int]]) -> None:
-    """Raise ValueError unless fixed masks, if there are any, have the shapes that the network needs."""
+def check_masks(dropout_masks: list | None, batch_size: int, layout: dict[str, tuple[int, float]]) -> None:
+    """Raise ValueError unless fixed masks, if there are any, have the shapes of `gru4rec.mask_layout`."""
+    shapes = [(batch_size, width) for width, _kept in layout.values()]
     if dropout_masks is not None and ([np.shape(mask) for mask in dropout_masks] != shapes or not shapes):
         raise ValueError('dropout_masks needs dropout_p_hidden > 0 and an array for each layer, with dropout_p_embed '
                          f'> 0 one for the embedding before them, of the shapes {shapes}; got '

@@ -23,6 +23,7 @@ import pandas as pd
 from gru4rec_pytensor.checks import warn
 from gru4rec_pytensor.files import atomic_file, check_writable
 
+Layout = dict[str, tuple[list[str], tuple[int, ...]]]  # of weights, see `gru4rec.weight_layout`
 FORMAT, VERSION = 'gru4rec-pytensor', 1
 HEADER = 'header.json'
 
@@ -85,8 +86,9 @@ class SavedModel(NamedTuple):
     acc: dict[str, np.ndarray]
     vel: dict[str, np.ndarray]
 
-    def check_arrays(self, shapes: dict[str, tuple], acc: bool, vel: bool) -> None:
-        """Raise ValueError unless weights and, with `acc` and `vel`, the optimiser's state have these shapes."""
+    def check_arrays(self, layout: Layout, acc: bool, vel: bool) -> None:
+        """Raise ValueError unless weights and, with `acc` and `vel`, the optimiser's state have the layout's shapes."""
+        shapes = {part: shape for parts, shape in layout.values() for part in parts}
         for kind, group, is_there in (('', self.weights, True), ('acc_', self.acc, acc), ('vel_', self.vel, vel)):
             if group.keys() != (shapes.keys() if is_there else set()):
                 raise ValueError(f'has {kind}{sorted(group)}, and should have {sorted(shapes) if is_there else "none"}')
@@ -128,6 +130,22 @@ def refused_unless_model(path: str | os.PathLike) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, StopIteration) as error:
         raise ValueError(f'{path}: not a model of this package ({type(error).__name__}: {error})') from None
+
+
+def join_parts(arrays: dict[str, np.ndarray], layout: Layout, dtype: str) -> dict[str, np.ndarray]:
+    """Join arrays under the release's names to the weights of a layout; none to none."""
+    if not arrays:
+        return {}
+    return {name: np.hstack([arrays[part].astype(dtype) for part in parts]) for name, (parts, _shape) in layout.items()}
+
+
+def split_parts(variables: dict[str, Any], layout: Layout) -> dict[str, np.ndarray]:
+    """Copy the values of shared variables to arrays under the release's names: the inverse of `join_parts`."""
+    arrays = {}
+    for name, variable in variables.items():
+        value, parts = np.asarray(variable.get_value(borrow=True)), layout[name][0]
+        arrays.update({part: array.copy() for part, array in zip(parts, np.split(value, len(parts), axis=-1))})
+    return arrays
 
 
 def rounded(name: str, weight: np.ndarray, dtype: str) -> np.ndarray:

@@ -25,6 +25,7 @@ from numpy_gru4rec import NumpyGRU4Rec, minibatches
 import evaluation
 import gru4rec
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import arguments as argument_checks
 
 LOG = few_items_log()
 
@@ -209,7 +210,7 @@ def test_a_loss_is_constant_where_the_warning_says_so_and_nowhere_else(loss, bat
     model = small_model(loss=loss, batch_size=batch_size)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        gru4rec.warn_of_constant_loss(model, 10)
+        argument_checks.warn_of_constant_loss(model, 10)
     assert len(caught) == (not moved >= 1e-3)  # a softmax over no negatives is not a number
 
 

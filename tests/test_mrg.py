@@ -141,14 +141,15 @@ def test_what_is_drawn_ahead_is_what_is_drawn_in_turn_and_so_is_the_state_after_
     offsets = np.arange(0, 400, 4)
 
     def drawn(ahead, with_state=True):
-        chunks = gru4rec.with_last(gru4rec.session_parallel_minibatches(offsets, 4, chunk=7))
+        chunks = gru4rec.session_parallel_minibatches(offsets, 4, chunk=7)
         random_inputs = gru4rec.random_inputs(settings, np.ones(9, int))
         return list(draws.with_random_inputs(chunks, random_inputs, ahead, with_state))
     in_turn, before = drawn(False), drawn(True)
-    assert not any(state for *_drawn, state in drawn(False, with_state=False))
+    assert not any(state for _chunk, _inputs, state, _is_last in drawn(False, with_state=False))
+    assert [is_last for *_drawn, is_last in in_turn] == [False] * (len(in_turn) - 1) + [True]
     assert len(in_turn) == len(before) > 3
-    for ((batches, is_last), inputs, state), ((other_batches, other_last), others, other_state) in zip(in_turn, before):
-        assert_array_equal(other_batches.position, batches.position)
+    for (chunk, inputs, state, is_last), (other_chunk, others, other_state, other_last) in zip(in_turn, before):
+        assert_array_equal(other_chunk.position, chunk.position)
         assert other_last == is_last
         assert inputs.keys() == others.keys() == {'mask0', 'mask1', 'negatives'}
         for name in inputs:

@@ -415,7 +415,7 @@ def test_a_second_training_is_refused_while_the_first_one_tells_new_items_from_o
             inside.set()
             assert go_on.wait(60)
 
-    monkeypatch.setattr(gru4rec, 'warn_of_constant_loss', slow_at_first)
+    monkeypatch.setattr('gru4rec.arguments.warn_of_constant_loss', slow_at_first)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(model.fit_more, OTHER_LOG)
         assert inside.wait(60)
