@@ -1265,7 +1265,7 @@ class GRU4Rec(Arguments):
     def weights(self) -> dict[str, np.ndarray]:
         """Return copies of all weights, float32, under the release's names.
 
-        `weight_layout` lists them with their shapes: ``Wx{i}, Wr{i}, Wz{i}, Wh{i}, Whr{i}, Whz{i}, Bh{i}, Br{i}, Bz{i}``
+        `weight_layout` lists them with shapes: ``Wx{i}, Wr{i}, Wz{i}, Wh{i}, Whr{i}, Whz{i}, Bh{i}, Br{i}, Bz{i}``
         of layer i, ``Wy`` and ``By``.  Rows of ``Wx0, Wr0, Wz0, Wy, By`` are in item index order.
         """
         self._check_trained()
