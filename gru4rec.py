@@ -24,7 +24,7 @@ import itertools
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ import pytensor.tensor as pt
 from numpy.typing import ArrayLike
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor import arguments, backends, draws, model_file
+from gru4rec_pytensor import arguments, backends, draws, model_file, port
 from gru4rec_pytensor.activations import (
     ACTIVATIONS,
     NUMPY_ACTIVATIONS,
@@ -148,6 +148,24 @@ def lstm_step(gates: Symbol, C: Symbol, H: Symbol, Wh: Symbol, Whi: Symbol, Whf:
     return C, o * hidden_act(C)
 
 
+def gru_after_step(gates: Symbol, H: Symbol, Wh: Symbol, Whr: Symbol, Whz: Symbol, BH: Symbol,
+                   hidden_act: Callable) -> Symbol:
+    """New hidden state of the GRU of cuDNN and PyTorch's ``GRUCell``, in which the reset gate acts after the product.
+
+        r, z as in `gru_step`, with a second bias each
+        n = act(W x + b + r * (U h + c))    candidate, c the second bias
+        h' = (1 - z) * n + z * h            new state: z keeps, where it replaces in the paper
+
+    `BH`, symbolic (3H,), are the second biases, [h | r | z]; the others are those of `gru_step`.
+    """
+    gate_h, gate_r, gate_z = pt.split(gates, [H.shape[1]] * 3, n_splits=3, axis=1)
+    c_h, c_r, c_z = pt.split(BH, [H.shape[1]] * 3, n_splits=3)
+    r = pt.sigmoid(gate_r + H @ Whr + c_r)
+    z = pt.sigmoid(gate_z + H @ Whz + c_z)
+    candidate = hidden_act(gate_h + r * (H @ Wh + c_h))
+    return (1 - z) * candidate + z * H
+
+
 def rnn_step(gates: Symbol, H: Symbol, Wh: Symbol, hidden_act: Callable) -> Symbol:
     """h' = act(W x + U h): new state of a unit without gates (equation 1), which section 4.2 compares with."""
     return hidden_act(gates + H @ Wh)
@@ -159,19 +177,22 @@ class Unit(NamedTuple):
     gates : a letter for each gate, in the order in which they stand side by side; 'h' is the candidate, and the others
         are those of the weights' names: ``Wr0, Whr0, Br0``
     states : letters of the states that a layer carries to the next event; the last, 'H', is its output
-    step : (gates, states..., recurrent matrices..., activation) -> new states
+    step : (gates, states..., recurrent matrices..., second biases if it has some, activation) -> new states
+    two_biases : whether the recurrent part has biases of its own, ``Bhh0, Bhr0, Bhz0``
     """
     gates: str
     states: str
     step: Callable
+    two_biases: bool = False
 
     @property
     def recurrent(self) -> list[str]:
-        """Names of the recurrent matrices, without W and the number of the layer: 'h', 'hr', 'hz'."""
-        return ['h', *[f'h{gate}' for gate in self.gates[1:]]]
+        """Names of the recurrent weights, without the layer's number: 'Wh', 'Whr', 'Whz' and, of two biases, 'BH'."""
+        return ['Wh', *[f'Wh{gate}' for gate in self.gates[1:]], *['BH'] * self.two_biases]
 
 
-UNITS = {'gru': Unit('hrz', 'H', gru_step), 'lstm': Unit('hifo', 'CH', lstm_step), 'rnn': Unit('h', 'H', rnn_step)}
+UNITS = {'gru': Unit('hrz', 'H', gru_step), 'lstm': Unit('hifo', 'CH', lstm_step), 'rnn': Unit('h', 'H', rnn_step),
+         'gru-after': Unit('hrz', 'H', gru_after_step, two_biases=True)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,8 +283,8 @@ def network(settings: Settings, weights: Symbols, products: Symbols, states: Sym
         gates = top @ weights[f'W{i}'] if i else input_times('W0')  # (B, gates x H)
         if i and settings.input_to_all_layers:
             gates = gates + input_times(f'I{i}')
-        new = unit.step(gates + weights[f'B{i}'], *[states[f'{state}{i}'] for state in unit.states],
-                        *[weights[f'W{name}{i}'] for name in unit.recurrent], act)
+        recurrent = [weights[f'{name}{i}'] for name in unit.recurrent]
+        new = unit.step(gates + weights[f'B{i}'], *[states[f'{state}{i}'] for state in unit.states], *recurrent, act)
         *cells, h = new if len(unit.states) > 1 else [new]
         top = dropped(h, i)  # (B, H)
         new_states.update((f'{state}{i}', value) for state, value in zip(unit.states, [*cells, top]))
@@ -303,7 +324,8 @@ def weight_layout(settings: Settings) -> dict[str, tuple[list[str], tuple[int, .
         if i and settings.input_to_all_layers:
             layout[f'I{i}'] = [f'I{gate}{i}' for gate in 'x' + unit.gates[1:]], (n_inputs, n)
         for name in unit.recurrent:
-            layout[f'W{name}{i}'] = [f'W{name}{i}'], (n, n)
+            second_biases = [f'Bh{gate}{i}' for gate in unit.gates], (n,)
+            layout[f'{name}{i}'] = second_biases if name == 'BH' else ([f'{name}{i}'], (n, n))
         layout[f'B{i}'] = [f'B{gate}{i}' for gate in unit.gates], (n,)
         n_below = n
     for j, n in enumerate(settings.feedforward):
@@ -618,7 +640,8 @@ class Parameter(NamedTuple):
     """A weight as an update rule sees it: all of it, or the rows that the mini-batch used.
 
     Rows are counted by occurrence: an item that stands twice in the mini-batch has two entries, each with a gradient
-    of its own, and those are not summed before the rule is applied.  That is what the release computes.
+    of its own, and those are not summed before the rule is applied.  That is what the release computes; for the other
+    way see `with_repeats_summed`.
     """
     weight: Symbol  # shared variable
     value: Symbol  # the symbolic value that the loss depends on: `weight`, or `weight[rows]`
@@ -730,6 +753,9 @@ def training_step(settings: Settings, events: Symbol, variables: Variables, stat
 
     updates = OrderedDict((states[name], value) for name, value in (read.history | new_states).items())
     gradients = gradients_of(loss, [*parameters.values()])
+    if settings.repeats == 'sum':
+        for k, (name, parameter) in enumerate(parameters.items()):
+            parameters[name], gradients[k] = with_repeats_summed(parameter, gradients[k])
     if settings.grad_cap:
         gradients = capped(gradients, settings.grad_cap)
     for (name, parameter), gradient in zip(parameters.items(), gradients):
@@ -824,6 +850,20 @@ def with_one_item_matrix(parameters: dict[str, Parameter], read: InputRows, scor
     parameters['Wy'] = Parameter(W, pt.concatenate(parts), pt.concatenate(rows),
                                  None if None in changes else pt.concatenate(changes), parts)
     return parameters, {'Wy': parts[0]}, parts[1]
+
+
+def with_repeats_summed(parameter: Parameter, gradient: Symbol) -> tuple[Parameter, Symbol]:
+    """Return a parameter whose distinct rows are updated once each, by the sum of their occurrences' gradients.
+
+    That is how the authors' PyTorch code, with its sparse gradients, applies every rule.  The sum stands at a row's
+    last occurrence, with zeros at the others, which change nothing.
+    """
+    if parameter.rows is None:
+        return parameter, gradient
+    counts = pt.ones(parameter.rows.type.shape, 'bool') if parameter.changes is None else parameter.changes
+    sums, is_last = backends.summed_repeats(gradient, parameter.rows, counts)
+    shape = (-1, 1) if gradient.type.ndim == 2 else (-1,)
+    return parameter._replace(changes=is_last), pt.switch(pt.reshape(is_last, shape), sums, np.float32(0))
 
 
 def log_popularity(settings: Settings, log_counts: Symbol, target: Symbol, negatives: list[Symbol]) -> Symbol:
@@ -951,7 +991,7 @@ class GRU4Rec(Arguments):
     input_mode : 'item' for the event's item, or 'session' for all of the session so far, discounted and normalised
     session_decay : how much an event still counts after one more event, with input_mode='session'
     embedding : width of an embedding between the input and the first layer; None for none
-    unit : 'gru', 'lstm' or 'rnn'
+    unit : 'gru', 'lstm', 'rnn', or 'gru-after', the GRU of PyTorch and cuDNN
     input_to_all_layers : connect the input to the deeper layers too
     feedforward : units of feed-forward layers between the last recurrent layer and the output
     negatives : 'minibatch' for the targets of the other lanes, so that items are drawn in proportion to their
@@ -965,6 +1005,8 @@ class GRU4Rec(Arguments):
     logq : how much of the log of an item's popularity is taken off its scores in training, see `log_popularity`
     constrained_embedding : the input is embedded by the output's matrix ``Wy``
     dropout_p_embed : probability with which a column of an embedded input is dropped, 0 <= p < 1
+    repeats : 'each' for one step for each occurrence of an item in a mini-batch, as in both Theano releases, or 'sum'
+        for one step with the sum of their gradients, as in the authors' PyTorch code
     time_sort : use the sessions in the order of their first events' times, not of their ids
     drop_tail : end an epoch as soon as a lane finds no session, as the 2016 release does; False lets the lanes leave
         one by one, as the later release does; `epoch_losses_` are then means weighted by the lanes at work, and
@@ -1340,15 +1382,52 @@ class GRU4Rec(Arguments):
         with model_file.refused_unless_model(path):
             model = cls._of_arguments(saved.arguments | ({'backend': backend} if backend else {}))
             check_arguments(model)
-            settings = model.settings(len(saved.items))
-            layout = weight_layout(settings)
-            saved.check_arrays(layout, acc=model.adapt in ('adagrad', 'rmsprop'), vel=bool(model.momentum))
-        model.backend_ = backends.resolve(model.backend)
-        model._set_items(saved.items, saved.item_counts)
-        groups = [model_file.join_parts(group, layout, FLOAT) for group in (saved.weights, saved.acc, saved.vel)]
-        model._set_variables(Variables.of(settings, *groups))
-        model.epoch_losses_ = saved.epoch_losses
-        return model
+            saved.check_arrays(weight_layout(model.settings(len(saved.items))),
+                               acc=model.adapt in ('adagrad', 'rmsprop'), vel=bool(model.momentum))
+        return model._take_over(saved)
+
+    def _take_over(self, saved: model_file.SavedModel) -> GRU4Rec:
+        """Become the trained model that was saved."""
+        self.backend_ = backends.resolve(self.backend)
+        self._set_items(saved.items, saved.item_counts)
+        settings = self.settings()
+        groups = [model_file.join_parts(group, weight_layout(settings), FLOAT)
+                  for group in (saved.weights, saved.acc, saved.vel)]
+        self._set_variables(Variables.of(settings, *groups))
+        self.epoch_losses_ = saved.epoch_losses
+        return self
+
+    @classmethod
+    def from_port(cls, state_dict: Mapping[str, Any], items: ArrayLike, item_counts: ArrayLike | None = None,
+                  **given: Any) -> GRU4Rec:
+        """Return a model with the weights of the authors' PyTorch code, that predicts what it predicts.
+
+        Its saved model is a pickle of its own classes.  Where these can be imported,
+
+            gru = torch.load('model.pt', weights_only=False)
+            state_dict = {name: tensor.cpu().numpy() for name, tensor in gru.model.state_dict().items()}
+            items = gru.data_iterator.itemidmap.sort_values().index
+
+        Parameters
+        ----------
+        state_dict : name -> array or tensor
+        items : item ids, in the order of the rows of ``Wy.weight``
+        item_counts : events of each item in the training data, for sessions without a known item; None for all the same
+        given : arguments that the weights do not show: `loss`, `final_act` such as 'elu-0.5', and the like.  The
+            optimiser's state is not taken over
+        """
+        shown, weights = port.weights_from_port(state_dict)
+        model = cls._of_arguments(shown | {'repeats': 'sum', 'drop_tail': False, 'time_sort': True} | given)
+        check_arguments(model)
+        ids = as_ids(items)
+        counts = np.ones(len(ids), np.int64) if item_counts is None else np.asarray(item_counts, np.int64)
+        saved = model_file.SavedModel(plain_arguments(model), ids, counts, [], weights, {}, {})
+        saved.check_arrays(weight_layout(model.settings(len(ids))), acc=False, vel=False)
+        return model._take_over(saved)
+
+    def port_state_dict(self) -> dict[str, np.ndarray]:
+        """Return the weights under the names and in the shapes of the authors' PyTorch code, for `load_state_dict`."""
+        return port.port_from_weights(self.weights(), self.unit, len(self.layers))
 
     savemodel = save  # the release's names
     loadmodel = load

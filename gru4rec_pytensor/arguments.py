@@ -91,6 +91,7 @@ class Arguments:
     logq: float = argument(0.0, check_number)
     constrained_embedding: bool = argument(False, check_flag)
     dropout_p_embed: float = argument(0.0, BELOW_1)
+    repeats: str = argument('each', one_of('each', 'sum'))
     time_sort: bool = argument(False, check_flag)
     drop_tail: bool = argument(True, check_flag)
     seed: int = argument(42, SEED)

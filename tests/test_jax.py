@@ -52,7 +52,8 @@ def in_float64(monkeypatch):
     """The whole of a training in float64, from the same initial weights."""
     in_float32 = gru4rec.initial_weight
     monkeypatch.setattr(gru4rec, 'initial_weight', lambda *a, **k: in_float32(*a, **k).astype('f4').astype('f8'))
-    for module in ('gru4rec', *(f'gru4rec_pytensor.backends{name}' for name in ('', '.common', '.jax_loops'))):
+    rooms = ('', '.common', '.jax_loops', '.variables')
+    for module in ('gru4rec', *(f'gru4rec_pytensor.backends{room}' for room in rooms)):
         monkeypatch.setattr(f'{module}.FLOAT', 'float64')
 
 

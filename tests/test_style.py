@@ -20,7 +20,7 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 TOP = 'gru4rec evaluation baselines preprocess_rsc15'
 ROOMS = 'backends events checks files terminal model_file recommend text_table click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
-    'gru4rec': 'activations arguments backends events checks model_file recommend draws parameters turns',
+    'gru4rec': 'activations arguments backends events checks model_file recommend draws parameters port turns',
     'evaluation': 'gru4rec backends events checks',
     'baselines': 'events checks',
     'preprocess_rsc15': 'events synthetic files terminal checks',
@@ -36,6 +36,7 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'draws': 'mrg',
     'model_file': 'checks files',
     'recommend': 'events checks',
+    'port': '',
     'turns': '',
     'text_table': 'files',
     'click_log': 'events checks files text_table',

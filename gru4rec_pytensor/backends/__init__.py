@@ -47,6 +47,7 @@ from gru4rec_pytensor.backends.common import (
 from gru4rec_pytensor.backends.numba_ops import fast_activations
 from gru4rec_pytensor.backends.numba_tricks import TRICKS, numba_mode
 from gru4rec_pytensor.backends.python_ops import python_mode
+from gru4rec_pytensor.backends.repeats import summed_repeats
 from gru4rec_pytensor.backends.threads import available_cores, blas_threads
 from gru4rec_pytensor.backends.variables import Variables, free_arrays, shared
 from gru4rec_pytensor.checks import check_choice
@@ -59,7 +60,8 @@ Arrays = dict[str, Any]
 
 __all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'Variables', 'available_cores', 'blas_threads', 'check_working_directory',
            'compile_function', 'compile_loop', 'compile_ranks', 'compile_step', 'fast_activations', 'free_arrays',
-           'loop_source', 'resolve', 'row_update', 'shared', 'symbols_of_float32']
+           'loop_source', 'resolve', 'row_update', 'shared', 'summed_repeats',
+           'symbols_of_float32']
 
 logger = logging.getLogger('gru4rec')
 
@@ -324,5 +326,3 @@ def loop_source(n_sequences: int, n_states: int, n_outputs: int, update_mapping:
         '            break',
         f"    return done, ({', '.join(states)},)",
     ])
-
-

@@ -21,6 +21,7 @@ from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.link.jax.linker import JAXLinker
 
 from gru4rec_pytensor.backends.common import BEFORE_FUSION, FLOAT, ROW_UPDATES, RowUpdate, sums_in_own_precision
+from gru4rec_pytensor.backends.repeats import Occurrences, RunningSums
 
 NOWHERE = 2 ** 30  # number of a row that no table has
 
@@ -140,6 +141,29 @@ def row_updates_without_race(fgraph: FunctionGraph, node: Apply) -> list | None:
     else:
         value = x[rows] + pt.cast(same, x.dtype) @ y
     return [pt.set_subtensor(x[rows], value)]
+
+
+@jax_funcify.register(Occurrences)
+def _funcify_occurrences(op: Occurrences, **kwargs: Any) -> Callable:
+    def occurrences(rows: Array, counts: Array) -> tuple[Array, Array]:
+        order, ordered = sorted_rows(rows, counts)
+        same = (ordered[1:] == ordered[:-1]) & (ordered[1:] != NOWHERE)
+        before = jnp.where(jnp.append(False, same), jnp.append(-1, order[:-1]), -1)
+        is_last = ~jnp.append(same, False) & (ordered != NOWHERE)
+        return jnp.zeros_like(order).at[order].set(before), jnp.zeros(len(rows), bool).at[order].set(is_last)
+    return occurrences
+
+
+@jax_funcify.register(RunningSums)
+def _funcify_running_sums(op: RunningSums, **kwargs: Any) -> Callable:
+    def running_sums(values: Array, before: Array) -> Array:
+        # The first occurrence of a row, found by following the one before it, stands for the row in the sums.
+        first = jnp.where(before < 0, jnp.arange(len(before)), before)
+        for _doubling in range(len(before).bit_length()):
+            first = first[first]
+        order, rows = sorted_rows(first)
+        return jnp.zeros_like(values).at[order].set(sums_of_rows(rows, values[order]))
+    return running_sums
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def layers_of(settings: Settings) -> list[tuple[str, str, bool]]:
     if settings.embedding:
         boxes.append(('embedding', described(['E']), False))
     for i, n in enumerate(settings.layers):
-        names = [f'W{i}', *[f'W{name}{i}' for name in UNITS[settings.unit].recurrent], f'I{i}']
+        names = [f'W{i}', *[f'{name}{i}' for name in UNITS[settings.unit].recurrent], f'I{i}']
         boxes.append((f'{settings.unit.upper()} layer, {n:,} units', described(names), True))
     for j, n in enumerate(settings.feedforward):
         boxes.append((f'feed-forward layer, {n:,} units, {settings.hidden_act}', described([f'Wd{j}']), False))
