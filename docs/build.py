@@ -16,11 +16,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+DOCS = Path(__file__).resolve().parent
+sys.path[:0] = [str(DOCS.parent), str(DOCS)]  # the project, and what the walk-through imports from its own folder
 import pytensor
 
-DOCUMENT = Path(__file__).with_name('walkthrough.md')
-RECIPES = DOCUMENT.parents[1] / 'CONTRIBUTING.md'
+DOCUMENT = DOCS / 'walkthrough.md'
+RECIPES = DOCS.parent / 'CONTRIBUTING.md'
 
 # A block of code, and, as far as they are there, what it printed and the picture that it drew.
 BLOCK = re.compile(r'```python(?: PyTensor (?P<version>[\d.]+))?\n(?P<code>.*?)^```\n'
