@@ -250,7 +250,9 @@ def run_page(tmp_path, monkeypatch):
     """Runs the code of a page in a folder with data and parameters, after the README's where the page continues it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gru4rec.backends, 'resolve', lambda backend: 'python')  # which compiles in a second
-    preprocess_rsc15.make_synthetic('DATA', n_sessions=1200, n_items=200, seed=1)
+    Path('DATA').mkdir()
+    for name in ('train_full', 'test'):
+        few_items_log(80, 20).to_csv(f'DATA/rsc15_{name}.txt', sep='\t', index=False)
     Path('parameters').symlink_to(ROOT / 'parameters')
 
     def run(page):
