@@ -13,7 +13,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from common import few_items_log
+from common import PROMISE, few_items_log
 
 import evaluation
 import gru4rec
@@ -78,6 +78,28 @@ def test_a_block_of_the_walk_through_prints_what_is_written_under_it(results, nu
     if block['path']:
         stored = (build.DOCUMENT.parent / block['path']).read_text(encoding='utf-8')
         assert differences(texts_of(result.svg), texts_of(stored)) == []
+
+
+PROPOSALS = [*re.finditer(r'^\*Change:\*.*?\n\n', WALK, re.MULTILINE | re.DOTALL)]
+CHANGES = [(proposal, old, new) for proposal in PROPOSALS
+           for old, new in re.findall(r'`([^`]+)`\s+→\s+`([^`]+)`', proposal[0])]
+
+
+@pytest.mark.parametrize('proposal, old, new', [  # those of the number of lanes reach furthest
+    pytest.param(*change, marks=PROMISE if 'batch_size' in change[1] else pytest.mark.slow, id=' to '.join(change[1:]))
+    for change in CHANGES])
+def test_a_change_that_the_walk_through_proposes_runs_to_the_end(proposal, old, new):
+    block = [block for block in BLOCKS if block.end() <= proposal.start() and old in block['code']][-1]
+    changed = WALK[:block.start()] + block[0].replace(old, new) + WALK[block.end():]
+    changed = changed.replace("backend='numba'", "backend='python'")  # so that nothing has to be compiled for long
+    with (pytensor.config.change_flags(floatX=pytensor.config.floatX), np.printoptions(), np.errstate(all='ignore'),
+          warnings.catch_warnings()):
+        warnings.simplefilter('ignore')  # a single lane has nothing to compare
+        assert len(build.run(changed, 'walkthrough.md')) == len(BLOCKS)
+
+
+def test_every_proposal_of_the_walk_through_says_what_to_change():
+    assert list(dict.fromkeys(proposal for proposal, *_ in CHANGES)) == PROPOSALS
 
 
 def test_what_is_compared_differs_when_a_digit_a_word_or_a_line_does():
