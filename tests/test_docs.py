@@ -1,4 +1,5 @@
 """The documents: code that they show runs and prints what they say, what they name is there, links lead somewhere."""
+import builtins
 import doctest
 import importlib
 import importlib.util
@@ -8,6 +9,7 @@ import re
 import shlex
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytensor
@@ -39,8 +41,11 @@ NUMBER = re.compile(r'-?\d+\.\d*(?:e[-+]?\d+)?')
 
 
 def differences(found, expected):
-    """Where two texts differ: words and whole numbers must be the same, and fractions but for one in the last digit,
-    since processors round differently.  Runs of spaces count as one."""
+    """Return the lines in which two texts differ.
+
+    Words and whole numbers must be the same.  Fractions may differ by one in the last digit, since processors round
+    differently.  Runs of spaces count as one.
+    """
     apart = []
     found_lines, expected_lines = found.strip().splitlines(), expected.strip().splitlines()
     if len(found_lines) != len(expected_lines):
@@ -60,17 +65,18 @@ def texts_of(svg):
 
 
 @pytest.fixture(scope='module')
-def results():
-    """The blocks of the walk-through, run one after another."""
+def walk():
+    """The blocks of the walk-through, run one after another: their results, and the names that they leave."""
+    names = {'__name__': '__main__'}
     with pytensor.config.change_flags(floatX=pytensor.config.floatX), np.printoptions():
-        return build.run(WALK, 'walkthrough.md')
+        return SimpleNamespace(results=build.run(WALK, 'walkthrough.md', names), names=names)
 
 
 @pytest.mark.promise
 @pytest.mark.parametrize('number, block', [*enumerate(BLOCKS)],
                          ids=[block['code'].split('\n')[0][:40] for block in BLOCKS])
-def test_a_block_of_the_walk_through_prints_what_is_written_under_it(results, number, block):
-    result = results[number]
+def test_a_block_of_the_walk_through_prints_what_is_written_under_it(walk, number, block):
+    result = walk.results[number]
     if not build.is_comparable(block):
         pytest.skip(f"what is written is the output of PyTensor {block['version']}")
     assert differences(result.text, block['text'] or '') == []
@@ -102,6 +108,19 @@ def test_every_proposal_of_the_walk_through_says_what_to_change():
     assert list(dict.fromkeys(proposal for proposal, *_ in CHANGES)) == PROPOSALS
 
 
+LESSONS = (ROOT / 'docs' / 'lesson-plan.md').read_text(encoding='utf-8')
+MISTAKES = re.findall(r'\| `([^|]*)` \| (\w+(?:Error|Warning)): (.*) \|\n', LESSONS)
+
+
+@pytest.mark.promise
+@pytest.mark.parametrize('code, kind, message', MISTAKES, ids=[code for code, *_ in MISTAKES])
+def test_a_mistake_of_the_lesson_plan_has_the_message_that_it_names(walk, code, kind, message):
+    kind = getattr(builtins, kind)
+    expected = pytest.warns if issubclass(kind, Warning) else pytest.raises
+    with expected(kind, match=re.escape(message)):
+        exec(code, dict(walk.names))
+
+
 def test_what_is_compared_differs_when_a_digit_a_word_or_a_line_does():
     text = 'recall 0.1234 of 10\nmrr   0.5'
     assert differences(text, 'recall 0.1235 of 10\nmrr 0.5') == []
@@ -111,8 +130,8 @@ def test_what_is_compared_differs_when_a_digit_a_word_or_a_line_does():
 
 
 @pytest.mark.promise
-def test_the_outputs_are_written_where_build_would_write_them(results):
-    assert build.written(WALK, [result._replace(text=result.block['text'] or '') for result in results]) == WALK
+def test_the_outputs_are_written_where_build_would_write_them(walk):
+    assert build.written(WALK, [result._replace(text=result.block['text'] or '') for result in walk.results]) == WALK
 
 
 def test_the_notebook_has_the_text_the_code_and_the_outputs_of_the_walk_through():

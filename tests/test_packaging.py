@@ -1,4 +1,4 @@
-"""What stands in more than one place because tools want it there: the version, and the versions of what is used."""
+"""Metadata that tools want in more than one place: the version, the versions of requirements, keywords, checks."""
 import re
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from gru4rec_pytensor import __version__, cli
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = {path.stem.removeprefix('python'): path for path in ROOT.glob('constraints/*.txt')}
 DOCUMENTS = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('benchmarks/*.md')])
-# Where a document says what it was measured with, 'Python 3.12.1, PyTensor 3.3.8, Numba 0.68.0' for example.
+# The versions that a document was measured with, 'Python 3.12.1, PyTensor 3.3.8, Numba 0.68.0' for example.
 MEASURED = re.compile(r'Python (3\.\d+)[\d.]*((?:, (?:PyTensor|Numba|NumPy) \d[\d.]*\d)+)')
 
 
