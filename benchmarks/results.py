@@ -1,4 +1,4 @@
-"""The rows of RESULTS.md made anew: this code on real clicks, beside what is published for them.
+"""Make the rows of RESULTS.md again: this code on real clicks, beside what is published for them.
 
     python benchmarks/results.py rsc15_recent64=FOLDER rsc15_week=FOLDER       # says which rows still hold
     python benchmarks/results.py rsc15_recent64=FOLDER --rows POP --keep       # keeps what it finds, and says the same
@@ -60,13 +60,13 @@ NAMES = {'python': 'Python', 'pytensor': 'PyTensor', 'numba': 'Numba', 'numpy': 
 WHY = {  # why numbers differ from the published ones by more than 5%
     RECENT64: 'The 2018 settings of BPR-max with one item matrix are 7% to 10% below their recorded run, which is a '
               'single one. With them training explodes first: within ten mini-batches the loss goes from 0.7 to '
-              '88, and what is left of that depends on which negatives were drawn. With the negatives of seven '
+              '88, and where it ends depends on which negatives were drawn. With the negatives of seven '
               'states of the generator the loss of the first epoch is 0.92 to 1.30, recorded 0.97; two of them, 5 '
               'and 7, end with Recall@20 of 0.433 and 0.441 and a loss of 0.203 and 0.208, recorded 0.454 and 0.197 '
               '(`python benchmarks/later_release.py DATA RUNS.json --settings 2 --requests-before 5`). Initial '
               'weights moved by their last bit reach Recall@20 of 0.423 to 0.440. So the recorded run is better '
-              'than any of ours, but not by more than ours differ from one another; a small recorded run of this '
-              'kind is met to five digits.'}
+              'than any of ours, but not by more than ours differ from one another. A small recorded run of this '
+              'kind agrees to five digits.'}
 
 
 # Of a cell's result; all else of it is the work of one run.
@@ -197,7 +197,7 @@ def described(name: str, folder: Path) -> dict:
 
 
 def still_holds(kept: dict, found: dict) -> bool:
-    """Whether the means of a row made anew are within two standard deviations of those kept."""
+    """Return whether the means of a new row are within two standard deviations of those kept."""
     for metric in METRICS:
         before, now = (mean_metric(row['results'], metric) for row in (kept, found))
         values = stable_values(kept['results'], metric)
@@ -217,13 +217,13 @@ INTRODUCTION = """\
 # Results on real clicks
 
 What this code reaches on real clicks, and what is published for the same data. Written by `python
-benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To make rows anew and hear whether they still
+benchmarks/results.py` from `benchmarks/results.json`; do not edit it. This makes rows again and says whether they still
 hold: `python benchmarks/results.py rsc15_recent64=DATA`.
 
 Ours: mean ± standard deviation over the seeds 42, 43 and 44, equal scores conservative, a hit is a rank of at most N.
-Seconds are of one training and one evaluation, median of the seeds, in one process, with other work on the machine;
-those of a model without seeds hold what was compiled, up to 10. Peak memory is that of the whole command.
-Versions: `constraints/python3.12.txt`. {yardstick}
+Seconds are those of one training and one evaluation, the median of the seeds, in one process, with other work on the
+machine; those of a model without seeds include up to 10 seconds of compilation. Peak memory is that of the whole
+command. Versions: `constraints/python3.12.txt`. {yardstick}
 "Recorded" are runs of the authors' own releases on these files, made for this project; everything else is what the
 named source reports.
 """
@@ -348,7 +348,7 @@ def parse(argv: list[str] | None) -> tuple[dict[str, Path], list[Run], bool]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make rows anew; 1 if one does not hold."""
+    """Make rows again; return 1 if one does not hold."""
     folders, runs, keep = parse(argv)
     kept, all_hold = load(KEPT), True
     for name, folder in folders.items():
