@@ -187,8 +187,8 @@ def test_too_few_sessions_for_a_row_are_noticed_before_any_training(tmp_path, ca
 
 def test_lists_may_be_written_with_spaces_or_commas():
     for words in (['--seeds', '1', '2', '--models', 'POP', 'GRU4Rec'], ['--seeds', '1,2', '--models', 'POP,GRU4Rec']):
-        arguments = run_experiments.parse(words)
-        assert arguments.seeds == [1, 2] and arguments.models == ['POP', 'GRU4Rec'] and arguments.table == [1, 3]
+        request, _source, _place = run_experiments.parse(words)
+        assert request.seeds == (1, 2) and request.models == ('POP', 'GRU4Rec') and request.tables == (1, 3)
 
 
 @pytest.mark.parametrize('name, content', [
@@ -219,7 +219,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(data, tmp_path, monk
 @pytest.mark.parametrize('error, message', [
     (KeyError('ItemId'), 'ItemId'), (TypeError('no such type'), 'no such type'), (MemoryError(), 'MemoryError')])
 def test_an_error_of_any_kind_takes_one_line(monkeypatch, capsys, error, message):
-    def failing(arguments):
+    def failing(*arguments):
         raise error
     monkeypatch.setattr(run_experiments, 'run', failing)
     assert run_experiments.main([]) == 2

@@ -19,6 +19,8 @@ from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor import click_log
 from gru4rec_pytensor.experiments import search
+from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
+from gru4rec_pytensor.experiments.protocols import RSC15
 
 optuna = pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
 
@@ -40,7 +42,8 @@ def small_space(monkeypatch):
 @pytest.fixture
 def the_search(folder):
     train, valid = (click_log.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
-    return search.Search(train, valid, 'data', 'top1', 4, 2, 42, 'python', 'conservative')
+    data = share(Dataset('', RSC15, True, train, valid, fingerprint='data'), folder)
+    return search.Search(data.folder, 'top1', 4, 2, 42, 'python', 'conservative')
 
 
 class Untrained:
@@ -106,7 +109,8 @@ def test_the_best_point_is_found_and_each_parameter_is_tuned_on_its_own(the_sear
 def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_search, tmp_path):
     found = run(the_search, tmp_path / 'db', n_trials=1).best_random
     model = GRU4Rec([4], n_epochs=2, loss='top1', seed=42, backend='python', **{key: found[key] for key in SMALL_SPACE})
-    ranks = next_item_ranks(model.fit(the_search.train), the_search.valid, tie_policy='conservative')
+    train, valid = open_events(the_search.events)
+    ranks = next_item_ranks(model.fit(train), valid, tie_policy='conservative')
     assert (found['recall'], found['mrr']) == recall_mrr(ranks, 20)
 
 
@@ -154,7 +158,7 @@ def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, 
     monkeypatch.setattr(search, 'SPACE', SMALL_SPACE | {'learning_rate': (1e38,)})
     lines = []
     found = run(the_search._replace(loss='cross-entropy'), tmp_path / 'db', n_trials=2, note=lines.append)
-    assert found == search.Outcome(2, 0, 0, None, None)
+    assert found == search.Found(2, 0, 0, None, None)
     trials = trials_in(tmp_path / 'db', the_search._replace(loss='cross-entropy'))
     assert [trial.state.name for trial in trials] == ['FAIL', 'FAIL']
     assert all(trial.user_attrs['reason'].startswith('Unstable: not finite') for trial in trials)
@@ -230,9 +234,13 @@ def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(f
 
 PROGRAM = """
 import sys, time
+from pathlib import Path
 sys.path.insert(0, {root!r})
 import pandas as pd
 from gru4rec_pytensor.experiments import search
+from gru4rec_pytensor.experiments.datasets import Events
+from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
+from gru4rec_pytensor.experiments.protocols import RSC15
 
 def objective(trial, a_search, space, note, n_points):
     parameters = {{name: trial.suggest_categorical(name, values) for name, values in space.items()}}
@@ -244,7 +252,8 @@ def objective(trial, a_search, space, note, n_points):
 
 search.SPACE, search.objective, search.HEARTBEAT = {space}, objective, 1
 frame = pd.DataFrame({{'SessionId': [k // 2 for k in range(100)]}})
-found = search.run(search.Search(frame, frame, 'data', 'top1', 4, 1, 42, 'python', 'standard'), 12, sys.argv[1], print)
+search.open_events = lambda folder: Events(frame, frame)
+found = search.run(search.Search(Path('data'), 'top1', 4, 1, 42, 'python', 'standard'), 12, sys.argv[1], print)
 print(found)
 """
 
@@ -263,7 +272,7 @@ def assert_shared(processes):
         out, error = process.communicate(timeout=240)
         assert process.returncode == 0, error
         lines.append([line for line in out.splitlines() if line != 'begins'])
-    assert len({text[-1] for text in lines}) == 1 and lines[0][-1].startswith('Outcome(n_random=12, n_stable=12')
+    assert len({text[-1] for text in lines}) == 1 and lines[0][-1].startswith('Found(n_random=12, n_stable=12')
     trained = [line for text in lines for line in text[:-1]]
     assert len(trained) == len(set(trained))
     return len(trained)

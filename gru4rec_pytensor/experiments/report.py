@@ -1,4 +1,4 @@
-"""The report: one HTML page with the tables, pictures of the results, and what data and runs they are of."""
+"""The report: one HTML page with the tables, pictures of the results, and the data and commands behind them."""
 from __future__ import annotations
 
 import html
@@ -14,20 +14,16 @@ from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK
 from gru4rec_pytensor.experiments.tables import (
     TITLES,
-    YARDSTICK,
     Section,
-    Table,
     by_row,
     is_papers,
     mean_metric,
     metric_in_words,
     networks_note,
+    other_tables,
     paper_note,
-    parameter_notes,
     published_for,
     row_settings,
-    table_later,
-    table_published,
     ties_note,
     title_of,
 )
@@ -36,31 +32,36 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def format_report(results: list[dict], data: Dataset, sections: list[Section], commands: list[str]) -> str:
-    """The whole page.
+def format_report(paper: list[dict], later: list[dict], data: Dataset, sections: list[Section],
+                  commands: list[str]) -> str:
+    """Return the whole page.
 
     Parameters
     ----------
-    results : of the cells of Tables 1 and 3, and of parameters from files, which have a title
-    sections : Table 2 and the claims, as far as they were run
+    paper, later : results as `tables.rows_of_tables` and `tables.rows_of_later` return them
+    sections : Table 2 and the claims, if they were run
     commands : that make the page again
     """
-    parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>',
-             comparison_section([result for result in results if not result.get('title')], data)]
+    results = [*paper, *later]
+    parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>', comparison_section(paper, data)]
+    tables = other_tables(paper, later, data)
+    tables += [(table, section.notes) for section in sections for table in section.tables]
     parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, notes))
-              for table, notes in tables_of_others(results, data)]
-    parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, section.notes))
-              for section in sections for table in section.tables]
+              for table, notes in tables]
     parts += picture_sections(results)
-    parts.append(page.section('Data', page.table(['data', '', 'here', f'{data.protocol.title}, published'],
-                                                 data_rows(data))))
+    counts = []
+    for name, numbers in data.counts.items():
+        for kind, found in numbers.items():
+            published = data.protocol.counts[name].get(kind)
+            counts.append([name, kind, f'{found:,}', f'{published:,}' if published else '-'])
+    parts.append(page.section('Data', page.table(['data', '', 'here', f'{data.protocol.title}, published'], counts)))
     if results:
         parts.append(page.section('Speed', page.table(
             ['run', 'fit, s', 'training events/s', 'evaluation, s', 'predictions/s'], speed_rows(results),
             'Compilation is part of the seconds of the run that needs it first, not of the events per second.')))
-    found = ', '.join(f'{name} {version}' for name, version in versions().items())
+    software = ', '.join(f'{name} {version}' for name, version in versions().items())
     parts.append(page.section('How to make this report', f'<pre>{html.escape(chr(10).join(commands))}</pre>',
-                              page.paragraph(f'{found}, on {platform.system()} {platform.machine()}.')))
+                              page.paragraph(f'{software}, on {platform.system()} {platform.machine()}.')))
     return page.page(f'GRU4Rec: the experiments of the paper on {data.name}', [*filter(None, parts)])
 
 
@@ -69,7 +70,7 @@ def format_report(results: list[dict], data: Dataset, sections: list[Section], c
 # ---------------------------------------------------------------------------------------------------------------------
 
 def comparison_section(results: list[dict], data: Dataset) -> str:
-    """Tables 1 and 3 with the differences to what was published; empty when there is no result."""
+    """Return Tables 1 and 3 with the differences to the published numbers; empty when there is no result."""
     if not results:
         return ''
     tables, words = [comparison_table(results, data, TITLES[1], [*BASELINES]),
@@ -84,7 +85,7 @@ def comparison_section(results: list[dict], data: Dataset) -> str:
 
 
 def comparison_table(results: list[dict], data: Dataset, caption: str, models: list[str]) -> str:
-    """Our numbers of some models, and what is published, if anything is, with the differences; empty without results.
+    """Return our numbers of some models, with published ones and differences if there are any; empty without results.
     """
     rows = []
     results = [result for result in results if result['model'] in models]
@@ -101,27 +102,8 @@ def comparison_table(results: list[dict], data: Dataset, caption: str, models: l
     return page.table(header, rows, caption) if rows else ''
 
 
-def tables_of_others(results: list[dict], data: Dataset) -> list[tuple[Table, list[str]]]:
-    """The tables of later papers, and of all that is published for the data, each with its notes."""
-    later = [result for result in results if result.get('title')]
-    tables = [(table_later(later, data), parameter_notes(later))] if later else []
-    if data.published and results:
-        tables.append((table_published(results, data.published.title), [YARDSTICK]))
-    return tables
-
-
-def data_rows(data: Dataset) -> list[list[str]]:
-    """Sessions, events and items of the data, next to the published counts."""
-    rows = []
-    for name, counts in data.counts.items():
-        for kind, found in counts.items():
-            published = data.protocol.counts[name].get(kind)
-            rows.append([name, kind, f'{found:,}', f'{published:,}' if published else '-'])
-    return rows
-
-
 def speed_rows(results: list[dict]) -> list[list[str]]:
-    """Seconds and rates of each run."""
+    """Return seconds and rates of each run."""
     digits_of = {'fit_seconds': 1, 'train_events_per_second': 0, 'eval_seconds': 1, 'eval_events_per_second': 0}
     return [[title_of(result, row_settings(results)), *[f'{result[key]:,.{digits}f}' if result[key] is not None else '-'
                                  for key, digits in digits_of.items()]] for result in results]
@@ -132,7 +114,7 @@ def speed_rows(results: list[dict]) -> list[list[str]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def picture_sections(results: list[dict]) -> list[str]:
-    """Sections with the pictures, of the results that have what they need; means over seeds."""
+    """Return sections with pictures of the results that have details; means over seeds."""
     rows = by_row([result for result in results if result.get('details')])
     if not rows:
         return []
@@ -151,20 +133,20 @@ def picture_sections(results: list[dict]) -> list[str]:
 
 
 def mean_of_bins(of_seeds: list[list]) -> tuple[list[str], list[float]]:
-    """Names of the bins, which are the same for every seed, and the mean of their recall."""
+    """Return the names of the bins, which are the same for every seed, and the mean of their recall."""
     names = [name for name, _n, _recall in of_seeds[0]]
     return names, np.mean([[recall for _name, _n, recall in bins] for bins in of_seeds], axis=0).tolist()
 
 
 def mean_losses(results: list[dict]) -> dict[str, list[float]]:
-    """Loss of each epoch, mean over seeds, of each network that was stable, by title."""
+    """Return the loss of each epoch, mean over seeds, of each stable network, by title."""
     rows = by_row([result for result in results if result.get('details') and result.get('epoch_losses')])
     return {title_of(ours[0], row_settings(results), with_seed=False):
             np.mean([result['epoch_losses'] for result in ours], axis=0).tolist() for ours in rows.values()}
 
 
 def cut_off_figure(recall: dict[str, tuple], mrr: dict[str, tuple]) -> str:
-    """Metrics over the cut-off; label -> (cut-offs, values)."""
+    """Draw metrics over the cut-off; label -> (cut-offs, values)."""
     panels = {f'{name} by cut-off N. {page.in_words(series, "at")}': page.draw_lines(series, 'cut-off N', f'{name}@N')
               for name, series in (('Recall', recall), ('MRR', mrr))}
     return page.figure('Recall@N and MRR@N over the cut-off N, on a logarithmic axis. The paper reports N = 20.',
@@ -172,7 +154,7 @@ def cut_off_figure(recall: dict[str, tuple], mrr: dict[str, tuple]) -> str:
 
 
 def bins_figure(by_position: dict[str, tuple], by_popularity: dict[str, tuple]) -> str:
-    """Recall@20 in parts of the predictions; label -> (names of the parts, values)."""
+    """Draw Recall@20 in parts of the predictions; label -> (names of the parts, values)."""
     panels = {
         f'Recall@20 by position in the session. {page.in_words(by_position, "at position")}': page.draw_lines(
             by_position, 'position of the predicted event in its session', 'Recall@20'),
@@ -183,7 +165,7 @@ def bins_figure(by_position: dict[str, tuple], by_popularity: dict[str, tuple]) 
 
 
 def loss_figure(losses: dict[str, list[float]], labels: list[str]) -> str:
-    """Mean loss of each epoch, a panel for each network, since their scales differ."""
+    """Draw the mean loss of each epoch, a panel for each network, since their scales differ."""
     def draw(label: str, values: list[float]) -> Callable[[Axes], None]:
         return lambda ax: page.draw_losses(ax, label, values, *page.line_style(labels.index(label)))
     panels = {'Training loss. ' + page.in_words({label: (range(1, len(values) + 1), values)}, 'in epoch'):

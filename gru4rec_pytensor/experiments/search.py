@@ -2,8 +2,8 @@
 
 The paper tried 100 random points of the parameter space for each data set and loss, and then tuned each parameter of
 the best point on its own, on a validation set.  It does not give the space; ours is `SPACE`.  This is the only module
-that imports Optuna, in whose storage the trials are: an interrupted search goes on from there, and several processes,
-or machines with a database server between them, work on one search together.
+that imports Optuna, which stores the trials in a database: an interrupted search continues from there, and several
+processes, or machines that share a database server, work on one search together.
 """
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
-
 from evaluation import CUT_OFF, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions
+from gru4rec_pytensor.experiments.datasets import open_events
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.results import digits_of
-from gru4rec_pytensor.files import FileLock
+from gru4rec_pytensor.files import locked
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -38,27 +37,25 @@ SPACE: dict[str, tuple] = {
     'learning_rate': (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     'momentum': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 }
-HEARTBEAT = 30  # seconds; a process that gives no sign of life for two of these has lost its trial
+HEARTBEAT = 30  # seconds; a process without a sign of life for two of these has lost its trial
 ATTEMPTS = 10  # to open a database server while other processes make its tables
 
 
 class Unstable(Exception):
-    """A network whose loss or weights were no longer finite."""
+    """The loss or the weights of a network are not finite."""
 
 
 class Search(NamedTuple):
     """One search: what its trials have in common.
 
-    data_name : of the training and validation data, and different for others
-    candidates : among how many of the most popular items, next to the target, it is ranked; None for all
+    events : folder of the training and validation events, see `datasets.open_events`; named after their fingerprint
+    candidates : number of the most popular items among which, and the target, the target is ranked; None for all
     prune : stop a trial when its Recall@20 after some epoch is below the median of the earlier trials at that epoch.
         It is likely to lose, not certain to; without this every trial is trained to its end
-    checkpoints : folder for those of trials that are not pruned, which go on from there on this machine; None for none
+    checkpoints : folder for checkpoints of trials that are not pruned; None for none
     every : seconds between two times that a checkpoint is written
     """
-    train: pd.DataFrame
-    valid: pd.DataFrame
-    data_name: str
+    events: Path
     loss: str
     units: int
     epochs: int
@@ -72,32 +69,36 @@ class Search(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Under this name it is found again in the storage: it says all that its trials have in common."""
+        """The name in the storage, which holds all that the trials have in common."""
         candidates = f'{self.candidates} candidates' if self.candidates else 'all items'
-        return (f'{self.data_name}, {self.loss}, {self.units} units, {self.epochs} epochs, seed {self.seed}, '
+        return (f'{self.events.name}, {self.loss}, {self.units} units, {self.epochs} epochs, seed {self.seed}, '
                 f'{self.backend}, {self.tie_policy}, {candidates}, space {digits_of(SPACE)}, revision {REVISION}'
                 + (', pruned' if self.prune else ''))
 
     def checkpoint(self, parameters: dict) -> Path | None:
-        """File of the checkpoint of a trial."""
-        if self.prune or not self.checkpoints:  # a trial that goes on could not be compared after its first epochs
+        """Return the file for the checkpoint of a trial, or None."""
+        if self.prune or not self.checkpoints:  # a continued trial could not be compared after its first epochs
             return None
         return self.checkpoints / f'trial-{digits_of({"search": self.name, "parameters": parameters})}'
 
 
-class Outcome(NamedTuple):
-    """What a search found."""
-    n_random: int  # random points
-    n_stable: int  # of these, how many networks were numerically stable
-    n_stopped: int  # and how many were stopped early
-    best_random: dict | None  # parameters, recall and mrr of the best random point; None if no network was stable
-    tuned: dict | None  # and of the best of all, after each parameter was tuned
+class Found(NamedTuple):
+    """The outcome of a search.
+
+    n_random, n_stable, n_stopped : random points, and how many of these were numerically stable, and stopped early
+    best_random : parameters, recall and mrr of the best random point; None if no network was stable
+    tuned : those of the best point of all, after each parameter was tuned
+    """
+    n_random: int
+    n_stable: int
+    n_stopped: int
+    best_random: dict | None
+    tuned: dict | None
 
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Optuna without its lines, since ours say what happens, and without its warning that heartbeats, which it has had
-    since 2021, are experimental.  Afterwards its level of logging is what it was."""
+    """Silence Optuna's log, since ours says what happens, and its warning that heartbeats are experimental."""
     import optuna
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -110,8 +111,8 @@ def quiet_optuna() -> Iterator[None]:
 
 
 @quiet_optuna()
-def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) -> Outcome:
-    """All trials that the storage does not have yet, and the outcome.
+def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) -> Found:
+    """Run all trials that the storage lacks; return the outcome of the search.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
     with storage_lock(url):
         study = optuna.create_study(storage=open_storage(url), study_name=search.name, direction='maximize',
                                     pruner=pruner, sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
-    n_sessions = n_trainable_sessions(search.train)
+    n_sessions = n_trainable_sessions(open_events(search.events).train)
     space = SPACE | {'batch_size': tuple(b for b in SPACE['batch_size'] if b <= n_sessions)}
     if not space['batch_size']:
         raise ValueError(f'the training data has {n_sessions} sessions of two or more events: too few for a search, '
@@ -144,35 +145,36 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
 
 @contextlib.contextmanager
 def storage_lock(url: str) -> Iterator[Callable[[], None]]:
-    """Held while trials are looked at and one is taken, where the database is a file: SQLite locks no rows.
+    """Hold a lock while trials are looked at and one is taken, if the database is a file: SQLite locks no rows.
 
-    Yields a function that lets others in before the block ends.  Processes on other machines have to share a database
+    Yields a function that releases it before the block ends.  Processes on other machines have to share a database
     server, which locks rows.
     """
     path = Path(url.removeprefix('sqlite:///') + '.lock')
-    if not url.startswith('sqlite:///') or not path.parent.is_dir():  # which the database says
+    if not url.startswith('sqlite:///') or not path.parent.is_dir():  # an error that the database reports
         yield lambda: None
         return
-    with FileLock(path) as lock:
+    with locked(path) as lock:
+        assert lock
         yield lock.release
 
 
 @quiet_optuna()
 def check_storage(url: str) -> None:
-    """ValueError if the database of the trials cannot be opened; its tables are there afterwards."""
+    """Raise ValueError if the database of the trials cannot be opened; its tables are there afterwards."""
     with storage_lock(url):
         open_storage(url).engine.dispose()
 
 
 def open_storage(url: str) -> RDBStorage:
-    """The database of the trials, which is made if it is not there; ValueError if it cannot be opened.
+    """Open, or make, the database of the trials; ValueError if that fails.
 
-    Of processes that make its tables at the same moment, a server refuses all but one, and the others find the tables
-    when they look again.
+    When processes make its tables at the same moment, a server refuses all but one; the others find the tables at their
+    next attempt.
     """
     import optuna
     from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
-    # Which of PostgreSQL's drivers a URL means by itself depends on the version of SQLAlchemy.
+    # The default driver for PostgreSQL depends on the version of SQLAlchemy.
     address = re.sub('^postgresql://', 'postgresql+psycopg://', url)
     for left in reversed(range(ATTEMPTS)):
         try:
@@ -189,13 +191,13 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def without_password(text: str) -> str:
-    """`text` with the passwords of URLs masked."""
+    """Return a text with the passwords of URLs masked."""
     return re.sub(r'(://[^:/@\s]+:)[^@\s]+@', r'\1***@', text)
 
 
 @quiet_optuna()
 def random_points(space: dict[str, tuple], n: int, seed: int) -> list[dict]:
-    """The first n points of the search with this seed, by Optuna's random sampler."""
+    """Return the first n points of the search with this seed, by Optuna's random sampler."""
     import optuna
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     distributions: dict[str, BaseDistribution] = {
@@ -205,7 +207,7 @@ def random_points(space: dict[str, tuple], n: int, seed: int) -> list[dict]:
 
 def run_phase(study: Study, phase: str, points: list[dict], search: Search, space: dict[str, tuple], url: str,
               note: Callable[[str], None]) -> None:
-    """Run the points of a phase that nobody has finished, and wait for those that other processes are at.
+    """Run the points of a phase that are not finished, and wait for those that other processes run.
 
     The points wait in the storage, from where each process takes the next.  One that was lost with its process, or with
     an error that says nothing about the network, is put there again.
@@ -233,19 +235,19 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
                     study.optimize(one_trial, n_trials=1, catch=(Unstable,))
                 except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
                     if 'Cannot tell' not in str(error) and isinstance(error, ValueError):
-                        raise  # but another process, which took this one for dead, has ended the trial
+                        raise  # unless another process, which took this one for dead, has ended the trial
                 continue
         time.sleep(0.5)
 
 
 def is_duplicate(trial: Trial, trials: list[FrozenTrial]) -> bool:
-    """Whether another process has, or had, the same point: both may have put it into the storage."""
+    """Return whether another process has or had the same point, since both may have put it into the storage."""
     return any(other.user_attrs['number'] == trial.user_attrs['number'] and other.number != trial.number and (
         is_finished(other) or other.state.name == 'RUNNING' and other.number < trial.number) for other in trials)
 
 
 def fail_lost_trials(study: Study) -> None:
-    """End the trials whose process has gone: those without a heartbeat, and those that had none yet."""
+    """End the trials whose process has died: without a heartbeat for long, or before the first one."""
     import optuna
     optuna.storages.fail_stale_trials(study)
     long_ago = datetime.now() - timedelta(seconds=2 * HEARTBEAT)
@@ -257,7 +259,7 @@ def fail_lost_trials(study: Study) -> None:
 
 def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Callable[[str], None],
               n_points: int) -> float:
-    """Recall@20 on the validation data of a network with the trial's parameters."""
+    """Return Recall@20 on the validation data of a network with the trial's parameters."""
     import optuna
     trial.set_user_attr('began', True)
     parameters = {name: trial.suggest_categorical(name, values) for name, values in space.items()}
@@ -269,8 +271,8 @@ def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Calla
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', RuntimeWarning)  # that the network is unstable, which is reported below
-            model.fit(search.train, callback=stop_early(trial, model, search) if search.prune else None,
-                      checkpoint=checkpoint, every=search.every)
+            model.fit(open_events(search.events).train, checkpoint=checkpoint, every=search.every,
+                      callback=stop_early(trial, model, search) if search.prune else None)
         if model.error_during_train:
             raise Unstable(f'not finite after {len(model.epoch_losses_)} epochs')
     except Exception as error:
@@ -290,7 +292,7 @@ def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Calla
 
 
 def stop_early(trial: Trial, model: GRU4Rec, search: Search) -> Callable[[Progress], None]:
-    """A callback that reports Recall@20 at the end of each epoch, and stops the trial when the pruner says so."""
+    """Return a callback that reports Recall@20 after each epoch, and stops the trial when the pruner says so."""
     import optuna
 
     def callback(progress: Progress) -> None:
@@ -302,33 +304,34 @@ def stop_early(trial: Trial, model: GRU4Rec, search: Search) -> Callable[[Progre
 
 
 def validate(model: GRU4Rec, search: Search) -> tuple[float, float]:
-    """Recall@20 and MRR@20 of a model on the validation data."""
-    candidates = most_frequent(search.train.ItemId, search.candidates)
-    return recall_mrr(next_item_ranks(model, search.valid, candidates, tie_policy=search.tie_policy), CUT_OFF)
+    """Return Recall@20 and MRR@20 of a model on the validation data."""
+    train, valid = open_events(search.events)
+    candidates = most_frequent(train.ItemId, search.candidates)
+    return recall_mrr(next_item_ranks(model, valid, candidates, tie_policy=search.tie_policy), CUT_OFF)
 
 
 def is_finished(trial: FrozenTrial) -> bool:
-    """Whether a trial says something about its network; one that an error or an interruption ended does not."""
+    """Return whether a trial says something about its network; an error or an interruption does not."""
     reason = trial.user_attrs.get('reason', '')
     return trial.state.name == 'COMPLETE' or reason == 'stopped early' or reason.startswith('Unstable')
 
 
 def trials_of(study: Study, phases: list[str], n_trials: int) -> list[FrozenTrial]:
-    """Trials of some phases; of the random ones, those of the first `n_trials` points."""
+    """Return the trials of some phases; of the random ones, those of the first `n_trials` points."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get('phase') in phases
             and (trial.user_attrs['phase'] != 'random' or trial.user_attrs['number'] < n_trials)]
 
 
 def best_trial(trials: list[FrozenTrial], phases: list[str]) -> FrozenTrial | None:
-    """The trial with the highest recall; of equal ones, the first point."""
+    """Return the trial with the highest recall; of equal ones, the first point."""
     complete: list[Any] = [trial for trial in trials if trial.state.name == 'COMPLETE']
     order = {phase: k for k, phase in enumerate(phases)}
     return min(complete, default=None, key=lambda trial: (
         -trial.value, order[trial.user_attrs['phase']], trial.user_attrs['number']))
 
 
-def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> Outcome:
-    """What the trials of the phases, of which the first is the random one, have found."""
+def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> Found:
+    """Return what the trials of the phases found, of which the first is the random one."""
     def described(trial: FrozenTrial | None) -> dict | None:
         return trial.params | {'recall': trial.value, 'mrr': trial.user_attrs['mrr']} if trial else None
 
@@ -336,5 +339,5 @@ def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> Outcome:
     finished = {trial.user_attrs['number']: trial for trial in at_random if is_finished(trial)}
     unstable = sum(trial.user_attrs.get('reason', '').startswith('Unstable') for trial in finished.values())
     stopped = sum(trial.user_attrs.get('reason') == 'stopped early' for trial in finished.values())
-    return Outcome(len(finished), len(finished) - unstable, stopped, described(best_trial(at_random, phases)),
+    return Found(len(finished), len(finished) - unstable, stopped, described(best_trial(at_random, phases)),
                    described(best_trial(trials, phases)))
