@@ -48,10 +48,7 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
     parser = Parser(prog='run_experiments.py', description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_version()
-    add_data_options(parser.add_argument_group('the clicks'))
-    add_network_options(parser.add_argument_group('what is trained and evaluated'))
-    add_search_options(parser.add_argument_group('the parameter search, --table 2'))
-    add_engine_options(parser.add_argument_group('where and how'))
+    add_options(parser)
     given = parser.parse_args(argv)
     for name in ('table', 'models', 'loss', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
         setattr(given, name, tuple(dict.fromkeys(value for values in getattr(given, name) for value in values)))
@@ -71,8 +68,9 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
     return request, source, Place(folder, given.jobs, given.scheduler, storage, given.checkpoint_every)
 
 
-def add_data_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options for the click log."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for data, networks, search, processes and folders."""
+    group = parser.add_argument_group('the clicks')
     group.add_argument('--dataset', choices=PROTOCOLS, default='rsc15', help='data set of the paper whose '
                        'protocol, parameters and published numbers are used (rsc15)')
     group.add_argument('--data', type=Path, metavar='DIR',
@@ -84,9 +82,7 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument('--items', type=positive_number, metavar='N', help='the same in items '
                        f'({RSC15.items:,}; with --dataset video {VIDEO.items:,})')
 
-
-def add_network_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options for rows of tables, and claims."""
+    group = parser.add_argument_group('what is trained and evaluated')
     models = (*BASELINES, NETWORK)
     group.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=[],
                        help='tables to run (1 3)')
@@ -111,18 +107,14 @@ def add_network_options(group: argparse._ArgumentGroup) -> None:
                        help='rank of a target whose score other items share: before them, after them, in the middle '
                             '(conservative: after them)')
 
-
-def add_search_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options of the search."""
+    group = parser.add_argument_group('the parameter search, --table 2')
     group.add_argument('--trials', type=positive_number, metavar='N', help='random points (100)')
     group.add_argument('--storage', metavar='URL', help='database of the trials, as SQLAlchemy writes it '
                        '(sqlite:///OUT/search.db); processes that share one work on the same search')
     group.add_argument('--prune', action='store_true', help='stop a trial whose Recall@20 after an epoch is below the '
                        'median of the others')
 
-
-def add_engine_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options for processes and folders."""
+    group = parser.add_argument_group('where and how')
     group.add_argument('--backend', choices=backends.BACKENDS, default='auto')
     group.add_argument('--jobs', type=positive_number, metavar='N', help='cells or trials that run at the same time, '
                        'each in a process of its own (one for each core, as far as memory goes; on a GPU 1)')

@@ -268,11 +268,17 @@ def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Calla
     model = GRU4Rec([search.units], n_epochs=search.epochs, loss=search.loss, seed=search.seed, backend=search.backend,
                     **parameters)
     checkpoint, started = search.checkpoint(parameters), time.perf_counter()
+
+    def stop_early(progress: Progress) -> None:
+        if progress.epoch_ends and progress.epoch + 1 < progress.n_epochs:
+            trial.report(validate(model, search)[0], progress.epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', RuntimeWarning)  # that the network is unstable, which is reported below
             model.fit(open_events(search.events).train, checkpoint=checkpoint, every=search.every,
-                      callback=stop_early(trial, model, search) if search.prune else None)
+                      callback=stop_early if search.prune else None)
         if model.error_during_train:
             raise Unstable(f'not finite after {len(model.epoch_losses_)} epochs')
     except Exception as error:
@@ -289,18 +295,6 @@ def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Calla
     trial.set_user_attr('seconds', time.perf_counter() - started)
     note(f'{title}: Recall@{CUT_OFF} {recall:.4f}')
     return recall
-
-
-def stop_early(trial: Trial, model: GRU4Rec, search: Search) -> Callable[[Progress], None]:
-    """Return a callback that reports Recall@20 after each epoch, and stops the trial when the pruner says so."""
-    import optuna
-
-    def callback(progress: Progress) -> None:
-        if progress.epoch_ends and progress.epoch + 1 < progress.n_epochs:
-            trial.report(validate(model, search)[0], progress.epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-    return callback
 
 
 def validate(model: GRU4Rec, search: Search) -> tuple[float, float]:

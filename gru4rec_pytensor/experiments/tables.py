@@ -58,9 +58,16 @@ def tables_1_and_3(paper: list[dict], later: list[dict], data: Dataset) -> Secti
         ranked_among = f'the {candidates:,} most popular items of the training data and itself'
     notes = [f'{networks_note(rows)}{ties_note(rows)}' for rows in (paper, later)]
     of_later = f'Later papers: {notes[1]}' if notes[1] not in ('', notes[0]) else ''
-    note = f'{paper_note(data)}{notes[0]}{of_later}The next item is ranked among {ranked_among}.'
-    return Section([*tables, *[table for table, _notes in others]],
-                   [note, *tie_notes(paper), *[note for _table, notes in others for note in notes]])
+    notes = [f'{paper_note(data)}{notes[0]}{of_later}The next item is ranked among {ranked_among}.']
+    if knn := next((result for result in paper if result['model'] == 'Item-KNN'), None):
+        policies = '; '.join(f"'{policy}' {recall:.4f} and {mrr:.4f}"
+                             for policy, (recall, mrr) in knn['other_tie_policies'].items())
+        notes.append('Item-KNN gives most items the score 0. Its Recall@20 and MRR@20 under the other tie policies: '
+                     f'{policies}.')
+    for table, notes_of_table in others:
+        tables.append(table)
+        notes += notes_of_table
+    return Section(tables, notes)
 
 
 def other_tables(paper: list[dict], later: list[dict], data: Dataset) -> list[tuple[Table, list[str]]]:
@@ -207,19 +214,16 @@ def table_2(searches: list[dict], data: Dataset) -> Section:
             rows.append((LOSS_NAMES[loss], title, *values, *metrics, stable_networks))
     header = ('Loss', 'Parameters', *[name.replace('_', ' ') for name in names], 'Recall@20', 'MRR@20',
               'stable networks')
-    return Section([Table(TITLES[2], header, rows)], [search_note(searches[0])])
-
-
-def search_note(found: dict) -> str:
-    """Return as text what the searches of a table have in common."""
+    first = searches[0]
     space = '; '.join(f"{name.replace('_', ' ')} {', '.join(map(str, values))}"
-                      for name, values in found['space'].items())
-    candidates = f"the {found['candidates']:,} most popular items and itself" if found['candidates'] else 'all items'
-    return (f"Recall@20 and MRR@20 are those of the validation data (train {found['train']}; validation "
-            f"{found['valid']}), ranked among {candidates}, ties by the policy {found['tie_policy']!r}. "
-            f"{found['n_trials']} random points of this space, each value equally likely: {space}. {found['units']} "
-            f"units, {found['epochs']} epochs, adagrad, seed {found['seed']}, backend {found['backend']}"
-            f"{', pruned' if found['prune'] else ''}. The paper gives neither its space nor these metrics.")
+                      for name, values in first['space'].items())
+    candidates = f"the {first['candidates']:,} most popular items and itself" if first['candidates'] else 'all items'
+    note = (f"Recall@20 and MRR@20 are those of the validation data (train {first['train']}; validation "
+            f"{first['valid']}), ranked among {candidates}, ties by the policy {first['tie_policy']!r}. "
+            f"{first['n_trials']} random points of this space, each value equally likely: {space}. {first['units']} "
+            f"units, {first['epochs']} epochs, adagrad, seed {first['seed']}, backend {first['backend']}"
+            f"{', pruned' if first['prune'] else ''}. The paper gives neither its space nor these metrics.")
+    return Section([Table(TITLES[2], header, rows)], [note])
 
 
 def table_3(results: list[dict], data: Dataset) -> Table:
@@ -268,16 +272,6 @@ def ties_note(results: list[dict]) -> str:
     if len(policies) != 1:
         return ''
     return f'Items with equal scores are ranked by the policy {policies.pop()!r} in every row. '
-
-
-def tie_notes(results: list[dict]) -> list[str]:
-    """Return the metrics of Item-KNN, which gives most items the score 0, under the other tie policies, as text."""
-    knn = [result for result in results if result['model'] == 'Item-KNN']
-    if not knn:
-        return []
-    others = '; '.join(f"'{policy}' {recall:.4f} and {mrr:.4f}"
-                       for policy, (recall, mrr) in knn[0]['other_tie_policies'].items())
-    return [f'Item-KNN gives most items the score 0. Its Recall@20 and MRR@20 under the other tie policies: {others}.']
 
 
 # ---------------------------------------------------------------------------------------------------------------------
