@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level='WARNING', format='%(message)s')
     logging.getLogger('gru4rec.events').setLevel('INFO')  # how many events each filter drops
     try:
-        run(request, source, place, search.without_password(shlex.join(['python', 'run_experiments.py', *words])))
+        run(request, source, place, shlex.join(['python', 'run_experiments.py', *map(search.without_password, words)]))
     except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         note(f'run_experiments.py: error: {str(message) or type(error).__name__}')

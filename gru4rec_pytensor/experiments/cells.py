@@ -192,7 +192,8 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
         progress = TrainingProgress(cell.title, quiet=True, report=report)
         arguments: dict[str, Any] = arguments_of(cell._asdict()) | dict(seed=cell.seed, backend=cell.backend)
         model: Any = GRU4Rec(**arguments)
-        model.fit(data.train, callback=progress, checkpoint=checkpoint, every=every)
+        if not fit_from_checkpoint(model, data.train, checkpoint, every, progress, report):
+            goes_on = False
         events_per_second = progress.close(time.perf_counter() - started)  # compilation left out
     else:
         model = BASELINES[cell.model][0](**cell.parameters, **({} if cell.seed is None else {'seed': cell.seed}))
@@ -205,6 +206,22 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
     if not getattr(model, 'error_during_train', False):
         result |= evaluate(model, cell, data)
     return result
+
+
+def fit_from_checkpoint(model: GRU4Rec, train: pd.DataFrame, checkpoint: Path | None, every: float,
+                        callback: Callable | None, report: Callable[[str, bool], None] | None) -> bool:
+    """Train a network; return False if its checkpoint was damaged, which is set aside for a training from the start."""
+    try:
+        model.fit(train, callback=callback, checkpoint=checkpoint, every=every)
+    except ValueError as error:
+        if not checkpoint or not checkpoint.exists() or not str(error).startswith(f'{checkpoint}: '):
+            raise
+        aside = checkpoint.replace(checkpoint.with_name(f'{checkpoint.name}.damaged'))
+        if report:
+            report(f'{error}; it is now {aside.name}, and the training begins from the start', True)
+        model.fit(train, callback=callback, checkpoint=checkpoint, every=every)
+        return False
+    return True
 
 
 def evaluate(model: Any, cell: Cell, data: Dataset | Events) -> dict:

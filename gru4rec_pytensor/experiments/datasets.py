@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -161,7 +162,8 @@ def load_dataset(source: Source) -> Dataset:
     else:
         test = with_known_items(train, test)
         digits = fingerprint(train, test)
-    return replace(data, name=f"{'synthetic' if is_synthetic else name}-{digits}", test=test, fingerprint=digits)
+    name = 'synthetic' if is_synthetic else re.sub(r'[`\s]+', ' ', name)  # it stands between backticks
+    return replace(data, name=f'{name}-{digits}', test=test, fingerprint=digits)
 
 
 def validation_data(source: Source, data: Dataset) -> Dataset:

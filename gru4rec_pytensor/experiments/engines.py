@@ -23,7 +23,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gru4rec_pytensor import __version__
 from gru4rec_pytensor.backends.threads import available_cores, limits
+from gru4rec_pytensor.experiments.cells import versions
+from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.terminal import Display
 
 RETRIES = 1  # of a task whose process dies
@@ -248,7 +251,9 @@ def attempt_on_worker(task: Task, topic: str) -> Outcome:
 def connected(address: str) -> Iterator[Any]:
     """Connect to a scheduler; ValueError if there is none."""
     import distributed
+    from distributed.comm import get_address_host_port
     try:
+        get_address_host_port(address)  # before a client is made: without a valid address it takes 40 s to close
         client = distributed.Client(address, timeout=CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ValueError(f'--scheduler {address}: no Dask scheduler is reached there ({error}); an address looks like '
@@ -260,18 +265,37 @@ def connected(address: str) -> Iterator[Any]:
 def count_workers(address: str, folder: Path) -> int:
     """Return the number of workers of a scheduler; ValueError unless all of them can do the work.
 
-    They need this package, the folder of results under the same name, and one thread each, since a training uses
-    another thread only for products of matrices.
+    They need the same versions of this package and its requirements, the same folder of results under the same name,
+    where they look for a file, and one thread each, since a training uses another thread only for products of matrices.
     """
+    sign = folder / f'.{uuid.uuid4()}.workers'
     with connected(address) as client:
-        client.wait_for_workers(1, timeout=CONNECT)
-        found = client.run(os.access, str(folder), os.W_OK, on_error='return')
-        threads = client.nthreads()
+        try:
+            client.wait_for_workers(1, timeout=CONNECT)
+            sign.touch()
+            expected = describe_worker(str(sign))
+            found = client.run(describe_worker, str(sign), on_error='return')
+            threads = client.nthreads()
+        except TimeoutError:
+            raise ValueError(f'--scheduler {address}: has no worker; start some by `dask worker {address} --nthreads 1`'
+                             ) from None
+        finally:
+            sign.unlink(missing_ok=True)
     for worker, answer in found.items():
+        if isinstance(answer, OSError):
+            raise ValueError(f'worker {worker} does not see {folder}: --out must be on a disk that all workers share')
         if isinstance(answer, BaseException):
             raise ValueError(f'worker {worker} cannot run this package: {answer}')
-        if not answer:
-            raise ValueError(f'worker {worker} does not see {folder}: --out must be on a disk that all workers share')
+        if differing := [name for name in expected if answer.get(name) != expected[name]]:
+            name = differing[0]
+            raise ValueError(f'worker {worker} has {name} {answer.get(name)}, and this command {expected[name]}: '
+                             'numbers must not depend on the worker')
         if threads.get(worker, 1) > 1:
             raise ValueError(f'worker {worker} has {threads[worker]} threads: start it with --nthreads 1')
     return len(found)
+
+
+def describe_worker(sign: str) -> dict[str, Any]:
+    """Return the versions of this process; OSError unless it sees, and can write, a file of the client."""
+    with open(sign, 'r+b'):
+        return versions() | {'gru4rec-pytensor': __version__, 'revision': REVISION}

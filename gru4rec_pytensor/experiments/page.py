@@ -128,7 +128,7 @@ def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list
 
 # Settings of Matplotlib: text stays text, no frame, and the same ids in the SVG each time that it is drawn.
 PLOT_SETTINGS: dict = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'font.family': 'sans-serif',
-              'axes.spines.top': False, 'axes.spines.right': False}
+                       'axes.spines.top': False, 'axes.spines.right': False, 'text.parse_math': False}
 
 
 def svg_of(picture: Figure) -> str:

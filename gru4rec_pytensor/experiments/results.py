@@ -73,7 +73,7 @@ class Results:
 
     def save(self, kind: str, key: dict, result: dict) -> None:
         """Keep a result under a key."""
-        text = json.dumps({'format': FORMAT, 'key': key, 'result': result}, indent=1)
+        text = json.dumps({'format': FORMAT, 'key': key, 'result': result, 'digits': digits_of(result)}, indent=1)
         write_text(self.path(kind, key), text + '\n')
 
     def load(self, kind: str, fingerprint: str | None = None) -> list[dict]:
@@ -134,6 +134,8 @@ def read_result(path: Path) -> dict:
         key, result = content['key'], content['result']
         if content['format'] != FORMAT or not path.stem.endswith(f'-{digits_of(key)}'):
             raise KeyError('format')
+        if content.get('digits', digits_of(result)) != digits_of(result):  # which files of older commands lack
+            raise ValueError('result')
         return {name: key[name] for name in ('data', 'revision')} | key | result
     except (ValueError, KeyError, TypeError):
         raise ValueError(f'{path}: not a result of this version of the program, or damaged; move it away, or choose '

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evaluation import CUT_OFF, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions
+from gru4rec_pytensor.experiments.cells import fit_from_checkpoint
 from gru4rec_pytensor.experiments.datasets import open_events
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.results import digits_of
@@ -38,7 +39,8 @@ SPACE: dict[str, tuple] = {
     'momentum': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 }
 HEARTBEAT = 30  # seconds; a process without a sign of life for two of these has lost its trial
-ATTEMPTS = 10  # to open a database server while other processes make its tables
+ATTEMPTS = 10  # to open a database server while other processes make its tables, and after interruptions
+PATIENCE = 300  # seconds, for a server that restarts
 
 
 class Unstable(Exception):
@@ -121,10 +123,25 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
     note : is called with a line of text for each trial
     """
     import optuna
+    from sqlalchemy.exc import DBAPIError
+    with storage_lock(url):
+        storage = open_storage(url)
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return run_phases(search, n_trials, storage, url, note)
+        except (optuna.exceptions.StorageInternalError, DBAPIError) as error:
+            if not left:
+                raise unusable(url, error.__cause__ or error) from None
+            note('the storage was interrupted; the search continues')
+    raise AssertionError('the last attempt returns or raises')
 
+
+def run_phases(search: Search, n_trials: int, storage: RDBStorage, url: str, note: Callable[[str], None]) -> Found:
+    """Run random points, then, from the best one, the values of each parameter in turn."""
+    import optuna
     pruner = optuna.pruners.MedianPruner(n_startup_trials=10) if search.prune else optuna.pruners.NopPruner()
     with storage_lock(url):
-        study = optuna.create_study(storage=open_storage(url), study_name=search.name, direction='maximize',
+        study = optuna.create_study(storage=storage, study_name=search.name, direction='maximize',
                                     pruner=pruner, sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
     n_sessions = n_trainable_sessions(open_events(search.events).train)
     space = SPACE | {'batch_size': tuple(b for b in SPACE['batch_size'] if b <= n_sessions)}
@@ -170,29 +187,58 @@ def open_storage(url: str) -> RDBStorage:
     """Open, or make, the database of the trials; ValueError if that fails.
 
     When processes make its tables at the same moment, a server refuses all but one; the others find the tables at their
-    next attempt.
+    next attempt.  Connections that a server closes are opened again, for minutes if it restarts.
     """
     import optuna
+    from sqlalchemy import event
     from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
     # The default driver for PostgreSQL depends on the version of SQLAlchemy.
     address = re.sub('^postgresql://', 'postgresql+psycopg://', url)
+    options: dict[str, Any] = {'pool_pre_ping': True}
+    if address.startswith('postgresql+psycopg'):
+        options['connect_args'] = {'client_encoding': 'utf8'}  # a database in SQL_ASCII names no encoding
     for left in reversed(range(ATTEMPTS)):
         try:
-            return optuna.storages.RDBStorage(address, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
+            storage = optuna.storages.RDBStorage(address, engine_kwargs=options, heartbeat_interval=HEARTBEAT,
+                                                 grace_period=2 * HEARTBEAT)
         except (SQLAlchemyError, ImportError, ValueError) as error:
             if left and isinstance(error, (IntegrityError, ProgrammingError)):
                 time.sleep(0.5)
                 continue
-            reason = without_password(str(error).strip().splitlines()[0])
-            raise ValueError(f'the storage {without_password(url)!r} cannot be opened: {reason}. It is written like '
-                             'sqlite:///search.db or postgresql://USER@HOST/DATABASE, which needs a driver: '
-                             "pip install '.[postgresql]'") from None
+            raise unusable(url, error) from None
+        if not address.startswith('sqlite:'):
+            event.listen(storage.engine, 'do_connect', connect_patiently)
+        return storage
     raise AssertionError('the last attempt returns or raises')
 
 
+def connect_patiently(dialect: Any, _record: Any, arguments: list, keywords: dict) -> Any:
+    """Connect to a server, which may be restarting."""
+    ends = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return dialect.connect(*arguments, **keywords)
+        except dialect.loaded_dbapi.OperationalError:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(1.0)
+
+
+def unusable(url: str, error: BaseException) -> ValueError:
+    """Return the error of a database that cannot be used, without its passwords."""
+    shown = without_password(url)
+    if url.count('@') > 1:  # what follows the first may be a part of the password
+        reason = 'in a user name and a password, @ is written as %40, : as %3A, / as %2F and ? as %3F'
+    else:
+        reason = without_password((str(error).strip() or type(error).__name__).splitlines()[0].replace(url, shown))
+    return ValueError(f'the storage {shown!r} cannot be opened: {reason}. It is written like sqlite:///search.db or '
+                      "postgresql://USER@HOST/DATABASE, which needs a driver: pip install '.[postgresql]'")
+
+
 def without_password(text: str) -> str:
-    """Return a text with the passwords of URLs masked."""
-    return re.sub(r'(://[^:/@\s]+:)[^@\s]+@', r'\1***@', text)
+    """Return a URL, or a text with one, with its passwords masked: that before the last @, and those in the query."""
+    text = re.sub('(://[^:/@?]*:).*@', r'\1***@', text)
+    return re.sub(r'(?i)([?&][^=&\s]*(?:pass|pwd|secret|odbc_connect)[^=&\s]*=)[^&\s]*', r'\1***', text)
 
 
 @quiet_optuna()
@@ -233,8 +279,9 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
             if any(trial.state.name == 'WAITING' for trial in study.get_trials(deepcopy=False)):
                 try:
                     study.optimize(one_trial, n_trials=1, catch=(Unstable,))
-                except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
-                    if 'Cannot tell' not in str(error) and isinstance(error, ValueError):
+                except (ValueError, AssertionError, optuna.exceptions.UpdateFinishedTrialError) as error:
+                    is_ended = 'Cannot tell' in f'{error}{error.__context__}'
+                    if not is_ended and not isinstance(error, optuna.exceptions.UpdateFinishedTrialError):
                         raise  # unless another process, which took this one for dead, has ended the trial
                 continue
         time.sleep(0.5)
@@ -277,8 +324,8 @@ def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Calla
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', RuntimeWarning)  # that the network is unstable, which is reported below
-            model.fit(open_events(search.events).train, checkpoint=checkpoint, every=search.every,
-                      callback=stop_early if search.prune else None)
+            fit_from_checkpoint(model, open_events(search.events).train, checkpoint, search.every,
+                                stop_early if search.prune else None, lambda text, _is_milestone: note(text))
         if model.error_during_train:
             raise Unstable(f'not finite after {len(model.epoch_losses_)} epochs')
     except Exception as error:

@@ -345,12 +345,13 @@ def as_markdown(data: Dataset, section: Section) -> str:
     paragraphs = [data_notice(data)]
     for table in section.tables:
         paragraphs += [f'### {table.title}', '\n'.join(markdown_rows(table))]
-    return '\n\n'.join([*paragraphs, *section.notes]) + '\n'
+    return '\n\n'.join([*paragraphs, *[note.replace('<', '&lt;') for note in section.notes]]) + '\n'
 
 
 def markdown_rows(table: Table) -> list[str]:
     """Return header and rows as Markdown, with columns of even width, so that they read well in a terminal too."""
-    cells = [[str(cell) for cell in row] for row in (table.header, *table.rows)]
+    cells = [[' '.join(str(cell).replace('|', '&#124;').replace('<', '&lt;').split('\n')) for cell in row]
+             for row in (table.header, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in cells]
     return [lines[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|', *lines[1:]]

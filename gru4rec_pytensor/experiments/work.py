@@ -19,7 +19,8 @@ from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.terminal import Display, note
 
-WAIT = 2.0  # seconds, before cells that other commands train are looked for again
+WAIT = 2.0  # seconds, before cells that other processes train are looked for again
+PATIENCE = 60.0  # seconds, until a result that was reported has to be there: network disks may be late
 
 
 class Place(NamedTuple):
@@ -76,23 +77,29 @@ def run_cells(cells: list[Cell], work: Work) -> Iterator[None]:
     check_batch_sizes([*missing.values()], work.data.train)
     if len(missing) < len(cells):
         note(f'{len(cells) - len(missing)} of {len(cells)} cells are in {results.folder} already')
-    waits = False
+    waits, reported = False, dict[str, float]()
     while missing:
         tasks = [Task(title, train_cell, (cell, results.folder, work.data.folder, work.data.fingerprint, work.every))
-                 for title, cell in missing.items() if not results.is_held(cell.key(work.data.fingerprint))]
+                 for title, cell in missing.items()
+                 if title not in reported and not results.is_held(cell.key(work.data.fingerprint))]
         is_new = False
         with Display(len(tasks)) as display:
             for task, outcome in work.engine(tasks, display) if tasks else ():
                 if outcome.failure:
                     work.failures[task.title] = outcome.failure
                 if outcome.failure or outcome.value:
-                    is_new = True
+                    is_new, reported[task.title] = True, time.monotonic()
                     display.finished(task.title, outcome.failure or outcome.value)
                     yield
         missing = missing_cells(cells, work)
+        for title in [title for title in missing if title in reported]:
+            if time.monotonic() - reported[title] > PATIENCE:
+                work.failures[title] = (f'was reported as done, but {results.folder / "cells"} lacks its result: does '
+                                        'its worker use another folder of this name?')
+                del missing[title]
         if missing and not is_new:
             if not waits:
-                note(f'waiting for other commands, which train {", ".join(missing)}')
+                note(f'waiting for {", ".join(missing)}, of other processes')
             waits = True
             time.sleep(WAIT)
 
