@@ -88,6 +88,18 @@ def test_the_key_of_a_cell_differs_with_all_that_its_number_depends_on():
     assert digits_of(network.key('data')) == digits_of(a_cell(NETWORK).key('data'))
 
 
+def test_a_file_whose_numbers_were_changed_is_named(tmp_path):
+    results, key = Results(tmp_path), a_cell(NETWORK).key('data')
+    results.make_folders()
+    results.save('cells', key, {'recall@20': 0.5, 'epoch_losses': [1.0, None]})
+    path = results.path('cells', key)
+    for changed in ('0.25', '"0.5"', 'null', '{}'):
+        path.write_text(path.read_text().replace('0.5', changed))
+        with pytest.raises(ValueError, match=f'{path.name}: not a result of this version of the program, or damaged'):
+            Results(tmp_path).load('cells')
+        results.save('cells', key, {'recall@20': 0.5, 'epoch_losses': [1.0, None]})
+
+
 def test_a_result_of_another_revision_has_another_key_and_does_not_count(tmp_path, monkeypatch):
     results, now = Results(tmp_path), a_cell(NETWORK).key('data')
     results.make_folders()
@@ -118,6 +130,21 @@ def test_a_network_goes_on_from_its_checkpoint_and_says_nothing_of_the_time_that
     assert resumed['fit_seconds'] is None and whole['fit_seconds'] > 0
     assert resumed['train_events_per_second'] is None
     assert told[0].startswith('epoch 2 of 3')
+
+
+@pytest.mark.parametrize('damage', [b'', b'no checkpoint', None])
+def test_a_checkpoint_that_cannot_be_continued_is_set_aside_and_the_training_begins_from_the_start(
+        data, tmp_path, damage):
+    cell, path, told = a_cell(NETWORK, epochs=2), tmp_path / 'checkpoint', []
+    if damage is None:  # of another training
+        run_cell(cell._replace(seed=43), data, path)
+    else:
+        path.write_bytes(damage)
+    before = path.read_bytes()
+    result = run_cell(cell, data, path, 600.0, lambda text, is_milestone: told.append((text, is_milestone)))
+    assert result['epoch_losses'] == run_cell(cell, data)['epoch_losses'] and result['fit_seconds'] > 0
+    assert path.with_name('checkpoint.damaged').read_bytes() == before
+    assert told[0][1] and told[0][0].startswith(f'{path}: ') and 'is now checkpoint.damaged' in told[0][0]
 
 
 def test_the_details_are_counted_by_position_and_popularity():

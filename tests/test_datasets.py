@@ -59,6 +59,11 @@ def test_the_name_of_a_data_set_changes_with_its_events_and_not_with_its_file(tm
     assert names[0][1:] == names[1][1:] != names[2][1:]
 
 
+def test_the_name_of_a_file_does_not_end_the_code_that_it_is_shown_as(tmp_path):
+    path = write(tmp_path / 'a`b\nc.tsv', click_log([1, 2], [2, 1]))
+    assert datasets.load_dataset(Source(RSC15, path, path)).name.startswith('a b c-')
+
+
 def test_the_search_takes_the_validation_data_of_the_folder_or_the_last_day_of_the_training_data(tmp_path):
     day = 86_400
     train = click_log([1, 2], [2, 1], [1, 2], [2, 1]).assign(Time=np.repeat([0, 1, 2 * day, 2 * day], 2))

@@ -104,6 +104,11 @@ def test_table_2_and_the_claims_stand_in_it_as_they_do_in_markdown():
     assert 'Recall@20 and MRR@20, published and ours' not in text  # there are no results of Tables 1 and 3
 
 
+def test_a_title_is_no_formula_in_a_picture():
+    text = page.figure('A picture.', {'x': lambda ax: page.draw_losses(ax, r'$\bad {$', [1.0], 'k', 'o')}, [])
+    assert r'$\bad {$' in text
+
+
 def test_without_matplotlib_the_page_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'matplotlib', None)
     text = page.figure('A picture.', {'x': lambda ax: None}, [])

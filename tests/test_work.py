@@ -16,8 +16,9 @@ import pytest
 import preprocess_rsc15
 import run_experiments
 from gru4rec_pytensor.backends import threads
-from gru4rec_pytensor.experiments import engines
+from gru4rec_pytensor.experiments import engines, work
 from gru4rec_pytensor.experiments.cells import plan
+from gru4rec_pytensor.experiments.datasets import Source, load_dataset, share
 from gru4rec_pytensor.experiments.engines import Outcome, Task, in_processes, in_this_process
 from gru4rec_pytensor.experiments.protocols import RSC15
 from gru4rec_pytensor.experiments.results import Results
@@ -485,8 +486,76 @@ def test_ctrl_c_ends_the_work_on_a_cluster_too_and_its_workers_are_free_for_anot
 
 
 @needs_dask
-def test_a_scheduler_that_is_not_there_is_named(data, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('address', ['tcp://127.0.0.1:1', 'nonsense', 'tcp://x:y', 'other://x:1'])
+def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch, capsys, address):
+    import distributed
     monkeypatch.setattr(engines, 'CONNECT', 1)
     monkeypatch.delattr(run_experiments, 'load_dataset')  # it is named before any data is read
-    assert run_experiments.main(['--data', str(data), '--out', str(tmp_path), '--scheduler', 'tcp://127.0.0.1:1']) == 2
-    assert '--scheduler tcp://127.0.0.1:1: no Dask scheduler is reached there' in capsys.readouterr().err
+    if address != 'tcp://127.0.0.1:1':
+        monkeypatch.delattr(distributed, 'Client')  # which would need 40 s to close
+    assert run_experiments.main(['--data', 'DATA', '--out', str(tmp_path), '--scheduler', address]) == 2
+    assert f'--scheduler {address}: no Dask scheduler is reached there' in capsys.readouterr().err
+
+
+class Client:
+    """In place of a Dask client with one worker, which changes what it says of itself."""
+
+    def __init__(self, answer=dict, threads=1, has_worker=True):
+        self.answer, self.threads, self.has_worker = answer, threads, has_worker
+
+    def wait_for_workers(self, n, timeout):
+        if not self.has_worker:
+            raise TimeoutError('Only 0/1 workers arrived after 20')
+
+    def run(self, function, *arguments, on_error):
+        try:
+            return {'w': self.answer(function(*arguments))}
+        except Exception as error:
+            return {'w': error}
+
+    def nthreads(self):
+        return {'w': self.threads}
+
+
+def raising(error):
+    def answer(found):
+        raise error
+    return answer
+
+
+@pytest.mark.parametrize('client, message', [
+    (Client(), None), (Client(raising(FileNotFoundError())), 'w does not see .*: --out must be on a disk'),
+    (Client(raising(AttributeError('no such function'))), 'w cannot run this package: no such function'),
+    (Client(lambda found: found | {'revision': 1}), 'w has revision 1, and this command 2'),
+    (Client(lambda found: found | {'numpy': '1.0'}), 'w has numpy 1.0, and this command '),
+    (Client(threads=2), 'w has 2 threads: start it with --nthreads 1'),
+    (Client(has_worker=False), 'tcp://HOST:1: has no worker; start some by `dask worker tcp://HOST:1 --nthreads 1`')])
+def test_a_worker_that_cannot_do_the_work_is_named_before_any(tmp_path, monkeypatch, client, message):
+    monkeypatch.setattr(engines, 'connected', lambda address: contextlib.nullcontext(client))
+    if message is None:
+        assert engines.count_workers('tcp://HOST:1', tmp_path) == 1
+    else:
+        with pytest.raises(ValueError, match=message):
+            engines.count_workers('tcp://HOST:1', tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_that_is_reported_as_done_and_is_not_there_fails_with_that_reason(data, tmp_path, monkeypatch):
+    """As by a worker with a folder of its own under the same name."""
+    submitted = []
+
+    def engine(tasks, display):
+        for task in tasks:
+            submitted.append(task.title)
+            yield task, Outcome('was trained by another command')
+    monkeypatch.setattr(work, 'WAIT', 0.0)
+    monkeypatch.setattr(work, 'PATIENCE', 0.1)
+    results = Results(tmp_path)
+    results.make_folders()
+    shared = share(load_dataset(Source(folder=data)), tmp_path / 'data')
+    one = work.Work(shared, results, engine, 600.0)
+    cells = plan(RSC15, run_experiments.parse(['--table', '1', '--models', 'POP'])[0])
+    assert len(list(work.run_cells(cells, one))) == 1
+    assert submitted == ['POP']
+    with pytest.raises(work.TasksFailed, match='POP: was reported as done, but .*cells lacks its result'):
+        one.check()

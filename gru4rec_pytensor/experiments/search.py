@@ -39,7 +39,7 @@ SPACE: dict[str, tuple] = {
     'momentum': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 }
 HEARTBEAT = 30  # seconds; a process without a sign of life for two of these has lost its trial
-ATTEMPTS = 10  # to open a database server while other processes make its tables, and after interruptions
+ATTEMPTS = 10  # to open a database server while other processes make its tables, and to continue after interruptions
 PATIENCE = 300  # seconds, for a server that restarts
 
 
@@ -129,10 +129,16 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
     for left in reversed(range(ATTEMPTS)):
         try:
             return run_phases(search, n_trials, storage, url, note)
-        except (optuna.exceptions.StorageInternalError, DBAPIError) as error:
+        except Exception as error:
+            cause: BaseException | None = error  # Optuna fails with other errors when it cannot store the first one
+            while cause and not isinstance(cause, (optuna.exceptions.StorageInternalError, DBAPIError)):
+                cause = cause.__context__
+            if not cause:
+                raise
             if not left:
-                raise unusable(url, error.__cause__ or error) from None
-            note('the storage was interrupted; the search continues')
+                raise unusable(url, cause.__cause__ or cause) from None
+            if left == ATTEMPTS - 1:
+                note('the storage was interrupted; the search continues')
     raise AssertionError('the last attempt returns or raises')
 
 
@@ -178,7 +184,7 @@ def storage_lock(url: str) -> Iterator[Callable[[], None]]:
 
 @quiet_optuna()
 def check_storage(url: str) -> None:
-    """Raise ValueError if the database of the trials cannot be opened; its tables are there afterwards."""
+    """Raise ValueError if the database of the trials cannot be used; its tables are there afterwards."""
     with storage_lock(url):
         open_storage(url).engine.dispose()
 
@@ -190,7 +196,6 @@ def open_storage(url: str) -> RDBStorage:
     next attempt.  Connections that a server closes are opened again, for minutes if it restarts.
     """
     import optuna
-    from sqlalchemy import event
     from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
     # The default driver for PostgreSQL depends on the version of SQLAlchemy.
     address = re.sub('^postgresql://', 'postgresql+psycopg://', url)
@@ -207,21 +212,36 @@ def open_storage(url: str) -> RDBStorage:
                 continue
             raise unusable(url, error) from None
         if not address.startswith('sqlite:'):
-            event.listen(storage.engine, 'do_connect', connect_patiently)
+            survive_restarts(storage)
         return storage
     raise AssertionError('the last attempt returns or raises')
 
 
-def connect_patiently(dialect: Any, _record: Any, arguments: list, keywords: dict) -> Any:
-    """Connect to a server, which may be restarting."""
-    ends = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return dialect.connect(*arguments, **keywords)
-        except dialect.loaded_dbapi.OperationalError:
-            if time.monotonic() > ends:
-                raise
-            time.sleep(1.0)
+def survive_restarts(storage: RDBStorage) -> None:
+    """Have a storage connect again for `PATIENCE` seconds when its server is away, and its heartbeats fail silently."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy import event
+    failures: list[float] = []  # times, since the last connection
+    record_heartbeat = storage.record_heartbeat
+
+    def connect(dialect: Any, _record: Any, arguments: list, keywords: dict) -> Any:
+        while True:
+            try:
+                connection = dialect.connect(*arguments, **keywords)
+            except dialect.loaded_dbapi.OperationalError:
+                failures.append(time.monotonic())
+                if failures[-1] - failures[0] > PATIENCE:
+                    raise
+                time.sleep(1.0)
+            else:
+                failures.clear()
+                return connection
+
+    def heartbeat(trial_id: int) -> None:
+        with contextlib.suppress(StorageInternalError):
+            record_heartbeat(trial_id)
+    event.listen(storage.engine, 'do_connect', connect)
+    storage.record_heartbeat = heartbeat  # type: ignore[method-assign]
 
 
 def unusable(url: str, error: BaseException) -> ValueError:
@@ -231,7 +251,7 @@ def unusable(url: str, error: BaseException) -> ValueError:
         reason = 'in a user name and a password, @ is written as %40, : as %3A, / as %2F and ? as %3F'
     else:
         reason = without_password((str(error).strip() or type(error).__name__).splitlines()[0].replace(url, shown))
-    return ValueError(f'the storage {shown!r} cannot be opened: {reason}. It is written like sqlite:///search.db or '
+    return ValueError(f'the storage {shown!r} cannot be used: {reason}. It is written like sqlite:///search.db or '
                       "postgresql://USER@HOST/DATABASE, which needs a driver: pip install '.[postgresql]'")
 
 
