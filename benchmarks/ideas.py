@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,16 +32,15 @@ from gru4rec_pytensor.experiments.cells import Cell, network_parameters
 from gru4rec_pytensor.experiments.datasets import (
     Dataset,
     Source,
-    fingerprint,
     load_dataset,
-    share_events,
+    share,
     size_in_words,
-    validation_split,
+    validation_data,
 )
 from gru4rec_pytensor.experiments.engines import in_processes
 from gru4rec_pytensor.experiments.figures import Picture
 from gru4rec_pytensor.experiments.page import line_style
-from gru4rec_pytensor.experiments.protocols import LOSS_NAMES, NETWORK, RSC15
+from gru4rec_pytensor.experiments.protocols import LOSS_NAMES, NETWORK
 from gru4rec_pytensor.experiments.results import Results, write_text
 from gru4rec_pytensor.experiments.tables import Table, markdown_rows, mean_and_deviation
 from gru4rec_pytensor.experiments.work import Work, run_cells
@@ -83,13 +81,11 @@ def results_of(arguments: dict[str, Any], seeds: Sequence[int], data: Dataset, r
     model = GRU4Rec(**arguments)
     cells = [Cell(NETWORK, model.loss, model.layers[0], model.n_epochs, seed,
                   network_parameters(changed_arguments(model)), 'conservative', None, backend) for seed in seeds]
-    events = results.folder / 'data' / data.fingerprint
-    shared = share_events(events, data.train, data.test)
-    work = Work(replace(data, **shared._asdict()), events, results, in_processes(jobs), every=60.0)
+    work = Work(share(data, results.folder / 'data'), results, in_processes(jobs), every=60.0)
     for _cell in run_cells(cells, work):
         pass
     work.check()
-    return [results.read(results.path('cells', cell.key(data.fingerprint))) for cell in cells]
+    return [results.load_file(results.path('cells', cell.key(data.fingerprint))) for cell in cells]
 
 
 def best_rate(quality: Callable[[float], float], rate: float) -> float:
@@ -103,10 +99,9 @@ def best_rate(quality: Callable[[float], float], rate: float) -> float:
 def measure(folder: Path, results: Results, changes: dict[str, Any], backend: str, jobs: int) -> dict:
     """Train all networks: of each the learning rate that was chosen, and Recall@20 and MRR@20 of the seeds."""
     source = Source(folder=folder)
-    data = load_dataset(source, RSC15)
-    train, valid = validation_split(source, data)
-    validation = Dataset(data.name, RSC15, data.is_synthetic, train, valid, fingerprint(train, valid))
-    results.prepare()
+    data = load_dataset(source)
+    validation = validation_data(source, data)
+    results.make_folders()
     run = partial(results_of, results=results, backend=backend, jobs=jobs)
     networks = []
     for loss in LADDERS:

@@ -31,9 +31,9 @@ sys.path.insert(0, str(ROOT))
 from gru4rec_pytensor import parameters
 from gru4rec_pytensor.click_log import read_events
 from gru4rec_pytensor.events import count
-from gru4rec_pytensor.experiments.datasets import size_in_words
+from gru4rec_pytensor.experiments.datasets import DATA, RECENT64, size_in_words
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, RSC15
-from gru4rec_pytensor.experiments.published import DATA, LATER_NETWORKS, RECENT64, RECORDED, ROWS, rows_for, verdict
+from gru4rec_pytensor.experiments.published import LATER_NETWORKS, RECORDED, ROWS, by_yardstick, rows_for
 from gru4rec_pytensor.experiments.results import Results, write_text
 from gru4rec_pytensor.experiments.tables import (
     YARDSTICK,
@@ -263,7 +263,7 @@ def own_table(name: str, rows: list[dict]) -> Table:
             numbers = found[0].recall[20], found[0].mrr[20]
             means = [mean_metric(results, metric) for metric in METRICS]
             theirs = ' / '.join(f'{number:.4f}' for number in numbers) + ', recorded' * (found[0].source in RECORDED)
-            judged = ' / '.join(verdict(mean, number) if mean else '-' for mean, number in zip(means, numbers))
+            judged = ' / '.join(by_yardstick(mean, number) if mean else '-' for mean, number in zip(means, numbers))
         seconds = [f'{np.median(values):.1f} s' if (values := stable_values(results, key)) else '-'
                    for key in ('fit_seconds', 'eval_seconds')]
         lines.append((row['title'], *[metric_in_words(results, metric) for metric in METRICS], theirs, judged, *seconds,

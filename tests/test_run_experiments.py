@@ -1,4 +1,5 @@
 """The command line of the experiments: what it runs, writes and prints, and what it says about wrong input."""
+import json
 import shutil
 
 import pandas as pd
@@ -95,9 +96,9 @@ def test_a_command_reads_each_result_once_and_again_when_it_has_changed(data, tm
     folder = results.Results(tmp_path)
     before = folder.load('cells')
     assert folder.load('cells') == before and len(read) == 8 + 7
-    path = next((tmp_path / 'cells').glob('POP*'))
-    results.write_text(path, path.read_text().replace('"recall@20": 0.', '"recall@20": 1.'))
-    assert [one for one in folder.load('cells') if one not in before][0]['recall@20'] > 1 and len(read) == 8 + 8
+    content = json.loads(next((tmp_path / 'cells').glob('POP*')).read_text())
+    folder.save('cells', content['key'], content['result'] | {'recall@20': 0.75})
+    assert [one for one in folder.load('cells') if one not in before][0]['recall@20'] == 0.75 and len(read) == 8 + 8
 
 
 def test_an_interrupted_run_keeps_its_finished_cells_and_goes_on_from_there(data, tmp_path, monkeypatch):
@@ -187,8 +188,8 @@ def test_too_few_sessions_for_a_row_are_noticed_before_any_training(tmp_path, ca
 
 def test_lists_may_be_written_with_spaces_or_commas():
     for words in (['--seeds', '1', '2', '--models', 'POP', 'GRU4Rec'], ['--seeds', '1,2', '--models', 'POP,GRU4Rec']):
-        arguments = run_experiments.parse(words)
-        assert arguments.seeds == [1, 2] and arguments.models == ['POP', 'GRU4Rec'] and arguments.table == [1, 3]
+        request, _source, _place = run_experiments.parse(words)
+        assert request.seeds == (1, 2) and request.models == ('POP', 'GRU4Rec') and request.tables == (1, 3)
 
 
 @pytest.mark.parametrize('name, content', [
@@ -216,10 +217,19 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(data, tmp_path, monk
     assert [r['model'] for r in results_in(tmp_path)] == ['POP', 'Item-KNN', 'BPR-MF']
 
 
+@pytest.mark.parametrize('url', ['postgresql://me:sec/ret?x@y@HOST/db', 'mysql://HOST/db?user=me&password=sec/ret'])
+def test_no_password_stands_in_the_command_that_is_kept(monkeypatch, url):
+    commands = []
+    monkeypatch.setattr(run_experiments, 'run', lambda *arguments: commands.append(arguments[-1]))
+    for words in (['--storage', url], [f'--storage={url}']):
+        assert run_experiments.main(['--table', '2', *words]) == 0
+    assert all('***' in command and 'sec' not in command and 'HOST/db' in command for command in commands)
+
+
 @pytest.mark.parametrize('error, message', [
     (KeyError('ItemId'), 'ItemId'), (TypeError('no such type'), 'no such type'), (MemoryError(), 'MemoryError')])
 def test_an_error_of_any_kind_takes_one_line(monkeypatch, capsys, error, message):
-    def failing(arguments):
+    def failing(*arguments):
         raise error
     monkeypatch.setattr(run_experiments, 'run', failing)
     assert run_experiments.main([]) == 2

@@ -1,8 +1,8 @@
-"""Pictures of what is there: the layers of a model, the mini-batches of an iterator, training curves.
+"""Pictures: the layers of a model, the mini-batches of an iterator, training curves.
 
-Figures 1 and 2 of the paper are drawn from the objects that compute: change the model or the data, and the picture
-changes with them.  ``python run_experiments.py --figures`` writes them as SVG and PNG; docs/walkthrough.md and its
-notebook show them.  Needs Matplotlib, an extra of the package.
+Figures 1 and 2 of the paper are drawn from the objects that compute, so that they change with the model and the data.
+``python run_experiments.py --figures`` writes them as SVG and PNG; docs/walkthrough.md and its notebook show them.
+Needs Matplotlib, an extra of the package.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINTS = ('#cfe3f2', '#f9d9c4', '#c9ebdf', '#f3dbe8', '#fbe6bd', '#d9eefa', '#f6c
 
 
 class Picture(Figure):
-    """A Matplotlib figure that a notebook shows by itself, and that is the same file whenever it is drawn again."""
+    """A Matplotlib figure that a notebook shows by itself, and whose file is the same each time that it is drawn."""
 
     def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), layout='constrained')
@@ -44,7 +44,7 @@ class Picture(Figure):
             return svg_of(self)
 
     def save(self, path: Path) -> list[Path]:
-        """Write `path` with the endings .svg and .png, each whole or not at all; the two paths."""
+        """Write `path` with the endings .svg and .png, each whole or not at all; return the two paths."""
         paths = [path.with_suffix(ending) for ending in ('.svg', '.png')]
         with atomic_file(paths[0]) as file:
             file.write(self._repr_svg_().encode())
@@ -55,7 +55,7 @@ class Picture(Figure):
 
 def write_figures(folder: Path, results: list[dict], data: Dataset, losses: Sequence[str],
                   units: Sequence[int]) -> None:
-    """Figures 1 and 2 of the paper, of the networks and the data of a run, and training curves; as SVG and PNG.
+    """Draw Figures 1 and 2 of the paper, of the networks and the data of a run, and training curves, as SVG and PNG.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def write_figures(folder: Path, results: list[dict], data: Dataset, losses: Sequ
 # ---------------------------------------------------------------------------------------------------------------------
 
 def architecture(*networks: Settings) -> Picture:
-    """Figure 1 of the paper: the layers of each network, bottom to top, with the shapes of their weights.
+    """Draw Figure 1 of the paper: the layers of each network, bottom to top, with the shapes of their weights.
 
     ``GRU4Rec(layers=[100]).settings(n_items=37_483)`` is a network, and so is ``settings()`` of a trained model.
     """
@@ -111,7 +111,7 @@ def architecture(*networks: Settings) -> Picture:
 
 
 def layers_of(settings: Settings) -> list[tuple[str, str, bool]]:
-    """Title, weights without biases, and whether it is recurrent, of each box of Figure 1, bottom to top."""
+    """Return title, weights without biases, and whether it is recurrent, of each box of Figure 1, bottom to top."""
     layout = weight_layout(settings)
 
     def described(names: list[str]) -> str:
@@ -134,7 +134,7 @@ def layers_of(settings: Settings) -> list[tuple[str, str, bool]]:
 
 
 def arrow(ax: Axes, start: tuple, end: tuple, curve: float = 0.0) -> None:
-    """An arrow from one point to another; `curve` bends it."""
+    """Draw an arrow from one point to another; `curve` bends it."""
     style = f'arc3,rad={curve}'
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle='-|>', mutation_scale=9, connectionstyle=style, color=INK,
                                  linewidth=1, shrinkA=0, shrinkB=0))
@@ -146,16 +146,16 @@ def arrow(ax: Axes, start: tuple, end: tuple, curve: float = 0.0) -> None:
 
 def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | None = None,
                 order: np.ndarray | None = None, steps: int = 10) -> Picture:
-    """Figure 2 of the paper, from the mini-batches that training gets.
+    """Draw Figure 2 of the paper, from the mini-batches that training gets.
 
-    On the left the sessions, on the right what goes into the network, and what is to be predicted.  A bar marks the
-    events at which a lane begins a session; grey events on the left are in no mini-batch of the picture.
+    On the left stand the sessions, on the right inputs and targets of the network.  A bar marks the event at which a
+    lane begins a session; grey events on the left are in no mini-batch of the picture.
 
     Parameters
     ----------
     offsets, batch_size, order : as `gru4rec.session_parallel_minibatches` takes them
     labels : a short name for each event; session and event number, counted from 1, when None
-    steps : mini-batches that are drawn, at most
+    steps : largest number of mini-batches to draw
     """
     position, starts = next(iter(session_parallel_minibatches(offsets, batch_size, order, chunk=steps)))
     session = session_of_event(offsets)
@@ -194,7 +194,7 @@ def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | No
 
 
 def cell(ax: Axes, column: float, row: float, text: str, colour: str) -> None:
-    """An event of Figure 2."""
+    """Draw an event of Figure 2."""
     ax.add_patch(Rectangle((column + 0.03, row + 0.04), 0.94, 0.92, facecolor=colour, edgecolor='white'))
     ax.text(column + 0.53, row + 0.5, text, ha='center', va='center', fontsize=8,
             color=MUTED if colour == UNUSED else INK)
@@ -205,7 +205,7 @@ def cell(ax: Axes, column: float, row: float, text: str, colour: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def training_curves(losses: dict[str, list[float]]) -> Picture:
-    """Mean loss of each epoch, a panel for each network; `losses` are those of each, by title."""
+    """Draw the mean loss of each epoch, a panel for each network; `losses` are those of each, by title."""
     n_columns = min(3, len(losses))
     n_rows = -(-len(losses) // n_columns)
     picture = Picture(3.4 * n_columns, 2.8 * n_rows)
