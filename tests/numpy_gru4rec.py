@@ -27,8 +27,6 @@ def minibatches(session_lengths, batch_size, order=None):
     Returns a list of (input_positions, target_positions, starts), each of shape (B,); `starts` is true where the lane
     begins a session, that is, where its hidden state has to be zero.
     """
-    if len(session_lengths) < batch_size:
-        raise ValueError(f"batch_size={batch_size} needs at least as many sessions, got {len(session_lengths)}")
     first_event = [sum(session_lengths[:s]) for s in range(len(session_lengths))]
     waiting = list(range(len(session_lengths))) if order is None else list(order)
 
@@ -210,10 +208,6 @@ class NumpyGRU4Rec:
         hidden_act="tanh", final_act=None, train_random_order=False, lmbd=0.0, session_key="SessionId",
         item_key="ItemId", time_key="Time", seed=42, dtype="float64",
     ):
-        if adapt not in ("adagrad", "rmsprop", "none", None):
-            raise ValueError(f"adapt={adapt!r}, allowed are 'adagrad', 'rmsprop' and None or 'none'")
-        if sigma < 0:
-            raise ValueError(f"sigma={sigma}, allowed are 0 (from the shape of each matrix) and positive numbers")
         self.layers, self.n_epochs, self.batch_size = layers, n_epochs, batch_size
         self.dropout_p_hidden, self.learning_rate, self.momentum = dropout_p_hidden, learning_rate, momentum
         self.adapt = None if adapt == "none" else adapt
@@ -377,8 +371,6 @@ class NumpyGRU4Rec:
 
     def fit(self, frame, dropout_masks=None):
         """Train on `frame`. `dropout_masks`: one 0/1 array (B, H) per layer, used in every mini-batch."""
-        if self.dropout_p_hidden > 0 and dropout_masks is None:
-            raise ValueError(f"dropout_p_hidden={self.dropout_p_hidden} needs dropout_masks, none are drawn here")
         if self.dropout_p_hidden > 0:
             masks = [np.asarray(mask, self.dtype) / (1 - self.dropout_p_hidden) for mask in dropout_masks]
         else:
@@ -427,50 +419,3 @@ class NumpyGRU4Rec:
                 rows.append(softmax(r_hat)[0] if self.loss == "cross-entropy" else r_hat[0])
             start += length
         return np.array(rows)
-
-    def next_items(self, frame):
-        """Item index of the event that each row of `scores(frame)` should predict."""
-        items, session_lengths = self.sorted_events(frame)
-        targets, start = [], 0
-        for length in session_lengths:
-            targets.extend(items[start + 1 : start + length])
-            start += length
-        return np.array(targets)
-
-
-# --- Section 4: evaluation ------------------------------------------------------------------------------------------
-
-
-def ranks(scores, targets, mode="standard"):
-    """Rank of each target among all items of its row, best = 1; `mode` says how items with the target's score count.
-
-    'standard': they come after it; 'conservative': before it; 'median': half of them before it.
-    """
-    if mode not in ("standard", "conservative", "median"):
-        raise ValueError(f"mode={mode!r}, allowed are 'standard', 'conservative' and 'median'")
-    result = []
-    for row, target in zip(scores, targets):
-        higher = ties = 0
-        for item, score in enumerate(row):
-            if score > row[target]:
-                higher += 1
-            elif score == row[target] and item != target:
-                ties += 1
-        ahead = {"standard": higher, "conservative": higher + ties, "median": higher + ties / 2}[mode]
-        result.append(ahead + 1)
-    return np.array(result)
-
-
-def recall_mrr(ranks, cut_off, rule="<="):
-    """(Recall@cut_off, MRR@cut_off): share of hits, and mean of 1 / rank where a miss counts 0.
-
-    A hit is `rank <= cut_off`, or `rank < cut_off` under rule '<', which is how releases of 2016 and 2017 counted.
-    """
-    if rule not in ("<", "<="):
-        raise ValueError(f"rule={rule!r}, allowed are '<' and '<='")
-    hits = reciprocal = 0
-    for rank in ranks:
-        if rank < cut_off or (rule == "<=" and rank == cut_off):
-            hits += 1
-            reciprocal += 1 / rank
-    return hits / len(ranks), reciprocal / len(ranks)

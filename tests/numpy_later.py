@@ -38,8 +38,6 @@ def minibatches_to_the_end(session_lengths, batch_size, order=None, fewest_lanes
     Returns a list of (input_positions, target_positions, starts, stays), each of shape (M,); `stays` has the place that
     each lane had in the mini-batch before, whose hidden state it goes on with unless `starts` is true.
     """
-    if len(session_lengths) < batch_size:
-        raise ValueError(f"batch_size={batch_size} needs at least as many sessions, got {len(session_lengths)}")
     first_event = [sum(session_lengths[:s]) for s in range(len(session_lengths))]
     waiting = list(range(len(session_lengths))) if order is None else list(order)
 
@@ -160,8 +158,6 @@ class NumpyLater(NumpyGRU4Rec):
         constrained_embedding=False, dropout_p_embed=0.0, time_sort=False, drop_tail=True, final_act=None, **arguments,
     ):
         super().__init__(layers, **arguments)
-        if self.adapt == "rmsprop":
-            raise ValueError("adapt='rmsprop': differs between the releases; allowed are 'adagrad' and None")
         pairwise = self.loss in ("top1", "bpr", "mrr")
         self.final_act = final_act or ("tanh" if pairwise else "linear")
         if self.final_act == "softmax":

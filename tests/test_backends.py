@@ -442,7 +442,8 @@ def test_the_interpreter_calls_numpy_once_for_an_operation_and_gives_the_bits_of
 # --- Other users of PyTensor in the same process --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('more', [[], pytest.param(['executed'], marks=PROMISE)], ids=str)
+@pytest.mark.promise
+@pytest.mark.parametrize('more', [[], ['executed']], ids=str)
 def test_importing_the_project_changes_nothing_for_other_users_of_pytensor(more):
     """Neither how a graph of others is compiled, nor any setting of the process, nor what the graph computes."""
     script = Path(__file__).with_name('other_users.py')
@@ -611,6 +612,7 @@ def test_the_fast_backend_gives_the_same_bits_for_the_same_seed():
         assert (first[name] != other[name]).any(), name
 
 
+@pytest.mark.promise
 def test_auto_is_the_fast_backend_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(backends, '_gpu', lambda: False)
     default = gru4rec.GRU4Rec(**DROPOUT).fit(few_items_log())

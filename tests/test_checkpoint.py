@@ -21,13 +21,15 @@ from common import (
     small_model,
     state_of,
 )
+from numpy_gru4rec import minibatches
 
 import preprocess_rsc15
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import model_file
 
 LOG = few_items_log(n_sessions=120, n_items=40)
-EVERYTHING = dict(n_epochs=3, layers=[4, 3], dropout_p_hidden=0.3, momentum=0.2, train_random_order=True)
+EVERYTHING = dict(n_epochs=3, layers=[4, 3], dropout_p_hidden=0.3, momentum=0.2, train_random_order=True, n_sample=3,
+                  sample_store=21)  # the negatives of seven mini-batches, which is no multiple of a chunk
 
 
 class Stop(Exception):
@@ -67,6 +69,16 @@ def test_a_training_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_
     assert interruptions >= 3
     assert_same_bits(state_of(model), state_of(whole))
     assert model.epoch_losses_ == whole.epoch_losses_
+
+
+def test_a_stopped_training_with_given_negatives_takes_those_that_are_left(tmp_path, short_chunks):
+    n_minibatches = 2 * len(minibatches(LOG.groupby('SessionId').size().tolist(), 6))
+    negatives = np.random.RandomState(0).randint(LOG.ItemId.nunique(), size=(n_minibatches, 3))
+    whole, stopped, again = (small_model(n_sample=3) for _model in range(3))
+    options = dict(sampled_negatives=negatives, checkpoint=tmp_path / 'checkpoint')
+    with pytest.raises(Stop):
+        stopped.fit(LOG, **options, every=0, callback=stopping_after(6))
+    assert_same_bits(state_of(again.fit(LOG, **options)), state_of(whole.fit(LOG, sampled_negatives=negatives)))
 
 
 def test_a_finished_training_is_not_done_again_and_can_be_prolonged(tmp_path):

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from common import (
     FAST_CASE,
+    PROMISE,
     TEST,
     TRAIN,
     click_log,
@@ -85,7 +86,8 @@ def test_equal_scores_count_as_lower_higher_or_half(target, ranks):
     assert tuple(next_item_ranks(model, log, tie_policy=policy)[0] for policy in COUNTED_POLICIES) == ranks
 
 
-both_precisions = pytest.mark.parametrize('dtype', ['float32', 'float64'])  # 0.5 + 1e-8 is 0.5 in float32
+# 0.5 + 1e-8 is 0.5 in float32
+both_precisions = pytest.mark.parametrize('dtype', ['float32', pytest.param('float64', marks=PROMISE)])
 
 
 @both_precisions
@@ -147,7 +149,11 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope='module', params=NETWORKS)
+AGAIN = ('two layers', 'linear', 'cross-entropy of tanh')
+
+
+@pytest.fixture(scope='module', params=[pytest.param(name, marks=PROMISE if name in AGAIN else ())
+                                        for name in NETWORKS])
 def network(request):
     """A model, its activated scores for all predictions of the test data, and the targets."""
     model = small_model(**NETWORKS[request.param]).fit(TRAIN)

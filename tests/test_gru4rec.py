@@ -1,6 +1,7 @@
 """The estimator: arguments, weights, progress, errors, losses that are not finite, and that it learns."""
 import copy
 import gc
+import re
 import warnings
 
 import numpy as np
@@ -64,13 +65,6 @@ def test_weights_have_the_names_and_shapes_of_the_release(two_layers):
     assert {value.dtype.name for value in state_of(two_layers).values()} == {'float32'}
 
 
-@pytest.mark.parametrize('adapt, momentum, kinds', [('adagrad', 0.2, ['acc', 'vel']), ('rmsprop', 0, ['acc']),
-                                                    (None, 0.2, ['vel']), (None, 0, [])])
-def test_the_state_of_the_optimiser_has_what_the_rule_keeps(adapt, momentum, kinds):
-    model = small_model(adapt=adapt, momentum=momentum, n_epochs=1).fit(LOG)
-    assert model.optimizer_state().keys() == {f'{kind}_{name}' for kind in kinds for name in model.weights()}
-
-
 def test_weights_and_optimiser_state_are_copies(two_layers):
     before = state_of(two_layers)
     for value in state_of(two_layers).values():
@@ -94,11 +88,6 @@ def test_initial_weights_are_drawn_from_the_seed_to_the_bit(arguments):
     assert_same_bits({name: weights[name] for name in matrices}, {name: expected.weights[name] for name in matrices})
 
 
-def test_one_loss_is_kept_for_each_epoch(two_layers):
-    assert len(two_layers.epoch_losses_) == 2
-    assert all(isinstance(loss, float) for loss in two_layers.epoch_losses_)
-
-
 def test_progress_is_told_after_every_chunk(monkeypatch):
     monkeypatch.setattr(gru4rec, 'chunk_length', lambda settings: 5)
     told = []
@@ -106,11 +95,10 @@ def test_progress_is_told_after_every_chunk(monkeypatch):
     n = len(minibatches(LOG.groupby('SessionId').size().tolist(), 6))
     chunks = [*range(5, n, 5), n]
     assert len(chunks) > 1
-    assert [(p.epoch, p.n_epochs, p.minibatches, p.events) for p in told] == [
-        (epoch, 2, done, 6 * done) for epoch in (0, 1) for done in chunks]
+    assert [(p.epoch, p.n_epochs, p.minibatches, p.events, p.epoch_ends) for p in told] == [
+        (epoch, 2, done, 6 * done, done == n) for epoch in (0, 1) for done in chunks]
     assert {p.total_events for p in told} == {len(LOG) - LOG.SessionId.nunique()}
-    assert told[-1].loss == pytest.approx(model.epoch_losses_[1], rel=1e-6)
-    assert told[len(chunks) - 1].loss == pytest.approx(model.epoch_losses_[0], rel=1e-6)
+    assert [told[k].loss for k in (len(chunks) - 1, -1)] == pytest.approx(model.epoch_losses_, rel=1e-6)
 
 
 @pytest.mark.parametrize('option', ['reset_after_session', 'train_random_order', 'dropout_p_hidden'])
@@ -147,6 +135,10 @@ def test_the_length_of_a_chunk_does_not_change_the_training(option, monkeypatch)
     ('drop_tail', None, 'True or False'), ('sample_store', 1.5, 'a whole number'),
     ('backend', 'c', "'auto', 'numba', 'jax', 'python'"),
     ('reset_after_session', 'no', 'True or False'), ('init_as_normal', 3, 'True or False'),
+    ('input_mode', 'basket', "one of 'item', 'session'"), ('unit', 'transformer', "one of 'gru', 'lstm', 'rnn'"),
+    ('session_decay', 1, 'a number of at least 0 and below 1'), ('embedding', 0, 'a whole number of at least 1'),
+    ('feedforward', [0], 'a list of numbers of units'), ('feedforward', 10, 'a list of numbers of units'),
+    ('input_to_all_layers', 'yes', 'True or False'),
     ('seed', -1, 'a whole number from 0'), ('seed', 'x', 'a whole number'), ('seed', 1.5, 'a whole number'),
 ])
 def test_a_bad_argument_is_named_with_its_value_and_what_is_allowed(name, value, allowed):
@@ -158,9 +150,9 @@ def test_a_bad_argument_is_named_with_its_value_and_what_is_allowed(name, value,
 
 
 def test_arguments_may_be_numbers_and_text_of_numpy():
-    arguments = dict(layers=[np.int64(4)], batch_size=np.int32(6), learning_rate=np.float32(0.05), loss=np.str_('bpr'),
+    arguments = dict(layers=[np.int64(4)], batch_size=np.int32(6), learning_rate=np.float32(0.05), loss=np.str_('top1'),
                      reset_after_session=np.bool_(True), n_epochs=np.int64(1))
-    plain = dict(layers=[4], batch_size=6, learning_rate=float(np.float32(0.05)), loss='bpr', n_epochs=1)
+    plain = dict(layers=[4], batch_size=6, learning_rate=float(np.float32(0.05)), loss='top1', n_epochs=1)
     assert_same_bits(state_of(small_model(**arguments).fit(LOG)), state_of(small_model(**plain).fit(LOG)))
 
 
@@ -183,21 +175,19 @@ def test_bad_training_data_is_explained(log, message):
     assert message in str(error.value)
 
 
-ONE_ITEM = click_log(*['aa'] * 10)
-
-
-@pytest.mark.parametrize('arguments, log, reason', [
-    (dict(batch_size=1), LOG, 'with batch_size=1 there are no other targets to rank a target among'),
-    (dict(batch_size=1, negatives='uniform'), LOG, 'with batch_size=1 there are no other targets'),
-    (dict(batch_size=2, loss='mrr'), LOG, "with batch_size=2 .* loss='mrr' sees which is higher"),
-    (dict(learning_rate=1e-46), LOG, 'learning_rate=1e-46 is zero as a float32'),
-    (dict(), ONE_ITEM, 'the training data has one item only')], ids=str)
-def test_a_training_that_cannot_learn_anything_says_why(arguments, log, reason):
-    model = small_model(n_epochs=1, **arguments)
-    for fit in (model.fit, model.fit_more):
-        with pytest.warns(UserWarning, match=f'^nothing can be learned: {reason}') as caught:
-            fit(log)
-        assert [warning.filename for warning in caught] == [__file__]
+@pytest.mark.parametrize('arguments, n_items, reason', [
+    (dict(batch_size=1), 5, 'with batch_size=1 there are no other targets to rank a target among'),
+    (dict(batch_size=1, negatives='uniform'), 5, 'with batch_size=1 there are no other targets'),
+    (dict(batch_size=2, loss='mrr'), 5, "with batch_size=2 .* loss='mrr' sees which is higher"),
+    (dict(learning_rate=1e-46), 5, 'learning_rate=1e-46 is zero as a float32'),
+    (dict(), 1, 'the training data has one item only'),
+    (dict(batch_size=1, n_sample=1), 5, None), (dict(batch_size=2, n_sample=1, loss='mrr'), 5, None)], ids=str)
+def test_a_training_that_cannot_learn_anything_says_why(arguments, n_items, reason):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        gru4rec.warn_of_constant_loss(small_model(**arguments).settings(n_items))
+    assert len(caught) == (reason is not None)
+    assert not caught or re.match(f'nothing can be learned: {reason}', str(caught[0].message))
 
 
 @pytest.mark.parametrize('loss', gru4rec.LOSSES)
@@ -302,20 +292,11 @@ def test_initial_weights_near_the_largest_float_stop_both_backends_at_once(backe
     assert model.error_during_train and model.epoch_losses_ == []
 
 
-def test_the_callback_is_told_which_report_is_the_last_of_an_epoch(monkeypatch):
-    monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 4)
-    reports = []
-    small_model(n_epochs=3).fit(LOG, callback=reports.append)
-    epochs = [[report for report in reports if report.epoch == epoch] for epoch in range(3)]
-    assert len(epochs[0]) > 2
-    for of_epoch in epochs:
-        assert [report.epoch_ends for report in of_epoch] == [False] * (len(of_epoch) - 1) + [True]
-
-
 # --- Memory ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_arrays_of_a_model_that_is_gone_are_freed_though_its_compiled_code_stays():
+    gc.freeze()  # all that is there is no garbage
     model = small_model(momentum=0.2).fit(LOG)
     shallow, variables = copy.copy(model), [variable for group in model.variables_ for variable in group.values()]
     before = state_of(model)
@@ -323,6 +304,7 @@ def test_the_arrays_of_a_model_that_is_gone_are_freed_though_its_compiled_code_s
     assert_same_bits(state_of(shallow), before)
     del shallow
     gc.collect()
+    gc.unfreeze()
     assert [variable.container.storage for variable in variables] == [[None]] * len(variables)
     assert state_of(model)['Wy'].shape == before['Wy'].shape
 

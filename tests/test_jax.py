@@ -35,16 +35,16 @@ pytestmark = needs_jax
 LOG = few_items_log()
 EVERY_RULE = [(loss, adapt, momentum) for loss in reference_losses for adapt in ('adagrad', 'rmsprop', None)
               for momentum in (0, 0.2)]
-QUICK = [('top1', 'adagrad', 0.2), ('cross-entropy', 'rmsprop', 0)]
+QUICK, PROMISED = ('top1', 'adagrad', 0.2), ('cross-entropy', 'rmsprop', 0)
 
 
 # --- Training -------------------------------------------------------------------------------------------------------
 
 
-def every_rule(*some, marks=()):
-    """Some rules with these marks, the others slow."""
+def every_rule(marks):
+    """Some rules with the marks that are given, the others slow."""
     return pytest.mark.parametrize('loss, adapt, momentum', [
-        pytest.param(*rule, marks=marks if rule in some else pytest.mark.slow) for rule in EVERY_RULE])
+        pytest.param(*rule, marks=marks.get(rule, pytest.mark.slow)) for rule in EVERY_RULE])
 
 
 @pytest.fixture
@@ -64,14 +64,14 @@ def with_rule(loss, adapt, momentum):
                        dropout_p_hidden=0.3, n_epochs=3, backend='jax'), fixed_masks([4, 3], 6, 0.3)
 
 
-@every_rule(*QUICK)
+@every_rule({QUICK: (), PROMISED: PROMISE})
 def test_jax_trains_like_the_reference(loss, adapt, momentum, in_float64):
     model, masks = with_rule(loss, adapt, momentum)
     reference = reference_of(model, LOG, masks)
     assert_close(state_of(model.fit(LOG, dropout_masks=masks)), state_of(reference), 1e-11)
 
 
-@every_rule(QUICK[0], marks=PROMISE)
+@every_rule({QUICK: PROMISE})
 def test_jax_rounds_to_float32_no_worse_than_the_reference_does(loss, adapt, momentum):
     """1e-5, or more where a rule makes rounding grow: MRR divides by the spread of scores, and adagrad by small g."""
     model, masks = with_rule(loss, adapt, momentum)
@@ -87,7 +87,7 @@ def test_jax_draws_the_dropout_masks_and_session_orders_of_the_other_backends():
     assert_close(state_of(jax), state_of(python), 1e-5)
 
 
-@pytest.mark.parametrize('momentum', [pytest.param(0, marks=pytest.mark.slow), 0.5])
+@pytest.mark.parametrize('momentum', [pytest.param(0, marks=pytest.mark.slow), pytest.param(0.5, marks=PROMISE)])
 def test_two_trainings_give_the_same_bits_though_items_repeat(momentum):
     arguments = dict(layers=[20], batch_size=25, dropout_p_hidden=0.5, momentum=momentum, backend='jax')
     first, again = (state_of(small_model(**arguments).fit(few_items_log(n_sessions=200))) for _run in range(2))
@@ -95,7 +95,8 @@ def test_two_trainings_give_the_same_bits_though_items_repeat(momentum):
 
 
 @pytest.mark.parametrize('arguments', [
-    dict(momentum=0.3), *[pytest.param(arguments, marks=pytest.mark.slow) for arguments in (
+    pytest.param(dict(momentum=0.3), marks=PROMISE),
+    *[pytest.param(arguments, marks=pytest.mark.slow) for arguments in (
         dict(), dict(adapt='rmsprop', loss='cross-entropy'), dict(adapt=None, lmbd=0.1))]], ids=str)
 def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(arguments):
     """Read in the program of XLA: its results lie where its arguments lay, and nothing of their size is copied."""
@@ -121,7 +122,7 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
 
 @pytest.mark.parametrize('shape', [pytest.param((), marks=pytest.mark.slow), (3,)], ids=['vector', 'matrix'])
 @pytest.mark.parametrize('store', [False, True], ids=['added', 'stored'])
-@pytest.mark.parametrize('some', [False, True], ids=['all', 'some'])
+@pytest.mark.parametrize('some', [pytest.param(False, marks=PROMISE), True], ids=['all', 'some'])
 def test_final_rows_are_those_of_a_loop_over_the_occurrences(store, shape, some):
     import jax
 
@@ -199,7 +200,7 @@ def test_blocks_of_items_that_do_not_divide_their_number_count_each_item_once(n_
 
 
 def test_a_score_that_is_not_a_number_is_an_error_on_the_device_too():
-    model = small_model(backend='jax', n_epochs=1).fit(LOG)
+    model = small_model(n_epochs=1).fit(LOG).move_to('jax')
     model.variables_.weights['By'].set_value(np.full(model.n_items, np.nan, 'float32'))
     with pytest.raises(ValueError, match='the score of the next item is not a number'):
         next_item_ranks(model, LOG)

@@ -102,6 +102,10 @@ def test_fewer_sessions_than_lanes_give_no_minibatch_unless_the_tail_is_kept():
     assert named([3, 2], drawn([3, 2], 3, drop_tail=False)[0]) == [['i1,1', 'i2,1', '-'], ['i1,2', '-', '-']]
 
 
+def test_the_tail_ends_where_fewer_lanes_than_asked_for_are_left():
+    assert len(drawn([2, 4, 2], 2, drop_tail=False, fewest_lanes=2)[0]) == 2
+
+
 def test_sessions_are_used_in_the_given_order():
     lengths = [2, 3, 2, 4]
     position, starts = drawn(lengths, 2, order=np.array([3, 0, 2, 1]))

@@ -36,13 +36,13 @@ def path(model, tmp_path):
 COPIES = {'deepcopy': copy.deepcopy, 'copy': copy.copy, 'pickle': lambda model: pickle.loads(pickle.dumps(model))}
 
 
-@pytest.mark.parametrize('copied', COPIES.values(), ids=COPIES)
-@pytest.mark.parametrize('predicted_before', [False, True])
+@pytest.mark.parametrize('copied, predicted_before', [
+    ('deepcopy', False), ('deepcopy', True), ('copy', True), ('pickle', True)])
 def test_a_copy_of_a_trained_model_predicts_the_same_and_is_its_own(copied, predicted_before):
     model = small_model(momentum=0.1, loss='cross-entropy').fit(LOG)
     if predicted_before:
         model.predict_next_batch(['a'], [10], None, 1)
-    other = copied(model)
+    other = COPIES[copied](model)
     assert repr(other) == repr(model) and other.epoch_losses_ == model.epoch_losses_
     assert_same_bits(state_of(other), state_of(model))
     # in the middle of a session too, if it has begun
@@ -58,15 +58,6 @@ def test_a_copy_of_a_trained_model_predicts_the_same_and_is_its_own(copied, pred
 def test_an_untrained_model_can_be_copied():
     for copied in COPIES.values():
         assert repr(copied(small_model())) == repr(small_model())
-
-
-@pytest.mark.parametrize('backend', [pytest.param('numba', marks=PROMISE), pytest.param('jax', marks=needs_jax)])
-def test_a_copy_of_a_model_on_another_backend_predicts_the_same(model, path, backend):
-    loaded = GRU4Rec.load(path, backend=backend)
-    ranks = next_item_ranks(loaded, LOG)
-    other = pickle.loads(pickle.dumps(loaded))
-    assert other.backend_ == backend
-    assert_array_equal(next_item_ranks(other, LOG), ranks)
 
 
 @pytest.mark.parametrize('arguments, text', [
@@ -98,10 +89,12 @@ def test_a_loaded_model_has_the_arguments_the_state_and_the_predictions_of_the_s
 
 
 @pytest.mark.parametrize('backend', [pytest.param('numba', marks=PROMISE), pytest.param('jax', marks=needs_jax)])
-def test_a_model_can_be_loaded_for_another_backend(model, path, backend):
+def test_a_model_can_be_loaded_for_another_backend_and_copied_there(model, path, backend):
     loaded = GRU4Rec.load(path, backend=backend)
-    assert loaded.backend == loaded.backend_ == backend
-    assert_array_equal(next_item_ranks(loaded, LOG), next_item_ranks(model, LOG))
+    other = pickle.loads(pickle.dumps(loaded))
+    assert loaded.backend == loaded.backend_ == other.backend_ == backend
+    for each in (loaded, other):
+        assert_array_equal(next_item_ranks(each, LOG), next_item_ranks(model, LOG))
 
 
 @pytest.mark.parametrize('ids', [

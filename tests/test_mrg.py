@@ -123,9 +123,37 @@ def test_each_layer_draws_from_the_streams_of_its_own_request():
         assert_array_equal(masks.reshape(6, -1), mrg.Streams(42, i).uniform(6, 4 * n) < np.float32(1 - 0.3))
 
 
-def test_further_trainings_draw_from_further_requests():
-    for i, masks in enumerate(drawn_by(6, n_epochs_before=10)):
-        assert_array_equal(masks, mrg.Streams(42, 20 + i).below(6, masks[0].size, 0.7).reshape(masks.shape))
+@pytest.mark.parametrize('n_working', [[4, 4, 3], [4, 4, 4], [4, 3, 3, 1], [2, 1]], ids=str)
+def test_as_many_numbers_are_drawn_as_lanes_work_and_idle_lanes_have_empty_masks(n_working):
+    lanes = np.array([[lane % 4 < n for lane in (3, 1, 0, 2)] for n in n_working])  # lane 0 leaves first
+    masks, streams = draws.Masks(5, 0.7, seed=42, request=2)(lanes), mrg.Streams(42, 2)
+    for mask, working in zip(masks, lanes, strict=True):
+        assert_array_equal(mask[working].ravel(), streams.below(1, 5 * working.sum(), 0.7)[0])
+        assert not mask[~working].any()
+
+
+def test_a_number_draws_the_first_item_whose_cumulative_share_is_above_it(monkeypatch):
+    third, two_thirds, below = np.float32(1 / 3), np.float32(2 / 3), np.float32(0)
+    numbers = [np.float32(0), np.nextafter(third, below), third, np.nextafter(two_thirds, below), two_thirds,
+               np.nextafter(np.float32(1), below)]
+    monkeypatch.setattr(mrg.Streams, 'part_of_draw', lambda self, first, size: np.array(numbers))
+    store = draws.NegativeStore(np.array([7, 7, 7]), 0.5, n_sample=6, sample_store=12, seed=42, request=0)
+    assert store(1).tolist() == [[0, 0, 1, 1, 2, 2]]
+
+
+@pytest.mark.parametrize('arguments, n_requests', [({}, 2), (dict(n_sample=3, sample_store=6), 3)], ids=str)
+def test_further_trainings_draw_from_further_requests(arguments, n_requests):
+    """The store of additional negatives is a request as each mask is, and the first one."""
+    masks = [drawn for drawn in drawn_by(6, n_epochs_before=10, **arguments) if drawn.dtype == bool]
+    for i, mask in enumerate(masks, n_requests - len(masks)):
+        expected = mrg.Streams(42, 10 * n_requests + i).below(6, mask[0].size, 0.7)
+        assert_array_equal(mask, expected.reshape(mask.shape))
+
+
+def test_further_trainings_have_uniform_negatives_of_their_own():
+    first, *others = (drawn_by(50, n_epochs_before=n, negatives='uniform')[-1] for n in (0, 1, 2))
+    for other in others:
+        assert (first != other).mean() > 0.5
 
 
 def test_seeds_give_masks_of_their_own_and_the_release_seed_those_of_theano():

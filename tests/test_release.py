@@ -165,12 +165,6 @@ def test_evaluation_of_baselines_breaks_ties_by_noise_and_of_networks_does_not(t
 # --- predict_next_batch ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('batch', [1, 3, 8])
-def test_scores_by_hand_give_the_ranks_of_the_evaluation(batch, top1_model):
-    scores, targets = scores_by_hand(top1_model, TEST, batch)
-    assert_array_equal(evaluation.next_item_ranks(top1_model, TEST), ranks_by_hand(scores, targets, top1_model.items_))
-
-
 def after(model, *items):
     """Scores after the events of one session, all in one lane of a batch of 2."""
     for item in items:
@@ -246,36 +240,23 @@ def test_lists_that_do_not_fit_the_batch_are_an_error(top1_model, session_ids, i
 # --- Ids ------------------------------------------------------------------------------------------------------------
 
 
-def test_items_and_sessions_may_be_strings(top1_model):
-    def named(log):
-        # 'session 0012' sorts as 12 does
-        return log.assign(SessionId=log.SessionId.map('session {:04d}'.format), ItemId=log.ItemId.map('item {}'.format))
+OTHER_NAMES = {'SessionId': 'user', 'ItemId': 'page', 'Time': 'when'}
 
-    model = GRU4Rec(**CASES['top1_adagrad_m00']['arguments'], backend='python').fit(named(TRAIN))
+
+@pytest.mark.parametrize('changed, keys', [
+    # 'session 0012' sorts as 12 does
+    (lambda log: log.assign(SessionId=log.SessionId.map('session {:04d}'.format), ItemId=log.ItemId.map(str)), {}),
+    (lambda log: log.assign(SessionId=log.SessionId * 10 - 3000, ItemId=-log.ItemId), {}),
+    (lambda log: log.rename(columns=OTHER_NAMES), dict(session_key='user', item_key='page', time_key='when'))],
+    ids=['strings', 'negative numbers', 'other columns'])
+def test_ids_may_be_anything_and_columns_may_have_other_names(top1_model, changed, keys):
+    model = GRU4Rec(**CASES['top1_adagrad_m00']['arguments'], **keys, backend='python').fit(changed(TRAIN))
     assert_same_bits(state_of(model), state_of(top1_model))
-    assert model.items_.tolist() == [f'item {item}' for item in top1_model.items_]
-    assert_array_equal(evaluation.next_item_ranks(model, named(TEST)), evaluation.next_item_ranks(top1_model, TEST))
-    item = model.items_[3]
-    frame = model.predict_next_batch(['a'], [item], [item, model.items_[0]], 1)
-    assert frame.index.tolist() == [item, model.items_[0]]
-
-
-def test_ids_may_be_any_integers(top1_model):
-    def shifted(log):
-        return log.assign(SessionId=log.SessionId * 10 - 3000, ItemId=-log.ItemId)
-
-    model = GRU4Rec(**CASES['top1_adagrad_m00']['arguments'], backend='python').fit(shifted(TRAIN))
-    assert_same_bits(state_of(model), state_of(top1_model))
-    assert_array_equal(evaluation.next_item_ranks(model, shifted(TEST)), evaluation.next_item_ranks(top1_model, TEST))
-
-
-def test_columns_may_have_other_names(top1_model):
-    names = {'SessionId': 'user', 'ItemId': 'page', 'Time': 'when'}
-    keys = dict(session_key='user', item_key='page', time_key='when')
-    model = GRU4Rec(**CASES['top1_adagrad_m00']['arguments'], **keys, backend='python').fit(TRAIN.rename(columns=names))
-    assert_same_bits(state_of(model), state_of(top1_model))
-    assert evaluation.evaluate_sessions_batch(model, TEST.rename(columns=names), **keys) == \
+    assert_array_equal(model.items_, changed(TRAIN)[model.item_key].unique())
+    assert evaluation.evaluate_sessions_batch(model, changed(TEST), **keys) == \
         evaluation.evaluate_sessions_batch(top1_model, TEST)
+    wanted = [model.items_[3], model.items_[0]]
+    assert model.predict_next_batch(['a'], wanted[:1], wanted, 1).index.tolist() == wanted
 
 
 @pytest.mark.parametrize('call', [

@@ -109,6 +109,7 @@ def test_the_best_point_is_found_and_each_parameter_is_tuned_on_its_own(the_sear
     assert found.tuned['recall'] == max(trial.value for trial in trials)
 
 
+@pytest.mark.promise
 def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_search, tmp_path):
     found = run(the_search, tmp_path / 'db', n_trials=1).best_random
     model = GRU4Rec([4], n_epochs=2, loss='top1', seed=42, backend='python', **{key: found[key] for key in SMALL_SPACE})
@@ -128,6 +129,7 @@ def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common
     assert len({*names, the_search.name}) == 3
 
 
+@pytest.mark.promise
 def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
         the_search, untrained, tmp_path, monkeypatch):
     whole = run(the_search, tmp_path / 'whole')
@@ -193,6 +195,7 @@ def test_a_trial_that_was_lost_with_its_process_is_run_again(
     assert [trial.state.name for trial in trials_in(tmp_path / 'db', the_search)][:2] == ['FAIL', 'COMPLETE']
 
 
+@pytest.mark.promise
 def test_trials_are_stopped_early_only_when_asked_for(the_search, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(optuna.pruners, 'MedianPruner', lambda **options: optuna.pruners.ThresholdPruner(lower=1.1))
     assert run(the_search, tmp_path / 'whole', n_trials=2).n_stopped == 0

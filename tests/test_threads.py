@@ -173,7 +173,7 @@ def test_a_number_of_threads_that_is_none_is_named(train, wrong, error):
         train(LOG, threads=wrong)
 
 
-@pytest.mark.parametrize('backend', ['python', 'numba'])
+@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=PROMISE)])
 def test_a_training_has_the_threads_that_it_is_given_and_those_before_afterwards(monkeypatch, backend):
     seen, set_threads = [], BlasThreads._set
     monkeypatch.setattr(BlasThreads, '_set', lambda blas: [set_threads(blas), seen.append(threads_of_blas())])
@@ -185,6 +185,7 @@ def test_a_training_has_the_threads_that_it_is_given_and_those_before_afterwards
             seen.clear()
 
 
+@pytest.mark.promise
 def test_the_bits_of_wide_layers_are_the_same_with_the_same_number_of_threads():
     fits = [small_model(layers=[600], batch_size=20).fit(LOG, threads=n) for n in (2, 1, 2, 1)]
     assert_same_bits(state_of(fits[0]), state_of(fits[2]))
@@ -256,7 +257,8 @@ def test_item_ids_are_looked_up_in_a_table_that_was_finished_before():
 # --- Trainings ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
+@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=PROMISE),
+                                     pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
 def test_trainings_in_several_threads_give_the_bits_of_one_after_the_other(hurried, backend, monkeypatch):
     inside, training_step = [], gru4rec.training_step
 

@@ -10,7 +10,6 @@ from common import (
     PROMISE,
     TRAIN,
     assert_close,
-    drawn_inputs,
     few_items_log,
     fixed_masks,
     reference_of,
@@ -19,7 +18,6 @@ from common import (
     trained_as_recorded,
 )
 from numpy.testing import assert_allclose
-from numpy_gru4rec import NumpyGRU4Rec
 from numpy_gru4rec import losses as reference_losses
 
 import gru4rec
@@ -163,11 +161,14 @@ def with_masks(**arguments):
     return model, fixed_masks(model.layers, model.batch_size, model.dropout_p_hidden)
 
 
-# Half of all combinations, in which each loss meets each rule, with and without momentum; the other half is slow.
+# Each loss, and each rule with and without momentum: they do not know of one another.
+QUICK = [('top1', 'adagrad', 0.2), ('bpr', 'adagrad', 0), ('cross-entropy', 'rmsprop', 0), ('mrr', 'rmsprop', 0.2),
+         ('top1', None, 0), ('bpr', None, 0.2)]
+
+
 @pytest.mark.parametrize('loss, adapt, momentum', [
-    pytest.param(loss, adapt, momentum, marks=() if (k + a + m) % 2 == 0 else pytest.mark.slow)
-    for k, loss in enumerate(reference_losses) for a, adapt in enumerate(['adagrad', 'rmsprop', None])
-    for m, momentum in enumerate([0, 0.2])])
+    pytest.param(*rule, marks=() if rule in QUICK else pytest.mark.slow)
+    for rule in itertools.product(reference_losses, ['adagrad', 'rmsprop', None], [0, 0.2])])
 def test_training_is_that_of_the_reference_for_every_loss_and_update_rule(loss, adapt, momentum):
     rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
     assert_trained_like_the_reference(
@@ -183,13 +184,10 @@ def test_training_is_that_of_the_reference_for_every_loss_and_update_rule(loss, 
     dict(hidden_act='relu', momentum=0.2),
     dict(final_act='linear', loss='bpr'),
     dict(final_act='tanh', loss='cross-entropy'),
-    dict(init_as_normal=True),
-    dict(sigma=0.4),
     dict(reset_after_session=False),
     dict(train_random_order=True),
     pytest.param(dict(batch_size=1), marks=pytest.mark.filterwarnings('ignore:nothing can be learned')),
     dict(batch_size=13, layers=[1]),
-    dict(seed=7),
     *[pytest.param(again, marks=PROMISE) for again in (
         dict(lmbd=0.02, momentum=0.2, adapt=None), dict(grad_cap=0.05, loss='bpr'), dict(final_act='relu'),
         dict(final_act='relu', loss='cross-entropy'), dict(decay=0.6, adapt='rmsprop', learning_rate=0.01))],
@@ -209,39 +207,7 @@ def test_training_is_that_of_the_reference_with_fixed_dropout_masks(arguments):
     assert_trained_like_the_reference(model, LOG, masks)
 
 
-def test_every_minibatch_has_dropout_masks_of_its_own():
-    # One epoch of the reference, step by step, with the masks that the model draws.
-    model = small_model(n_epochs=1, dropout_p_hidden=0.5, layers=[4, 3], train_random_order=True).fit(LOG)
-    drawn = drawn_inputs(model.settings(), 100)
-    expected = NumpyGRU4Rec(model.layers, n_epochs=1, batch_size=6, dropout_p_hidden=0, train_random_order=True)
-    step = itertools.count()
-    train_minibatch = expected.train_minibatch
-
-    def with_drawn_masks(inputs, targets, hidden, _masks):
-        k = next(step)
-        return train_minibatch(inputs, targets, hidden, [masks[k] / 0.5 for masks in drawn])
-    expected.train_minibatch = with_drawn_masks
-    expected.fit(LOG)
-    assert_close(state_of(model), state_of(expected), TOLERANCE)
-
-
-@pytest.mark.parametrize('p', [0.2, 0.5, 0.9])
-def test_a_unit_is_dropped_with_the_given_probability(p):
-    model = small_model(layers=[50, 30], batch_size=40, dropout_p_hidden=p)
-    for masks, units in zip(drawn_inputs(model.settings(n_items=5), 200), model.layers):
-        assert masks.shape == (200, 40, units)
-        sigma = np.sqrt(p * (1 - p) / masks.size)
-        assert abs((1 - masks.mean()) - p) < 5 * sigma
-        assert not np.array_equal(masks[0], masks[1])
-
-
 # --- On the fast backend --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow  # what momentum adds, rows that are set and rows that are increased, has quick tests in test_backends
-def test_numba_trains_like_the_reference_top1_adagrad_momentum_dropout():
-    model, masks = with_masks(momentum=0.2, backend='numba')
-    assert_trained_like_the_reference(model, LOG, masks)
 
 
 @pytest.mark.promise

@@ -35,7 +35,7 @@ COMBINED = [
     dict(unit='lstm', layers=[3, 2], input_to_all_layers=True, feedforward=[4], loss='bpr', **SESSION),
     dict(unit='rnn', layers=[3, 4], input_to_all_layers=True, feedforward=[3, 2], embedding=3, loss='cross-entropy',
          negatives='uniform')]
-COMBINED_AGAIN = [MANY_EVENTS, dict(embedding=3, **SESSION), *VARIANTS[6:10], dict(negatives='uniform')]
+QUICK = [SESSION, *COMBINED]  # which have all of the others between them
 LOG = few_items_log(n_sessions=14)
 # Large weights, since scores that are close together make the slopes of 'mrr' too steep for finite differences.
 TINY = {'layers': [3], 'batch_size': 3, 'n_epochs': 1, 'sigma': 0.7}
@@ -284,7 +284,18 @@ def test_uniform_negatives_are_drawn_as_often_as_one_another():
     assert len(share) == 7 and np.abs(share - 1 / 7).max() < 4 * np.sqrt(1 / 7 / drawn.size)
 
 
-@pytest.mark.parametrize('variant', [pytest.param(variant, marks=PROMISE if variant in COMBINED_AGAIN else ())
+def test_uniform_negatives_of_idle_lanes_change_nothing(monkeypatch):
+    draw = gru4rec.RandomInputs.__call__
+
+    def trained_with(item):
+        monkeypatch.setattr(gru4rec.RandomInputs, '__call__', lambda self, chunk: [
+            np.where(chunk.position < 0, item, negatives) for negatives in draw(self, chunk)])
+        # L2 and momentum move the rows of all items of a mini-batch, whatever their gradients
+        return state_of(small_model(negatives='uniform', drop_tail=False, lmbd=0.1, momentum=0.2).fit(LOG))
+    assert_same_bits(trained_with(0), trained_with(1))
+
+
+@pytest.mark.parametrize('variant', [pytest.param(variant, marks=() if variant in QUICK else PROMISE)
                                      for variant in VARIANTS + COMBINED], ids=str)
 def test_a_variant_trains_like_the_reference(variant, float64):
     assert_trained_like_the_reference(small_model(**{**TINY, **variant}))
@@ -340,7 +351,7 @@ def test_a_variant_learns_a_cycle_of_items(variant):
 # --- Prediction, files, interruptions -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope='module', params=COMBINED + [MANY_EVENTS], ids=str)
+@pytest.fixture(scope='module', params=[*COMBINED, pytest.param(MANY_EVENTS, marks=PROMISE)], ids=str)
 def trained(request):
     """A trained model and the log that it was trained on."""
     return small_model(**{'layers': [3], **request.param}).fit(LOG), LOG
@@ -385,13 +396,3 @@ def test_a_variant_goes_on_from_a_checkpoint_with_the_same_bits(trained, tmp_pat
         GRU4Rec(**arguments).fit(log, checkpoint=tmp_path / 'checkpoint', every=0, callback=stop)
     again = GRU4Rec(**arguments).fit(log, checkpoint=tmp_path / 'checkpoint')
     assert_same_bits(state_of(again), state_of(model))
-
-
-@pytest.mark.parametrize('name, value, allowed', [
-    ('input_mode', 'basket', "one of 'item', 'session'"), ('unit', 'transformer', "one of 'gru', 'lstm', 'rnn'"),
-    ('session_decay', 1, 'a number of at least 0 and below 1'), ('embedding', 0, 'a whole number of at least 1'),
-    ('feedforward', [0], 'a list of numbers of units'), ('feedforward', 10, 'a list of numbers of units'),
-    ('input_to_all_layers', 'yes', 'True or False')])
-def test_a_wrong_option_is_named_with_what_is_allowed(name, value, allowed):
-    with pytest.raises((TypeError, ValueError), match=f'^{name}=.*: must be {allowed}'):
-        small_model(**{name: value}).fit(LOG)
