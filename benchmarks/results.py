@@ -58,15 +58,12 @@ ORIGINS = {data.title: data.origin for data in DATA} | {
           'preprocess_rsc15.py CLICKS DATA`'}
 NAMES = {'python': 'Python', 'pytensor': 'PyTensor', 'numba': 'Numba', 'numpy': 'NumPy', 'pandas': 'pandas'}
 WHY = {  # why numbers differ from the published ones by more than 5%
-    RECENT64: 'The 2018 settings of BPR-max with one item matrix are 7% to 10% below their recorded run, which is a '
-              'single one. With them training explodes first: within ten mini-batches the loss goes from 0.7 to '
-              '88, and where it ends depends on which negatives were drawn. With the negatives of seven '
-              'states of the generator the loss of the first epoch is 0.92 to 1.30, recorded 0.97; two of them, 5 '
-              'and 7, end with Recall@20 of 0.433 and 0.441 and a loss of 0.203 and 0.208, recorded 0.454 and 0.197 '
-              '(`python benchmarks/later_release.py DATA RUNS.json --settings 2 --requests-before 5`). Initial '
-              'weights moved by their last bit reach Recall@20 of 0.423 to 0.440. So the recorded run is better '
-              'than any of ours, but not by more than ours differ from one another. A small recorded run of this '
-              'kind agrees to five digits.'}
+    RECENT64: 'Initial weights, sessions, negatives and dropout masks are those of the recorded runs of 2023. Losses '
+              'agree to 1e-5 for 97, 9, 5 and 12 mini-batches (BPR-max 2025, cross-entropy 2023, BPR-max 2018 with one '
+              'item matrix, cross-entropy 2018), about as long as they do after moving the initial weights by their '
+              'last bit: from there on rounding decides (`python benchmarks/later_release.py DATA RUNS.json --costs '
+              'COSTS.npz --epochs 1`). The settings of 2018 explode in their first ten mini-batches, so that their '
+              'seeds differ most.'}
 
 
 # Of a cell's result; all else of it is the work of one run.
