@@ -298,4 +298,6 @@ def count_workers(address: str, folder: Path) -> int:
 def describe_worker(sign: str) -> dict[str, Any]:
     """Return the versions of this process; OSError unless it sees, and can write, a file of the client."""
     with open(sign, 'r+b'):
-        return versions() | {'gru4rec-pytensor': __version__, 'revision': REVISION}
+        found = versions() | {'gru4rec-pytensor': __version__, 'revision': REVISION}
+    found.pop('jax', None)  # which a worker imports with its first task
+    return found
