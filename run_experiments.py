@@ -165,8 +165,7 @@ def contradiction(given: argparse.Namespace) -> str | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def run(request: Request, source: Source, place: Place, command: str) -> None:
-    """Run what is asked for and not yet there: plan, what is missing, engine, results, tables; print tables or claims.
-    """
+    """Run the cells and searches of a request that have no results yet, publish all, and print tables or claims."""
     began = datetime.now(UTC).isoformat()
     check_extras(request, place)
     request = replace(request, backend=backends.resolve(request.backend))

@@ -1,4 +1,4 @@
-"""What each idea of the later papers brought: networks with one idea more each, on one data set.
+"""The gain of each idea of the later papers: networks with one idea more each, on one data set.
 
     python benchmarks/ideas.py DATA --out FILE.svg     # trains what is missing, draws FILE.svg, writes FILE.json
     python benchmarks/ideas.py --out FILE.svg          # draws FILE.svg from FILE.json
@@ -10,7 +10,7 @@ momentum, dropout of the hidden state, epochs, order of sessions.  Only the lear
 one, halved or doubled as long as Recall@20 on the last day of the training data gets better.  Then each step is trained
 with three seeds and evaluated on the test data, equal scores conservative.
 
-Trainings that are finished lie in the folder of --results, and are not repeated: the same command goes on there.
+Finished trainings lie in the folder of --results and are not repeated: the same command continues from there.
 """
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ METRICS = ('Recall@20', 'MRR@20')
 # ---------------------------------------------------------------------------------------------------------------------
 
 def ladder(loss: str) -> dict[str, dict[str, Any]]:
-    """Arguments of `GRU4Rec` of each step, by what it adds."""
+    """Return the arguments of `GRU4Rec` of each step, by the idea that it adds."""
     last = parameters.read(PUBLISHED).arguments | {'loss': f'{loss}-max', 'logq': 1.0}
     of_ideas = {name for names in IDEAS.values() for name in names}
     steps = {START: {name: value for name, value in last.items() if name not in of_ideas} | {'loss': loss}}
@@ -77,7 +77,7 @@ def ladder(loss: str) -> dict[str, dict[str, Any]]:
 
 def results_of(arguments: dict[str, Any], seeds: Sequence[int], data: Dataset, results: Results, backend: str,
                jobs: int) -> list[dict]:
-    """The results of a network with each of the seeds, of which those that are missing are trained."""
+    """Return the results of a network with each of the seeds; missing ones are trained."""
     model = GRU4Rec(**arguments)
     cells = [Cell(NETWORK, model.loss, model.layers[0], model.n_epochs, seed,
                   network_parameters(changed_arguments(model)), 'conservative', None, backend) for seed in seeds]
@@ -89,7 +89,7 @@ def results_of(arguments: dict[str, Any], seeds: Sequence[int], data: Dataset, r
 
 
 def best_rate(quality: Callable[[float], float], rate: float) -> float:
-    """`rate`, halved or doubled as long as `quality` gets better."""
+    """Return `rate`, halved or doubled as long as `quality` gets better."""
     for factor in (0.5, 2):
         while quality(factor * rate) > quality(rate):
             rate *= factor
@@ -97,7 +97,7 @@ def best_rate(quality: Callable[[float], float], rate: float) -> float:
 
 
 def measure(folder: Path, results: Results, changes: dict[str, Any], backend: str, jobs: int) -> dict:
-    """Train all networks: of each the learning rate that was chosen, and Recall@20 and MRR@20 of the seeds."""
+    """Train all networks; return the chosen learning rate of each, and Recall@20 and MRR@20 of the seeds."""
     source = Source(folder=folder)
     data = load_dataset(source)
     validation = validation_data(source, data)
@@ -124,7 +124,7 @@ def measure(folder: Path, results: Results, changes: dict[str, Any], backend: st
 # ---------------------------------------------------------------------------------------------------------------------
 
 def table(found: dict) -> list[str]:
-    """A row for each network, as Markdown: mean ± standard deviation over the seeds."""
+    """Return a row for each network, as Markdown: mean ± standard deviation over the seeds."""
     rows = [(LOSS_NAMES[network['loss']], network['idea'],
              *[mean_and_deviation(network[metric]) for metric in METRICS], f"{network['learning_rate']:g}")
             for network in found['networks']]
@@ -132,7 +132,7 @@ def table(found: dict) -> list[str]:
 
 
 def picture(found: dict) -> Picture:
-    """A panel for each metric, a row for each idea, a line for each ladder; bars are standard deviations."""
+    """Draw a panel for each metric, a row for each idea, a line for each ladder; bars are standard deviations."""
     ideas = [START, *IDEAS]
     drawn = Picture(9.6, 3.9)
     panels = drawn.subplots(1, 2, sharey=True)

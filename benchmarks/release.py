@@ -33,7 +33,7 @@ CASES: dict[str, tuple[dict, float, int | None]] = {
 
 
 def minibatch_losses(model: GRU4Rec, data: pd.DataFrame) -> np.ndarray:
-    """The loss of each mini-batch of all epochs, in order."""
+    """Return the loss of each mini-batch of all epochs, in order."""
     losses: list[np.ndarray] = []
     compile_loop = backends.compile_loop
 

@@ -1,4 +1,4 @@
-"""Make the rows of RESULTS.md again: this code on real clicks, beside what is published for them.
+"""The rows of RESULTS.md: results of this code on real clicks, beside published ones.
 
     python benchmarks/results.py rsc15_recent64=FOLDER rsc15_week=FOLDER       # says which rows still hold
     python benchmarks/results.py rsc15_recent64=FOLDER --rows POP --keep       # keeps what it finds, and says the same
@@ -66,20 +66,20 @@ WHY = {  # why numbers differ from the published ones by more than 5%
               'seeds differ most.'}
 
 
-# Of a cell's result; all else of it is the work of one run.
+# The part of a cell's result that is kept.
 KEEP = ('model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'tie_policy', 'candidates', 'backend', 'recall@20',
         'mrr@20', 'fit_seconds', 'eval_seconds', 'versions')
 
 
 class Run(NamedTuple):
-    """A row: what `run_experiments.py` does with a data set."""
+    """A row: a command of `run_experiments.py` for a data set."""
     data: str
     title: str
     arguments: list[str]
 
     @property
     def command(self) -> str:
-        """As it is typed."""
+        """The command as it is typed."""
         return ' '.join(['python run_experiments.py --data DATA', *self.arguments])
 
 
@@ -88,34 +88,34 @@ class Run(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------------------
 
 def baseline_run(data: str, model: str) -> Run:
-    """A row of Table 1; of BPR-MF with three seeds."""
+    """Return a row of Table 1, with three seeds for BPR-MF."""
     return Run(data, model, ['--table', '1', '--models', model, *['--seeds', SEEDS] * (model == 'BPR-MF')])
 
 
 def network_run(data: str, loss: str, units: int = 100) -> Run:
-    """A row of Table 3."""
+    """Return a row of Table 3."""
     return Run(data, f'{LOSS_NAMES[loss]}, {units} units', [
         '--table', '3', '--models', NETWORK, '--loss', loss, *['--units', str(units)] * (units != 100), *of_network()])
 
 
 def file_run(data: str, path: str) -> Run:
-    """A row of later papers, or of parameters that were searched."""
+    """Return a row of later papers, or of parameters that were searched."""
     return Run(data, parameters.read(ROOT / path).title, ['--parameters', path, *of_network()])
 
 
 def of_network() -> list[str]:
-    """What the commands of networks have in common."""
+    """Return the options that all commands of networks have."""
     return ['--seeds', SEEDS, '--backend', 'numba']
 
 
 def file_of(title: str) -> str:
-    """The file in parameters/ with this title."""
+    """Return the file in parameters/ with this title."""
     return next(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob('parameters/*.toml'))
                 if parameters.read(path).title == title)
 
 
 def all_runs() -> list[Run]:
-    """The rows of RESULTS.md, in its order; those that have not been made yet are not on the page."""
+    """Return the rows of RESULTS.md, in its order; the page leaves out those without results."""
     runs = [run for data in (RECENT64, WEEK) for run in (
         *[baseline_run(data, model) for model in BASELINES], *[network_run(data, loss) for loss in RSC15.parameters])]
     runs += [file_run(RECENT64, path.relative_to(ROOT).as_posix())
@@ -125,7 +125,7 @@ def all_runs() -> list[Run]:
 
 
 def runs_of_others() -> list[tuple[Any, Run | None]]:
-    """What is published for data that could not be run, each with its command; None for models that are not here."""
+    """Return published rows for data that could not be run, each with its command, or None if the model is not here."""
     runs: list[tuple[Any, Run | None]] = []
     for row in ROWS:
         if row.data not in (RECENT64, 'VIDEO'):
@@ -145,7 +145,7 @@ def runs_of_others() -> list[tuple[Any, Run | None]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def measure(run: Run, folder: Path) -> dict:
-    """Run the command of a row; what is kept of it.  SystemExit if it fails."""
+    """Run the command of a row; return the part of its results that is kept.  SystemExit if it fails."""
     with tempfile.TemporaryDirectory() as out:
         arguments = [folder if word == 'DATA' else word for word in run.command.split(' ')[1:]]
         process = subprocess.Popen([sys.executable, *map(str, arguments), '--jobs', '1', '--out', out], cwd=ROOT,
@@ -165,7 +165,7 @@ def measure(run: Run, folder: Path) -> dict:
 
 
 def commit() -> str:
-    """The revision of the code, and whether it was changed since."""
+    """Return the revision of the code, and whether it was changed since."""
     def git(*words: str) -> str:
         return subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     changes = git('status', '--porcelain', '--untracked-files=no', '--', '*.py', '*.toml')
@@ -173,7 +173,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """Processor, cores and memory."""
+    """Return processor, cores and memory as text."""
     name = platform.processor() or platform.machine()
     if Path('/proc/cpuinfo').exists():
         found = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
@@ -183,7 +183,7 @@ def machine() -> str:
 
 
 def described(name: str, folder: Path) -> dict:
-    """Counts and checksums of a data set."""
+    """Return counts and checksums of a data set."""
     paths = {part: folder / FILES[part] for part in ('train_full', 'test')}
     checksums = {}
     for path in paths.values():
@@ -214,7 +214,7 @@ INTRODUCTION = """\
 # Results on real clicks
 
 What this code reaches on real clicks, and what is published for the same data. Written by `python
-benchmarks/results.py` from `benchmarks/results.json`; do not edit it. This makes rows again and says whether they still
+benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To run rows again and see whether they still
 hold: `python benchmarks/results.py rsc15_recent64=DATA`.
 
 Ours: mean ± standard deviation over the seeds 42, 43 and 44, equal scores conservative, a hit is a rank of at most N.
@@ -227,7 +227,7 @@ named source reports.
 
 
 def page(kept: dict) -> str:
-    """RESULTS.md."""
+    """Return RESULTS.md."""
     parts = [INTRODUCTION.format(yardstick=YARDSTICK)]
     for data in kept['data']:
         parts += data_section(data, [row for row in kept['rows'] if row['data'] == data['data']])
@@ -235,7 +235,7 @@ def page(kept: dict) -> str:
 
 
 def data_section(data: dict, rows: list[dict]) -> list[str]:
-    """Of one data set: what it is, our numbers, all that is published, and the commands."""
+    """Return the section of a data set: its origin, our numbers, all published ones, and the commands."""
     name = data['data']
     train, test = (size_in_words(data['counts'][part]) for part in ('train_full', 'test'))
     files = '; '.join(f'`{file}` {digits}' for file, digits in data['files'].items())
@@ -250,7 +250,7 @@ def data_section(data: dict, rows: list[dict]) -> list[str]:
 
 
 def own_table(name: str, rows: list[dict]) -> Table:
-    """Ours and what it took, with the first published row of the model, or else a recorded one."""
+    """Return our numbers and their cost, with the first published row of the model, or else a recorded one."""
     lines = []
     for row in rows:
         results = row['results']
@@ -269,7 +269,7 @@ def own_table(name: str, rows: list[dict]) -> Table:
 
 
 def front(kept: dict) -> str:
-    """README.md's first table: of `RECENT64`, what `own_table` has but for the verdicts and the memory."""
+    """Return README.md's first table: `own_table` of `RECENT64` without verdicts and memory."""
     table = own_table(RECENT64, [row for row in kept['rows'] if row['data'] == RECENT64])
     columns = [table.header.index(name) for name in ('Model', *METRICS, 'published', 'fit')]
     header, *rows = [tuple(row[k] for k in columns) for row in (table.header, *table.rows)]
@@ -277,7 +277,7 @@ def front(kept: dict) -> str:
 
 
 def made_by(rows: list[dict]) -> list[str]:
-    """At which commit, with which versions and where: a line for all rows that have it in common."""
+    """Return commits, versions and machines as lines, one for all rows that have them in common."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         versions = ', '.join(f"{NAMES[name]} {row['results'][0]['versions'][name]}" for name in NAMES)
@@ -287,7 +287,7 @@ def made_by(rows: list[dict]) -> list[str]:
 
 
 def others_section() -> list[str]:
-    """What is published for data that is not here."""
+    """Return the section of published rows for data that is not here."""
     lines = [(row.data, row.model, f'{row.recall[20]:.4f}', f'{row.mrr[20]:.4f}', row.source,
               f'`{run.command}`' if run else '-') for row, run in runs_of_others()]
     table = Table('', ('Data', 'Model', 'Recall@20 published', 'MRR@20 published', 'Source', 'Command'), lines)
@@ -303,7 +303,7 @@ def others_section() -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def load(path: Path) -> dict:
-    """What is kept."""
+    """Return the numbers that are kept."""
     return json.loads(path.read_text()) if path.exists() else {'data': [], 'rows': []}
 
 
@@ -325,7 +325,7 @@ def write(kept: dict) -> None:
 
 
 def parse(argv: list[str] | None) -> tuple[dict[str, Path], list[Run], bool]:
-    """Folders by data set, rows to run, whether to keep them."""
+    """Return folders by data set, rows to run, and whether to keep them."""
     parser = Parser(prog='results.py', description=__doc__)
     parser.add_argument('data', nargs='*', metavar='NAME=FOLDER', help=f'of {RECENT64} and {WEEK}')
     parser.add_argument('--rows', nargs='+', metavar='TITLE', help='only these rows')
@@ -345,7 +345,7 @@ def parse(argv: list[str] | None) -> tuple[dict[str, Path], list[Run], bool]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make rows again; return 1 if one does not hold."""
+    """Run the wanted rows; return 1 if one does not hold."""
     folders, runs, keep = parse(argv)
     kept, all_hold = load(KEPT), True
     for name, folder in folders.items():

@@ -1,4 +1,4 @@
-"""Cells: what a command asks for, as models to be trained and evaluated, each for one number of a table."""
+"""Cells: the models of a request, to be trained and evaluated, each for one number of a table."""
 from __future__ import annotations
 
 import platform
@@ -33,7 +33,7 @@ POPULARITY = {'top 1%': 0.01, 'to 5%': 0.05, 'to 20%': 0.2, 'to 50%': 0.5, 'the 
 
 @dataclass(frozen=True)
 class Request:
-    """What to train and evaluate.
+    """The models to train and evaluate, and their options.
 
     tables : of 1, 2 and 3
     models : rows of Tables 1 and 3, of `BASELINES` and `NETWORK`
@@ -67,7 +67,7 @@ class Request:
 
 
 class Cell(NamedTuple):
-    """One number of a table: what is trained and evaluated, apart from the data."""
+    """One number of a table: a model to train and evaluate, and how, apart from the data."""
     model: str
     loss: str | None
     units: int | None

@@ -91,7 +91,7 @@ def is_count(found: int, published: int) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Source(NamedTuple):
-    """Where the events are, in two files, in a folder or else in a synthetic log, and the protocol for them.
+    """A place of events, two files, a folder or else a synthetic log, and the protocol for them.
 
     train, test : files of events, of any format that `click_log.read_events` reads
     folder : with the files of `preprocess_rsc15`

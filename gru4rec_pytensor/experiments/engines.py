@@ -42,7 +42,7 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a task returned, or why it failed."""
+    """The value of a task, or the reason of its failure."""
     value: Any = None
     failure: str = ''
 
@@ -73,7 +73,7 @@ def now_and_then(report: Callable[[str, bool], None]) -> Callable[[str, bool], N
 
 
 def in_this_process(tasks: list[Task], display: Display) -> Iterator[tuple[Task, Outcome]]:
-    """One task after another."""
+    """Run one task after another."""
     for task in tasks:
         def report(text: str, is_milestone: bool, title: str = task.title) -> None:
             display.progress(title, text, is_milestone)
@@ -298,4 +298,6 @@ def count_workers(address: str, folder: Path) -> int:
 def describe_worker(sign: str) -> dict[str, Any]:
     """Return the versions of this process; OSError unless it sees, and can write, a file of the client."""
     with open(sign, 'r+b'):
-        return versions() | {'gru4rec-pytensor': __version__, 'revision': REVISION}
+        found = versions() | {'gru4rec-pytensor': __version__, 'revision': REVISION}
+    found.pop('jax', None)  # which a worker imports with its first task
+    return found

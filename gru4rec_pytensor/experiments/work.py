@@ -24,7 +24,7 @@ PATIENCE = 60.0  # seconds, until a result that was reported has to be there: ne
 
 
 class Place(NamedTuple):
-    """Where results go, and what computes them.
+    """The folder for results, and the processes that compute them.
 
     folder : of results
     jobs : cells that run at the same time; None for as many as fit
@@ -45,7 +45,7 @@ class TasksFailed(Exception):
 
 @dataclass
 class Work:
-    """Everything that the work of a command needs, and its failures.
+    """The data, folder and engine of a command, and its failures.
 
     data : shared, see `datasets.share`
     every : seconds between two times that a checkpoint is written
