@@ -105,13 +105,6 @@ def test_bpr_in_float32_learns_the_same_vectors_up_to_rounding():
     assert_allclose(model.item_factors_, RECORDED['bpr_mf/I'], rtol=0, atol=1e-7)
 
 
-def test_bpr_has_the_events_in_the_order_of_the_release():
-    items, sessions = (pd.factorize(TRAIN[column])[0] for column in ['ItemId', 'SessionId'])
-    rows = baselines._rows_by_item_then_session(items, sessions)
-    assert_array_equal(items[rows], RECORDED['bpr_mf/merged_item_idx'])
-    assert_array_equal(sessions[rows], RECORDED['bpr_mf/merged_session_idx'])
-
-
 @pytest.mark.parametrize('top_n', [1, 7, 20, 59, 100])
 def test_pop_keeps_the_items_that_old_pandas_leaves_among_equals(top_n):
     model = Pop(top_n=top_n).fit(TRAIN)

@@ -167,7 +167,7 @@ def test_help_has_an_example(command, capsys):
     assert stop.value.code == 0 and f'    gru4rec {command}' in capsys.readouterr().out
 
 
-def test_an_interrupted_training_ends_with_130_and_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_training_ends_with_130_and_resumes_from_its_checkpoint(folder, tmp_path, monkeypatch, capsys):
     command = f'fit {folder}/data/train.tsv -o {tmp_path}/model {OPTIONS} --checkpoint {tmp_path}/c --every 0'
     monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 5)
 
@@ -176,7 +176,7 @@ def test_an_interrupted_training_ends_with_130_and_goes_on_from_its_checkpoint(f
     with monkeypatch.context() as patched:
         patched.setattr('gru4rec_pytensor.terminal.TrainingProgress.__call__', interrupted)
         assert cli.main(command.split()) == 130
-    assert f'the same command goes on from {tmp_path}/c' in capsys.readouterr().err
+    assert f'the same command resumes from {tmp_path}/c' in capsys.readouterr().err
     assert not (tmp_path / 'model').exists()
     run(command, capsys)
     assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(GRU4Rec.load(folder / 'model')))
