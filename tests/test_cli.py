@@ -114,7 +114,7 @@ def test_recommend_prints_what_the_model_recommends(folder, capsys):
     assert len(out.splitlines()) == 3 and "skipped item id(s) that are not in the training data: 'nonsense'" in error
 
 
-def test_ids_that_are_numbers_are_found_though_the_command_line_is_text(tmp_path, capsys):
+def test_ids_that_are_numbers_are_found_in_text_and_others_are_unknown(tmp_path, capsys):
     log = few_items_log(n_sessions=60)
     log.to_csv(tmp_path / 'log.csv', index=False)
     run(f'fit {tmp_path}/log.csv -o {tmp_path}/model {OPTIONS}', capsys)
@@ -122,12 +122,6 @@ def test_ids_that_are_numbers_are_found_though_the_command_line_is_text(tmp_path
     assert [int(line.split('\t')[0]) for line in out.splitlines()] == GRU4Rec.load(
         tmp_path / 'model').recommend([10, 20], k=2).ItemId.tolist()
     assert error == ''
-
-
-def test_items_that_are_no_ids_of_the_model_are_unknown_and_the_others_are_still_found(tmp_path, capsys):
-    log = few_items_log(n_sessions=60)
-    log.to_csv(tmp_path / 'log.csv', index=False)
-    run(f'fit {tmp_path}/log.csv -o {tmp_path}/model {OPTIONS}', capsys)
     _out, error = run(f'recommend {tmp_path}/model 10 10.5 abc -k 2', capsys)
     assert "skipped item id(s) that are not in the training data: '10.5', 'abc'" in error
     log.astype({'ItemId': str}).assign(ItemId=lambda frame: ['abc', *frame.ItemId[1:]]).to_csv(
