@@ -114,7 +114,7 @@ def test_recommend_prints_what_the_model_recommends(folder, capsys):
     assert len(out.splitlines()) == 3 and "skipped item id(s) that are not in the training data: 'nonsense'" in error
 
 
-def test_ids_that_are_numbers_are_found_though_the_command_line_is_text(tmp_path, capsys):
+def test_ids_that_are_numbers_are_found_in_text_and_others_are_unknown(tmp_path, capsys):
     log = few_items_log(n_sessions=60)
     log.to_csv(tmp_path / 'log.csv', index=False)
     run(f'fit {tmp_path}/log.csv -o {tmp_path}/model {OPTIONS}', capsys)
@@ -122,12 +122,6 @@ def test_ids_that_are_numbers_are_found_though_the_command_line_is_text(tmp_path
     assert [int(line.split('\t')[0]) for line in out.splitlines()] == GRU4Rec.load(
         tmp_path / 'model').recommend([10, 20], k=2).ItemId.tolist()
     assert error == ''
-
-
-def test_items_that_are_no_ids_of_the_model_are_unknown_and_the_others_are_still_found(tmp_path, capsys):
-    log = few_items_log(n_sessions=60)
-    log.to_csv(tmp_path / 'log.csv', index=False)
-    run(f'fit {tmp_path}/log.csv -o {tmp_path}/model {OPTIONS}', capsys)
     _out, error = run(f'recommend {tmp_path}/model 10 10.5 abc -k 2', capsys)
     assert "skipped item id(s) that are not in the training data: '10.5', 'abc'" in error
     log.astype({'ItemId': str}).assign(ItemId=lambda frame: ['abc', *frame.ItemId[1:]]).to_csv(
@@ -167,7 +161,7 @@ def test_help_has_an_example(command, capsys):
     assert stop.value.code == 0 and f'    gru4rec {command}' in capsys.readouterr().out
 
 
-def test_an_interrupted_training_ends_with_130_and_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_training_ends_with_130_and_resumes_from_its_checkpoint(folder, tmp_path, monkeypatch, capsys):
     command = f'fit {folder}/data/train.tsv -o {tmp_path}/model {OPTIONS} --checkpoint {tmp_path}/c --every 0'
     monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 5)
 
@@ -176,7 +170,7 @@ def test_an_interrupted_training_ends_with_130_and_goes_on_from_its_checkpoint(f
     with monkeypatch.context() as patched:
         patched.setattr('gru4rec_pytensor.terminal.TrainingProgress.__call__', interrupted)
         assert cli.main(command.split()) == 130
-    assert f'the same command goes on from {tmp_path}/c' in capsys.readouterr().err
+    assert f'the same command resumes from {tmp_path}/c' in capsys.readouterr().err
     assert not (tmp_path / 'model').exists()
     run(command, capsys)
     assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(GRU4Rec.load(folder / 'model')))

@@ -21,8 +21,8 @@ TOP = 'gru4rec evaluation baselines preprocess_rsc15'
 ROOMS = 'backends events checks files terminal model_file recommend text_table click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
     'gru4rec': 'activations arguments backends events checks model_file recommend draws parameters port turns',
-    'evaluation': 'gru4rec backends events checks',
-    'baselines': 'events checks',
+    'evaluation': 'gru4rec backends events checks prefix_scores',
+    'baselines': 'events checks prefix_scores session_knn',
     'preprocess_rsc15': 'events synthetic files terminal checks',
     'run_experiments': 'experiments evaluation preprocess_rsc15 backends events files terminal',
     'backends': 'checks',
@@ -35,6 +35,8 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'arguments': 'activations checks',
     'draws': 'mrg',
     'model_file': 'checks files',
+    'prefix_scores': 'events checks',
+    'session_knn': 'events checks prefix_scores',
     'recommend': 'events checks',
     'port': '',
     'turns': '',
