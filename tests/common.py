@@ -100,16 +100,10 @@ def few_items_log(n_sessions=30, n_items=5, seed=0):
 # --- Models ---------------------------------------------------------------------------------------------------------
 
 
-def recorded(case, kind):
-    """{NAME: array} of the recorded arrays CASE/kind_NAME."""
+def recorded(case, kind, arrays=ARRAYS):
+    """{NAME: array} of the recorded arrays CASE/kind_NAME; LATER_ARRAYS are those of the later release."""
     prefix = f'{case}/{kind}_'
-    return {key.removeprefix(prefix): array for key, array in ARRAYS.items() if key.startswith(prefix)}
-
-
-def recorded_later(case, kind):
-    """{NAME: array} of the arrays CASE/kind_NAME that the later release left."""
-    prefix = f'{case}/{kind}_'
-    return {key.removeprefix(prefix): array for key, array in LATER_ARRAYS.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 def arguments_later(case):

@@ -71,10 +71,6 @@ def test_a_model_shows_its_layers_and_what_is_not_the_default(arguments, text):
     assert vars(eval(text)) == vars(model)
 
 
-def test_a_loaded_model_shows_what_the_saved_one_showed(model, path):
-    assert repr(GRU4Rec.load(path)) == repr(model)
-
-
 # --- What comes back ------------------------------------------------------------------------------------------------
 
 

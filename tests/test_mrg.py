@@ -80,10 +80,11 @@ def test_a_draw_of_more_numbers_than_streams_begins_again_with_the_first_stream(
 
 
 def test_numbers_at_the_ends_of_the_range_are_right():
-    """Where x, y or a sum reaches its modulus: states that random ones do not meet."""
+    """States that random ones do not meet: x, y or a sum reaches its modulus, or x and y are the same."""
     edges = [0, 1, 2, 2 ** 16 - 1, 2 ** 16, 2 ** 30, M2 - 2, M2 - 1]
     rng = np.random.RandomState(0)
     states = [tuple(int(rng.choice(edges)) + 1 * (k == 0) for k in range(6)) for _ in range(2000)]
+    states.append((0, 0, 1, 0, 0, (2 ** 7 + 1) * pow(2 ** 15 + 1, -1, M2) % M2))  # x = y = 129, so that d = m1
     streams = mrg.Streams(42, 0, len(states))
     streams.state = np.array(states).T
     assert_array_equal(streams.uniform(5, len(states)), slow_uniform(states, 5, len(states)))
@@ -100,13 +101,6 @@ def test_below_is_the_comparison_of_the_uniform_numbers(probability):
 
 def test_every_number_is_below_1():
     assert mrg.first_not_below(1.0) > M1
-
-
-def test_streams_go_on_from_a_state():
-    streams, again = mrg.Streams(42, 0), mrg.Streams(7, 5)
-    streams.below(3, 100, 0.5)
-    again.state = streams.state
-    assert_array_equal(again.uniform(4, 50), streams.uniform(4, 50))
 
 
 # --- Masks of a model -----------------------------------------------------------------------------------------------
@@ -163,6 +157,8 @@ def test_further_trainings_have_uniform_negatives_of_their_own():
 
 def test_seeds_give_masks_of_their_own_and_the_release_seed_those_of_theano():
     assert mrg.first_state(42) == (12345,) * 6
+    words = np.random.SeedSequence(7).generate_state(6).tolist()
+    assert mrg.first_state(7) == tuple(1 + word % (m - 1) for word, m in zip(words, [M1] * 3 + [M2] * 3))
     states = {mrg.first_state(seed) for seed in range(200)}
     assert len(states) == 200
     assert all(0 < number < modulus for state in states for number, modulus in zip(state, [M1] * 3 + [M2] * 3))

@@ -222,6 +222,8 @@ def test_cross_entropy_scores_are_a_softmax_over_the_asked_items():
     some = model.predict_next_batch([2], [a], [c, b], 1)[0]
     assert every.sum() == pytest.approx(1, abs=1e-6)
     assert_allclose(some, every.loc[[c, b]] / every.loc[[c, b]].sum(), rtol=0, atol=1e-6)
+    shares = model.activate(np.log(np.float32([[1, 2, 3]])), np.array([[True, False, True]]))
+    assert_allclose(shares, [[1 / 4, 0, 3 / 4]], rtol=1e-6)
 
 
 def test_predict_next_batch_takes_100_sessions_unless_told_otherwise(top1_model):
@@ -361,23 +363,13 @@ def test_the_global_random_state_is_neither_used_nor_changed():
 # --- Order of events ------------------------------------------------------------------------------------------------
 
 
-def test_sessions_are_visited_in_the_order_of_their_ids_not_of_time():
+def test_sessions_are_visited_in_the_order_of_their_ids_and_events_in_that_of_time():
     rows, offsets = session_order(click_log('ab', 'cd').assign(SessionId=[9, 9, 4, 4]))
-    assert rows.tolist() == [2, 3, 0, 1]
-    assert offsets.tolist() == [0, 2, 4]
-
-
-def test_events_of_a_session_are_ordered_by_time_and_equal_times_keep_the_order_of_the_frame():
+    assert (rows.tolist(), offsets.tolist()) == ([2, 3, 0, 1], [0, 2, 4])
     log = click_log('edcba').assign(Time=[5, 3, 5, 1, 3])
-    rows, offsets = session_order(log)
-    assert ''.join(log.ItemId.iloc[rows]) == 'bdaec'
-    assert offsets.tolist() == [0, 5]
-
-
-def test_equal_times_are_ordered_by_something_else_where_that_is_given():
-    log = click_log('edcba').assign(Time=[5, 3, 5, 1, 3])
-    rows, _offsets = session_order(log, then_by=np.array([4, 3, 2, 1, 0]))  # the letter's place in the alphabet
-    assert ''.join(log.ItemId.iloc[rows]) == 'badce'  # 1: b; 3: a before d; 5: c before e
+    assert ''.join(log.ItemId.iloc[session_order(log)[0]]) == 'bdaec'  # equal times are left as they are in the frame,
+    rows, _offsets = session_order(log, then_by=np.array([4, 3, 2, 1, 0]))  # or ordered by what is given: the letters
+    assert ''.join(log.ItemId.iloc[rows]) == 'badce'
 
 
 def tied_log():
