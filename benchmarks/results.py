@@ -57,7 +57,7 @@ ORIGINS = {data.title: data.origin for data in DATA} | {
           'sessions and rare items, restored from the prepared sample of https://github.com/rn5l/session-rec; `python '
           'preprocess_rsc15.py CLICKS DATA`'}
 NAMES = {'python': 'Python', 'pytensor': 'PyTensor', 'numba': 'Numba', 'numpy': 'NumPy', 'pandas': 'pandas'}
-WHY = {  # reasons of differences to published numbers of more than 5%
+WHY = {  # why numbers differ from the published ones by more than 5%
     RECENT64: 'The 2018 settings of BPR-max with one item matrix are 7% to 10% below their recorded run, which is a '
               'single one. With them training explodes first: within ten mini-batches the loss goes from 0.7 to '
               '88, and what is left of that depends on which negatives were drawn. With the negatives of seven '
@@ -217,7 +217,7 @@ INTRODUCTION = """\
 # Results on real clicks
 
 What this code reaches on real clicks, and what is published for the same data. Written by `python
-benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To run rows again and see whether they still
+benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To make rows anew and hear whether they still
 hold: `python benchmarks/results.py rsc15_recent64=DATA`.
 
 Ours: mean ± standard deviation over the seeds 42, 43 and 44, equal scores conservative, a hit is a rank of at most N.
