@@ -214,7 +214,7 @@ INTRODUCTION = """\
 # Results on real clicks
 
 What this code reaches on real clicks, and what is published for the same data. Written by `python
-benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To run rows again and see whether they still
+benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To make rows anew and hear whether they still
 hold: `python benchmarks/results.py rsc15_recent64=DATA`.
 
 Ours: mean ± standard deviation over the seeds 42, 43 and 44, equal scores conservative, a hit is a rank of at most N.
