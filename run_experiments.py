@@ -43,7 +43,7 @@ from gru4rec_pytensor.experiments.publish import keep_claims, keep_command, keep
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.experiments.tables import rows_of_tables
 from gru4rec_pytensor.experiments.work import TasksFailed, Work, run_cells, run_search
-from gru4rec_pytensor.terminal import Parser, listed, note, positive_number, whole_number
+from gru4rec_pytensor.terminal import Parser, listed, note, positive_number, print_result, whole_number
 from preprocess_rsc15 import FILES
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def run(arguments: argparse.Namespace) -> None:
         from gru4rec_pytensor.experiments.figures import write_figures  # which needs Matplotlib
         write_figures(results.folder / 'figures', rows_of_tables(results.load('cells', data.fingerprint), protocol),
                       data, options.losses, options.units)
-    print(texts.get('claims.md' if arguments.claims else 'tables.md', ''))
+    print_result(texts.get('claims.md' if arguments.claims else 'tables.md', ''))
     work.check()
 
 
