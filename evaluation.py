@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from gru4rec import column_of_item, session_parallel_minibatches
 from gru4rec_pytensor.backends import blas_threads
 from gru4rec_pytensor.backends.numba_ops import float_order
-from gru4rec_pytensor.checks import check_choice, check_whole_number
+from gru4rec_pytensor.checks import check_choice, check_whole_number, first_few
 from gru4rec_pytensor.events import IdIndex, as_ids, session_of_event, session_order
 from gru4rec_pytensor.prefix_scores import check_target_scores, count_above
 
@@ -94,7 +94,8 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     ----------
     model : a trained `GRU4Rec`, a baseline, or any object with the release's `predict_next_batch` or `predict_next`
     test_data : frame of events, not modified; every item must be known to the model
-    items : ids of the items among which the target is ranked, the target itself added; all training items when None
+    items : ids of the items among which the target is ranked, the target itself added; when None, all of `items_`, or
+        those that `predict_next_batch` returns if the model has no `items_`
     batch_size : parallel sessions of a `GRU4Rec`; another one changes last digits of scores, since BLAS rounds by the
         size of matrices, and so at most the order of items whose scores are that close
     carry_states : start from the hidden states of the last evaluation, as the release did; off by default
@@ -108,6 +109,8 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     rows, offsets = session_order(test_data, session_key, item_key, time_key)
     check_predictions(offsets)
     item_ids = test_data[item_key].to_numpy()[rows]
+    if carry_states and not hasattr(model, 'next_states'):
+        raise ValueError(f'carry_states=True: a {type(model).__name__} has no hidden states, only a GRU4Rec has')
     ranked = None if items is None else pd.unique(as_ids(items, 'items'))
     if ranked is not None and not len(ranked):
         raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
@@ -154,6 +157,8 @@ def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: Arra
     rows, offsets = session_order(test_data, session_key, item_key, time_key)
     check_predictions(offsets)
     events, session = test_data.iloc[rows], session_of_event(offsets)
+    if not hasattr(model, 'items_'):
+        raise ValueError(f'a {type(model).__name__} has no items_: which items are unknown cannot be told')
     known = np.flatnonzero(IdIndex(model.items_).get_indexer(events[item_key]) >= 0)
     has_rank = known[1:][session[known[1:]] == session[known[:-1]]]
     ranks = np.full(len(rows), np.inf)
@@ -319,20 +324,30 @@ def baseline_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items
 def stepwise_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, session_ids: np.ndarray,
                     items: np.ndarray | None) -> Iterator[Block]:
     """Blocks of any model that has only the release's `predict_next` or `predict_next_batch`, an event at a time."""
-    ranked = np.asarray(model.items_ if items is None else items)
+    name, in_batches = type(model).__name__, hasattr(model, 'predict_next_batch')
+    if not in_batches and not hasattr(model, 'predict_next'):
+        raise TypeError(f'a {name} has neither predict_next nor predict_next_batch, so it cannot be evaluated')
+    ranked = getattr(model, 'items_', None) if items is None else items
+    if ranked is None and not in_batches:
+        raise ValueError(f'items=None: a {name} has neither items_ nor predict_next_batch; pass the ids to rank among')
     prediction = 0
     for first, last in zip(offsets[:-1], offsets[1:]):
         for position in range(first, last - 1):
-            wanted = pd.unique(np.append(ranked, item_ids[position + 1:position + 2]))
-            if hasattr(model, 'predict_next_batch'):
+            target = item_ids[position + 1:position + 2]
+            wanted = None if ranked is None else pd.unique(np.append(ranked, target))
+            if in_batches:
                 scores = model.predict_next_batch(session_ids[position:position + 1], item_ids[position:position + 1],
-                                                  wanted, 1).iloc[:, 0].loc[wanted].to_numpy()
+                                                  wanted, 1).iloc[:, 0]
             else:
-                scores = model.predict_next(session_ids[position], item_ids[position], wanted).loc[wanted].to_numpy()
-            column = np.flatnonzero(wanted == item_ids[position + 1])
-            target_score = scores[column]
-            yield Block(np.array([prediction]), scores[None], len(ranked), target_score, target_score,
-                        np.where(column < len(ranked), column, -1))
+                scores = model.predict_next(session_ids[position], item_ids[position], wanted)
+            scored = scores.index if wanted is None else pd.Index(wanted)
+            column = scored.get_indexer_for(target)
+            if column[0] < 0:
+                raise KeyError(f'prediction {prediction}: the scores of {name} lack the next item, {first_few(target)}')
+            values = scores.loc[scored].to_numpy()
+            n_ranked = len(scored if ranked is None else ranked)
+            yield Block(np.array([prediction]), values[None], n_ranked, values[column], values[column],
+                        np.where(column < n_ranked, column, -1))
             prediction += 1
 
 

@@ -55,7 +55,7 @@ from gru4rec_pytensor.events import (
 from gru4rec_pytensor.files import files_together
 from gru4rec_pytensor.raw_log import read_clicks, write_events, write_raw_log
 from gru4rec_pytensor.synthetic import SYNTHETIC_ITEMS, SYNTHETIC_SESSIONS, synthetic_clicks
-from gru4rec_pytensor.terminal import Parser, positive_number
+from gru4rec_pytensor.terminal import Parser, positive_number, print_result
 
 SYNTHETIC_LOG = 'synthetic-clicks.dat'  # its presence marks a folder of synthetic files
 FILES = {
@@ -282,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
             counts = preprocess_log(args.paths[0], args.paths[1], args.protocol, args.fraction)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(format_counts(counts, args.synthetic, args.protocol, args.fraction))
+    print_result(format_counts(counts, args.synthetic, args.protocol, args.fraction))
 
 
 if __name__ == '__main__':

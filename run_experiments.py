@@ -36,7 +36,7 @@ from gru4rec_pytensor.experiments.publish import keep_request, publish
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.experiments.tables import rows_of_tables
 from gru4rec_pytensor.experiments.work import Place, TasksFailed, Work, run_cells, run_searches
-from gru4rec_pytensor.terminal import Parser, listed, note, positive_number, whole_number
+from gru4rec_pytensor.terminal import Parser, listed, note, positive_number, print_result, whole_number
 from preprocess_rsc15 import FILES
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
         from gru4rec_pytensor.experiments.figures import write_figures  # which needs Matplotlib
         rows = rows_of_tables(results.load('cells', data.fingerprint), data.protocol)
         write_figures(results.folder / 'figures', rows, data, request.losses, request.units)
-    print(texts.get('claims.md' if request.claims else 'tables.md', ''))
+    print_result(texts.get('claims.md' if request.claims else 'tables.md', ''))
     work.check()
 
 

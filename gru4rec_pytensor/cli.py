@@ -39,7 +39,7 @@ from gru4rec_pytensor.events import (
     spelling,
 )
 from gru4rec_pytensor.files import atomic_file, check_writable
-from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, positive_number
+from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, positive_number, print_result
 
 KEYS = ('session_key', 'item_key', 'time_key')
 
@@ -321,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
         resumes = checkpoint and Path(checkpoint).exists()
         note('interrupted' + (f'; the same command resumes from {checkpoint}' if resumes else ''))
         return 130
-    print(json.dumps(found) if arguments.json else '\n'.join(lines))
+    print_result(json.dumps(found) if arguments.json else '\n'.join(lines))
     return 0
 
 

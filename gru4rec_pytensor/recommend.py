@@ -77,6 +77,9 @@ class Session:
         else:
             Wy, By = model.output_weights()
             scores = model.activate(np.asarray(self._top) @ Wy.T + By)[0]
+        if not np.isfinite(scores).all():
+            raise ValueError(f'{(~np.isfinite(scores)).sum()} of {len(scores)} scores are not numbers, nor the weights '
+                             'behind them: train the model again, with a smaller learning rate')
         excluded = np.array([*self._seen] if exclude_seen else [], dtype=np.int64)
         enough = min(k + len(excluded), len(scores))
         order = np.flatnonzero(scores >= np.partition(scores, -enough)[-enough])

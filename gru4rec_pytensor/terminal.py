@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -16,8 +18,31 @@ except ImportError:  # an extra: without it, each epoch is reported on a line of
 
 
 def note(text: str) -> None:
-    """Print a line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line on standard error; no work is lost where nothing takes it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def print_result(text: str, end: str = '\n') -> None:
+    """Print on standard output: quietly if its reader has gone, such as `head`; SystemExit(2) if it takes no more."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        # What is still in the buffer goes nowhere: Python would complain about it when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            note(f'{os.path.basename(sys.argv[0])}: error: standard output: {error.strerror}')
+            raise SystemExit(2) from None
+
+
+def mend_streams() -> None:
+    """Let standard output and error take any text: backslashes for what the console lacks, nothing if closed."""
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if stream is None:  # print(file=None) would mix notes with the results, and a file get the stream's number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w', encoding='utf-8'))
+        elif hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
 
 
 class TrainingProgress:
@@ -128,7 +153,17 @@ class Display:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line, without the usage."""
+    """A parser whose errors take one line, without the usage.  Each command makes one before it writes anything."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        mend_streams()
+        super().__init__(*args, **options)
+
+    def _print_message(self, message: str, file: Any = None) -> None:  # of --help and --version, too
+        if file is sys.stdout:
+            print_result(message, end='')
+        else:
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")

@@ -368,6 +368,41 @@ def test_scores_of_a_foreign_model_are_read_by_item_and_not_by_place():
     assert next_item_ranks(FixedScores(a=3, b=2, c=1), click_log('cabc')).tolist() == [1, 2, 3]
 
 
+class MinusId:
+    """A model with nothing but `predict_next_batch`, which scores each of its items with minus its id."""
+
+    def predict_next_batch(self, session_ids, input_item_ids, predict_for_item_ids=None, batch=100):
+        items = np.array([10, 11, 12] if predict_for_item_ids is None else predict_for_item_ids)
+        return pd.DataFrame(np.tile(-items[:, None], batch), index=items)
+
+
+def test_a_model_without_items_is_ranked_among_the_items_that_it_returns():
+    log = click_log([10, 11], [10, 12], [11, 12])
+    assert next_item_ranks(MinusId(), log).tolist() == [2, 3, 3]
+    assert evaluation.evaluate_sessions_batch(MinusId(), log, None, 2) == pytest.approx((1 / 3, 1 / 6))
+    assert next_item_ranks(MinusId(), log, [11]).tolist() == [1, 2, 2]
+    with pytest.raises(KeyError, match='prediction 1: the scores of MinusId lack the next item, 13'):
+        next_item_ranks(MinusId(), click_log([10, 11, 13]))
+
+
+@pytest.mark.parametrize('call, error, message', [
+    (lambda model, log: next_item_ranks(model, log), ValueError,
+     'items=None: a Model has neither items_ nor predict_next_batch; pass the ids to rank among'),
+    (lambda model, log: evaluation.next_item_ranks_with_misses(model, log), ValueError, 'a Model has no items_'),
+    (lambda model, log: next_item_ranks(model, log, carry_states=True), ValueError, 'carry_states=True: a Model has'),
+    (lambda _model, log: next_item_ranks(log, log), TypeError, 'DataFrame has neither predict_next nor'),
+], ids=['no items', 'misses', 'carried states', 'no model'])
+def test_what_a_model_lacks_is_named(call, error, message):
+    class Model:
+        def predict_next(self, session_id, input_item_id, predict_for_item_ids):
+            return pd.Series(1.0, index=predict_for_item_ids)
+
+    log = click_log('ab')
+    assert next_item_ranks(Model(), log, ['a', 'b'], tie_policy='conservative').tolist() == [2]
+    with pytest.raises(error, match=message):
+        call(Model(), log)
+
+
 @pytest.mark.parametrize('tie_policy', TIE_POLICIES)
 def test_a_score_that_is_not_a_number_is_an_error_and_no_hit(tie_policy):
     with pytest.raises(ValueError, match='prediction 0: the score of the next item is not a number'):
