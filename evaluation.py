@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -19,8 +18,9 @@ from numpy.typing import ArrayLike
 from gru4rec import column_of_item, session_parallel_minibatches
 from gru4rec_pytensor.backends import blas_threads
 from gru4rec_pytensor.backends.numba_ops import float_order
-from gru4rec_pytensor.checks import check_choice, check_whole_number
+from gru4rec_pytensor.checks import check_choice, check_whole_number, first_few
 from gru4rec_pytensor.events import IdIndex, as_ids, session_of_event, session_order
+from gru4rec_pytensor.prefix_scores import check_target_scores, count_above
 
 CUT_OFF = 20  # the paper's
 TIE_POLICIES = ('standard', 'conservative', 'median', 'tiebreaking')
@@ -56,7 +56,7 @@ def recall_mrr(ranks: np.ndarray, cut_off: int | Sequence[int] = CUT_OFF, hit_ru
 
 
 def ranks_from_ties(greater: np.ndarray, equal: np.ndarray, tie_policy: str = 'standard') -> np.ndarray:
-    """Ranks of targets, from how many other items score higher and how many the same.
+    """Ranks of targets, from the numbers of other items that score higher and that score the same.
 
     standard : 1 + greater;  conservative : 1 + greater + equal;  median : 1 + greater + equal / 2
 
@@ -72,7 +72,7 @@ def ranks_from_ties(greater: np.ndarray, equal: np.ndarray, tie_policy: str = 's
 # ---------------------------------------------------------------------------------------------------------------------
 
 def one_model(function: Callable) -> Callable:
-    """A function whose first argument is a model, which no thread can train meanwhile: see `GRU4Rec.in_use`."""
+    """Keep threads from training the model, the first argument of `function`, until it returns: `GRU4Rec.in_use`."""
     @functools.wraps(function)
     def with_model(model: Any, *args: Any, **options: Any) -> Any:
         with model.in_use() if hasattr(model, 'in_use') else contextlib.nullcontext():
@@ -86,15 +86,16 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
                     item_key: str = 'ItemId', time_key: str = 'Time', carry_states: bool = False) -> np.ndarray:
     """Rank of each next item in the test sessions, after the model has seen the events before it.
 
-    The rank is 1 + the number of other ranked items with a strictly higher score; `tie_policy` says what equal scores
-    do: nothing ('standard'), count as higher ('conservative'), count half ('median'), or decide by uniform noise of
-    1e-8 that is added to every score ('tiebreaking', seeded; slower, since it needs all scores).
+    The rank is 1 + the number of other ranked items with a strictly higher score.  By `tie_policy` equal scores do not
+    count ('standard'), count as higher ('conservative'), count half ('median'), or are parted by uniform noise of 1e-8
+    that is added to every score ('tiebreaking', seeded; slower, since it needs all scores).
 
     Parameters
     ----------
     model : a trained `GRU4Rec`, a baseline, or any object with the release's `predict_next_batch` or `predict_next`
     test_data : frame of events, not modified; every item must be known to the model
-    items : ids of the items among which the target is ranked, the target itself added; all training items when None
+    items : ids of the items among which the target is ranked, the target itself added; when None, all of `items_`, or
+        those that `predict_next_batch` returns if the model has no `items_`
     batch_size : parallel sessions of a `GRU4Rec`; another one changes last digits of scores, since BLAS rounds by the
         size of matrices, and so at most the order of items whose scores are that close
     carry_states : start from the hidden states of the last evaluation, as the release did; off by default
@@ -105,10 +106,11 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     """
     check_choice('tie_policy', tie_policy, TIE_POLICIES)
     check_whole_number('batch_size', batch_size)
-    ties = Ties(tie_policy, seed)
     rows, offsets = session_order(test_data, session_key, item_key, time_key)
     check_predictions(offsets)
     item_ids = test_data[item_key].to_numpy()[rows]
+    if carry_states and not hasattr(model, 'next_states'):
+        raise ValueError(f'carry_states=True: a {type(model).__name__} has no hidden states, only a GRU4Rec has')
     ranked = None if items is None else pd.unique(as_ids(items, 'items'))
     if ranked is not None and not len(ranked):
         raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
@@ -120,14 +122,14 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     elif getattr(model, 'backend_', None) == 'jax' and tie_policy != 'tiebreaking':
         return device_ranks(model, item_ids, offsets, ranked, batch_size, tie_policy)
     elif hasattr(model, 'next_states'):
-        return network_ranks(model, item_ids, offsets, ranked, batch_size, ties)
+        return network_ranks(model, item_ids, offsets, ranked, batch_size, tie_policy, seed)
     elif hasattr(model, 'score_block'):
         blocks = baseline_blocks(model, item_ids, offsets, ranked)
     else:
         blocks = stepwise_blocks(model, item_ids, offsets, test_data[session_key].to_numpy()[rows], ranked)
     ranks = np.empty(len(rows) - len(offsets) + 1)
     for block in blocks:
-        ranks[block.prediction] = block_ranks(block, ties)
+        ranks[block.prediction] = block_ranks(block, tie_policy, seed)
     return ranks
 
 
@@ -145,8 +147,8 @@ def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: Arra
     """`next_item_ranks` of test sessions with items that training does not have: these are never recommended.
 
     The rank of such an item is infinite, and so is that of an item before which the session has no known one; the other
-    ranks are those of the sessions without unknown items.  Papers count so whose training data is a part of that of the
-    test data's protocol, such as the most recent 1/64.
+    ranks are those of the sessions without unknown items.  Papers that train on a part of the data, such as the most
+    recent 1/64, count so.
 
     Returns
     -------
@@ -155,6 +157,8 @@ def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: Arra
     rows, offsets = session_order(test_data, session_key, item_key, time_key)
     check_predictions(offsets)
     events, session = test_data.iloc[rows], session_of_event(offsets)
+    if not hasattr(model, 'items_'):
+        raise ValueError(f'a {type(model).__name__} has no items_: which items are unknown cannot be told')
     known = np.flatnonzero(IdIndex(model.items_).get_indexer(events[item_key]) >= 0)
     has_rank = known[1:][session[known[1:]] == session[known[:-1]]]
     ranks = np.full(len(rows), np.inf)
@@ -162,12 +166,6 @@ def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: Arra
         ranks[has_rank] = next_item_ranks(model, events.iloc[known], items, batch_size, tie_policy, seed, session_key,
                                           item_key, time_key)
     return np.delete(ranks, offsets[:-1])
-
-
-class Ties(NamedTuple):
-    """What decides between equal scores: one of `TIE_POLICIES`, and the seed of its noise, if it has any."""
-    policy: str
-    seed: int
 
 
 class Block(NamedTuple):
@@ -188,43 +186,24 @@ class Block(NamedTuple):
     bias: np.ndarray | None = None
 
 
-def block_ranks(block: Block, ties: Ties) -> np.ndarray:
+def block_ranks(block: Block, tie_policy: str, seed: int) -> np.ndarray:
     """Ranks of the targets of a block, float64 (b,)."""
     prediction, scores, n_ranked, low, high, column, bias = block
-    if np.isnan(low).any():
-        raise ValueError(f'prediction {prediction[np.isnan(low)][0]}: the score of the next item is not a number')
-    if ties.policy == 'tiebreaking':
-        return np.array([1 + noisy_count(row[:n_ranked], target, own_column, np.random.default_rng([ties.seed, k]))
-                         for k, row, target, own_column in zip(prediction, scores, low, column)])
-    greater, at_least = count_above(scores, np.zeros(n_ranked, scores.dtype) if bias is None else bias, low, high)
-    return ranks_from_ties(greater, at_least - greater - (column >= 0), ties.policy)
-
-
-@numba.njit(cache=True, nogil=True)
-def count_above(scores: np.ndarray, bias: np.ndarray, low: np.ndarray,
-                high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row, how many of the sums scores + bias are > high, and how many are >= low."""
-    greater = np.empty(len(scores), dtype=np.int64)
-    at_least = np.empty(len(scores), dtype=np.int64)
-    for i in range(len(scores)):
-        row, highest, lowest = scores[i], high[i], low[i]
-        above, not_below = np.int32(0), np.int32(0)
-        for j in range(len(bias)):  # plain indices and 32-bit counters: this way LLVM makes vectors of it
-            score = row[j] + bias[j]
-            above += np.int32(score > highest)
-            not_below += np.int32(score >= lowest)
-        greater[i], at_least[i] = above, not_below
-    return greater, at_least
-
-
-def noisy_count(scores: np.ndarray, target_score: np.floating, column: int, rng: np.random.Generator) -> int:
-    """How many other items score higher than the target once uniform noise is added to all scores."""
-    noisy = scores + NOISE * rng.random(len(scores))
-    return int((noisy > (noisy[column] if column >= 0 else float(target_score) + NOISE * rng.random())).sum())
+    check_target_scores(low, prediction)
+    if tie_policy != 'tiebreaking':
+        greater, at_least = count_above(scores, np.zeros(n_ranked, scores.dtype) if bias is None else bias, low, high)
+        return ranks_from_ties(greater, at_least - greater - (column >= 0), tie_policy)
+    ranks = np.empty(len(prediction))
+    for row, number in enumerate(prediction):
+        noise = np.random.default_rng([seed, number])
+        noisy = scores[row, :n_ranked] + NOISE * noise.random(n_ranked)
+        own = noisy[column[row]] if column[row] >= 0 else float(low[row]) + NOISE * noise.random()
+        ranks[row] = 1 + (noisy > own).sum()
+    return ranks
 
 
 def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: np.ndarray | None, batch_size: int,
-                  ties: Ties) -> np.ndarray:
+                  tie_policy: str, seed: int) -> np.ndarray:
     """Ranks of a `GRU4Rec`, from session-parallel mini-batches over all events of the test sessions.
 
     The hidden states follow from one another; the scores of different mini-batches do not, and are computed in as many
@@ -237,15 +216,16 @@ def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: 
     ranks, output = np.empty(len(index) - len(offsets) + 1), (model.output_weights(), model.output_weights(candidates))
 
     def rank(steps: list[tuple]) -> None:
-        for block in network_blocks(model, steps, candidates, output, ties.policy == 'tiebreaking'):
-            ranks[block.prediction] = block_ranks(block, ties)
+        for block in network_blocks(model, steps, candidates, output, tie_policy == 'tiebreaking'):
+            ranks[block.prediction] = block_ranks(block, tie_policy, seed)
 
     n_threads = blas_threads.allowed()
     with blas_threads.limited(1), ThreadPoolExecutor(n_threads) as pool:
         for batches in session_parallel_minibatches(offsets, batch_size, drop_tail=False):
             steps = []
             for position, starts in zip(*batches):
-                states = [H[position[active] >= 0] for H in states]  # a lane that falls idle stays idle
+                stays = position[active] >= 0  # a lane that falls idle stays idle
+                states = {name: H[stays] for name, H in states.items()}
                 active = position >= 0
                 position, starts = position[active], starts[active]
                 H, states = model.next_states(index[position], starts, states)
@@ -267,8 +247,7 @@ def device_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: n
         states, (greater, equal, bad) = model.next_item_counts(index[position], batches.starts, index[position + 1],
                                                                states, candidates)
         prediction = (position - session[position])[active]
-        if bad[active].any():
-            raise ValueError(f'prediction {prediction[bad[active]][0]}: the score of the next item is not a number')
+        check_target_scores(np.where(bad[active], np.nan, 0), prediction)
         ranks[prediction] = ranks_from_ties(greater[active], equal[active], tie_policy)
     return ranks
 
@@ -345,51 +324,31 @@ def baseline_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items
 def stepwise_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, session_ids: np.ndarray,
                     items: np.ndarray | None) -> Iterator[Block]:
     """Blocks of any model that has only the release's `predict_next` or `predict_next_batch`, an event at a time."""
-    ranked = np.asarray(model.items_ if items is None else items)
+    name, in_batches = type(model).__name__, hasattr(model, 'predict_next_batch')
+    if not in_batches and not hasattr(model, 'predict_next'):
+        raise TypeError(f'a {name} has neither predict_next nor predict_next_batch, so it cannot be evaluated')
+    ranked = getattr(model, 'items_', None) if items is None else items
+    if ranked is None and not in_batches:
+        raise ValueError(f'items=None: a {name} has neither items_ nor predict_next_batch; pass the ids to rank among')
     prediction = 0
     for first, last in zip(offsets[:-1], offsets[1:]):
         for position in range(first, last - 1):
-            wanted = pd.unique(np.append(ranked, item_ids[position + 1:position + 2]))
-            if hasattr(model, 'predict_next_batch'):
+            target = item_ids[position + 1:position + 2]
+            wanted = None if ranked is None else pd.unique(np.append(ranked, target))
+            if in_batches:
                 scores = model.predict_next_batch(session_ids[position:position + 1], item_ids[position:position + 1],
-                                                  wanted, 1).iloc[:, 0].loc[wanted].to_numpy()
+                                                  wanted, 1).iloc[:, 0]
             else:
-                scores = model.predict_next(session_ids[position], item_ids[position], wanted).loc[wanted].to_numpy()
-            column = np.flatnonzero(wanted == item_ids[position + 1])
-            target_score = scores[column]
-            yield Block(np.array([prediction]), scores[None], len(ranked), target_score, target_score,
-                        np.where(column < len(ranked), column, -1))
+                scores = model.predict_next(session_ids[position], item_ids[position], wanted)
+            scored = scores.index if wanted is None else pd.Index(wanted)
+            column = scored.get_indexer_for(target)
+            if column[0] < 0:
+                raise KeyError(f'prediction {prediction}: the scores of {name} lack the next item, {first_few(target)}')
+            values = scores.loc[scored].to_numpy()
+            n_ranked = len(scored if ranked is None else ranked)
+            yield Block(np.array([prediction]), values[None], n_ranked, values[column], values[column],
+                        np.where(column < n_ranked, column, -1))
             prediction += 1
-
-
-def equally_activated(activation: Callable[[np.ndarray], np.ndarray],
-                      scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest and the largest float32 whose activation is not below, or not above, that of each score.
-
-    For a monotone activation these bound the scores that tie with it once activated: tanh maps many raw scores to one
-    float32, and all of those above 9 to 1.  Found by bisection over the float32 numbers in their order.
-    """
-    sign = np.repeat([-1, 1], len(scores))  # both bounds at once: the smallest first, then the largest
-    scores = np.tile(scores, 2)
-    activated = sign * activation(scores)
-    inside, outside = order_of(scores), order_of(sign * np.float32(np.inf))
-    while (inside != outside).any():
-        step = np.sign(outside - inside)
-        middle = inside + (outside - inside + step) // 2  # rounded away from the inside, or else it would stay there
-        reached = sign * activation(float_of(middle)) <= activated
-        inside, outside = np.where(reached, middle, inside), np.where(reached, outside, middle - step)
-    low, high = np.split(float_of(inside), 2)
-    return low, high
-
-
-def order_of(x: ArrayLike) -> np.ndarray:
-    """int64 numbers in the same order as the float32 numbers x, without gaps."""
-    return float_order(np.asarray(x, dtype=np.float32).view(np.int32)).astype(np.int64)
-
-
-def float_of(order: np.ndarray) -> np.ndarray:
-    """Inverse of `order_of`."""
-    return float_order(order.astype(np.int32)).view(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -436,3 +395,34 @@ def evaluate_sessions(pr: Any, test_data: pd.DataFrame, train_data: pd.DataFrame
         items = train_data[item_key].unique()
     ranks = next_item_ranks(pr, test_data, items, 100, tie_policy, seed, session_key, item_key, time_key)
     return recall_mrr(ranks, cut_off, hit_rule)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fast ranks: raw scores that tie once activated
+# ---------------------------------------------------------------------------------------------------------------------
+
+def equally_activated(activation: Callable[[np.ndarray], np.ndarray],
+                      scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest float32 whose activation is not below, or not above, that of each score.
+
+    For a monotone activation these bound the scores that tie with it once activated: tanh maps many raw scores to one
+    float32, and all of those above 9 to 1.  They are found by bisection over the float32 numbers, which whole numbers
+    without gaps stand for in their order.
+    """
+    def place_of(x: np.ndarray) -> np.ndarray:
+        return float_order(np.asarray(x, dtype=np.float32).view(np.int32)).astype(np.int64)
+
+    def float_at(place: np.ndarray) -> np.ndarray:
+        return float_order(place.astype(np.int32)).view(np.float32)
+
+    sign = np.repeat([-1, 1], len(scores))  # both bounds at once: the smallest first, then the largest
+    scores = np.tile(scores, 2)
+    activated = sign * activation(scores)
+    inside, outside = place_of(scores), place_of(sign * np.float32(np.inf))
+    while (inside != outside).any():
+        step = np.sign(outside - inside)
+        middle = inside + (outside - inside + step) // 2  # rounded away from the inside, or else it would stay there
+        reached = sign * activation(float_at(middle)) <= activated
+        inside, outside = np.where(reached, middle, inside), np.where(reached, outside, middle - step)
+    low, high = np.split(float_at(inside), 2)
+    return low, high

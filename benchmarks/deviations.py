@@ -1,4 +1,4 @@
-"""What each difference between paper, release and this code does to the numbers, on a small synthetic click log.
+"""The effect of each difference between paper, release and this code on the numbers, on a small synthetic log.
 
     python benchmarks/deviations.py
 
@@ -58,7 +58,7 @@ def ties(model, knn, test):
 
 
 def carried_states(model, test):
-    """A test set whose longest session comes first, so that it ends in the lane where it began."""
+    """Evaluate a test set twice whose longest session comes first, so that it ends in the lane where it began."""
     length = test.groupby('SessionId').ItemId.transform('size')
     longest_first = test.assign(SessionId=test.SessionId.where(length < length.max(), -1))
     few = longest_first[longest_first.SessionId <= longest_first.SessionId.drop_duplicates().nsmallest(40).iloc[-1]]
@@ -82,7 +82,7 @@ def approximations(model, train):
 
 
 def equal_times(train, test):
-    """The synthetic log has events at the time of the one before, in the order of clicks."""
+    """Compare the two orders of equal times: the synthetic log has such events, in the order of clicks."""
     repeated = train.duplicated(['SessionId', 'Time']).sum()
     for order in ('item', 'frame'):
         metrics = recall_mrr(next_item_ranks(GRU4Rec(**PARAMETERS, equal_times=order).fit(train), test))
@@ -90,7 +90,7 @@ def equal_times(train, test):
 
 
 def counted_sessions(train, test):
-    """The paper's Item-KNN counts sessions: the same as ours on a log without repeated clicks in a session."""
+    """Count sessions as the paper's Item-KNN: the same as ours on a log without repeated clicks in a session."""
     for name, frame in (('events', train), ('sessions', train.drop_duplicates(['SessionId', 'ItemId']))):
         row(f'Item-KNN counting {name}',
             pair(recall_mrr(next_item_ranks(ItemKNN().fit(frame), test, tie_policy='conservative'))))

@@ -49,7 +49,7 @@ def compiled_step(units: int) -> tuple[int, str]:
     """Operations in the body of the compiled loop that are kernels of their own, and the program's memory in words."""
     settings = gru4rec.GRU4Rec([units], **TOP1).settings(N_ITEMS)
     variables = gru4rec.Variables.of(settings, gru4rec.initial_weights(settings, np.random.RandomState(0)))
-    states = [gru4rec.shared('H0', np.zeros((B, units), 'float32'))]
+    states = {'H0': gru4rec.shared('H0', np.zeros((B, units), 'float32'))}
     with pytensor.config.change_flags(floatX='float32'):
         step = gru4rec.training_step(settings, gru4rec.shared('events', np.zeros(1000, 'int64')), variables, states)
     loop = JaxLoop(*step)

@@ -1,4 +1,4 @@
-"""What each idea of the later papers brought: networks with one idea more each, on one data set.
+"""The gain of each idea of the later papers: networks with one idea more each, on one data set.
 
     python benchmarks/ideas.py DATA --out FILE.svg     # trains what is missing, draws FILE.svg, writes FILE.json
     python benchmarks/ideas.py --out FILE.svg          # draws FILE.svg from FILE.json
@@ -10,14 +10,13 @@ momentum, dropout of the hidden state, epochs, order of sessions.  Only the lear
 one, halved or doubled as long as Recall@20 on the last day of the training data gets better.  Then each step is trained
 with three seeds and evaluated on the test data, equal scores conservative.
 
-Trainings that are finished lie in the folder of --results, and are not repeated: the same command goes on there.
+Finished trainings lie in the folder of --results and are not repeated: the same command continues from there.
 """
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,16 +32,15 @@ from gru4rec_pytensor.experiments.cells import Cell, network_parameters
 from gru4rec_pytensor.experiments.datasets import (
     Dataset,
     Source,
-    fingerprint,
     load_dataset,
-    share_events,
+    share,
     size_in_words,
-    validation_split,
+    validation_data,
 )
 from gru4rec_pytensor.experiments.engines import in_processes
 from gru4rec_pytensor.experiments.figures import Picture
 from gru4rec_pytensor.experiments.page import line_style
-from gru4rec_pytensor.experiments.protocols import LOSS_NAMES, NETWORK, RSC15
+from gru4rec_pytensor.experiments.protocols import LOSS_NAMES, NETWORK
 from gru4rec_pytensor.experiments.results import Results, write_text
 from gru4rec_pytensor.experiments.tables import Table, markdown_rows, mean_and_deviation
 from gru4rec_pytensor.experiments.work import Work, run_cells
@@ -68,7 +66,7 @@ METRICS = ('Recall@20', 'MRR@20')
 # ---------------------------------------------------------------------------------------------------------------------
 
 def ladder(loss: str) -> dict[str, dict[str, Any]]:
-    """Arguments of `GRU4Rec` of each step, by what it adds."""
+    """Return the arguments of `GRU4Rec` of each step, by the idea that it adds."""
     last = parameters.read(PUBLISHED).arguments | {'loss': f'{loss}-max', 'logq': 1.0}
     of_ideas = {name for names in IDEAS.values() for name in names}
     steps = {START: {name: value for name, value in last.items() if name not in of_ideas} | {'loss': loss}}
@@ -79,21 +77,19 @@ def ladder(loss: str) -> dict[str, dict[str, Any]]:
 
 def results_of(arguments: dict[str, Any], seeds: Sequence[int], data: Dataset, results: Results, backend: str,
                jobs: int) -> list[dict]:
-    """The results of a network with each of the seeds, of which those that are missing are trained."""
+    """Return the results of a network with each of the seeds; missing ones are trained."""
     model = GRU4Rec(**arguments)
     cells = [Cell(NETWORK, model.loss, model.layers[0], model.n_epochs, seed,
                   network_parameters(changed_arguments(model)), 'conservative', None, backend) for seed in seeds]
-    events = results.folder / 'data' / data.fingerprint
-    shared = share_events(events, data.train, data.test)
-    work = Work(replace(data, **shared._asdict()), events, results, in_processes(jobs), every=60.0)
+    work = Work(share(data, results.folder / 'data'), results, in_processes(jobs), every=60.0)
     for _cell in run_cells(cells, work):
         pass
     work.check()
-    return [results.read(results.path('cells', cell.key(data.fingerprint))) for cell in cells]
+    return [results.load_file(results.path('cells', cell.key(data.fingerprint))) for cell in cells]
 
 
 def best_rate(quality: Callable[[float], float], rate: float) -> float:
-    """`rate`, halved or doubled as long as `quality` gets better."""
+    """Return `rate`, halved or doubled as long as `quality` gets better."""
     for factor in (0.5, 2):
         while quality(factor * rate) > quality(rate):
             rate *= factor
@@ -101,12 +97,11 @@ def best_rate(quality: Callable[[float], float], rate: float) -> float:
 
 
 def measure(folder: Path, results: Results, changes: dict[str, Any], backend: str, jobs: int) -> dict:
-    """Train all networks: of each the learning rate that was chosen, and Recall@20 and MRR@20 of the seeds."""
+    """Train all networks; return the chosen learning rate of each, and Recall@20 and MRR@20 of the seeds."""
     source = Source(folder=folder)
-    data = load_dataset(source, RSC15)
-    train, valid = validation_split(source, data)
-    validation = Dataset(data.name, RSC15, data.is_synthetic, train, valid, fingerprint(train, valid))
-    results.prepare()
+    data = load_dataset(source)
+    validation = validation_data(source, data)
+    results.make_folders()
     run = partial(results_of, results=results, backend=backend, jobs=jobs)
     networks = []
     for loss in LADDERS:
@@ -129,7 +124,7 @@ def measure(folder: Path, results: Results, changes: dict[str, Any], backend: st
 # ---------------------------------------------------------------------------------------------------------------------
 
 def table(found: dict) -> list[str]:
-    """A row for each network, as Markdown: mean ± standard deviation over the seeds."""
+    """Return a row for each network, as Markdown: mean ± standard deviation over the seeds."""
     rows = [(LOSS_NAMES[network['loss']], network['idea'],
              *[mean_and_deviation(network[metric]) for metric in METRICS], f"{network['learning_rate']:g}")
             for network in found['networks']]
@@ -137,7 +132,7 @@ def table(found: dict) -> list[str]:
 
 
 def picture(found: dict) -> Picture:
-    """A panel for each metric, a row for each idea, a line for each ladder; bars are standard deviations."""
+    """Draw a panel for each metric, a row for each idea, a line for each ladder; bars are standard deviations."""
     ideas = [START, *IDEAS]
     drawn = Picture(9.6, 3.9)
     panels = drawn.subplots(1, 2, sharey=True)

@@ -33,15 +33,15 @@ CASES: dict[str, tuple[dict, float, int | None]] = {
 
 
 def minibatch_losses(model: GRU4Rec, data: pd.DataFrame) -> np.ndarray:
-    """The loss of each mini-batch of all epochs, in order."""
+    """Return the loss of each mini-batch of all epochs, in order."""
     losses: list[np.ndarray] = []
     compile_loop = backends.compile_loop
 
     def recording_loop(*step: Any, **options: Any) -> Callable:
         run = compile_loop(*step, **options)
 
-        def recorded(*sequences: np.ndarray) -> np.ndarray:
-            losses.append(run(*sequences))
+        def recorded(sequences: dict[str, np.ndarray]) -> np.ndarray:
+            losses.append(run(sequences))
             return losses[-1]
         return recorded
     with mock.patch.object(backends, 'compile_loop', recording_loop):

@@ -1,4 +1,4 @@
-"""The rows of RESULTS.md made anew: this code on real clicks, beside what is published for them.
+"""The rows of RESULTS.md: results of this code on real clicks, beside published ones.
 
     python benchmarks/results.py rsc15_recent64=FOLDER rsc15_week=FOLDER       # says which rows still hold
     python benchmarks/results.py rsc15_recent64=FOLDER --rows POP --keep       # keeps what it finds, and says the same
@@ -31,9 +31,9 @@ sys.path.insert(0, str(ROOT))
 from gru4rec_pytensor import parameters
 from gru4rec_pytensor.click_log import read_events
 from gru4rec_pytensor.events import count
-from gru4rec_pytensor.experiments.datasets import size_in_words
+from gru4rec_pytensor.experiments.datasets import DATA, RECENT64, size_in_words
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, RSC15
-from gru4rec_pytensor.experiments.published import DATA, LATER_NETWORKS, RECENT64, RECORDED, ROWS, rows_for, verdict
+from gru4rec_pytensor.experiments.published import LATER_NETWORKS, RECORDED, ROWS, by_yardstick, rows_for
 from gru4rec_pytensor.experiments.results import Results, write_text
 from gru4rec_pytensor.experiments.tables import (
     YARDSTICK,
@@ -58,31 +58,28 @@ ORIGINS = {data.title: data.origin for data in DATA} | {
           'preprocess_rsc15.py CLICKS DATA`'}
 NAMES = {'python': 'Python', 'pytensor': 'PyTensor', 'numba': 'Numba', 'numpy': 'NumPy', 'pandas': 'pandas'}
 WHY = {  # why numbers differ from the published ones by more than 5%
-    RECENT64: 'The 2018 settings of BPR-max with one item matrix are 7% to 10% below their recorded run, which is a '
-              'single one. With them training explodes first: within ten mini-batches the loss goes from 0.7 to '
-              '88, and what is left of that depends on which negatives were drawn. With the negatives of seven '
-              'states of the generator the loss of the first epoch is 0.92 to 1.30, recorded 0.97; two of them, 5 '
-              'and 7, end with Recall@20 of 0.433 and 0.441 and a loss of 0.203 and 0.208, recorded 0.454 and 0.197 '
-              '(`python benchmarks/later_release.py DATA RUNS.json --settings 2 --requests-before 5`). Initial '
-              'weights moved by their last bit reach Recall@20 of 0.423 to 0.440. So the recorded run is better '
-              'than any of ours, but not by more than ours differ from one another; a small recorded run of this '
-              'kind is met to five digits.'}
+    RECENT64: 'Initial weights, sessions, negatives and dropout masks are those of the recorded runs of 2023. Losses '
+              'agree to 1e-5 for 97, 9, 5 and 12 mini-batches (BPR-max 2025, cross-entropy 2023, BPR-max 2018 with one '
+              'item matrix, cross-entropy 2018), about as long as they do after moving the initial weights by their '
+              'last bit: from there on rounding decides (`python benchmarks/later_release.py DATA RUNS.json --costs '
+              'COSTS.npz --epochs 1`). The settings of 2018 explode in their first ten mini-batches, so that their '
+              'seeds differ most.'}
 
 
-# Of a cell's result; all else of it is the work of one run.
+# The part of a cell's result that is kept.
 KEEP = ('model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'tie_policy', 'candidates', 'backend', 'recall@20',
         'mrr@20', 'fit_seconds', 'eval_seconds', 'versions')
 
 
 class Run(NamedTuple):
-    """A row: what `run_experiments.py` does with a data set."""
+    """A row: a command of `run_experiments.py` for a data set."""
     data: str
     title: str
     arguments: list[str]
 
     @property
     def command(self) -> str:
-        """As it is typed."""
+        """The command as it is typed."""
         return ' '.join(['python run_experiments.py --data DATA', *self.arguments])
 
 
@@ -91,34 +88,34 @@ class Run(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------------------
 
 def baseline_run(data: str, model: str) -> Run:
-    """A row of Table 1; of BPR-MF with three seeds."""
+    """Return a row of Table 1, with three seeds for BPR-MF."""
     return Run(data, model, ['--table', '1', '--models', model, *['--seeds', SEEDS] * (model == 'BPR-MF')])
 
 
 def network_run(data: str, loss: str, units: int = 100) -> Run:
-    """A row of Table 3."""
+    """Return a row of Table 3."""
     return Run(data, f'{LOSS_NAMES[loss]}, {units} units', [
         '--table', '3', '--models', NETWORK, '--loss', loss, *['--units', str(units)] * (units != 100), *of_network()])
 
 
 def file_run(data: str, path: str) -> Run:
-    """A row of later papers, or of parameters that were searched."""
+    """Return a row of later papers, or of parameters that were searched."""
     return Run(data, parameters.read(ROOT / path).title, ['--parameters', path, *of_network()])
 
 
 def of_network() -> list[str]:
-    """What the commands of networks have in common."""
+    """Return the options that all commands of networks have."""
     return ['--seeds', SEEDS, '--backend', 'numba']
 
 
 def file_of(title: str) -> str:
-    """The file in parameters/ with this title."""
+    """Return the file in parameters/ with this title."""
     return next(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob('parameters/*.toml'))
                 if parameters.read(path).title == title)
 
 
 def all_runs() -> list[Run]:
-    """The rows of RESULTS.md, in its order; those that have not been made yet are not on the page."""
+    """Return the rows of RESULTS.md, in its order; the page leaves out those without results."""
     runs = [run for data in (RECENT64, WEEK) for run in (
         *[baseline_run(data, model) for model in BASELINES], *[network_run(data, loss) for loss in RSC15.parameters])]
     runs += [file_run(RECENT64, path.relative_to(ROOT).as_posix())
@@ -128,7 +125,7 @@ def all_runs() -> list[Run]:
 
 
 def runs_of_others() -> list[tuple[Any, Run | None]]:
-    """What is published for data that could not be run, each with its command; None for models that are not here."""
+    """Return published rows for data that could not be run, each with its command, or None if the model is not here."""
     runs: list[tuple[Any, Run | None]] = []
     for row in ROWS:
         if row.data not in (RECENT64, 'VIDEO'):
@@ -148,7 +145,7 @@ def runs_of_others() -> list[tuple[Any, Run | None]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def measure(run: Run, folder: Path) -> dict:
-    """Run the command of a row; what is kept of it.  SystemExit if it fails."""
+    """Run the command of a row; return the part of its results that is kept.  SystemExit if it fails."""
     with tempfile.TemporaryDirectory() as out:
         arguments = [folder if word == 'DATA' else word for word in run.command.split(' ')[1:]]
         process = subprocess.Popen([sys.executable, *map(str, arguments), '--jobs', '1', '--out', out], cwd=ROOT,
@@ -168,7 +165,7 @@ def measure(run: Run, folder: Path) -> dict:
 
 
 def commit() -> str:
-    """The revision of the code, and whether it was changed since."""
+    """Return the revision of the code, and whether it was changed since."""
     def git(*words: str) -> str:
         return subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     changes = git('status', '--porcelain', '--untracked-files=no', '--', '*.py', '*.toml')
@@ -176,7 +173,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """Processor, cores and memory."""
+    """Return processor, cores and memory as text."""
     name = platform.processor() or platform.machine()
     if Path('/proc/cpuinfo').exists():
         found = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
@@ -186,7 +183,7 @@ def machine() -> str:
 
 
 def described(name: str, folder: Path) -> dict:
-    """Counts and checksums of a data set."""
+    """Return counts and checksums of a data set."""
     paths = {part: folder / FILES[part] for part in ('train_full', 'test')}
     checksums = {}
     for path in paths.values():
@@ -197,7 +194,7 @@ def described(name: str, folder: Path) -> dict:
 
 
 def still_holds(kept: dict, found: dict) -> bool:
-    """Whether the means of a row made anew are within two standard deviations of those kept."""
+    """Return whether the means of a new row are within two standard deviations of those kept."""
     for metric in METRICS:
         before, now = (mean_metric(row['results'], metric) for row in (kept, found))
         values = stable_values(kept['results'], metric)
@@ -221,16 +218,16 @@ benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To make r
 hold: `python benchmarks/results.py rsc15_recent64=DATA`.
 
 Ours: mean ± standard deviation over the seeds 42, 43 and 44, equal scores conservative, a hit is a rank of at most N.
-Seconds are of one training and one evaluation, median of the seeds, in one process, with other work on the machine;
-those of a model without seeds hold what was compiled, up to 10. Peak memory is that of the whole command.
-Versions: `constraints/python3.12.txt`. {yardstick}
+Seconds are those of one training and one evaluation, the median of the seeds, in one process, with other work on the
+machine; those of a model without seeds include up to 10 seconds of compilation. Peak memory is that of the whole
+command. Versions: `constraints/python3.12.txt`. {yardstick}
 "Recorded" are runs of the authors' own releases on these files, made for this project; everything else is what the
 named source reports.
 """
 
 
 def page(kept: dict) -> str:
-    """RESULTS.md."""
+    """Return RESULTS.md."""
     parts = [INTRODUCTION.format(yardstick=YARDSTICK)]
     for data in kept['data']:
         parts += data_section(data, [row for row in kept['rows'] if row['data'] == data['data']])
@@ -238,7 +235,7 @@ def page(kept: dict) -> str:
 
 
 def data_section(data: dict, rows: list[dict]) -> list[str]:
-    """Of one data set: what it is, our numbers, all that is published, and the commands."""
+    """Return the section of a data set: its origin, our numbers, all published ones, and the commands."""
     name = data['data']
     train, test = (size_in_words(data['counts'][part]) for part in ('train_full', 'test'))
     files = '; '.join(f'`{file}` {digits}' for file, digits in data['files'].items())
@@ -253,7 +250,7 @@ def data_section(data: dict, rows: list[dict]) -> list[str]:
 
 
 def own_table(name: str, rows: list[dict]) -> Table:
-    """Ours and what it took, with the first published row of the model, or else a recorded one."""
+    """Return our numbers and their cost, with the first published row of the model, or else a recorded one."""
     lines = []
     for row in rows:
         results = row['results']
@@ -263,7 +260,7 @@ def own_table(name: str, rows: list[dict]) -> Table:
             numbers = found[0].recall[20], found[0].mrr[20]
             means = [mean_metric(results, metric) for metric in METRICS]
             theirs = ' / '.join(f'{number:.4f}' for number in numbers) + ', recorded' * (found[0].source in RECORDED)
-            judged = ' / '.join(verdict(mean, number) if mean else '-' for mean, number in zip(means, numbers))
+            judged = ' / '.join(by_yardstick(mean, number) if mean else '-' for mean, number in zip(means, numbers))
         seconds = [f'{np.median(values):.1f} s' if (values := stable_values(results, key)) else '-'
                    for key in ('fit_seconds', 'eval_seconds')]
         lines.append((row['title'], *[metric_in_words(results, metric) for metric in METRICS], theirs, judged, *seconds,
@@ -272,7 +269,7 @@ def own_table(name: str, rows: list[dict]) -> Table:
 
 
 def front(kept: dict) -> str:
-    """README.md's first table: of `RECENT64`, what `own_table` has but for the verdicts and the memory."""
+    """Return README.md's first table: `own_table` of `RECENT64` without verdicts and memory."""
     table = own_table(RECENT64, [row for row in kept['rows'] if row['data'] == RECENT64])
     columns = [table.header.index(name) for name in ('Model', *METRICS, 'published', 'fit')]
     header, *rows = [tuple(row[k] for k in columns) for row in (table.header, *table.rows)]
@@ -280,7 +277,7 @@ def front(kept: dict) -> str:
 
 
 def made_by(rows: list[dict]) -> list[str]:
-    """At which commit, with which versions and where: a line for all rows that have it in common."""
+    """Return commits, versions and machines as lines, one for all rows that have them in common."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         versions = ', '.join(f"{NAMES[name]} {row['results'][0]['versions'][name]}" for name in NAMES)
@@ -290,7 +287,7 @@ def made_by(rows: list[dict]) -> list[str]:
 
 
 def others_section() -> list[str]:
-    """What is published for data that is not here."""
+    """Return the section of published rows for data that is not here."""
     lines = [(row.data, row.model, f'{row.recall[20]:.4f}', f'{row.mrr[20]:.4f}', row.source,
               f'`{run.command}`' if run else '-') for row, run in runs_of_others()]
     table = Table('', ('Data', 'Model', 'Recall@20 published', 'MRR@20 published', 'Source', 'Command'), lines)
@@ -306,7 +303,7 @@ def others_section() -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def load(path: Path) -> dict:
-    """What is kept."""
+    """Return the numbers that are kept."""
     return json.loads(path.read_text()) if path.exists() else {'data': [], 'rows': []}
 
 
@@ -328,7 +325,7 @@ def write(kept: dict) -> None:
 
 
 def parse(argv: list[str] | None) -> tuple[dict[str, Path], list[Run], bool]:
-    """Folders by data set, rows to run, whether to keep them."""
+    """Return folders by data set, rows to run, and whether to keep them."""
     parser = Parser(prog='results.py', description=__doc__)
     parser.add_argument('data', nargs='*', metavar='NAME=FOLDER', help=f'of {RECENT64} and {WEEK}')
     parser.add_argument('--rows', nargs='+', metavar='TITLE', help='only these rows')
@@ -348,7 +345,7 @@ def parse(argv: list[str] | None) -> tuple[dict[str, Path], list[Run], bool]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make rows anew; 1 if one does not hold."""
+    """Run the wanted rows; return 1 if one does not hold."""
     folders, runs, keep = parse(argv)
     kept, all_hold = load(KEPT), True
     for name, folder in folders.items():

@@ -41,13 +41,13 @@ RELEASE = {
 
 
 def read_known(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and test events; of the latter those that can be predicted (section 4)."""
+    """Return training events, and the test events that can be predicted (section 4)."""
     train, test = (pd.read_csv(folder / FILES[name], sep='\t') for name in ('train_full', 'test'))
     return train, keep_known_items(test, train.ItemId.unique())
 
 
 def best_of_three(function: Callable) -> tuple[float, float, Any]:
-    """The shortest time that it took, the shortest processor time of this thread, in seconds, and what it returned."""
+    """Return its shortest time, its shortest processor time in this thread, in seconds, and its result."""
     times = []
     for _ in range(3):
         started, started_here = time.perf_counter(), time.thread_time()

@@ -1,10 +1,10 @@
-"""Runs the Python blocks of documents, one after another, and writes after each what it printed and drew.
+"""Run the Python blocks of documents, one after another, and write after each what it printed and drew.
 
     python docs/build.py
 
 writes docs/walkthrough.md again, with the pictures in docs/walkthrough/, and docs/walkthrough.ipynb, the same as a
-notebook; then the recipes of CONTRIBUTING.md.  `pytest -m promise tests/test_docs.py` runs the blocks of the
-walk-through too, and fails where what they print is not what is written.
+notebook; then the recipes of CONTRIBUTING.md.  `pytest -m promise tests/test_docs.py` also runs the blocks of the
+walk-through, and fails where they do not print what is written.
 """
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+DOCS = Path(__file__).resolve().parent
+sys.path[:0] = [str(DOCS.parent), str(DOCS)]  # the project, and what the walk-through imports from its own folder
 import pytensor
 
-DOCUMENT = Path(__file__).with_name('walkthrough.md')
-RECIPES = DOCUMENT.parents[1] / 'CONTRIBUTING.md'
+DOCUMENT = DOCS / 'walkthrough.md'
+RECIPES = DOCS.parent / 'CONTRIBUTING.md'
 
-# A block of code, and, as far as they are there, what it printed and the picture that it drew.
+# A block of code, what it printed, if anything, and the picture that it drew, if any.
 BLOCK = re.compile(r'```python(?: PyTensor (?P<version>[\d.]+))?\n(?P<code>.*?)^```\n'
                    r'(?P<output>\n```text\n(?P<text>.*?)^```\n)?'
                    r'(?P<image>\n!\[(?P<alternative>[^]]*)\]\((?P<path>[^)]*)\)\n)?', re.MULTILINE | re.DOTALL)
@@ -36,7 +37,7 @@ class Result(NamedTuple):
 
 
 def is_comparable(block: re.Match) -> bool:
-    """Whether a block prints the same here: some name the version of PyTensor whose output they show."""
+    """Return whether a block prints the same here: some name the version of PyTensor whose output they show."""
     return not block['version'] or pytensor.__version__.startswith(f"{block['version']}.")
 
 
@@ -60,7 +61,7 @@ def run(document: str, name: str, namespace: dict | None = None) -> list[Result]
 
 
 def written(document: str, results: list[Result]) -> str:
-    """The document with the outputs of its blocks; the pictures' lines stay as they are."""
+    """Return the document with the outputs of its blocks; the lines of pictures stay as they are."""
     texts = iter(results)
 
     def replaced(block: re.Match) -> str:
@@ -75,7 +76,7 @@ def written(document: str, results: list[Result]) -> str:
 
 
 def notebook(document: str, results: list[Result]) -> str:
-    """The document as a Jupyter notebook, outputs included."""
+    """Return the document as a Jupyter notebook, outputs included."""
     import nbformat
     from nbformat import v4
 

@@ -1,6 +1,8 @@
 """Checks of arguments: a TypeError or ValueError that names the argument, its value and what is allowed."""
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,3 +69,14 @@ def check_choice(name: str, value: Any, allowed: Iterable) -> None:
     choices = list(allowed)
     if not any(value is choice or isinstance(value, type(choice)) and value == choice for choice in choices):
         raise ValueError(f'{name}={value!r}: must be one of {", ".join(map(repr, choices))}')
+
+
+OURS = ('gru4rec', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experiments', 'gru4rec_pytensor')
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Give a warning that points at the line of the user's code: the innermost one outside of this project."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get('__name__', '').split('.')[0] in (*OURS, 'contextlib'):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -1,4 +1,4 @@
-"""The command `gru4rec`: train on a file of sessions, evaluate, recommend, look into a model, prepare data.
+"""The command `gru4rec`: train on a log of sessions, evaluate, recommend, describe a model, prepare data.
 
     gru4rec prepare clicks.csv -o DATA --session-key visit --item-key product --time-key when
     gru4rec fit DATA/train.tsv -o MODEL --layers 100 --loss top1 --epochs 10
@@ -7,8 +7,8 @@
     gru4rec info MODEL
 
 Files are Parquet, or text with a header and tabs, commas, semicolons or bars.  Results go to standard output, with
---json for programs; progress goes to standard error, and --quiet leaves it out.  The exit code is 0, or 2 after wrong
-input, which is named in one line, or 130 after Ctrl-C.
+--json for programs; progress goes to standard error, unless --quiet is given.  The exit code is 0, or 2 after wrong
+input, which one line names, or 130 after Ctrl-C.
 """
 from __future__ import annotations
 
@@ -39,17 +39,16 @@ from gru4rec_pytensor.events import (
     spelling,
 )
 from gru4rec_pytensor.files import atomic_file, check_writable
-from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, positive_number
+from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, positive_number, print_result
 
 KEYS = ('session_key', 'item_key', 'time_key')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The commands; each returns what is printed: a dictionary for --json, and the lines for people
-# ---------------------------------------------------------------------------------------------------------------------
-
 def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
-    """`gru4rec fit`: train, and write the model; like the other commands, returns results and the lines to print."""
+    """`gru4rec fit`: train, and write the model.
+
+    Like the other commands it returns what is printed: a dictionary for --json, and lines for people.
+    """
     given = {name: value for name, value in vars(arguments).items() if name in argument_names() and value is not None}
     if arguments.parameters:
         model = GRU4Rec.from_parameters(arguments.parameters, **given)
@@ -65,8 +64,10 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     n_epochs = model.n_epochs
     if arguments.more:
         model = GRU4Rec.load(arguments.more, backend=model.backend)
-        check_columns(model, arguments)
-    data = read(arguments, columns_of(arguments, model))
+        if [getattr(model, name) for name in KEYS] != columns_of(arguments, model):
+            raise ValueError(f'the model of --more was trained with --session-key {model.session_key} --item-key '
+                             f'{model.item_key} --time-key {model.time_key}')
+    data = read_log(arguments, columns_of(arguments, model))
     progress = TrainingProgress(f'{model.loss}, {"+".join(map(str, model.layers))} units', arguments.quiet)
     started = time.perf_counter()
     if arguments.more:
@@ -88,46 +89,45 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec evaluate`: Recall and MRR on a file of events."""
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     columns = session, item, _time = columns_of(arguments, model)
-    data = read(arguments, columns)
+    data = read_log(arguments, columns)
+    n_dropped = 0
     if arguments.unknown == 'miss':
         ranks = next_item_ranks_with_misses(model, data, None, 100, arguments.tie_policy, 42, *columns)
-        return accuracy(arguments, ranks, data[session].nunique(), 0)
-    index = model.known_indices(data[item])
-    known = drop_short_sessions(data[index >= 0].assign(**{item: model.items_[index[index >= 0]]}), session_key=session)
-    if known.empty:
-        raise ValueError(f'{arguments.file}: no session has two events with items that the model knows')
-    if len(known) < len(data) and not arguments.quiet:
-        note(f'dropped {len(data) - len(known)} of {len(data)} events: items that the model does not know, then '
-             'one-event sessions')
-    ranks = next_item_ranks(model, known, None, 100, arguments.tie_policy, 42, *columns)
-    return accuracy(arguments, ranks, known[session].nunique(), len(data) - len(known))
-
-
-def accuracy(arguments: argparse.Namespace, ranks: np.ndarray, n_sessions: int,
-             n_dropped: int) -> tuple[dict, list[str]]:
-    """Results and lines of `evaluate`."""
+    else:
+        index, n_events = model.known_indices(data[item]), len(data)
+        data = drop_short_sessions(data[index >= 0].assign(**{item: model.items_[index[index >= 0]]}),
+                                   session_key=session)
+        if data.empty:
+            raise ValueError(f'{arguments.file}: no session has two events with items that the model knows')
+        n_dropped = n_events - len(data)
+        if n_dropped and not arguments.quiet:
+            note(f'dropped {n_dropped} of {n_events} events: items that the model does not know, then one-event '
+                 'sessions')
+        ranks = next_item_ranks(model, data, None, 100, arguments.tie_policy, 42, *columns)
+    n_sessions = data[session].nunique()
     found = {'predictions': len(ranks), 'sessions': n_sessions, 'tie_policy': arguments.tie_policy,
              'unknown': arguments.unknown, 'dropped_events': n_dropped}
+    lines = [f'{len(ranks):,} predictions in {n_sessions:,} sessions']
     for n in arguments.cut_off:
-        found[f'recall@{n}'], found[f'mrr@{n}'] = recall_mrr(ranks, n)
-    return found, [f'{found["predictions"]:,} predictions in {found["sessions"]:,} sessions', *[
-        f'Recall@{n} {found[f"recall@{n}"]:.4f}   MRR@{n} {found[f"mrr@{n}"]:.4f}' for n in arguments.cut_off]]
+        recall, mrr = found[f'recall@{n}'], found[f'mrr@{n}'] = recall_mrr(ranks, n)
+        lines.append(f'Recall@{n} {recall:.4f}   MRR@{n} {mrr:.4f}')
+    return found, lines
 
 
 def recommend(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
-    """`gru4rec recommend`: the next items of a session."""
+    """`gru4rec recommend`: print the most likely next items of a session."""
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         frame = model.recommend(arguments.items, arguments.k, arguments.exclude_seen)
     for warning in caught:
         note(f'gru4rec: {warning.message}')
-    rows = [{'item': plain(item), 'score': float(score)} for item, score in zip(frame[model.item_key], frame.Score)]
+    rows = [{'item': json_id(item), 'score': float(score)} for item, score in zip(frame[model.item_key], frame.Score)]
     return {'recommendations': rows}, [f'{row["item"]}\t{row["score"]:.6f}' for row in rows]
 
 
 def info(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
-    """`gru4rec info`: what a model file holds."""
+    """`gru4rec info`: describe a model file."""
     saved = model_file.read_model(arguments.model)
     weights = {name: list(array.shape) for name, array in saved.weights.items()}
     found = {'arguments': saved.arguments, 'items': len(saved.items), 'item_ids': str(saved.items.dtype),
@@ -145,7 +145,7 @@ def info(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 
 def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
-    """`gru4rec prepare`: filter a log, and set test data apart."""
+    """`gru4rec prepare`: filter a log, and split off test data."""
     columns = columns_of(arguments)
     out = Path(arguments.output)
     if out.exists() and not out.is_dir():
@@ -153,10 +153,10 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     for name in ('train.tsv', 'test.tsv') if out.exists() else ():
         check_output(out / name, arguments.file)
     check_writable(out / 'train.tsv' if out.exists() else out)
-    data = read(arguments, columns)
+    data = read_log(arguments, columns)
     train, test = click_log.prepare(
         data, columns, min_session_length=arguments.min_session_length, max_session_length=arguments.max_session_length,
-        min_item_events=arguments.min_item_events, test_days=arguments.test_days, time_unit='s',  # as `read` gives them
+        min_item_events=arguments.min_item_events, test_days=arguments.test_days, time_unit='s',  # by `read_log`
         test_fraction=arguments.test_fraction, drop_repeats=arguments.drop_repeats, until_stable=arguments.until_stable,
         test_by=arguments.test_by)
     out.mkdir(exist_ok=True)
@@ -171,45 +171,34 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     return found | {'dropped_events': len(data) - len(train) - len(test)}, lines
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Helpers
-# ---------------------------------------------------------------------------------------------------------------------
-
 def columns_of(arguments: argparse.Namespace, model: GRU4Rec | None = None) -> list[str]:
-    """The columns of session, item and time: those that the command line names, or else the model's, or the paper's."""
+    """Columns of session, item and time: those of the command line, else the model's, else the paper's."""
     return [getattr(arguments, name) or (getattr(model, name) if model else default)
             for name, default in zip(KEYS, COLUMNS)]
 
 
-def read(arguments: argparse.Namespace, columns: Sequence[str]) -> pd.DataFrame:
-    """The events of the file that the command line names."""
+def read_log(arguments: argparse.Namespace, columns: Sequence[str]) -> pd.DataFrame:
+    """Read the events of the file that the command line names."""
     names = ('time_unit', 'drop_without_session', 'event_key', 'event_types', 'session_gap')
     return click_log.read_events(arguments.file, columns, **{name: getattr(arguments, name) for name in names})
 
 
 def check_output(output: str | Path, source: str | Path) -> None:
-    """OSError or ValueError if a file cannot be written to `output`, or is the one that is read."""
+    """Raise OSError or ValueError if `output` cannot be written, or is the file that is read."""
     if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
         raise ValueError(f'{output}: is the file that is read; give another name')
     check_writable(output)
 
 
-def check_columns(model: GRU4Rec, arguments: argparse.Namespace) -> None:
-    """A model that is trained on keeps its own names of columns, which then have to be those of the file."""
-    if [getattr(model, name) for name in KEYS] != columns_of(arguments, model):
-        raise ValueError(f'the model of --more was trained with --session-key {model.session_key} --item-key '
-                         f'{model.item_key} --time-key {model.time_key}')
-
-
-def plain(value: Any) -> Any:
-    """An id as JSON can hold it, dates as text."""
-    if isinstance(value, (datetime.date, np.datetime64)):
-        return spelling(value)
-    return value.item() if isinstance(value, np.generic) else value
+def json_id(item: Any) -> Any:
+    """Return an id as JSON can hold it, dates as text."""
+    if isinstance(item, (datetime.date, np.datetime64)):
+        return spelling(item)
+    return item.item() if isinstance(item, np.generic) else item
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; SystemExit with a message if it is wrong."""
+    """Parse the command line; SystemExit with a message if it is wrong."""
     parser = Parser(prog='gru4rec', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_version()
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
@@ -223,25 +212,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         sub.add_argument('--quiet', action='store_true', help='no progress on standard error')
         return sub
 
-    sub = command(fit, 'Train a model on a file of events.',
+    sub = command(fit, 'Train a model on a log.',
                   'gru4rec fit train.tsv -o model --layers 100 --loss top1 --dropout 0.5 --learning-rate 0.01')
     add_log_options(sub, COLUMNS)
     sub.add_argument('-o', '--output', metavar='MODEL', required=True, help='file to write')
     add_training_options(sub)
-    sub = command(evaluate, 'Recall and MRR of the next item in the sessions of a file.',
+    sub = command(evaluate, 'Measure Recall and MRR of the next item in the sessions of a log.',
                   'gru4rec evaluate model test.tsv --cut-off 5 20')
     sub.add_argument('model', metavar='MODEL')
     add_log_options(sub, 3 * ['as in training'])
-    add_evaluation_options(sub)
-    sub = command(recommend, 'The items that are most likely next in a session.',
+    sub.add_argument('--cut-off', type=positive_number, nargs='+', default=[CUT_OFF], metavar='N',
+                        help=f'cut-offs of the metrics ({CUT_OFF})')
+    sub.add_argument('--unknown', choices=('drop', 'miss'), default='drop', help='leave out events with items that '
+                        'the model does not know, or count them as misses (drop)')
+    sub.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
+                        help='rank of a target whose score other items share (conservative: after them)')
+    sub.add_argument('--backend', choices=backends.BACKENDS, help='(as in training)')
+    sub = command(recommend, 'Recommend the most likely next items of a session.',
                   'gru4rec recommend model 214536502 214536500 -k 5 --exclude-seen')
     sub.add_argument('model', metavar='MODEL')
     sub.add_argument('items', metavar='ITEM', nargs='+', help="ids of the session's events so far, in order")
     sub.add_argument('-k', type=positive_number, default=20, help='number of items (20)')
     sub.add_argument('--exclude-seen', action='store_true', help='leave out items of the session')
     sub.add_argument('--backend', choices=backends.BACKENDS, default='python', help='(python: starts at once)')
-    command(info, 'What a model file holds.', 'gru4rec info model').add_argument('model', metavar='MODEL')
-    sub = command(prepare, 'Filter a log as the paper does, and set the last sessions apart as test data.',
+    command(info, 'Describe a model file.', 'gru4rec info model').add_argument('model', metavar='MODEL')
+    sub = command(prepare, 'Filter a log as the paper does, and split off the last sessions as test data.',
                   'gru4rec prepare clicks.csv -o DATA --item-key product --test-days 1')
     add_log_options(sub, COLUMNS)
     add_preparation_options(sub)
@@ -249,32 +244,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def add_log_options(parser: argparse.ArgumentParser, columns: Sequence[str]) -> None:
-    """What `read` takes; `columns` says in the help which they are by default."""
-    parser.add_argument('file', metavar='FILE', help='a log, also compressed; - for standard input')
+    """Add the options of `read_log`; `columns` are the defaults that the help shows."""
+    parser.add_argument('file', metavar='FILE', help='log of events, also compressed; - for standard input')
     for name, default in zip(KEYS, columns):
         what = name.removesuffix('_key')
         parser.add_argument(f'--{what}-key', metavar='COLUMN', help=f'column of the {what} ({default})')
-    parser.add_argument('--time-unit', choices=TIME_UNITS, help='of times that are numbers (told by their size)')
-    parser.add_argument('--drop-without-session', action='store_true', help='leave out rows that have no session')
+    parser.add_argument('--time-unit', choices=TIME_UNITS, help='unit of times that are numbers (guessed)')
+    parser.add_argument('--drop-without-session', action='store_true', help='leave out rows without a session')
     parser.add_argument('--event-key', metavar='COLUMN', help='column of the kind of event')
     parser.add_argument('--event-types', type=listed(str), default=(), metavar='KIND,KIND', help='kinds to keep (all)')
     parser.add_argument('--session-gap', type=float, metavar='SECONDS', help='the column of the session has visitors, '
-                        'whose sessions end where no event follows for so long')
-
-
-def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    """How `evaluate` ranks, and what it prints."""
-    parser.add_argument('--cut-off', type=positive_number, nargs='+', default=[CUT_OFF], metavar='N',
-                        help=f'({CUT_OFF})')
-    parser.add_argument('--unknown', choices=('drop', 'miss'), default='drop', help='leave out events with items that '
-                        'the model does not know, or count them as misses (drop)')
-    parser.add_argument('--tie-policy', choices=TIE_POLICIES, default='conservative',
-                        help='rank of a target whose score other items share (conservative: after them)')
-    parser.add_argument('--backend', choices=backends.BACKENDS, help='(as in training)')
+                        'whose sessions end after a pause of more than SECONDS')
 
 
 def add_preparation_options(parser: argparse.ArgumentParser) -> None:
-    """What `prepare` keeps, and where it goes."""
+    """Add the options of `prepare`."""
     parser.add_argument('-o', '--output', metavar='DIR', required=True, help='folder for train.tsv and test.tsv')
     parser.add_argument('--min-session-length', type=positive_number, default=MIN_SESSION_LENGTH, metavar='N',
                         help=f'({MIN_SESSION_LENGTH})')
@@ -282,24 +266,24 @@ def add_preparation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--min-item-events', type=positive_number, default=MIN_ITEM_EVENTS, metavar='N',
                         help=f'({MIN_ITEM_EVENTS})')
     parser.add_argument('--test-days', type=float, metavar='DAYS', help='sessions that end in the last DAYS (1)')
-    parser.add_argument('--test-fraction', type=float, metavar='SHARE', help='instead, this share of the sessions')
-    parser.add_argument('--test-by', choices=('last', 'first'), default='last', help='whether the last sessions are '
-                        'those that end last, or those that start last; then training ends where they start (last)')
-    parser.add_argument('--drop-repeats', action='store_true', help='of events of an item in a row keep the first')
+    parser.add_argument('--test-fraction', type=float, metavar='SHARE', help='share of the sessions, for --test-days')
+    parser.add_argument('--test-by', choices=('last', 'first'), default='last', help='test sessions end last, or '
+                        'start last, and training ends where the first of them starts (last)')
+    parser.add_argument('--drop-repeats', action='store_true', help='keep the first of events of an item in a row')
     parser.add_argument('--until-stable', action='store_true', help='drop short sessions and rare items until nothing '
                         'changes')
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `GRU4Rec` as options of `fit`; those that are not given are not there."""
+    """Add the arguments of `GRU4Rec` as options of `fit`; those that are not given are missing in the result."""
     defaults = GRU4Rec([100])
 
     def add(option: str, name: str, default: Any = None, **kind: Any) -> None:
         parser.add_argument(option, dest=name, default=argparse.SUPPRESS,
                             help=f'({getattr(defaults, name) if default is None else default})', **kind)
 
-    parser.add_argument('--parameters', metavar='FILE', help="take them from a file, such as parameters/*.toml or one "
-                        "of the authors'; the options below go before it")
+    parser.add_argument('--parameters', metavar='FILE', help="read the arguments from a file, such as "
+                        "parameters/*.toml or one of the authors'; the options below override it")
     add('--layers', 'layers', 100, type=positive_number, nargs='+', metavar='UNITS')
     add('--epochs', 'n_epochs', type=positive_number, metavar='EPOCHS')
     add('--dropout', 'dropout_p_hidden', type=float, metavar='DROPOUT')
@@ -313,15 +297,16 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add('--input-mode', 'input_mode', choices=INPUTS)
     add('--seed', 'seed', type=int)
     add('--backend', 'backend', choices=backends.BACKENDS)
-    parser.add_argument('--checkpoint', metavar='FILE', help='write the state of the training there, and go on from it')
-    parser.add_argument('--every', type=float, default=600, metavar='SECONDS', help='how often (600)')
-    parser.add_argument('--more', metavar='MODEL', help='go on training this model on FILE, which may have new '
+    parser.add_argument('--checkpoint', metavar='FILE', help='save the state of the training there, and resume from it')
+    parser.add_argument('--every', type=float, default=600, metavar='SECONDS', help='between two checkpoints (600)')
+    parser.add_argument('--more', metavar='MODEL', help='train this model further on FILE, which may have new '
                         'items; of the other options only --epochs, --backend and --dtype count')
-    parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32', help='of the saved weights')
+    parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
+                        help='type of the saved weights (float32)')
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; its exit code."""
+    """Run a command and return its exit code."""
     arguments = parse(argv)
     logging.basicConfig(level='WARNING', format='gru4rec: %(message)s')
     logging.getLogger('gru4rec.events').setLevel('WARNING' if arguments.quiet else 'INFO')
@@ -333,10 +318,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         checkpoint = getattr(arguments, 'checkpoint', None)
-        goes_on = checkpoint and Path(checkpoint).exists()
-        note('interrupted' + (f'; the same command goes on from {checkpoint}' if goes_on else ''))
+        resumes = checkpoint and Path(checkpoint).exists()
+        note('interrupted' + (f'; the same command resumes from {checkpoint}' if resumes else ''))
         return 130
-    print(json.dumps(found) if arguments.json else '\n'.join(lines))
+    print_result(json.dumps(found) if arguments.json else '\n'.join(lines))
     return 0
 
 

@@ -504,3 +504,12 @@ def split(data: pd.DataFrame, held_out: str,
     test = left_by(f'dropping {held_out} items that are not in training, then {held_out} sessions of one event',
                    test, keep_known_items(test, train['ItemId'].unique()))
     return train.reset_index(drop=True), test.reset_index(drop=True)
+
+
+def column_of_item(candidates: np.ndarray | None, n_items: int) -> np.ndarray:
+    """Return each item's column among the candidates, -1 for the others, int64 (n_items,); None for all in order."""
+    if candidates is None:
+        return np.arange(n_items)
+    column = np.full(n_items, -1)
+    column[candidates] = np.arange(len(candidates))
+    return column

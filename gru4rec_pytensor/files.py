@@ -13,17 +13,18 @@ import lzma
 import os
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where nothing is locked: one process at a time has to do
+except ImportError:  # not on Windows, where unfinished files of processes that were killed stay
     fcntl = None  # type: ignore[assignment]
 
 
@@ -86,62 +87,29 @@ def remove_leftovers(folder: Path, name: str = '*') -> None:
                 path.unlink()
 
 
-class FileLock:
-    """A lock between processes, and between machines that share a disk: who holds it has `path` locked.
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[FileLock | None]:
+    """Hold a lock between processes, and between machines that share a disk; None if, without `wait`, another has it.
 
-    It ends with its process, however that ends, since the system holds it and not the file's presence.  `flock` is what
-    Linux also offers on NFS (from kernel 2.6.12 on), where it locks on the server.
-
-    Attributes
-    ----------
-    last_holder : machine and process that had the lock before and was killed; empty if there was none
+    It ends with its process, however that ends, since it is a lock of the system and not the presence of the file:
+    `flock`, which Linux also offers on NFS (from kernel 2.6.12 on), where it locks on the server.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.last_holder = ''
-        self._path = path
-        self._file: TextIO | None = None
-
-    def acquire(self, wait: bool = True) -> bool:
-        """Take the lock; without `wait`, False if another process has it."""
-        while self._file is None:
-            file = open(self._path, 'a+')  # noqa: SIM115 (it stays open as long as the lock is held)
-            if not _lock(file.fileno(), wait):
-                file.close()
-                return False
-            if not _is_file(file.fileno(), self._path):  # its holder has removed it meanwhile
-                file.close()
-                continue
-            file.seek(0)
-            self.last_holder = file.read().strip()
-            file.truncate(0)
-            file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-            file.flush()
-            self._file = file
-        return True
-
-    def is_held(self) -> bool:
-        """Whether another process has it at the moment."""
+    lock = FileLock(path)
+    while not lock.is_locked:
         try:
-            with open(self._path, 'r+') as file:
-                return not _lock(file.fileno(), wait=False)
-        except FileNotFoundError:
-            return False
-
-    def release(self) -> None:
-        """Let others in; nothing happens if it is not held."""
-        if self._file:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-            self._file.close()
-            self._file = None
-
-    def __enter__(self) -> FileLock:
-        self.acquire()
-        return self
-
-    def __exit__(self, *_error: Any) -> None:
-        self.release()
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield None
+            return
+        if not path.exists():  # its holder removed it after it was opened here
+            lock.release()
+    try:
+        yield lock
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                path.unlink()
+            lock.release()
 
 
 def _lock(handle: int, wait: bool) -> bool:
@@ -174,7 +142,7 @@ def files_together(folder: str | os.PathLike) -> Iterator[str]:
     is_new = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)
     try:
-        with FileLock(Path(folder) / '.unfinished.lock'):
+        with locked(Path(folder) / '.unfinished.lock'):
             for leftover in Path(folder).glob('.unfinished-*'):
                 shutil.rmtree(leftover, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=folder) as unfinished:

@@ -8,8 +8,8 @@ that this does not, and why.
 """
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from inspect import Parameter, Signature
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 import gru4rec
 from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, one_model, recall_mrr
-from gru4rec_pytensor.checks import check_choice, first_few
+from gru4rec_pytensor.checks import check_choice, first_few, warn
 from gru4rec_pytensor.events import check_events
 from gru4rec_pytensor.parameters import LATER_DEFAULTS, of_later_release
 
@@ -41,23 +41,20 @@ class GRU4Rec(gru4rec.GRU4Rec):
     smoothing : 0.0.  It is not taken over, nor are the loss 'xe_logit' and the rules 'adam' and 'adadelta': ValueError
     """
 
-    def __init__(self, loss: str = 'bpr-max', final_act: str = 'linear', hidden_act: str = 'tanh',
-                 layers: Sequence[int] = (100,), n_epochs: int = 10, batch_size: int = 32,
-                 dropout_p_hidden: float = 0.0, dropout_p_embed: float = 0.0, learning_rate: float = 0.1,
-                 momentum: float = 0.0, lmbd: float = 0.0, embedding: int | str = 0, n_sample: int = 2048,
-                 sample_alpha: float = 0.75, smoothing: float = 0.0, constrained_embedding: bool = False,
-                 adapt: str | None = 'adagrad', adapt_params: Sequence[float] = (), grad_cap: float = 0.0,
-                 bpreg: float = 1.0, logq: float = 0.0, sigma: float = 0.0, init_as_normal: bool = False,
-                 train_random_order: bool = False, time_sort: bool = True, session_key: str = 'SessionId',
-                 item_key: str = 'ItemId', time_key: str = 'Time', *, seed: int = 42, backend: str = 'auto') -> None:
-        given = locals()
-        arguments = of_later_release({name: given[name] for name in LATER_DEFAULTS})
-        super().__init__(**arguments, seed=seed, backend=backend)
+    __signature__ = Signature(
+        [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=value) for name, value in LATER_DEFAULTS.items()]
+        + [Parameter('seed', Parameter.KEYWORD_ONLY, default=42),
+           Parameter('backend', Parameter.KEYWORD_ONLY, default='auto')])
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        given = self.__signature__.bind(*positional, **named).arguments
+        own = {name: given.pop(name) for name in ('seed', 'backend') if name in given}
+        super().__init__(**of_later_release(given), **own)
 
     @classmethod
-    def _of_arguments(cls, arguments: dict[str, Any]) -> GRU4Rec:
+    def _of_arguments(cls, given: dict[str, Any]) -> GRU4Rec:
         model = cls.__new__(cls)
-        gru4rec.GRU4Rec.__init__(model, **arguments)
+        gru4rec.GRU4Rec.__init__(model, **given)
         return model
 
     def set_params(self, **parameters: Any) -> None:
@@ -90,15 +87,15 @@ class GRU4Rec(gru4rec.GRU4Rec):
         """
         check_choice('store_type', store_type, ('gpu', 'cpu'))
         if store_type == 'cpu' and self.n_sample and options.get('sampled_negatives') is None:
-            warnings.warn("store_type='cpu': the negatives are drawn as for 'gpu', from the same distribution, and are "
-                          'not those that the release draws', stacklevel=2)
+            warn("store_type='cpu': the negatives are drawn as for 'gpu', so that their distribution, but not their "
+                 "numbers, is the release's")
         self.sample_store = sample_store
         super().fit(data, **options)
         return self
 
 
 def argument_from_text(name: str, value: Any) -> Any:
-    """An argument's value from text, as `GRU4Rec.set_params` takes it; other values stay as they are."""
+    """Return an argument's value from text, as `GRU4Rec.set_params` takes it; other values stay as they are."""
     default = LATER_DEFAULTS[name]
     if not isinstance(value, str) or isinstance(default, str) or (name, value) == ('embedding', 'layersize'):
         return None if (name, value) == ('adapt', 'None') else value
@@ -119,7 +116,7 @@ def evaluate_gpu(gru: gru4rec.GRU4Rec, test_data: pd.DataFrame, items: ArrayLike
                  session_key: str = 'SessionId', item_key: str = 'ItemId', time_key: str = 'Time',
                  cut_off: int | Sequence[int] = (CUT_OFF,), batch_size: int = 100,
                  mode: str = 'standard') -> tuple[list[float], list[float]]:
-    """Recall@N and MRR@N of a network on test sessions, as the later release's function of this name returns them.
+    """Return Recall@N and MRR@N of a network on test sessions, as the later release's function of this name does.
 
     Events of items that the model does not know are left out first, so that those around them become neighbours.
     Events of a session with equal times are in the order of their item ids.

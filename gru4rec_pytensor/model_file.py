@@ -1,4 +1,4 @@
-"""How a trained model becomes one file and comes back: arrays and JSON, nothing that is executed.
+"""Files of trained models and checkpoints: arrays and JSON, nothing that is executed.
 
 The file is a zip archive of NumPy arrays (`numpy.load` reads it) beside ``header.json``, which names the format, its
 version and a checksum of the arrays.
@@ -20,14 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from gru4rec_pytensor.checks import warn
 from gru4rec_pytensor.files import atomic_file, check_writable
 
+Layout = dict[str, tuple[list[str], tuple[int, ...]]]  # of weights, see `gru4rec.weight_layout`
 FORMAT, VERSION = 'gru4rec-pytensor', 1
 HEADER = 'header.json'
 
 
 def write(path: str | os.PathLike, header: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays and what JSON can hold to `path`: all of it or, if anything goes wrong, nothing.
+    """Write arrays and a header to `path`: all of it or, if anything goes wrong, nothing.
 
     Parameters
     ----------
@@ -45,12 +47,14 @@ def write(path: str | os.PathLike, header: dict, arrays: dict[str, np.ndarray]) 
 
 
 def read(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
-    """Header and arrays of a file that `write` wrote; ValueError, which names the file, if it is none or is damaged."""
+    """Return header and arrays of a file that `write` wrote; ValueError names a file that is none, or is damaged."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such model file')
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise KeyError('compressed')  # a small file that unpacks to a large one is not of this package
             header = json.loads(archive.read(HEADER))
             if header['format'] != FORMAT:
                 raise KeyError('format')
@@ -73,7 +77,7 @@ def read(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 class SavedModel(NamedTuple):
-    """What a model file holds: the constructor's arguments, the item ids, and arrays under the release's names."""
+    """Contents of a model file: the constructor's arguments, the item ids, and arrays under the release's names."""
     arguments: dict
     items: np.ndarray
     item_counts: np.ndarray
@@ -81,6 +85,16 @@ class SavedModel(NamedTuple):
     weights: dict[str, np.ndarray]
     acc: dict[str, np.ndarray]
     vel: dict[str, np.ndarray]
+
+    def check_arrays(self, layout: Layout, acc: bool, vel: bool) -> None:
+        """Raise ValueError unless weights and, with `acc` and `vel`, the optimiser's state have the layout's shapes."""
+        shapes = {part: shape for parts, shape in layout.values() for part in parts}
+        for kind, group, is_there in (('', self.weights, True), ('acc_', self.acc, acc), ('vel_', self.vel, vel)):
+            if group.keys() != (shapes.keys() if is_there else set()):
+                raise ValueError(f'has {kind}{sorted(group)}, and should have {sorted(shapes) if is_there else "none"}')
+            for name, array in group.items():
+                if array.shape != shapes[name] or array.dtype.kind != 'f' or not np.isfinite(array).all():
+                    raise ValueError(f'{kind}{name} must be finite numbers of the shape {shapes[name]}')
 
 
 def write_model(path: str | os.PathLike, arguments: dict, items: np.ndarray, item_counts: np.ndarray,
@@ -91,46 +105,106 @@ def write_model(path: str | os.PathLike, arguments: dict, items: np.ndarray, ite
 
 
 def read_model(path: str | os.PathLike) -> SavedModel:
-    """What `write_model` wrote; ValueError, which names the file, if it is no model."""
+    """Return what `write_model` wrote; ValueError, which names the file, if it is no model."""
     header, arrays = read(path)
     with refused_unless_model(path):
         items = ids_from_array(arrays.pop('items'), header['items_as_json'])
-        counts = arrays.pop('item_counts')
+        counts, losses = arrays.pop('item_counts'), header['epoch_losses']
+        if items.ndim != 1 or pd.isna(items).any() or not pd.Index(items).is_unique:
+            raise ValueError('item ids must be a list without repeats or gaps')
+        if counts.shape != items.shape or counts.dtype.kind not in 'iu' or (counts < 0).any():
+            raise ValueError('item_counts must be a whole number for each item id')
+        if not all(isinstance(loss, float) for loss in losses):
+            raise ValueError('epoch_losses must be numbers')
         groups: dict[str, dict] = {'weights': {}, 'acc': {}, 'vel': {}}
         for name, array in arrays.items():
             kind, _, rest = name.partition('_')
             groups[kind if rest else 'weights'][rest or name] = array
-        return SavedModel(header['arguments'], items, counts, header['epoch_losses'], **groups)
+        return SavedModel(header['arguments'], items, counts, losses, **groups)
 
 
 @contextlib.contextmanager
 def refused_unless_model(path: str | os.PathLike) -> Iterator[None]:
-    """ValueError that names the file, where something is missing in it, or is not what it should be."""
+    """Raise ValueError that names the file, where something is missing in it, or is not what it should be."""
     try:
         yield
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, StopIteration) as error:
         raise ValueError(f'{path}: not a model of this package ({type(error).__name__}: {error})') from None
 
 
+def join_parts(arrays: dict[str, np.ndarray], layout: Layout, dtype: str) -> dict[str, np.ndarray]:
+    """Join arrays under the release's names to the weights of a layout; none to none."""
+    if not arrays:
+        return {}
+    return {name: np.hstack([arrays[part].astype(dtype) for part in parts]) for name, (parts, _shape) in layout.items()}
+
+
+def split_parts(variables: dict[str, Any], layout: Layout) -> dict[str, np.ndarray]:
+    """Copy the values of shared variables to arrays under the release's names: the inverse of `join_parts`."""
+    arrays = {}
+    for name, variable in variables.items():
+        value, parts = np.asarray(variable.get_value(borrow=True)), layout[name][0]
+        arrays.update({part: array.copy() for part, array in zip(parts, np.split(value, len(parts), axis=-1))})
+    return arrays
+
+
+def rounded(name: str, weight: np.ndarray, dtype: str) -> np.ndarray:
+    """Return a weight in another precision; ValueError names one that would be lost, being too large or too small."""
+    with np.errstate(over='ignore'):
+        stored = weight.astype(dtype)
+    largest = np.abs(weight).max(initial=0)
+    if np.abs(stored.astype(weight.dtype) - weight).max(initial=0) > 2.0 ** -10 * largest:
+        raise ValueError(f'weight {name} has values up to {largest:.3g}, which {dtype} cannot hold; save it as float32')
+    return stored
+
+
+class TrainingPosition(NamedTuple):
+    """Position in a training: whole epochs, and chunks, mini-batches and events of the current one.
+
+    total_loss : sum of this epoch's losses, each times its number of lanes at work
+    """
+    epoch: int = 0
+    chunks: int = 0
+    minibatches: int = 0
+    events: int = 0
+    total_loss: float = 0.0
+
+    def after(self, losses: np.ndarray, chunk: Any) -> TrainingPosition:
+        """Return the position after another chunk of mini-batches with these losses."""
+        n_lanes = (chunk.position[:len(losses)] >= 0).sum(axis=1)
+        return TrainingPosition(self.epoch, self.chunks + 1, self.minibatches + len(losses),
+                                self.events + int(n_lanes.sum()),
+                                self.total_loss + float((losses * n_lanes).sum(dtype='float64')))
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over the lanes of the current epoch."""
+        return self.total_loss / self.events
+
+
 class Checkpoint:
-    """The file from which an interrupted training goes on.
+    """The file from which an interrupted training continues.
 
     Parameters
     ----------
     path : of the file; read at once if it is there
     every : seconds between two times that it is written
-    training : all that the result depends on, as JSON has it; ValueError if the file is of another training
+    arguments, data : all that the result depends on: arguments and backend as JSON has them, and arrays.  ValueError if
+        the file is of another training; only `n_epochs` may differ
     """
 
-    def __init__(self, path: str | os.PathLike, every: float, training: dict) -> None:
-        self._path, self._every, self._training, self._written = Path(path), every, training, time.monotonic()
+    def __init__(self, path: str | os.PathLike, every: float, arguments: dict, data: tuple[np.ndarray, ...]) -> None:
+        self._path, self._every, self._written = Path(path), every, time.monotonic()
+        checksum_of_data = checksum({str(number): array for number, array in enumerate(data)})
+        self._training = {name: value for name, value in arguments.items() if name != 'n_epochs'}
+        self._training['data'] = checksum_of_data
         check_writable(self._path)
-        self._state, self._arrays = read(self._path) if self._path.exists() else ({}, {})
-        if self._state:
-            self._check(self._state.get('training'))
+        self._found = read(self._path) if self._path.exists() else None
+        if self._found:
+            self._check(self._found[0].get('training'))
 
     def _check(self, training: dict | None) -> None:
-        """ValueError unless the file is the checkpoint of this training."""
+        """Raise ValueError unless the file is the checkpoint of this training."""
         if training is None:
             raise ValueError(f'{self._path}: not a checkpoint')
         if training.keys() != self._training.keys():
@@ -139,32 +213,46 @@ class Checkpoint:
             if value != self._training[name]:
                 difference = ('its data were others' if name == 'data' else
                               f'{name} was {value!r}, and is {self._training[name]!r}')
-                raise ValueError(f'{self._path}: the checkpoint of another training: {difference}; remove it to start '
-                                 'anew, or give another path')
+                raise ValueError(f'{self._path}: the checkpoint of another training: {difference}; remove it to begin '
+                                 'again, or give another path')
 
     def _other_version(self) -> ValueError:
         return ValueError(f'{self._path}: a checkpoint of another version of this code, which cannot be continued; '
-                          'remove it to start anew, or give another path')
+                          'remove it to begin again, or give another path')
 
-    @contextlib.contextmanager
-    def refused_unless_whole(self) -> Iterator[None]:
-        """ValueError that names the file, where something is missing in it, or is not what it should be."""
+    def restore(self, variables: dict[str, Any], random_inputs: Any, n_threads: int | None) -> dict[str, Any]:
+        """Put shared variables and random streams back as they were when the file was written, if there is one.
+
+        Returns the rest of what was saved, or an empty dictionary.  A warning says where `n_threads` is not what the
+        training had so far.
+        """
+        if not self._found:
+            return {}
+        (saved, arrays), self._found = self._found, None
         try:
-            yield
-        except (KeyError, TypeError) as error:
+            for name, variable in variables.items():
+                expected = variable.type
+                if arrays[name].shape != expected.shape or arrays[name].dtype != expected.dtype:
+                    raise TypeError(name)
+                variable.set_value(arrays[name], borrow=True)
+            random_inputs.restore(arrays)
+            found = {'position': TrainingPosition(*saved['position']), 'epoch_losses': [*saved['epoch_losses']],
+                     'threads': saved['threads']}
+        except (KeyError, TypeError, ValueError) as error:
             raise self._other_version() from error
-
-    def saved_state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """State and arrays of the file that was found, both empty if there was none; to be asked for once."""
-        found, self._state, self._arrays = (self._state, self._arrays), {}, {}
+        if n_threads not in (None, found['threads']):
+            warn(f'this training had {found["threads"]} thread(s) of BLAS so far, and continues with threads='
+                 f'{n_threads}: the last digits of its products may differ from those of one without interruption')
         return found
 
     def is_due(self) -> bool:
-        """Whether the last time that it was written is long enough ago."""
+        """Return whether the last time that it was written is long enough ago."""
         return time.monotonic() - self._written >= self._every
 
-    def write(self, state: dict, arrays: dict[str, np.ndarray]) -> None:
-        write(self._path, {'training': self._training} | state, arrays)
+    def write(self, state: dict, variables: dict[str, Any], random_state: dict[str, np.ndarray]) -> None:
+        """Write all that the rest of the training depends on."""
+        arrays = {name: np.asarray(variable.get_value(borrow=True)) for name, variable in variables.items()}
+        write(self._path, {'training': self._training} | state, arrays | random_state)
         self._written = time.monotonic()
 
 
@@ -173,7 +261,7 @@ class NewerVersion(Exception):
 
 
 def checksum(arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 over names, types, shapes and values."""
+    """Return the SHA-256 of names, types, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -183,14 +271,14 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
 
 
 def array_of_ids(ids: np.ndarray) -> np.ndarray:
-    """Ids as an array that needs no pickling; those of type object, such as strings, become bytes of JSON."""
+    """Return ids as an array that needs no pickling; those of type object, such as strings, become bytes of JSON."""
     if ids.dtype != object:
         return ids
     return np.frombuffer(json.dumps([*map(_plain_id, ids)]).encode(), dtype=np.uint8)
 
 
 def _plain_id(value: Any) -> Any:
-    """An id as JSON can hold it; a day or a time as {its type: its text}."""
+    """Return an id as JSON can hold it; a day or a time as {its type: its text}."""
     if isinstance(value, datetime.datetime):
         return {'time': value.isoformat()}
     if isinstance(value, datetime.date):
@@ -203,7 +291,7 @@ def _plain_id(value: Any) -> Any:
 
 
 def ids_from_array(array: np.ndarray, as_json: bool) -> np.ndarray:
-    """Inverse of `array_of_ids`."""
+    """Return the ids of an array that `array_of_ids` made."""
     if not as_json:
         return array
     read = {'time': pd.Timestamp, 'date': datetime.date.fromisoformat}

@@ -1,4 +1,4 @@
-"""The parameters of a model in a file: TOML files such as those in ``parameters/``, and the authors' own Python files.
+"""Files of a network's parameters: TOML files such as those in ``parameters/``, and the authors' own Python files.
 
 A TOML file says what it is (`title`, `data`), where it is published (`source`), and in the table `parameters` the
 arguments of `gru4rec.GRU4Rec`, the others being at their defaults; what was reached with those in ``parameters/`` is in
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import ast
 import tomllib
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from gru4rec_pytensor.arguments import argument_names
+from gru4rec_pytensor.checks import warn
 
 # The later release's arguments, in the order of its constructor, and their defaults.
 LATER_DEFAULTS: dict[str, Any] = dict(
@@ -42,9 +44,9 @@ OF_2016 = {
 
 
 class ParameterFile(NamedTuple):
-    """What a file of parameters holds.
+    """Contents of a file of parameters.
 
-    arguments : of `gru4rec.GRU4Rec`, which need not be valid yet
+    arguments : of `gru4rec.GRU4Rec`, whose values need not be valid
     title, data, source : of which row of which publication, and of which data; empty in the authors' files
     """
     arguments: dict[str, Any]
@@ -54,7 +56,7 @@ class ParameterFile(NamedTuple):
 
 
 def read(path: str | Path) -> ParameterFile:
-    """What a file of parameters holds, told by its name's end: ``.toml``, or ``.py`` for the authors' files.
+    """Read a file of parameters, told by its name's end: ``.toml``, or ``.py`` for the authors' files.
 
     ValueError, which names the file, if it is anything else; FileNotFoundError if there is none.
     """
@@ -71,14 +73,19 @@ def read(path: str | Path) -> ParameterFile:
 
 
 def of_toml(text: str) -> ParameterFile:
-    """What a TOML file of parameters holds."""
+    """Read the text of a TOML file of parameters."""
     found = tomllib.loads(text)
     unknown = found.keys() - {'title', 'data', 'source', 'parameters'}
     if unknown:
         raise ValueError(f'has the unknown name {sorted(unknown)[0]!r}; allowed are title, data, source and the table '
                          '[parameters]')
-    if not isinstance(found.get('parameters'), dict):
+    given = found.get('parameters')
+    if not isinstance(given, dict):
         raise ValueError('has no table [parameters]')
+    if unknown := given.keys() - argument_names():
+        raise ValueError(f'{sorted(unknown)[0]!r} is no argument of GRU4Rec')
+    if 'layers' not in given:
+        raise ValueError('layers are missing, such as layers = [100]')
     for name in ('title', 'data', 'source'):
         if not isinstance(found.get(name, ''), str):
             raise ValueError(f'{name} = {found[name]!r}: must be text')
@@ -86,7 +93,7 @@ def of_toml(text: str) -> ParameterFile:
 
 
 def of_authors_file(text: str) -> dict[str, Any]:
-    """Arguments of `gru4rec.GRU4Rec` from one of the authors' Python files; nothing of it is executed.
+    """Read the arguments of `gru4rec.GRU4Rec` from one of the authors' Python files; nothing of it is executed.
 
     Their PyTorch code has ``elu_param`` in place of ``final_act``, which is accepted too.
     """
@@ -116,7 +123,7 @@ def of_authors_file(text: str) -> dict[str, Any]:
 
 
 def of_later_release(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `gru4rec.GRU4Rec` that mean what `given` means to the authors' later release (2018-2023).
+    """Return arguments of `gru4rec.GRU4Rec` that mean what `given` means to the authors' later release (2018-2023).
 
     ValueError, in one sentence, for a name that it does not have, and for what is not taken over.  A warning names what
     is ignored, as the release does, or has the meaning of the 2016 release.
@@ -139,23 +146,23 @@ def of_later_release(given: Mapping[str, Any]) -> dict[str, Any]:
     arguments['embedding'] = embedding_of(arguments)
     p = arguments['dropout_p_embed']
     if p and not (arguments['embedding'] or arguments['constrained_embedding']):
-        warnings.warn(f'dropout_p_embed={p!r} is ignored: there is no embedding', stacklevel=3)
+        warn(f'dropout_p_embed={p!r} is ignored: there is no embedding')
         arguments['dropout_p_embed'] = 0.0
     return arguments | {'drop_tail': False, 'equal_times': 'frame'}
 
 
 def check_taken_over(arguments: Mapping[str, Any]) -> None:
-    """ValueError for a value that is refused; a warning for one that has the meaning of the 2016 release."""
+    """Raise ValueError for a value that is refused; warn of one that has the meaning of the 2016 release."""
     for (name, value), reason in NOT_TAKEN_OVER.items():
         if arguments[name] == value:
             raise ValueError(f'{name}={value!r} is not taken over: {reason}')
     for (name, value), meaning in OF_2016.items():
         if arguments[name] == value:
-            warnings.warn(f'{name}={value!r} is that of the 2016 release: {meaning}', stacklevel=4)
+            warn(f'{name}={value!r} is that of the 2016 release: {meaning}')
 
 
 def embedding_of(arguments: Mapping[str, Any]) -> int | None:
-    """The width of the embedding that the later release makes; None for none, or where input and output share one."""
+    """Return the width of the embedding that the later release makes; None with one matrix for both ends."""
     embedding = arguments['embedding']
     if arguments['constrained_embedding'] or embedding in (0, None):
         return None

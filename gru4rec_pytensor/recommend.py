@@ -1,4 +1,4 @@
-"""What to recommend to a visitor: for a whole session, or click by click."""
+"""Recommendations for a visitor: for a whole session, or click by click."""
 from __future__ import annotations
 
 import contextlib
@@ -15,10 +15,10 @@ from gru4rec_pytensor.events import as_ids, check_listed
 
 
 class Session:
-    """One visitor's session: `click` takes an event and recommends; its cost does not grow with the session.
+    """One visitor's session: `click` takes an event and recommends, at a cost that does not grow with the session.
 
     `model` is a trained `GRU4Rec`, which any number of sessions share.  Threads that click in one session wait for one
-    another.  A session ends with the next training of the model, whose states and items are others: RuntimeError.
+    another.  A session ends with the next training of the model, which changes states and items: RuntimeError.
     """
 
     def __init__(self, model: Any) -> None:
@@ -37,27 +37,27 @@ class Session:
 
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:
-        """For one thread at a time, with the model as it was when the session began."""
+        """Admit one thread at a time, while the model is as it was when the session began."""
         with self._lock, self._model.in_use():
             if self._model.items_ is not self._items:
                 raise RuntimeError('the model was trained since this session began: begin another one')
             yield
 
     def click(self, item: Any, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
-        """The visitor's next event, and what `GRU4Rec.recommend` gives for the session up to it."""
+        """Feed the visitor's next event; return what `GRU4Rec.recommend` returns for the session up to it."""
         check_whole_number('k', k)  # before the click counts
         with self._in_turn():
             self.take([item])
             return self.best(k, exclude_seen)
 
     def recommend(self, k: int = 20, exclude_seen: bool = False) -> pd.DataFrame:
-        """The k best next items of the session as it is; of the most popular ones where nothing is known of it."""
+        """Return the k best next items of the session, or the most popular ones if it has no known item yet."""
         check_whole_number('k', k)
         with self._in_turn():
             return self.best(k, exclude_seen)
 
     def take(self, item_ids: Sequence, stacklevel: int = 3) -> None:
-        """Go on by events, one after the other.  A warning, of the line that called the caller, names unknown items."""
+        """Feed events one after the other.  A warning names unknown items, at the line that called the caller."""
         ids = as_ids(item_ids, 'session_items')
         indices = self._model.known_indices(ids)
         if (indices < 0).any():
@@ -68,7 +68,7 @@ class Session:
             self._seen.add(int(index))
 
     def best(self, k: int, exclude_seen: bool, stacklevel: int = 3) -> pd.DataFrame:
-        """The k best next items, `k` having been checked; a warning is of the line that called the caller."""
+        """Return the k best next items, without a check of `k`; warnings are at the line that called the caller."""
         model = self._model
         if self._top is None:
             warnings.warn('the session has no item that the model knows: these are the most popular ones',
@@ -77,6 +77,9 @@ class Session:
         else:
             Wy, By = model.output_weights()
             scores = model.activate(np.asarray(self._top) @ Wy.T + By)[0]
+        if not np.isfinite(scores).all():
+            raise ValueError(f'{(~np.isfinite(scores)).sum()} of {len(scores)} scores are not numbers, nor the weights '
+                             'behind them: train the model again, with a smaller learning rate')
         excluded = np.array([*self._seen] if exclude_seen else [], dtype=np.int64)
         enough = min(k + len(excluded), len(scores))
         order = np.flatnonzero(scores >= np.partition(scores, -enough)[-enough])
@@ -86,7 +89,7 @@ class Session:
 
 
 def recommendations(model: Any, session_items: Sequence, k: int, exclude_seen: bool) -> pd.DataFrame:
-    """The k best next items of one session, or of each of a list of sessions: see `GRU4Rec.recommend`."""
+    """Return the k best next items of one session, or of each of a list of sessions: see `GRU4Rec.recommend`."""
     check_whole_number('k', k)
     check_listed('session_items', session_items)
     several = len(session_items) > 0 and all(isinstance(item, (list, tuple, np.ndarray, pd.Series))

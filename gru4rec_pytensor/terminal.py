@@ -1,7 +1,9 @@
-"""What the commands say while they work: lines on standard error, and a progress bar where that is a terminal."""
+"""Output of the commands while they work: lines on standard error, and a progress bar where that is a terminal."""
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -16,15 +18,38 @@ except ImportError:  # an extra: without it, each epoch is reported on a line of
 
 
 def note(text: str) -> None:
-    """A line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line on standard error; no work is lost where nothing takes it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def print_result(text: str, end: str = '\n') -> None:
+    """Print on standard output: quietly if its reader has gone, such as `head`; SystemExit(2) if it takes no more."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        # What is still in the buffer goes nowhere: Python would complain about it when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            note(f'{os.path.basename(sys.argv[0])}: error: standard output: {error.strerror}')
+            raise SystemExit(2) from None
+
+
+def mend_streams() -> None:
+    """Let standard output and error take any text: backslashes for what the console lacks, nothing if closed."""
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if stream is None:  # print(file=None) would mix notes with the results, and a file get the stream's number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w', encoding='utf-8'))
+        elif hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
 
 
 class TrainingProgress:
-    """Callback of `GRU4Rec.fit`: a bar on a terminal, a line for each epoch elsewhere; and the rate it measured.
+    """Callback of `GRU4Rec.fit`: a bar on a terminal, a line for each epoch elsewhere; it measures the rate, too.
 
-    The rate leaves out the time until the first mini-batches are through, which is mostly compilation.  Who shows the
-    progress of several trainings gets it by `report`: how far this one is, and whether an epoch has ended.
+    The rate leaves out the time until the first report, which is mostly compilation.  A display of several trainings
+    passes `report`, which is called with the progress as text and whether an epoch has ended.
     """
 
     def __init__(self, label: str, quiet: bool = False, report: Callable[[str, bool], None] | None = None) -> None:
@@ -62,7 +87,7 @@ class TrainingProgress:
         self.loss = progress.loss
 
     def close(self, seconds: float) -> float | None:
-        """End the bar; events per second, of all `seconds` of the training if there was a single report."""
+        """End the bar; return events per second, over all `seconds` of the training if there was a single report."""
         if self.bar is not None:
             self.bar.close()
         if not self.first:
@@ -75,7 +100,7 @@ class TrainingProgress:
 
 
 class Display:
-    """How far several tasks are that run at the same time: one bar on a terminal, and lines elsewhere.
+    """Progress of several tasks that run at the same time: one bar on a terminal, lines elsewhere.
 
     Parameters
     ----------
@@ -91,8 +116,8 @@ class Display:
             self._bar = tqdm(total=total, file=sys.stderr, bar_format='{n_fmt}/{total_fmt} [{elapsed}]{postfix}')
 
     def progress(self, title: str, text: str, is_milestone: bool) -> None:
-        """What a task says of itself; what is no milestone is shown on a terminal only, until the next."""
-        if title in self._finished:  # word from another machine that comes late
+        """Show the progress of a task: milestones always, the rest on a terminal only, until the next text."""
+        if title in self._finished:  # the text comes late, from another machine
             return
         self._running[title] = text
         self._refresh()
@@ -100,7 +125,7 @@ class Display:
             self.line(f'{title}: {text}')
 
     def finished(self, title: str, text: str) -> None:
-        """A task has ended."""
+        """Count a task as finished, and show its result."""
         self._running.pop(title, None)
         self._finished.add(title)
         self.line(f'[{len(self._finished)}/{self._total}] {title}: {text}')
@@ -109,7 +134,7 @@ class Display:
         self._refresh()
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the bar."""
         if self._bar is None:
             note(text)
         else:
@@ -128,32 +153,42 @@ class Display:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line, without the usage."""
+    """A parser whose errors take one line, without the usage.  Each command makes one before it writes anything."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        mend_streams()
+        super().__init__(*args, **options)
+
+    def _print_message(self, message: str, file: Any = None) -> None:  # of --help and --version, too
+        if file is sys.stdout:
+            print_result(message, end='')
+        else:
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
     def add_version(self) -> None:
-        """The option `--version`."""
+        """Add the option `--version`."""
         self.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
 
 
 def positive_number(text: str) -> int:
-    """Argument that is a whole number, from 1."""
+    """Parse an argument that is a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
     return int(text)
 
 
 def whole_number(text: str) -> int:
-    """Argument that is a whole number, from 0."""
+    """Parse an argument that is a whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
     return int(text)
 
 
 def listed(kind: Callable[[str], Any], allowed: Collection | None = None) -> Callable[[str], list]:
-    """Argument that may hold several values with commas between them."""
+    """Return a parser of arguments with several values, separated by commas."""
     def parse_list(text: str) -> list:
         values = [kind(part) for part in text.split(',')]
         for value in values:

@@ -1,4 +1,4 @@
-"""Which threads may use a model at a time: any number that read it, or one that trains it."""
+"""Turns of the threads that share a model: any number read it, or one trains it."""
 from __future__ import annotations
 
 import contextlib
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 class Turns:
     """Threads that read one model, and those that train it.
 
-    Who comes to train waits until the others have finished what they are at; who comes while one trains, or waits to,
-    gets a RuntimeError.  So a reader never sees half of the old model and half of the new one.
+    A thread that starts to train waits until the readers have finished.  One that comes while another trains, or waits
+    to train, gets a RuntimeError.  So a reader never sees half of the old model and half of the new one.
     """
 
     def __init__(self) -> None:
@@ -23,16 +23,17 @@ class Turns:
         self._change = threading.Condition()
         self._readers: Counter[int] = Counter()  # thread -> how many of its calls, one within another, read
         self._trainer: int | None = None
+        self._predictor: int | None = None
 
     def _changing(self) -> threading.Condition:
-        """The lock of what follows.  A forked child has none of the threads that its parent counted."""
+        """Return the lock of all attributes; a forked child, which has none of its parent's threads, gets a new one."""
         if self._process != os.getpid():
             self._begin()
         return self._change
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """A stretch in which the model stays as it is; for the thread that trains, too."""
+        """Keep the model as it is within; the thread that trains may come in, too."""
         thread = threading.get_ident()
         with self._changing():
             if self._trainer not in (None, thread) and thread not in self._readers:
@@ -50,7 +51,7 @@ class Turns:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """A stretch in which this thread alone may use the model, once the others have left it."""
+        """Let this thread alone use the model within, once the others have left it."""
         thread = threading.get_ident()
         with self._changing():
             if self._trainer is not None:
@@ -62,3 +63,16 @@ class Turns:
             yield
         finally:
             self._trainer = None
+
+    @contextlib.contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Let one call of `predict_next_batch` in: RuntimeError in a second thread, or in a call within a call."""
+        with self._changing():
+            if self._predictor is not None:
+                raise RuntimeError('another thread is in predict_next_batch, whose sessions are those of one caller: '
+                                   'call recommend or session, or give each thread a copy (copy.deepcopy)')
+            self._predictor = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._predictor = None

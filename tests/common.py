@@ -135,10 +135,9 @@ def fixed_masks(layers, batch_size, p, seed=0):
 
 
 def drawn_inputs(settings, n_minibatches, **arguments):
-    """Return the draws of `RandomInputs` for mini-batches in which all lanes work."""
-    position = np.zeros((n_minibatches, settings.batch_size), int)
-    return gru4rec.RandomInputs(settings, np.ones(settings.n_items, int), **arguments)(
-        gru4rec.Chunk(position, position == 0))
+    """Masks and negatives of mini-batches in which all lanes work, in the order of their draws."""
+    draw = gru4rec.random_inputs(settings, np.ones(settings.n_items, int), **arguments)
+    return [*draw(np.ones((n_minibatches, settings.batch_size), bool)).values()]
 
 
 def reference_of(model, log, dropout_masks=None, dtype='float64'):

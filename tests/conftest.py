@@ -58,4 +58,5 @@ def top1_model():
 @pytest.fixture
 def float64(monkeypatch):
     """Formulas in float64, so that they can be held against NumPy to the last digits."""
-    monkeypatch.setattr('gru4rec.FLOAT', 'float64')
+    for module in ('gru4rec', 'gru4rec_pytensor.backends.variables'):
+        monkeypatch.setattr(f'{module}.FLOAT', 'float64')

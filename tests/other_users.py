@@ -1,7 +1,7 @@
-"""What a process that uses PyTensor for something else is made of, before and after it imports all of this project.
+"""State of a process that uses PyTensor for something else, before and after it imports all of this project.
 
-Run by test_backends.py in a process of its own, since there everything is imported already.  Prints a line for each
-thing that has changed.  With the argument `executed` results are compared, too, which takes two compilations.
+test_backends.py runs this in a process of its own, since there everything is imported already.  It prints a line for
+each change.  With the argument `executed` it compares results, too, which takes two compilations.
 """
 import importlib
 import logging
@@ -62,7 +62,7 @@ def options_of_loops(fgraph):
 
 
 def graph_state():
-    """What the foreign graph is made of."""
+    """Graph, operations, compiled source and options of the foreign function."""
     function, _shared = foreign_function(also_split=True)
     fgraph = function.maker.fgraph
     with pytensor.config.change_flags(numba__cache=True):
@@ -74,7 +74,7 @@ def graph_state():
 
 
 def results():
-    """The bits that the foreign graph computes, but for those of splits, which take as long to compile as all else."""
+    """Bits that the foreign graph computes, without those of splits, which take as long to compile as all else."""
     function, shared = foreign_function(also_split=False)
     x = np.random.RandomState(0).randn(4, 6).astype('float32')
     outputs = [*function(x, np.array([0, 3, 3, 1])), *(variable.get_value() for variable in shared)]

@@ -52,7 +52,7 @@ def loop(request):
     y = pytensor.shared(np.float32(1), name='y')
     row = pt.fvector('row')
     updates = {x: x * y + row.sum(dtype='float32', acc_dtype='float32'), y: 2 * y}
-    return backends.compile_loop([row], pt.log(x).sum(), updates, backend=request.param), x, y
+    return backends.compile_loop({'row': row}, pt.log(x).sum(), updates, backend=request.param), x, y
 
 
 def run(loop, rows):
@@ -61,7 +61,7 @@ def run(loop, rows):
     x.set_value(np.array([1, 3], dtype='float32'))
     y.set_value(np.float32(1))
     with np.errstate(all='ignore'):
-        outputs = function(np.array(rows, dtype='float32'))
+        outputs = function({'row': np.array(rows, dtype='float32')})
     return outputs, np.asarray(x.get_value()), float(y.get_value())
 
 
@@ -74,7 +74,7 @@ def test_a_loop_hands_the_updated_variables_to_the_next_step(loop):
 
 def test_a_loop_goes_on_from_where_the_last_call_ended(loop):
     run(loop, [[1, 1]])
-    outputs = loop[0](np.array([[0, 1], [2, 3]], dtype='float32'))
+    outputs = loop[0]({'row': np.array([[0, 1], [2, 3]], dtype='float32')})
     assert_allclose(outputs, np.log([15, 77]), rtol=1e-6)
     assert np.asarray(loop[1].get_value()).tolist() == [33, 49]
 
@@ -504,7 +504,8 @@ def test_code_of_a_loop_is_not_found_again_once_the_file_that_makes_it_has_chang
     inputs, (_step, total), updates = rows_updated
 
     def key():
-        return CACHED_SRC_FUNCTIONS[backends.compile_loop(inputs, total, updates, backend='numba')._loop.py_func]
+        loop = backends.compile_loop(dict(enumerate(inputs)), total, updates, backend='numba')
+        return CACHED_SRC_FUNCTIONS[loop._loop.py_func]
 
     first = key()
     assert key() == first
@@ -519,19 +520,20 @@ def test_a_disk_that_is_full_is_one_error_that_says_which_and_what_to_set(monkey
     monkeypatch.setattr('numba.core.caching.IndexDataCacheFile.save', full)
     x = pt.fvector('x')
     new = np.float32(np.random.default_rng().random())  # in no cache yet
-    step = backends.compile_step([x], [x * new], backend='numba')
+    step = backends.compile_step({'x': x}, {'product': x * new}, backend='numba')
     with pytest.raises(OSError, match='cannot be written to .*: No space left.*set PYTENSOR_FLAGS=base_compiledir=FO'):
-        step(np.ones(3, 'float32'))
+        step({'x': np.ones(3, 'float32')})
 
 
 @both_backends
 def test_a_step_takes_what_its_inputs_take_and_leaves_them_and_its_results_alone(backend):
     x, n = pt.fmatrix('x'), pt.lscalar('n')
-    step = backends.compile_step([x, n], [x, x.T * pt.cast(n, 'float32')], backend=backend)
+    outputs = {'same': x, 'product': x.T * pt.cast(n, 'float32')}
+    step = backends.compile_step({'x': x, 'n': n}, outputs, backend=backend)
     given = random_matrix(3, 5)
     for matrix in (given, np.asfortranarray(given), given[::-1], given.astype('float16')):
         before = matrix.copy()
-        same, product = step(matrix, np.int8(3))
+        same, product = step({'x': matrix, 'n': np.int8(3)}).values()
         assert_array_equal(same, before)
         assert_array_equal(product, before.astype('float32').T * 3)
         same += 1
@@ -539,7 +541,10 @@ def test_a_step_takes_what_its_inputs_take_and_leaves_them_and_its_results_alone
         assert_array_equal(product, before.astype('float32').T * 3)
     for wrong in ((given, 0.5), (given[0], 3), (given.astype('float64'), 3)):
         with pytest.raises(TypeError):
-            step(*wrong)
+            step(dict(zip('xn', wrong)))
+    for missing in ({'x': given}, {'x': given, 'n': 3, 'm': 3}):
+        with pytest.raises(ValueError, match=r"inputs are \['n', 'x'\]; got"):
+            step(missing)
 
 
 def test_the_version_of_a_file_is_another_when_a_byte_of_it_is(tmp_path):
@@ -564,17 +569,17 @@ def test_the_step_that_the_benchmark_writes_by_hand_is_that_of_the_graph():
     rng = np.random.RandomState(0)
     events, position = rng.randint(model.n_items, size=50), rng.randint(49, size=(12, 7))
     starts, masks = rng.rand(12, 7) < 0.3, rng.rand(12, 7, 5) < 0.6
-    states = [gru4rec.shared('H0', np.zeros((7, 5), 'float32'))]
+    states = {'H0': gru4rec.shared('H0', np.zeros((7, 5), 'float32'))}
     with pytensor.config.change_flags(floatX='float32'):
         step = gru4rec.training_step(model.settings(), gru4rec.shared('events', events), model.variables_, states)
-    losses = backends.compile_loop(*step, backend='python')(position, starts, masks)
+    losses = backends.compile_loop(*step, backend='python')({'position': position, 'starts': starts, 'mask0': masks})
 
     names = ('W0', 'B0', 'Wh0', 'Whr0', 'Whz0', 'Wy', 'By')
     by_hand, H = np.empty(12, 'float32'), np.zeros((7, 5), 'float32')
     yardstick.run(events[position], events[position + 1], starts, masks, np.float32(1 / 0.6), np.float32(0.1),
                   *[weights[name] for name in names], *[acc[name] for name in names], H, by_hand)
     assert_allclose(by_hand, losses, rtol=0, atol=1e-5)
-    assert_allclose(H, states[0].get_value(), rtol=0, atol=1e-5)
+    assert_allclose(H, states['H0'].get_value(), rtol=0, atol=1e-5)
     assert_close(weights, {name: variable.get_value() for name, variable in model.variables_.weights.items()}, 1e-5)
     assert_close(acc, {name: variable.get_value() for name, variable in model.variables_.acc.items()}, 1e-5)
 

@@ -9,7 +9,7 @@ from common import few_items_log
 from gru4rec_pytensor.experiments import cells
 from gru4rec_pytensor.experiments.cells import (
     RESULT_KEYS,
-    Options,
+    Request,
     check_batch_sizes,
     plan,
     rank_details,
@@ -19,7 +19,7 @@ from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, RSC15, VIDEO
 from gru4rec_pytensor.experiments.results import Results, digits_of
 
-OPTIONS = Options((1, 3), (*BASELINES, NETWORK), ('top1', 'bpr'), (4, 8), 1, (42, 43), 'conservative', 'python')
+REQUEST = Request((1, 3), (*BASELINES, NETWORK), ('top1', 'bpr'), (4, 8), 1, (42, 43), 'conservative', 'python')
 
 
 @pytest.fixture(scope='module')
@@ -30,8 +30,8 @@ def data():
 
 def a_cell(model, **changes):
     """A cell of Table 1 or 3 that runs on 60 sessions."""
-    options = Options((1, 3), (model,), ('top1',), (4,), 1, (42,), 'conservative', 'python')
-    cell, = plan(RSC15, options)
+    request = Request((1, 3), (model,), ('top1',), (4,), 1, (42,), 'conservative', 'python')
+    cell, = plan(RSC15, request)
     return cell._replace(**{**({'parameters': {'batch_size': 10}} if model == NETWORK else {}), **changes})
 
 
@@ -40,7 +40,7 @@ def rows_of(cells):
 
 
 def test_the_plan_has_the_rows_of_both_tables_in_the_papers_order_with_each_seed_where_it_matters():
-    assert rows_of(plan(RSC15, OPTIONS)) == [
+    assert rows_of(plan(RSC15, REQUEST)) == [
         ('POP', None, None, None), ('S-POP', None, None, None), ('Item-KNN', None, None, None),
         ('BPR-MF', None, None, 42), ('BPR-MF', None, None, 43),
         *[(model, None, None, None) for model in ('Markov', 'S-KNN', 'V-SKNN')],
@@ -48,16 +48,16 @@ def test_the_plan_has_the_rows_of_both_tables_in_the_papers_order_with_each_seed
 
 
 def test_table_3_alone_needs_item_knn_and_table_2_no_cell():
-    assert [cell.model for cell in plan(RSC15, replace(OPTIONS, tables=(3,), seeds=(1,), units=(4,)))] == [
+    assert [cell.model for cell in plan(RSC15, replace(REQUEST, tables=(3,), seeds=(1,), units=(4,)))] == [
         'Item-KNN', NETWORK, NETWORK]
-    assert plan(RSC15, replace(OPTIONS, tables=(2,))) == []
+    assert plan(RSC15, replace(REQUEST, tables=(2,))) == []
     with pytest.raises(ValueError, match='--table 3 has no row for --models POP'):
-        plan(RSC15, replace(OPTIONS, tables=(3,), models=('POP',)))
+        plan(RSC15, replace(REQUEST, tables=(3,), models=('POP',)))
 
 
 def test_a_cell_has_the_parameters_and_the_candidates_of_its_protocol():
     for protocol, candidates in ((RSC15, None), (VIDEO, 30_000)):
-        for cell in plan(protocol, OPTIONS):
+        for cell in plan(protocol, REQUEST):
             assert cell.candidates == candidates
             assert cell.parameters == (protocol.parameters[cell.loss] if cell.loss else BASELINES[cell.model][1])
             assert cell.backend == ('python' if cell.loss else None)
@@ -88,9 +88,21 @@ def test_the_key_of_a_cell_differs_with_all_that_its_number_depends_on():
     assert digits_of(network.key('data')) == digits_of(a_cell(NETWORK).key('data'))
 
 
+def test_a_file_whose_numbers_were_changed_is_named(tmp_path):
+    results, key = Results(tmp_path), a_cell(NETWORK).key('data')
+    results.make_folders()
+    results.save('cells', key, {'recall@20': 0.5, 'epoch_losses': [1.0, None]})
+    path = results.path('cells', key)
+    for changed in ('0.25', '"0.5"', 'null', '{}'):
+        path.write_text(path.read_text().replace('0.5', changed))
+        with pytest.raises(ValueError, match=f'{path.name}: not a result of this version of the program, or damaged'):
+            Results(tmp_path).load('cells')
+        results.save('cells', key, {'recall@20': 0.5, 'epoch_losses': [1.0, None]})
+
+
 def test_a_result_of_another_revision_has_another_key_and_does_not_count(tmp_path, monkeypatch):
     results, now = Results(tmp_path), a_cell(NETWORK).key('data')
-    results.prepare()
+    results.make_folders()
     monkeypatch.setattr(cells, 'REVISION', REVISION - 1)
     before = a_cell(NETWORK).key('data')
     assert digits_of(before) != digits_of(now)
@@ -118,6 +130,21 @@ def test_a_network_goes_on_from_its_checkpoint_and_says_nothing_of_the_time_that
     assert resumed['fit_seconds'] is None and whole['fit_seconds'] > 0
     assert resumed['train_events_per_second'] is None
     assert told[0].startswith('epoch 2 of 3')
+
+
+@pytest.mark.parametrize('damage', [b'', b'no checkpoint', None])
+def test_a_checkpoint_that_cannot_be_continued_is_set_aside_and_the_training_begins_from_the_start(
+        data, tmp_path, damage):
+    cell, path, told = a_cell(NETWORK, epochs=2), tmp_path / 'checkpoint', []
+    if damage is None:  # of another training
+        run_cell(cell._replace(seed=43), data, path)
+    else:
+        path.write_bytes(damage)
+    before = path.read_bytes()
+    result = run_cell(cell, data, path, 600.0, lambda text, is_milestone: told.append((text, is_milestone)))
+    assert result['epoch_losses'] == run_cell(cell, data)['epoch_losses'] and result['fit_seconds'] > 0
+    assert path.with_name('checkpoint.damaged').read_bytes() == before
+    assert told[0][1] and told[0][0].startswith(f'{path}: ') and 'is now checkpoint.damaged' in told[0][0]
 
 
 def test_the_details_are_counted_by_position_and_popularity():

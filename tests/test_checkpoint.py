@@ -29,7 +29,7 @@ from gru4rec_pytensor import model_file
 
 LOG = few_items_log(n_sessions=120, n_items=40)
 EVERYTHING = dict(n_epochs=3, layers=[4, 3], dropout_p_hidden=0.3, momentum=0.2, train_random_order=True, n_sample=3,
-                  sample_store=21)  # the negatives of seven mini-batches, which is no multiple of a chunk
+                  sample_store=48)  # of 16 mini-batches, so that trainings stop within one
 
 
 class Stop(Exception):
@@ -93,7 +93,7 @@ def test_a_finished_training_is_not_done_again_and_can_be_prolonged(tmp_path):
 def test_a_checkpoint_changes_nothing_and_is_written_no_more_often_than_asked(tmp_path, short_chunks, monkeypatch):
     written = []
     monkeypatch.setattr('gru4rec_pytensor.model_file.Checkpoint.write',
-                        lambda self, state, arrays: written.append(state['position']))
+                        lambda self, state, variables, streams: written.append(state['position']))
     model = small_model(**EVERYTHING).fit(LOG, checkpoint=tmp_path / 'checkpoint', every=1e9)
     assert_same_bits(state_of(model), state_of(small_model(**EVERYTHING).fit(LOG)))
     assert [position.epoch for position in written] == [3]

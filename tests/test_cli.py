@@ -1,9 +1,11 @@
-"""The command `gru4rec` on files, from a raw log to recommendations."""
+"""The command `gru4rec` on files, from a raw log to recommendations; and the output of all commands."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from common import assert_same_bits, few_items_log, state_of
@@ -114,7 +116,7 @@ def test_recommend_prints_what_the_model_recommends(folder, capsys):
     assert len(out.splitlines()) == 3 and "skipped item id(s) that are not in the training data: 'nonsense'" in error
 
 
-def test_ids_that_are_numbers_are_found_though_the_command_line_is_text(tmp_path, capsys):
+def test_ids_that_are_numbers_are_found_in_text_and_others_are_unknown(tmp_path, capsys):
     log = few_items_log(n_sessions=60)
     log.to_csv(tmp_path / 'log.csv', index=False)
     run(f'fit {tmp_path}/log.csv -o {tmp_path}/model {OPTIONS}', capsys)
@@ -122,12 +124,6 @@ def test_ids_that_are_numbers_are_found_though_the_command_line_is_text(tmp_path
     assert [int(line.split('\t')[0]) for line in out.splitlines()] == GRU4Rec.load(
         tmp_path / 'model').recommend([10, 20], k=2).ItemId.tolist()
     assert error == ''
-
-
-def test_items_that_are_no_ids_of_the_model_are_unknown_and_the_others_are_still_found(tmp_path, capsys):
-    log = few_items_log(n_sessions=60)
-    log.to_csv(tmp_path / 'log.csv', index=False)
-    run(f'fit {tmp_path}/log.csv -o {tmp_path}/model {OPTIONS}', capsys)
     _out, error = run(f'recommend {tmp_path}/model 10 10.5 abc -k 2', capsys)
     assert "skipped item id(s) that are not in the training data: '10.5', 'abc'" in error
     log.astype({'ItemId': str}).assign(ItemId=lambda frame: ['abc', *frame.ItemId[1:]]).to_csv(
@@ -167,7 +163,7 @@ def test_help_has_an_example(command, capsys):
     assert stop.value.code == 0 and f'    gru4rec {command}' in capsys.readouterr().out
 
 
-def test_an_interrupted_training_ends_with_130_and_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_training_ends_with_130_and_resumes_from_its_checkpoint(folder, tmp_path, monkeypatch, capsys):
     command = f'fit {folder}/data/train.tsv -o {tmp_path}/model {OPTIONS} --checkpoint {tmp_path}/c --every 0'
     monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 5)
 
@@ -176,7 +172,7 @@ def test_an_interrupted_training_ends_with_130_and_goes_on_from_its_checkpoint(f
     with monkeypatch.context() as patched:
         patched.setattr('gru4rec_pytensor.terminal.TrainingProgress.__call__', interrupted)
         assert cli.main(command.split()) == 130
-    assert f'the same command goes on from {tmp_path}/c' in capsys.readouterr().err
+    assert f'the same command resumes from {tmp_path}/c' in capsys.readouterr().err
     assert not (tmp_path / 'model').exists()
     run(command, capsys)
     assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(GRU4Rec.load(folder / 'model')))
@@ -186,3 +182,84 @@ def test_the_module_is_the_command(folder):
     result = subprocess.run([sys.executable, '-m', 'gru4rec_pytensor.cli', 'info', str(folder / 'model')],
                             capture_output=True, text=True, cwd=Path(cli.__file__).parents[1])
     assert result.returncode == 0 and result.stdout.startswith(f'{folder}/model: ')
+
+
+# --- Output that nothing takes --------------------------------------------------------------------------------------
+
+
+ROOT = Path(cli.__file__).parents[1]
+# What every command does with its output, without the seconds that it takes to import all else.
+WRITE = """
+from gru4rec_pytensor.terminal import Parser, TrainingProgress, note, print_result
+Parser().parse_args([])
+note('working on caf\u00e9')
+TrainingProgress('training')
+print_result('caf\u00e9 ' * 20_000)
+note('done')
+"""
+
+
+def shell(command, **environment):
+    """Run a line of the shell in which "$@" is a Python that writes like a command."""
+    return subprocess.run(['bash', '-c', command, 'bash', sys.executable, '-c', WRITE], cwd=ROOT, capture_output=True,
+                          text=True, env=os.environ | environment)
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    done = shell('"$@" | head -c 6; exit ${PIPESTATUS[0]}')
+    assert (done.returncode, done.stdout) == (0, 'caf\u00e9 ')
+    assert done.stderr.splitlines() == ['working on caf\u00e9', 'done']
+    done = shell('{ "$@" 2>&1 >&3 | true; exit ${PIPESTATUS[0]}; } 3>&1')  # nor is one of standard error
+    assert (done.returncode, done.stdout) == (0, 'caf\u00e9 ' * 20_000 + '\n')
+
+
+@pytest.mark.parametrize('encoding, word', [
+    ('ascii', r'caf\xe9'), ('ascii:strict', r'caf\xe9'), ('utf-8', 'caf\u00e9')])
+def test_characters_that_the_console_lacks_are_printed_as_backslashes(encoding, word):
+    done = shell('"$@"', PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stdout) == (0, f'{word} ' * 20_000 + '\n')
+    assert done.stderr.splitlines() == [f'working on {word}', 'done']
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no /dev/full')
+def test_a_full_device_is_named_in_one_line_and_does_not_stop_the_work():
+    done = shell('"$@" >/dev/full')
+    assert (done.returncode, done.stderr.splitlines()) == (2, [
+        'working on caf\u00e9', '-c: error: standard output: No space left on device'])
+    done = shell('"$@" 2>/dev/full')
+    assert (done.returncode, done.stdout) == (0, 'caf\u00e9 ' * 20_000 + '\n')
+
+
+def test_notes_go_nowhere_and_not_into_the_results_where_standard_error_is_closed():
+    done = shell('"$@" 2>&-')
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'caf\u00e9 ' * 20_000 + '\n', '')
+    done = shell('"$@" >&-')
+    assert (done.returncode, done.stderr.splitlines()) == (0, ['working on caf\u00e9', 'done'])
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no /dev/full')
+@pytest.mark.parametrize('script', ['-m gru4rec_pytensor.cli', 'run_experiments.py', 'preprocess_rsc15.py'])
+def test_every_command_names_a_full_device_in_one_line(script):
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, *script.split(), '--help'], cwd=ROOT, stdout=full,
+                              stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert [line.partition(': ')[2] for line in done.stderr.splitlines()] == [
+        'error: standard output: No space left on device']
+
+
+def test_with_json_and_no_standard_error_the_output_is_one_object(folder):
+    command = f'fit {folder}/data/train.tsv -o {folder}/again {OPTIONS.replace("--quiet", "--json")}'
+    done = subprocess.run(['bash', '-c', '"$@" 2>&-', 'bash', sys.executable, '-m', 'gru4rec_pytensor.cli',
+                           *command.split()], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)['epochs'] == 2
+    assert_same_bits(state_of(GRU4Rec.load(folder / 'again')), state_of(GRU4Rec.load(folder / 'model')))
+
+
+def test_recommending_with_scores_that_are_no_numbers_is_an_error(folder, monkeypatch, capsys):
+    model = GRU4Rec.load(folder / 'model')
+    model.variables_.weights['By'].set_value(np.full(model.n_items, np.nan, 'float32'))
+    monkeypatch.setattr(GRU4Rec, 'load', lambda *_path, **_options: model)
+    assert cli.main(['recommend', 'model', 'p10']) == 2
+    out, error = capsys.readouterr()
+    assert out == '' and error.startswith('gru4rec recommend: error: 12 of 12 scores are not numbers')

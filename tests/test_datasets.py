@@ -7,11 +7,10 @@ import pytest
 from common import click_log, few_items_log
 
 import preprocess_rsc15
-from gru4rec_pytensor.experiments import datasets, published
+from gru4rec_pytensor.experiments import datasets
 from gru4rec_pytensor.experiments.cells import Cell, run_cell
-from gru4rec_pytensor.experiments.datasets import Dataset, Events, Source
+from gru4rec_pytensor.experiments.datasets import Dataset, PublishedData, Source
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, RSC15, VIDEO
-from gru4rec_pytensor.experiments.published import PublishedData
 
 
 def write(path, log):
@@ -30,17 +29,17 @@ def test_test_events_that_the_protocol_would_have_dropped_are_dropped(capsys):
 def test_ids_that_look_like_numbers_in_one_file_only_are_the_same_ids(tmp_path):
     (tmp_path / 'train.tsv').write_text('SessionId\tItemId\tTime\n1\t5\t1\n1\t7\t2\n2\ta\t3\n2\tNA\t4\n')
     (tmp_path / 'test.tsv').write_text('SessionId\tItemId\tTime\n3\t5\t5\n3\t7\t6\n')
-    data = datasets.load_dataset(Source(tmp_path / 'train.tsv', tmp_path / 'test.tsv'), RSC15)
+    data = datasets.load_dataset(Source(RSC15, tmp_path / 'train.tsv', tmp_path / 'test.tsv'))
     assert data.train.ItemId.tolist() == ['5', '7', 'a', 'NA'] and data.test.ItemId.tolist() == ['5', '7']
 
 
 def test_long_sessions_are_left_out_where_the_protocol_says_so(tmp_path, capsys):
     path = write(tmp_path / 'log.tsv', click_log([1, 2], [1, 2, 3], [2, 1]))
-    data = datasets.load_dataset(Source(path, path), VIDEO._replace(max_session_length=2))
+    data = datasets.load_dataset(Source(VIDEO._replace(max_session_length=2), path, path))
     assert data.train.SessionId.tolist() == data.test.SessionId.tolist() == [1, 1, 3, 3]
     assert 'dropped 3 events of sessions of more than 2 events' in capsys.readouterr().err
-    with pytest.raises(ValueError, match='no session has 1 events or fewer'):
-        datasets.load_dataset(Source(path, path), VIDEO._replace(max_session_length=1))
+    with pytest.raises(ValueError, match='log.tsv: no session has 1 events or fewer'):
+        datasets.load_dataset(Source(VIDEO._replace(max_session_length=1), path, path))
 
 
 def test_the_synthetic_log_is_made_once(tmp_path, monkeypatch):
@@ -48,16 +47,21 @@ def test_the_synthetic_log_is_made_once(tmp_path, monkeypatch):
     make = preprocess_rsc15.make_synthetic
     monkeypatch.setattr(preprocess_rsc15, 'make_synthetic', lambda *size, **sizes: made.append(make(*size, **sizes)))
     source = Source(cache=tmp_path, sessions=3000, items=300)
-    names = {datasets.load_dataset(source, RSC15).name for _ in range(2)}
+    names = {datasets.load_dataset(source).name for _ in range(2)}
     assert len(made) == 1 and len(names) == 1 and names.pop().startswith('synthetic-')
 
 
 def test_the_name_of_a_data_set_changes_with_its_events_and_not_with_its_file(tmp_path):
     log = click_log([1, 2], [2, 1])
-    names = [datasets.load_dataset(Source(write(tmp_path / f'{name}.tsv', frame), tmp_path / f'{name}.tsv'), RSC15).name
+    names = [datasets.load_dataset(Source(RSC15, write(tmp_path / f'{name}.tsv', frame), tmp_path / f'{name}.tsv')).name
              for name, frame in (('a', log), ('b', log), ('c', log.assign(Time=log.Time + 1)))]
     assert [name[0] for name in names] == ['a', 'b', 'c']
     assert names[0][1:] == names[1][1:] != names[2][1:]
+
+
+def test_the_name_of_a_file_does_not_end_the_code_that_it_is_shown_as(tmp_path):
+    path = write(tmp_path / 'a`b\nc.tsv', click_log([1, 2], [2, 1]))
+    assert datasets.load_dataset(Source(RSC15, path, path)).name.startswith('a b c-')
 
 
 def test_the_search_takes_the_validation_data_of_the_folder_or_the_last_day_of_the_training_data(tmp_path):
@@ -66,10 +70,13 @@ def test_the_search_takes_the_validation_data_of_the_folder_or_the_last_day_of_t
     files = {'train_full': train, 'test': train, 'train_tr': train[:6], 'valid': train[6:]}
     paths = {part: write(tmp_path / preprocess_rsc15.FILES[part], frame) for part, frame in files.items()}
     source = Source(folder=tmp_path)
-    data = datasets.load_dataset(source, RSC15)
-    assert [part.SessionId.unique().tolist() for part in datasets.validation_split(source, data)] == [[1, 2, 3], [4]]
+    data = datasets.load_dataset(source)
+    def sessions():
+        validation = datasets.validation_data(source, data)
+        return [frame.SessionId.unique().tolist() for frame in (validation.train, validation.test)]
+    assert sessions() == [[1, 2, 3], [4]]
     paths['valid'].unlink()
-    assert [part.SessionId.unique().tolist() for part in datasets.validation_split(source, data)] == [[1, 2], [3, 4]]
+    assert sessions() == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize('unit', [1, 1000])
@@ -77,12 +84,12 @@ def test_times_in_milliseconds_are_noticed_where_the_validation_data_is_split_of
     """The last day of milliseconds taken for seconds would be the last 86 seconds."""
     hours = 1_396_000_000 + 3600 * np.arange(60)  # a session in each
     log = click_log(*[[1, 2]] * 60).assign(Time=np.repeat(hours, 2) * unit)
-    source = Source(write(tmp_path / 'train.tsv', log), write(tmp_path / 'test.tsv', log[:4]))
-    data = datasets.load_dataset(source, RSC15)
+    source = Source(RSC15, write(tmp_path / 'train.tsv', log), write(tmp_path / 'test.tsv', log[:4]))
+    data = datasets.load_dataset(source)
     noticed = [record.getMessage() for record in caplog.records]
     assert len(noticed) == 2 * (unit == 1000) and all('are taken for milliseconds' in text for text in noticed)
-    train, valid = datasets.validation_split(source, data)
-    assert (train.SessionId.nunique(), valid.SessionId.nunique()) == (35, 25)
+    counts = datasets.validation_data(source, data).counts
+    assert (counts['train']['sessions'], counts['test']['sessions']) == (35, 25)
     assert data.train.Time.max() == hours[-1]
 
 
@@ -90,7 +97,7 @@ def test_the_notice_says_with_what_our_numbers_can_be_compared():
     log = click_log([1, 2], [2, 3, 1])
     mine = Dataset('mine', RSC15, False, log, log)
     assert 'train 2 sessions, 5 events, 3 items' in datasets.data_notice(mine)
-    assert "This is not the paper's data: 2 of 7,966,257 sessions" in datasets.data_notice(mine)
+    assert "This is not the paper's data: 2 of 7,966,257 sessions." in datasets.data_notice(mine)
     assert 'This is not the data of the published numbers' in datasets.data_notice(replace(mine, protocol=VIDEO))
     for protocol in (RSC15, VIDEO):
         synthetic = replace(mine, is_synthetic=True, protocol=protocol)
@@ -98,7 +105,7 @@ def test_the_notice_says_with_what_our_numbers_can_be_compared():
 
 
 def with_counts(monkeypatch, *known):
-    monkeypatch.setattr(published, 'DATA', [PublishedData(*fields) for fields in known])
+    monkeypatch.setattr(datasets, 'DATA', [PublishedData(*fields) for fields in known])
 
 
 def test_only_data_with_published_counts_is_comparable(monkeypatch):
@@ -118,17 +125,18 @@ def test_only_data_with_published_counts_is_comparable(monkeypatch):
 def test_the_first_count_that_is_not_the_papers_is_named():
     log = click_log([1, 2], [2, 3, 1])
     protocol = RSC15._replace(counts={'train': dict(sessions=2, events=5), 'test': dict(sessions=1)})
-    assert Dataset('mine', protocol, False, log, log).difference_to_the_papers == '2 of 1 sessions for testing'
+    assert "not the paper's data: 2 of 1 sessions for testing." in datasets.data_notice(
+        Dataset('mine', protocol, False, log, log))
 
 
 def test_items_that_a_fraction_lacks_stay_and_count_as_misses(tmp_path, monkeypatch, capsys):
     """As in NARM's rows; on other data they are left out, and another fingerprint says so."""
     train, test = click_log([1, 2], [2, 1, 2]), click_log([1, 9, 2], [9, 1, 2], [9, 9])
     paths = [write(tmp_path / f'{name}.tsv', log) for name, log in (('train', train), ('test', test))]
-    dropped = datasets.load_dataset(Source(*paths), RSC15)
+    dropped = datasets.load_dataset(Source(RSC15, *paths))
     with_counts(monkeypatch, ('RSC15 1/2', 'RSC15', {'train': dict(predictions=3), 'test': dict(predictions=5)},
                               'somewhere', True))
-    kept = datasets.load_dataset(Source(*paths), RSC15)
+    kept = datasets.load_dataset(Source(RSC15, *paths))
     assert kept.published.title == 'RSC15 1/2' and 'RSC15 1/2: test events with items' in capsys.readouterr().err
     assert len(dropped.test) == 4 and len(kept.test) == 8 and dropped.fingerprint != kept.fingerprint
     cell = Cell('Markov', None, None, None, None, {}, 'conservative')
@@ -147,11 +155,28 @@ def is_mapped(array):
 def test_events_that_processes_share_give_the_numbers_of_those_that_were_read(tmp_path, name_of):
     log = few_items_log(60, 8)
     log = log.assign(ItemId=log.ItemId.map(name_of), SessionId=log.SessionId.map(name_of))
-    read, shared = Events(log, log[10:]), datasets.share_events(tmp_path / 'data' / 'x', log, log[10:])
-    assert all(is_mapped(frame[name].to_numpy()) for frame in shared for name in frame)
+    read = Dataset('', RSC15, False, log, log[10:], 'digits')
+    shared = datasets.share(read, tmp_path / 'data')
+    assert shared.folder == tmp_path / 'data' / 'digits'
+    assert all(is_mapped(frame[name].to_numpy()) for frame in (shared.train, shared.test) for name in frame)
     assert shared.test.Time.tolist() == log.Time[10:].tolist()
     for model in (*BASELINES, NETWORK):
         cell = Cell(model, 'top1' if model == NETWORK else None, 4, 1, 42 if model in (NETWORK, 'BPR-MF') else None,
                     {'batch_size': 10} if model == NETWORK else BASELINES[model][1], 'median', 5, 'python')
         first, second = (run_cell(cell, events) for events in (read, shared))
         assert first['details'] == second['details'] and first['epoch_losses'] == second['epoch_losses']
+
+
+@pytest.mark.parametrize('damage', [lambda whole: b'', lambda whole: whole[:-1], lambda whole: whole[:-40] + bytes(40),
+                                    lambda whole: b'x' * len(whole), None])
+def test_damaged_files_of_shared_events_are_written_again(tmp_path, damage):
+    data = Dataset('', RSC15, False, few_items_log(60, 8), click_log([1, 2]), 'digits')
+    path = datasets.share(data, tmp_path).folder / 'train-ItemId.npy'
+    whole = path.read_bytes()
+    if damage:
+        path.write_bytes(damage(whole))
+    else:
+        path.unlink()
+    shared = datasets.share(data, tmp_path)
+    assert path.read_bytes() == whole and shared.train.ItemId.tolist() == data.train.ItemId.tolist()
+    assert len(list(path.parent.iterdir())) == 6

@@ -1,4 +1,5 @@
 """The documents: code that they show runs and prints what they say, what they name is there, links lead somewhere."""
+import builtins
 import doctest
 import importlib
 import importlib.util
@@ -8,12 +9,13 @@ import re
 import shlex
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from common import few_items_log
+from common import PROMISE, few_items_log
 
 import evaluation
 import gru4rec
@@ -39,8 +41,11 @@ NUMBER = re.compile(r'-?\d+\.\d*(?:e[-+]?\d+)?')
 
 
 def differences(found, expected):
-    """Where two texts differ: words and whole numbers must be the same, and fractions but for one in the last digit,
-    since processors round differently.  Runs of spaces count as one."""
+    """Return the lines in which two texts differ.
+
+    Words and whole numbers must be the same.  Fractions may differ by one in the last digit, since processors round
+    differently.  Runs of spaces count as one.
+    """
     apart = []
     found_lines, expected_lines = found.strip().splitlines(), expected.strip().splitlines()
     if len(found_lines) != len(expected_lines):
@@ -60,17 +65,18 @@ def texts_of(svg):
 
 
 @pytest.fixture(scope='module')
-def results():
-    """The blocks of the walk-through, run one after another."""
+def walk():
+    """The blocks of the walk-through, run one after another: their results, and the names that they leave."""
+    names = {'__name__': '__main__'}
     with pytensor.config.change_flags(floatX=pytensor.config.floatX), np.printoptions():
-        return build.run(WALK, 'walkthrough.md')
+        return SimpleNamespace(results=build.run(WALK, 'walkthrough.md', names), names=names)
 
 
 @pytest.mark.promise
 @pytest.mark.parametrize('number, block', [*enumerate(BLOCKS)],
                          ids=[block['code'].split('\n')[0][:40] for block in BLOCKS])
-def test_a_block_of_the_walk_through_prints_what_is_written_under_it(results, number, block):
-    result = results[number]
+def test_a_block_of_the_walk_through_prints_what_is_written_under_it(walk, number, block):
+    result = walk.results[number]
     if not build.is_comparable(block):
         pytest.skip(f"what is written is the output of PyTensor {block['version']}")
     assert differences(result.text, block['text'] or '') == []
@@ -78,6 +84,41 @@ def test_a_block_of_the_walk_through_prints_what_is_written_under_it(results, nu
     if block['path']:
         stored = (build.DOCUMENT.parent / block['path']).read_text(encoding='utf-8')
         assert differences(texts_of(result.svg), texts_of(stored)) == []
+
+
+PROPOSALS = [*re.finditer(r'^\*Change:\*.*?\n\n', WALK, re.MULTILINE | re.DOTALL)]
+CHANGES = [(proposal, old, new) for proposal in PROPOSALS
+           for old, new in re.findall(r'`([^`]+)`\s+→\s+`([^`]+)`', proposal[0])]
+
+
+@pytest.mark.parametrize('proposal, old, new', [  # those of the number of lanes reach furthest
+    pytest.param(*change, marks=PROMISE if 'batch_size' in change[1] else pytest.mark.slow, id=' to '.join(change[1:]))
+    for change in CHANGES])
+def test_a_change_that_the_walk_through_proposes_runs_to_the_end(proposal, old, new):
+    block = [block for block in BLOCKS if block.end() <= proposal.start() and old in block['code']][-1]
+    changed = WALK[:block.start()] + block[0].replace(old, new) + WALK[block.end():]
+    changed = changed.replace("backend='numba'", "backend='python'")  # so that nothing has to be compiled for long
+    with (pytensor.config.change_flags(floatX=pytensor.config.floatX), np.printoptions(), np.errstate(all='ignore'),
+          warnings.catch_warnings()):
+        warnings.simplefilter('ignore')  # a single lane has nothing to compare
+        assert len(build.run(changed, 'walkthrough.md')) == len(BLOCKS)
+
+
+def test_every_proposal_of_the_walk_through_says_what_to_change():
+    assert list(dict.fromkeys(proposal for proposal, *_ in CHANGES)) == PROPOSALS
+
+
+LESSONS = (ROOT / 'docs' / 'lesson-plan.md').read_text(encoding='utf-8')
+MISTAKES = re.findall(r'\| `([^|]*)` \| (\w+(?:Error|Warning)): (.*) \|\n', LESSONS)
+
+
+@pytest.mark.promise
+@pytest.mark.parametrize('code, kind, message', MISTAKES, ids=[code for code, *_ in MISTAKES])
+def test_a_mistake_of_the_lesson_plan_has_the_message_that_it_names(walk, code, kind, message):
+    kind = getattr(builtins, kind)
+    expected = pytest.warns if issubclass(kind, Warning) else pytest.raises
+    with expected(kind, match=re.escape(message)):
+        exec(code, dict(walk.names))
 
 
 def test_what_is_compared_differs_when_a_digit_a_word_or_a_line_does():
@@ -89,8 +130,8 @@ def test_what_is_compared_differs_when_a_digit_a_word_or_a_line_does():
 
 
 @pytest.mark.promise
-def test_the_outputs_are_written_where_build_would_write_them(results):
-    assert build.written(WALK, [result._replace(text=result.block['text'] or '') for result in results]) == WALK
+def test_the_outputs_are_written_where_build_would_write_them(walk):
+    assert build.written(WALK, [result._replace(text=result.block['text'] or '') for result in walk.results]) == WALK
 
 
 def test_the_notebook_has_the_text_the_code_and_the_outputs_of_the_walk_through():
@@ -101,12 +142,21 @@ def test_the_notebook_has_the_text_the_code_and_the_outputs_of_the_walk_through(
     assert json.loads(found)['cells'] == json.loads(build.notebook(WALK, stored))['cells']
 
 
+def anchors_of(path):
+    """The anchors that GitHub gives to the headings of a document."""
+    text = re.sub(r'```.*?```', '', path.read_text(encoding='utf-8'), flags=re.DOTALL)
+    return {re.sub(r'[^\w\- ]', '', heading).lower().replace(' ', '-')
+            for heading in re.findall(r'^#+ (.*)$', text, re.MULTILINE)}
+
+
 @pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
-def test_links_and_pictures_of_a_document_are_there(path):
-    text = re.sub(r'```.*?```|`[^`]*`', '', path.read_text(encoding='utf-8'), flags=re.DOTALL)
-    for target in re.findall(r'\]\(([^)#\s]+)[^)]*\)', text):
+def test_links_anchors_and_pictures_of_a_document_are_there(path):
+    text = re.sub(r'```.*?```|(?<!\[)`[^`]*`', '', path.read_text(encoding='utf-8'), flags=re.DOTALL)
+    for target, anchor in re.findall(r'\]\(([^)#\s]*)#?([^)\s]*)\)', text):
         if not target.startswith('http'):
-            assert (path.parent / target).exists(), target
+            file = (path.parent / target).resolve() if target else path
+            assert file.exists(), target
+            assert not anchor or anchor in anchors_of(file), f'{target}#{anchor}'
 
 
 # What documents call a module -> its full name: those of the package also without the package's name.
@@ -205,21 +255,25 @@ def test_the_baseline_of_the_recipe_is_a_row_of_table_1_with_the_ranks_of_a_loop
     assert '| Beside   | 1.0000 ' in capsys.readouterr().out
 
 
-# --- README.md ------------------------------------------------------------------------------------------------------
+# --- README.md and the pages that it links ------------------------------------------------------------------------
 
 
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
-SHELL = [line.partition('   #')[0].strip() for block in re.findall(r'```sh\n(.*?)```', README, re.DOTALL)
-         for line in block.splitlines()]
+README = ROOT / 'README.md'
+PAGES = [README, *sorted(ROOT.glob('docs/*.md')), ROOT / 'RESULTS.md']
+COMMANDS = {line.strip(): None for page in PAGES for block in re.findall(
+    r'```sh\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL) for line in block.splitlines()}
+WITH_CODE = [page for page in PAGES if page != build.DOCUMENT and build.BLOCK.search(page.read_text(encoding='utf-8'))]
 
 
-@pytest.mark.parametrize('command', [line for line in SHELL if line.split()[0] in ('python', 'gru4rec')])
-def test_a_command_of_the_readme_is_understood(command):
+@pytest.mark.parametrize('command', [line for line in COMMANDS if line.startswith(('python ', 'gru4rec '))])
+def test_a_command_of_a_page_is_understood(command):
     for part in command.split(' && '):
-        words = shlex.split(part)
+        words = shlex.split(part, comments=True)
         if words[:4] == ['python', '-m', 'pip', 'install']:
             extra = re.fullmatch(r'\.\[(\w+)\]', words[4])[1]
             assert f"'{extra}': [" in (ROOT / 'setup.py').read_text()
+        elif words[:3] == ['python', '-m', 'jupyter']:
+            assert (ROOT / words[-1]).exists()
         elif words[0] == 'gru4rec':
             assert cli.parse(words[1:]).command == words[1]
         elif words[1] == 'run_experiments.py':
@@ -232,18 +286,39 @@ def test_a_command_of_the_readme_is_understood(command):
             assert words == ['python', '-m', 'pytest']
 
 
-def test_the_library_code_of_the_readme_runs(tmp_path, monkeypatch):
+@pytest.fixture
+def run_page(tmp_path, monkeypatch):
+    """Runs the code of a page in a folder with data and parameters, after the README's where the page continues it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gru4rec.backends, 'resolve', lambda backend: 'python')  # which compiles in a second
-    preprocess_rsc15.make_synthetic('DATA', n_sessions=1500, n_items=200, seed=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # items that are unknown: the README's ids are those of RSC15
-        results = build.run(README, 'README.md')
-    assert len(results) == 2 and (tmp_path / 'model').exists()
+    Path('DATA').mkdir()
+    for name in ('train_full', 'test'):
+        few_items_log(80, 20).to_csv(f'DATA/rsc15_{name}.txt', sep='\t', index=False)
+    Path('parameters').symlink_to(ROOT / 'parameters')
+
+    def run(page):
+        names, text = {'__name__': '__main__'}, page.read_text(encoding='utf-8')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', UserWarning)  # items that are unknown: the pages' ids are those of RSC15
+            if 'The blocks on this page continue those of [the README]' in text:
+                build.run(README.read_text(encoding='utf-8'), README.name, names)
+            return build.run(text, page.name, names)
+    return run
 
 
-def test_the_readme_lists_every_loss_unit_and_option_of_the_variants():
-    rows = dict(re.findall(r'^\| (`[^|]*`) \| (.*) \|$', README, re.MULTILINE))
+@pytest.mark.parametrize('page', WITH_CODE, ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_and_prints_what_is_written_under_it(page, run_page):
+    for result in run_page(page):
+        if result.block['text']:
+            assert differences(result.text, result.block['text']) == []
+    for name in re.findall(r"\bsave\('(\w+)'", page.read_text(encoding='utf-8')):
+        assert Path(name).exists()
+
+
+def test_the_pages_list_every_loss_unit_and_option():
+    text = '\n'.join((ROOT / 'docs' / name).read_text(encoding='utf-8')
+                     for name in ('library.md', 'from-2016-to-today.md'))
+    rows = dict(re.findall(r'^\| (`[^|]*`) \| ([^|]*) \|', text, re.MULTILINE))
     for names, registry in (('`loss`', gru4rec.LOSSES), ('`unit`', gru4rec.UNITS), ('`input_mode`', gru4rec.INPUTS)):
         assert set(re.findall(r"'([\w-]+)'", rows[names])) == set(registry)
     documented = {name for names in rows for name in re.findall(r'`(\w+)`', names)}
@@ -254,14 +329,14 @@ def test_the_readme_lists_every_loss_unit_and_option_of_the_variants():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not pytensor.__version__.startswith('3.0.'), reason='the tables are those of PyTensor 3.0')
-def test_the_first_command_prints_the_tables_of_the_readme(tmp_path, capsys):
+def test_the_first_command_prints_the_tables_of_the_page_on_synthetic_logs(tmp_path, capsys):
     """Three minutes; seconds apart, which are of the machine."""
     assert run_experiments.main(['--out', str(tmp_path / 'out'), '--cache', str(tmp_path / 'cache')]) == 0
 
     def rows(text):
         return [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:1] == '|']
     printed = [row[:-2] for row in rows(capsys.readouterr().out) if row[-1].endswith(' s')]
-    written = [row[:-2] for row in rows(README[README.index('**Table 1'):README.index('Published: RSC15')])
-               if row[-1].endswith(' s')]
+    page = (ROOT / 'docs' / 'synthetic.md').read_text(encoding='utf-8')
+    written = [row[:-2] for row in rows(page[:page.index('Published: RSC15')]) if row[-1].endswith(' s')]
     assert len(printed) == 7
     assert differences('\n'.join(map(' '.join, printed)), '\n'.join(map(' '.join, written))) == []

@@ -8,7 +8,6 @@ from common import (
     TEST,
     TRAIN,
     click_log,
-    few_items_log,
     ranks_by_hand,
     scores_by_hand,
     small_model,
@@ -25,28 +24,22 @@ COUNTED_POLICIES = ['standard', 'conservative', 'median']
 
 
 class FixedScores:
-    """A model with nothing but `predict_next`: the same scores after every event."""
+    """A model with nothing but `predict_next`: the same scores after every event, in an order of its own."""
 
     def __init__(self, dtype='float64', **scores):
         self.scores = pd.Series(scores, dtype=dtype)
         self.items_ = self.scores.index.to_numpy()
 
     def predict_next(self, session_id, input_item_id, predict_for_item_ids):
-        return self.scores[predict_for_item_ids]
+        return self.scores[list(predict_for_item_ids)].sort_index(ascending=False)
 
 
-class OnlyPredictNext:
-    """Hides the fast paths of a baseline."""
+class Only:
+    """Hides the fast paths of a model: it has only a method of the release."""
 
-    def __init__(self, model):
-        self.predict_next, self.items_ = model.predict_next, model.items_
-
-
-class OnlyPredictNextBatch:
-    """Hides the fast path of a network."""
-
-    def __init__(self, model):
-        self.predict_next_batch, self.items_ = model.predict_next_batch, model.items_
+    def __init__(self, model, method):
+        self.items_ = model.items_
+        setattr(self, method, getattr(model, method))
 
 
 # --- Metrics from ranks ---------------------------------------------------------------------------------------------
@@ -67,6 +60,12 @@ def test_a_hit_is_a_rank_of_at_most_the_cut_off(cut_off, recall, mrr):
                                                   (20, 4 / 6, (1 + 1 / 2 + 1 / 4 + 1 / 5) / 6)])
 def test_a_hit_by_the_rule_of_2016_is_a_rank_below_the_cut_off(cut_off, recall, mrr):
     assert recall_mrr(RANKS, cut_off, 'rank<cut_off') == pytest.approx((recall, mrr), rel=1e-14)
+
+
+@pytest.mark.parametrize('rule, recall, mrr', [('rank<=cut_off', 1 / 3, 1 / 60), ('rank<cut_off', 0, 0)])
+def test_a_median_rank_between_two_places_is_a_hit_only_within_the_cut_off(rule, recall, mrr):
+    assert recall_mrr(np.array([20.0, 20.5, 21.0]), 20, rule) == pytest.approx((recall, mrr), rel=1e-14)
+    assert recall_mrr(np.array([19.5]), 20, rule) == (1, 1 / 19.5)
 
 
 def test_the_cut_off_is_20_unless_told_otherwise(top1_model):
@@ -198,7 +197,7 @@ def test_ranks_do_not_depend_on_the_batch_size(network, candidates, tie_policy):
 def test_a_network_that_only_has_predict_next_batch_gets_the_same_ranks(network, candidates, tie_policy):
     model, _scores, _targets = network
     items = None if candidates is None else model.items_[candidates]
-    assert_array_equal(next_item_ranks(OnlyPredictNextBatch(model), FEW, items, tie_policy=tie_policy),
+    assert_array_equal(next_item_ranks(Only(model, 'predict_next_batch'), FEW, items, tie_policy=tie_policy),
                        next_item_ranks(model, FEW, items, tie_policy=tie_policy))
 
 
@@ -219,7 +218,7 @@ def test_softmax_over_the_candidates_does_not_depend_on_who_shares_the_batch(fin
     model = small_model(loss='cross-entropy', final_act=final_act, sigma=3e-4, adapt=None, learning_rate=1e-12)
     model.fit(TRAIN)
     candidates = model.items_[[3, 7, 20]]
-    expected = next_item_ranks(OnlyPredictNextBatch(model), TEST, candidates, tie_policy='tiebreaking')
+    expected = next_item_ranks(Only(model, 'predict_next_batch'), TEST, candidates, tie_policy='tiebreaking')
     for batch_size in (1, 7, 40):
         assert_array_equal(next_item_ranks(model, TEST, candidates, batch_size, 'tiebreaking'), expected)
 
@@ -258,15 +257,6 @@ def test_a_score_that_is_not_a_number_has_bounds_that_are_not_numbers():
     assert np.isnan(low[1]) and np.isnan(high[1]) and np.isfinite([low[0], high[0]]).all()
 
 
-def test_float32_numbers_are_counted_in_order_and_without_gaps():
-    x = np.array([-np.inf, -1, -1e-45, 0, 1e-45, 1, np.inf], dtype='float32')
-    order = evaluation.order_of(x)
-    assert (np.diff(order) > 0).all()
-    assert_array_equal(evaluation.float_of(order), x)
-    assert_array_equal(evaluation.float_of(order[1:-1] + 1), next_float(x[1:-1], np.inf))
-    assert_array_equal(evaluation.order_of(np.float32([-0.0, 0.0])), [-1, 0])
-
-
 # --- Other models ---------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +273,7 @@ def baseline(request):
 @pytest.mark.parametrize('candidates', [None, [3, 7, 59, 20, 41, 8]], ids=['all items', 'candidates'])
 def test_a_baseline_that_only_has_predict_next_gets_the_same_ranks(baseline, candidates, tie_policy):
     items = None if candidates is None else baseline.items_[candidates]
-    assert_array_equal(next_item_ranks(OnlyPredictNext(baseline), FEW, items, tie_policy=tie_policy),
+    assert_array_equal(next_item_ranks(Only(baseline, 'predict_next'), FEW, items, tie_policy=tie_policy),
                        next_item_ranks(baseline, FEW, items, tie_policy=tie_policy))
 
 
@@ -362,11 +352,6 @@ def test_bad_test_data_is_explained(top1_model, log, message):
     assert message in str(error.value)
 
 
-def test_a_model_that_was_not_trained_cannot_be_evaluated():
-    with pytest.raises(RuntimeError, match='not trained'):
-        evaluation.evaluate_sessions_batch(GRU4Rec([5]), few_items_log())
-
-
 # --- Several cut-offs, foreign models, scores that are no numbers ---------------------------------------------------
 
 
@@ -379,34 +364,54 @@ def test_several_cut_offs_at_once_are_those_one_by_one():
         recall_mrr(ranks, [0, 20])
 
 
-class ByItem:
-    """A model with the release's interface that returns its scores in an order of its own: by item, falling."""
-    items_ = np.array(['a', 'b', 'c'])
-
-    def __init__(self, **scores):
-        self.scores = pd.Series(scores)
-
-    def predict_next(self, session_id, input_item_id, predict_for_item_ids):
-        return self.scores[list(predict_for_item_ids)].sort_index(ascending=False)
-
-
 def test_scores_of_a_foreign_model_are_read_by_item_and_not_by_place():
-    log = pd.DataFrame({'SessionId': [1, 1, 1, 1], 'ItemId': list('cabc'), 'Time': range(4)})
-    ranks = next_item_ranks(ByItem(a=3.0, b=2.0, c=1.0), log)
-    assert ranks.tolist() == [1, 2, 3]
+    assert next_item_ranks(FixedScores(a=3, b=2, c=1), click_log('cabc')).tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize('tie_policy', ['standard', 'conservative', 'median', 'tiebreaking'])
+class MinusId:
+    """A model with nothing but `predict_next_batch`, which scores each of its items with minus its id."""
+
+    def predict_next_batch(self, session_ids, input_item_ids, predict_for_item_ids=None, batch=100):
+        items = np.array([10, 11, 12] if predict_for_item_ids is None else predict_for_item_ids)
+        return pd.DataFrame(np.tile(-items[:, None], batch), index=items)
+
+
+def test_a_model_without_items_is_ranked_among_the_items_that_it_returns():
+    log = click_log([10, 11], [10, 12], [11, 12])
+    assert next_item_ranks(MinusId(), log).tolist() == [2, 3, 3]
+    assert evaluation.evaluate_sessions_batch(MinusId(), log, None, 2) == pytest.approx((1 / 3, 1 / 6))
+    assert next_item_ranks(MinusId(), log, [11]).tolist() == [1, 2, 2]
+    with pytest.raises(KeyError, match='prediction 1: the scores of MinusId lack the next item, 13'):
+        next_item_ranks(MinusId(), click_log([10, 11, 13]))
+
+
+@pytest.mark.parametrize('call, error, message', [
+    (lambda model, log: next_item_ranks(model, log), ValueError,
+     'items=None: a Model has neither items_ nor predict_next_batch; pass the ids to rank among'),
+    (lambda model, log: evaluation.next_item_ranks_with_misses(model, log), ValueError, 'a Model has no items_'),
+    (lambda model, log: next_item_ranks(model, log, carry_states=True), ValueError, 'carry_states=True: a Model has'),
+    (lambda _model, log: next_item_ranks(log, log), TypeError, 'DataFrame has neither predict_next nor'),
+], ids=['no items', 'misses', 'carried states', 'no model'])
+def test_what_a_model_lacks_is_named(call, error, message):
+    class Model:
+        def predict_next(self, session_id, input_item_id, predict_for_item_ids):
+            return pd.Series(1.0, index=predict_for_item_ids)
+
+    log = click_log('ab')
+    assert next_item_ranks(Model(), log, ['a', 'b'], tie_policy='conservative').tolist() == [2]
+    with pytest.raises(error, match=message):
+        call(Model(), log)
+
+
+@pytest.mark.parametrize('tie_policy', TIE_POLICIES)
 def test_a_score_that_is_not_a_number_is_an_error_and_no_hit(tie_policy):
-    log = pd.DataFrame({'SessionId': [1, 1], 'ItemId': list('ab'), 'Time': range(2)})
     with pytest.raises(ValueError, match='prediction 0: the score of the next item is not a number'):
-        next_item_ranks(ByItem(a=3.0, b=np.nan, c=1.0), log, tie_policy=tie_policy)
+        next_item_ranks(FixedScores(a=3, b=np.nan, c=1), click_log('ab'), tie_policy=tie_policy)
 
 
 def test_no_candidates_are_an_error():
-    log = pd.DataFrame({'SessionId': [1, 1], 'ItemId': list('ab'), 'Time': range(2)})
     with pytest.raises(ValueError, match=r'items=\[\]'):
-        next_item_ranks(ByItem(a=3.0, b=2.0, c=1.0), log, items=[])
+        next_item_ranks(FixedScores(a=3, b=2, c=1), click_log('ab'), items=[])
 
 
 @pytest.mark.parametrize('evaluate', [

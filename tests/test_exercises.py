@@ -83,8 +83,8 @@ def test_5_no_gradient_reaches_what_was_clicked_before():
     state = gru4rec.shared('H0', np.ones((2, 4), 'float32'))  # what is left of 'tent' and 'tea': numbers, and no graph
     with pytensor.config.change_flags(floatX='float32'):
         inputs, loss, updates = gru4rec.training_step(
-            model.settings(), gru4rec.shared('events', np.arange(6)), model.variables_, [state])
-    second = backends.compile_function(inputs, loss, updates, backend='python')
+            model.settings(), gru4rec.shared('events', np.arange(6)), model.variables_, {'H0': state})
+    second = backends.compile_function([*inputs.values()], loss, updates, backend='python')
 
     variables = [*model.variables_.weights.values(), *model.variables_.acc.values()]
     before = [variable.get_value() for variable in variables]

@@ -27,6 +27,7 @@ from numpy_gru4rec import NumpyGRU4Rec, minibatches
 import evaluation
 import gru4rec
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import arguments as argument_checks
 
 LOG = few_items_log()
 
@@ -203,10 +204,10 @@ def test_a_loss_is_constant_where_the_warning_says_so_and_nowhere_else(loss, bat
     value = pytensor.function([x], gru4rec.LOSSES[loss](x), mode=pytensor.compile.mode.Mode('py', None))
     scores = np.random.RandomState(0).randn(20, batch_size, batch_size)
     moved = max(abs(value(x) - value(x + 0.3 * x ** 3)) for x in scores)  # others, in the same order
-    settings = small_model(loss=loss, batch_size=batch_size).settings(n_items=10)
+    model = small_model(loss=loss, batch_size=batch_size)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        gru4rec.warn_of_constant_loss(settings)
+        argument_checks.warn_of_constant_loss(model, 10)
     assert len(caught) == (not moved >= 1e-3)  # a softmax over no negatives is not a number
 
 

@@ -52,7 +52,8 @@ def in_float64(monkeypatch):
     """The whole of a training in float64, from the same initial weights."""
     in_float32 = gru4rec.initial_weight
     monkeypatch.setattr(gru4rec, 'initial_weight', lambda *a, **k: in_float32(*a, **k).astype('f4').astype('f8'))
-    for module in ('gru4rec', *(f'gru4rec_pytensor.backends{name}' for name in ('', '.common', '.jax_loops'))):
+    rooms = ('', '.common', '.jax_loops', '.variables')
+    for module in ('gru4rec', *(f'gru4rec_pytensor.backends{room}' for room in rooms)):
         monkeypatch.setattr(f'{module}.FLOAT', 'float64')
 
 
@@ -103,7 +104,7 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
     model = small_model(layers=[units], n_epochs=1, dropout_p_hidden=0.5, **arguments)
     model.fit(few_items_log(n_sessions=400, n_items=n_items * 3).assign(
         ItemId=lambda log: np.arange(len(log)) % n_items))
-    states = [gru4rec.shared('H0', np.zeros((6, units), 'float32'))]
+    states = {'H0': gru4rec.shared('H0', np.zeros((6, units), 'float32'))}
     with pytensor.config.change_flags(floatX='float32'):
         step = gru4rec.training_step(model.settings(), gru4rec.shared('events', np.arange(n_items)), model.variables_,
                                      states)
@@ -154,7 +155,7 @@ def test_no_table_of_all_pairs_of_rows_is_made_with_many_additional_negatives():
                         sample_store=10 * n_sample, loss='bpr-max', momentum=0.1, constrained_embedding=True)
     settings = model.settings(n_items=2000)
     variables = gru4rec.Variables.of(settings, gru4rec.initial_weights(settings, np.random.RandomState(0)))
-    states = [gru4rec.shared('H0', np.zeros((n_lanes, 5), 'float32'))]
+    states = {'H0': gru4rec.shared('H0', np.zeros((n_lanes, 5), 'float32'))}
     with backends.symbols_of_float32():
         step = gru4rec.training_step(settings, gru4rec.shared('events', np.arange(2000)), variables, states)
     loop = jax_loops.JaxLoop(*step)
@@ -183,17 +184,18 @@ def test_blocks_of_items_that_do_not_divide_their_number_count_each_item_once(n_
     rng = np.random.RandomState(0)
     item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')
     state, x = pt.fmatrix('H'), pt.fmatrix('x')
-    program = backends.compile_ranks([item, starts, state], [state + 1, state + 1], x, pt.maximum(x, 0), block=7)
+    program = backends.compile_ranks({'item': item, 'starts': starts, 'H0': state},
+                                     {'top': state + 1, 'H0': state + 1}, x, pt.maximum(x, 0), block=7)
     H, Wy, By = rng.randn(4, 3).astype('f4'), rng.randn(n_items, 3).astype('f4'), rng.randn(n_items).astype('f4')
     target = rng.randint(n_items, size=(2, 4))
-    states, (greater, equal, bad) = program(target, np.zeros((2, 4), bool), target, [H], np.arange(n_items), (Wy, By),
-                                            (Wy, By))
+    states, (greater, equal, bad) = program(target, np.zeros((2, 4), bool), target, {'H0': H}, np.arange(n_items),
+                                            (Wy, By), (Wy, By))
     for k in range(2):
         scores = np.maximum((H + k + 1) @ Wy.T + By, 0)
         own = scores[np.arange(4), target[k]]
         assert_array_equal(greater[k], (scores > own[:, None]).sum(axis=1))
         assert_array_equal(equal[k], (scores == own[:, None]).sum(axis=1) - 1)
-    assert_allclose(states[0], H + 2)
+    assert_allclose(states['H0'], H + 2)
     assert not bad.any()
 
 

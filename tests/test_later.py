@@ -56,8 +56,9 @@ def trained_later(case, backend):
     def recording_loop(*arguments, **options):
         run = compile_loop(*arguments, **options)
 
-        def recording_run(position, starts, *drawn):
-            seen.append([np.array(run(position, starts, *drawn)), position, *map(np.array, drawn)])
+        def recording_run(sequences):
+            drawn = [np.array(array) for name, array in sequences.items() if name not in ('position', 'starts')]
+            seen.append([np.array(run(sequences)), sequences['position'], *drawn])
             return seen[-1][0]
         return recording_run
 

@@ -9,6 +9,7 @@ from common import TEST, TRAIN
 sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
 
 import later_release
+from release import minibatch_losses
 
 from gru4rec_pytensor.later import GRU4Rec, evaluate_gpu
 
@@ -30,10 +31,14 @@ def test_a_run_of_ours_is_beside_itself_and_its_neighbour(tmp_path, capsys):
                                                    'MRR@5', 'MRR@20']
     assert rows[1].split()[-4:-1] == [f'{model.epoch_losses_[1]:.6f}'] * 2 + ['+0.0e+00']
     assert rows[3].split()[1:4] == [f'{recall[1]:.6f}'] * 2 + ['+0.0e+00']
+    losses = minibatch_losses(GRU4Rec(**CONFIG | dict(n_epochs=1), backend='python'), TRAIN)
+    losses[30] += 2e-5
+    np.savez(tmp_path / 'costs.npz', cost_0=losses)
     later_release.main([str(tmp_path), str(tmp_path / 'runs.json'), '--backend', 'python', '--neighbours', '0',
-                        '--epochs', '1'])
-    first, _heads, *rows = capsys.readouterr().out.strip().split('\n')
+                        '--epochs', '1', '--costs', str(tmp_path / 'costs.npz')])
+    first, agreed, _heads, *rows = capsys.readouterr().out.strip().split('\n')
     assert first.endswith('n_epochs 1, n_sample 8')
+    assert f'of the {len(losses)} mini-batches' in agreed and 'until number 30,' in agreed
     assert [row.split() for row in rows] == [['loss', 'of', 'epoch', '1', *[f'{model.epoch_losses_[0]:.6f}'] * 2,
                                               '+0.0e+00']]
 

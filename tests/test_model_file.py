@@ -167,6 +167,89 @@ def test_a_file_that_is_no_model_is_named_and_explained(path, damage, complaint)
     assert str(error.value).startswith(f'{path}: ')
 
 
+def forged(path, change):
+    """A file whose checksum is right, with `change(header, arrays)` applied: what a crafted one would be."""
+    header, arrays = model_file.read(path)
+    change(header, arrays)
+    model_file.write(path, {name: value for name, value in header.items() if name != 'sha256'}, arrays)
+
+
+def ids_of(header, arrays, ids):
+    header['items_as_json'] = True
+    arrays['items'] = np.frombuffer(json.dumps(ids).encode(), np.uint8)
+
+
+@pytest.mark.parametrize('change, complaint', [
+    (lambda header, arrays: arrays.update(items=np.arange(30), item_counts=np.ones(30, int)), r'shape \(30, 4\)'),
+    (lambda header, arrays: arrays.update(items=arrays['items'][:4], item_counts=arrays['item_counts'][:4]),
+     r'shape \(4, 4\)'),
+    (lambda header, arrays: arrays.update(item_counts=arrays['item_counts'][:4]), 'item_counts must be a whole number'),
+    (lambda header, arrays: arrays.update(item_counts=-arrays['item_counts']), 'item_counts must be a whole number'),
+    (lambda header, arrays: arrays.update(item_counts=arrays['item_counts'] / 2), 'item_counts must be a whole number'),
+    (lambda header, arrays: arrays.update(items=arrays['items'][:, None]), 'ids must be a list'),
+    (lambda header, arrays: arrays.update(items=arrays['items'] * 0), 'ids must be a list without repeats'),
+    (lambda header, arrays: arrays.update(items=np.array([1, 2, 3, 4, np.nan])), 'ids must be a list without .* gaps'),
+    (lambda header, arrays: arrays.update(Wh0=arrays['Wh0'][:3]), r'Wh0 must be finite numbers of the shape \(4, 4\)'),
+    (lambda header, arrays: arrays.update(Wh0=arrays['Wh0'].astype(int)), 'Wh0 must be finite numbers'),
+    (lambda header, arrays: arrays.update(Wy=arrays['Wy'] * np.nan), 'Wy must be finite numbers'),
+    (lambda header, arrays: arrays.update(acc_By=arrays['acc_By'][:2]), r'acc_By must be .* of the shape \(5'),
+    (lambda header, arrays: arrays.pop('vel_By'), 'has vel_'),
+    (lambda header, arrays: header['arguments'].update(momentum=0.0), 'has vel_.* should have none'),
+    (lambda header, arrays: header['arguments'].update(layers=[4, -3]), 'layers='),
+    (lambda header, arrays: header['arguments'].update(layers=[4, 3, 2]), 'has '),
+    (lambda header, arrays: header.update(arguments=[]), 'not a model'),
+    (lambda header, arrays: header.update(epoch_losses=['low']), 'epoch_losses must be numbers'),
+    (lambda header, arrays: ids_of(header, arrays, [{}] * 5), 'not a model'),
+    (lambda header, arrays: ids_of(header, arrays, [{'date': 'soon'}] * 5), 'not a model'),
+    (lambda header, arrays: arrays.update(items=np.frombuffer(b'[' * 100_000, np.uint8)) or header.update(
+        items_as_json=True), 'not a model'),
+], ids=str)
+def test_a_crafted_file_is_refused_before_anything_is_computed_with_it(path, change, complaint):
+    """Its arrays would be read and written out of bounds by compiled code, or give other numbers without a word."""
+    forged(path, change)
+    with pytest.raises(ValueError, match=complaint) as error:
+        GRU4Rec.load(path)
+    assert str(error.value).startswith(f'{path}: ')
+
+
+def test_compressed_members_and_nested_headers_are_refused_without_unpacking_them(path):
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=f'^{path}: not a model file of this package'):
+        GRU4Rec.load(path)
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('header.json', '[' * 100_000)
+    with pytest.raises(ValueError, match=f'^{path}: not a model file'):
+        GRU4Rec.load(path)
+
+
+@pytest.mark.parametrize('change', [
+    lambda arrays: arrays.update(Wy=arrays['Wy'][:2]), lambda arrays: arrays.update(H0=arrays['H0'].astype('int64')),
+    lambda arrays: arrays.pop('acc_Wy'), lambda arrays: arrays.pop('mask0_streams')],
+    ids=['shape', 'type', 'array missing', 'streams missing'])
+def test_a_crafted_checkpoint_is_refused_too(tmp_path, change):
+    path = tmp_path / 'checkpoint'
+    small_model(dropout_p_hidden=0.5).fit(LOG, checkpoint=path)
+    forged(path, lambda header, arrays: change(arrays))
+    with pytest.raises(ValueError, match=f'^{path}: a checkpoint of another version'):
+        small_model(dropout_p_hidden=0.5, n_epochs=3).fit(LOG, checkpoint=path)
+
+
+@pytest.mark.parametrize('value', [1e5, -7e4, 1e-9])
+def test_a_weight_that_float16_cannot_hold_is_named_and_nothing_is_written(tmp_path, value):
+    """The largest number is 65504, and numbers below 3e-8 become 0."""
+    model = small_model().fit(LOG)
+    model.variables_.weights['Wh0'].set_value(np.full((4, 4), value, 'float32'))
+    with pytest.raises(ValueError, match='^weight Wh0 has values up to .*, which float16 cannot hold'):
+        model.save(tmp_path / 'model', dtype='float16')
+    assert not os.listdir(tmp_path)
+    model.save(tmp_path / 'model')
+    assert_array_equal(GRU4Rec.load(tmp_path / 'model').weights()['Wh0'], np.float32(value))
+
+
 def test_a_changed_byte_is_noticed_or_changes_nothing(model, path):
     content, noticed = path.read_bytes(), 0
     for place in np.random.RandomState(0).randint(len(content), size=60):

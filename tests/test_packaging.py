@@ -1,5 +1,7 @@
-"""What stands in more than one place because tools want it there: the version, and the versions of what is used."""
+"""Metadata that tools want in more than one place: the version, the versions of requirements, keywords, checks."""
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from gru4rec_pytensor import __version__, cli
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = {path.stem.removeprefix('python'): path for path in ROOT.glob('constraints/*.txt')}
 DOCUMENTS = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('benchmarks/*.md')])
-# Where a document says what it was measured with, 'Python 3.12.1, PyTensor 3.3.8, Numba 0.68.0' for example.
+# The versions that a document was measured with, 'Python 3.12.1, PyTensor 3.3.8, Numba 0.68.0' for example.
 MEASURED = re.compile(r'Python (3\.\d+)[\d.]*((?:, (?:PyTensor|Numba|NumPy) \d[\d.]*\d)+)')
 
 
@@ -25,6 +27,38 @@ def pinned(python):
 
 def test_the_version_to_cite_is_that_of_the_package():
     assert f'\nversion: {__version__}\n' in (ROOT / 'CITATION.cff').read_text(encoding='utf-8')
+
+
+def setup_says(*options):
+    done = subprocess.run([sys.executable, 'setup.py', '--quiet', *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_type_checkers_of_others_find_the_types_of_the_installed_package(tmp_path):
+    setup_says('build', '--build-base', str(tmp_path), '--build-lib', str(tmp_path / 'lib'))
+    assert (tmp_path / 'lib' / 'gru4rec_pytensor' / 'py.typed').exists()
+    assert (tmp_path / 'lib' / 'gru4rec_pytensor' / 'experiments' / 'tables.py').exists()
+
+
+def test_the_metadata_agree_with_the_citation_and_the_constraints():
+    citation = (ROOT / 'CITATION.cff').read_text(encoding='utf-8')
+    words = [word for line in setup_says('--keywords') for word in line.split(',')]
+    assert words == re.findall(r'^  - ([^:\n]*)$', citation[:citation.index('references:')], re.MULTILINE)
+    classifiers = setup_says('--classifiers')
+    pythons = {name.rpartition(' ')[2] for name in classifiers if re.search(r':: 3\.\d+$', name)}
+    assert pythons == CONSTRAINTS.keys() and 'Typing :: Typed' in classifiers
+
+
+def test_the_workflow_runs_the_checks_on_each_python():
+    yaml = pytest.importorskip('yaml', reason='comes with distributed, an extra')
+    workflow, *forms = [yaml.safe_load(path.read_text(encoding='utf-8')) for path in (
+        ROOT / '.github' / 'workflows' / 'ci.yml', *ROOT.glob('.github/ISSUE_TEMPLATE/*.yml'))]
+    steps = workflow['jobs']['run']['steps']
+    versions, = [step['with']['python-version'].split() for step in steps if 'with' in step]
+    assert sorted(versions) == sorted(CONSTRAINTS) and versions[-1] == min(CONSTRAINTS)  # the last is python3
+    assert steps[-1]['run'] == '.ci/run' and (ROOT / '.ci' / 'run').exists()
+    assert forms and all(forms)
 
 
 @pytest.mark.parametrize('main', [cli.main, preprocess_rsc15.main, run_experiments.main],

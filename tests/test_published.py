@@ -6,11 +6,11 @@ import pytest
 from common import click_log
 
 import preprocess_rsc15
-from gru4rec_pytensor.experiments import published
+from gru4rec_pytensor.experiments import datasets, published
 from gru4rec_pytensor.experiments.cells import CUT_OFFS
-from gru4rec_pytensor.experiments.datasets import Dataset
+from gru4rec_pytensor.experiments.datasets import DATA, Dataset, find_data
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, PROTOCOLS, RSC15, VIDEO
-from gru4rec_pytensor.experiments.published import DATA, LATER_NETWORKS, ROWS, find_data, is_of, rows_for, verdict
+from gru4rec_pytensor.experiments.published import LATER_NETWORKS, ROWS, by_yardstick, is_of, rows_for
 from gru4rec_pytensor.experiments.tables import (
     metric_of,
     rows_of_later,
@@ -97,7 +97,7 @@ def test_no_number_of_a_later_paper_stands_a_second_time_in_the_code():
 
 @pytest.mark.parametrize('title', LATER_NETWORKS)
 def test_a_network_is_found_by_its_arguments_and_not_if_one_differs(title):
-    data = 'rsc15_recent64' if '2025' in title else 'RSC15'
+    data = 'rsc15_recent64' if '2025' in title or 'PyTorch' in title else 'RSC15'
     result = {'model': NETWORK, 'units': 64 if '2025' in title else 100, 'epochs': 10,
               'loss': LATER_NETWORKS[title]['loss'], 'parameters': {
                   name: value for name, value in LATER_NETWORKS[title].items()
@@ -127,7 +127,7 @@ def test_a_network_whose_parameters_a_paper_does_not_give_is_compared_with_nothi
                                             (0.506, 'the same level'), (0.476, 'the same level'), (0.526, 'differs'),
                                             (0.474, 'differs')])
 def test_the_verdict_is_by_the_authors_yardstick(ours, expected):
-    assert verdict(ours, 0.5) == expected
+    assert by_yardstick(ours, 0.5) == expected
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
@@ -154,14 +154,14 @@ def later(title, recall, mrr=0.1, seed=42):
 def as_data(monkeypatch, title, is_synthetic=False):
     """A data set of two events that counts as the published one of this title."""
     log = click_log([1, 2])
-    monkeypatch.setattr(published, 'DATA', [data._replace(counts={'train': dict(events=2), 'test': dict(events=2)})
+    monkeypatch.setattr(datasets, 'DATA', [data._replace(counts={'train': dict(events=2), 'test': dict(events=2)})
                                             for data in DATA if data.title == title])
     return Dataset('mine', RSC15, is_synthetic, log, log)
 
 
 def test_what_is_published_for_the_data_stands_beside_ours_with_difference_and_verdict(monkeypatch):
     data = as_data(monkeypatch, 'RSC15 1/64')
-    section = tables_1_and_3([baseline('POP', 0.0671, 0.0160), baseline('Item-KNN', 0.4, 0.2181)], data)
+    section = tables_1_and_3([baseline('POP', 0.0671, 0.0160), baseline('Item-KNN', 0.4, 0.2181)], [], data)
     table_1, compared = section.tables
     assert table_1.rows[0][:5] == ('POP', '0.0671', '0.0671', '0.0165', '0.0160')
     assert compared.title == 'Published for this data, and ours'
@@ -178,7 +178,7 @@ def test_a_published_row_is_compared_at_each_of_its_cut_offs_and_a_recorded_one_
     data = as_data(monkeypatch, 'rsc15_recent64')
     title = 'BPR-max, 64 units (2025)'
     results = [later(title, 0.65, 0.3, seed) | {'title': title} for seed in (1, 2)]
-    of_later, compared = tables_1_and_3([], data, results).tables
+    of_later, compared = tables_1_and_3([], results, data).tables
     assert of_later.rows == [(title, '0.6503', '0.6500 ± 0.0000', '0.3165', '0.3000 ± 0.0000', '2.0 s', '0.5 s')]
     found = [(row[1], row[2], row[6]) for row in compared.rows if row[0] == title]
     assert found[:4] == [('Recall@1', '0.1960', published.EVALUATION_2025),
@@ -186,7 +186,7 @@ def test_a_published_row_is_compared_at_each_of_its_cut_offs_and_a_recorded_one_
                          ('Recall@10', '0.5731', published.EVALUATION_2025),
                          ('Recall@20', '0.6503', published.EVALUATION_2025)]
     assert len(found) == 14 and found[7][2] == published.RELEASE_2023
-    table_1, _compared = tables_1_and_3([baseline('POP', 0.0466)], data).tables
+    table_1, _compared = tables_1_and_3([baseline('POP', 0.0466)], [], data).tables
     assert table_1.rows == [('POP', '0.0466', '0.1000', '2.0 s', '0.5 s')]  # the recorded number is no published one
 
 
@@ -194,8 +194,8 @@ def test_data_that_nothing_is_published_for_has_our_numbers_alone():
     log = click_log([1, 2])
     mine = Dataset('mine', RSC15, False, log, log)
     top1 = measured(0.6, 0.2, model=NETWORK, loss='top1', units=100, parameters=RSC15.parameters['top1'], seed=42)
-    tables = tables_1_and_3([baseline('POP', 0.1), top1], mine, [later('BPR-max, 100 units (2018)', 0.5) | {
-        'title': 'x'}]).tables
+    tables = tables_1_and_3([baseline('POP', 0.1), top1], [later('BPR-max, 100 units (2018)', 0.5) | {
+        'title': 'x'}], mine).tables
     assert [table.header for table in tables] == [
         ('Baseline', 'Recall@20 ours', 'MRR@20 ours', 'fit', 'evaluation'),
         ('Loss', 'Units', 'Recall@20 (gain over Item-KNN)', 'MRR@20 (gain)', 'fit', 'evaluation'),
@@ -205,7 +205,7 @@ def test_data_that_nothing_is_published_for_has_our_numbers_alone():
 def test_beside_a_synthetic_log_stand_the_papers_tables_and_no_verdict(monkeypatch):
     data = as_data(monkeypatch, 'RSC15', is_synthetic=True)
     results = [baseline('POP', 0.0050)]
-    section = tables_1_and_3(results, data, [later('BPR-max, 100 units (2018)', 0.7197) | {'title': 'x'}])
+    section = tables_1_and_3(results, [later('BPR-max, 100 units (2018)', 0.7197) | {'title': 'x'}], data)
     assert [table.title for table in section.tables] == ['Table 1: baselines', 'Later papers']
     assert section.tables[0].rows[0][:3] == ('POP', '0.0050', '0.0050')
     assert section.tables[1].rows[0][:2] == ('x', '0.7197')  # which is ours
@@ -215,7 +215,7 @@ def test_beside_a_synthetic_log_stand_the_papers_tables_and_no_verdict(monkeypat
 def test_an_unstable_network_has_no_verdict(monkeypatch):
     data = as_data(monkeypatch, 'RSC15')
     title = 'BPR-max, 100 units (2018)'
-    _later, compared = tables_1_and_3([], data, [later(title, None, None) | {'title': title}]).tables
+    _later, compared = tables_1_and_3([], [later(title, None, None) | {'title': title}], data).tables
     assert compared.rows[0] == (title, 'Recall@20', '0.7197', ' 1 of 1 numerically unstable', '-', '-',
                                 published.GRU4REC_2018)
 

@@ -115,3 +115,14 @@ def test_warnings_are_of_the_line_that_asked(model, call):
         warnings.simplefilter('always')
         call(model)
     assert caught and {Path(warning.filename).name for warning in caught} == {'test_recommend.py'}
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('recommend', [
+    lambda model: model.recommend([10], k=3), lambda model: model.session().click(10)], ids=['recommend', 'click'])
+def test_scores_that_are_no_numbers_are_an_error_and_no_empty_list(value, recommend):
+    model = small_model(final_act='linear', loss='bpr').fit(LOG)
+    weights = model.variables_.weights['By']
+    weights.set_value(np.where(np.arange(model.n_items) == 2, np.float32(value), weights.get_value()))
+    with pytest.raises(ValueError, match=f'^1 of {model.n_items} scores are not numbers'):
+        recommend(model)

@@ -96,12 +96,17 @@ def test_table_2_and_the_claims_stand_in_it_as_they_do_in_markdown():
     log = click_log([1, 2])
     claims = Table('Claims', ('Claim', 'Recall'), [('a < b', 0.5), ('b', '-')])
     section = Section([claims], ['**Quick**\nrun.', 'Last.'])
-    text = report.format_report([], Dataset('mine', RSC15, True, log, log), [section], ['command'])
+    text = report.format_report([], [], Dataset('mine', RSC15, True, log, log), [section], ['command'])
     assert ('<h2>Claims</h2>\n<div class="scroll"><table><thead><tr><th scope="col">Claim</th>'
             '<th scope="col" class="number">Recall</th></tr></thead><tbody><tr><td>a &lt; b</td>'
             '<td class="number">0.5</td></tr>\n<tr><td>b</td><td class="number">-</td></tr></tbody></table></div>\n'
             '<p><strong>Quick</strong>\nrun.</p>\n<p>Last.</p>\n</section>') in text
     assert 'Recall@20 and MRR@20, published and ours' not in text  # there are no results of Tables 1 and 3
+
+
+def test_a_title_is_no_formula_in_a_picture():
+    text = page.figure('A picture.', {'x': lambda ax: page.draw_losses(ax, r'$\bad {$', [1.0], 'k', 'o')}, [])
+    assert r'$\bad {$' in text
 
 
 def test_without_matplotlib_the_page_says_what_is_missing(monkeypatch):

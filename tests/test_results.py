@@ -30,7 +30,7 @@ def test_the_first_table_of_the_readme_has_the_numbers_that_are_kept():
                 sum(result[metric] for result in row['results']) / len(row['results']), abs=0.5001e-4)
 
 
-def test_every_row_that_is_kept_is_one_that_the_script_can_make_anew():
+def test_every_row_that_is_kept_is_one_that_the_script_can_run_again():
     commands = {(run.data, run.title): run.command for run in results.all_runs()}
     kept = results.load(results.KEPT)['rows']
     assert kept and all(commands[row['data'], row['title']] == row['command'] for row in kept)

@@ -8,8 +8,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -19,6 +22,8 @@ from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor import click_log
 from gru4rec_pytensor.experiments import search
+from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
+from gru4rec_pytensor.experiments.protocols import RSC15
 
 optuna = pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
 
@@ -40,7 +45,8 @@ def small_space(monkeypatch):
 @pytest.fixture
 def the_search(folder):
     train, valid = (click_log.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
-    return search.Search(train, valid, 'data', 'top1', 4, 2, 42, 'python', 'conservative')
+    data = share(Dataset('', RSC15, True, train, valid, fingerprint='data'), folder)
+    return search.Search(data.folder, 'top1', 4, 2, 42, 'python', 'conservative')
 
 
 class Untrained:
@@ -107,7 +113,8 @@ def test_the_best_point_is_found_and_each_parameter_is_tuned_on_its_own(the_sear
 def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_search, tmp_path):
     found = run(the_search, tmp_path / 'db', n_trials=1).best_random
     model = GRU4Rec([4], n_epochs=2, loss='top1', seed=42, backend='python', **{key: found[key] for key in SMALL_SPACE})
-    ranks = next_item_ranks(model.fit(the_search.train), the_search.valid, tie_policy='conservative')
+    train, valid = open_events(the_search.events)
+    ranks = next_item_ranks(model.fit(train), valid, tie_policy='conservative')
     assert (found['recall'], found['mrr']) == recall_mrr(ranks, 20)
 
 
@@ -156,7 +163,7 @@ def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, 
     monkeypatch.setattr(search, 'SPACE', SMALL_SPACE | {'learning_rate': (1e38,)})
     lines = []
     found = run(the_search._replace(loss='cross-entropy'), tmp_path / 'db', n_trials=2, note=lines.append)
-    assert found == search.Outcome(2, 0, 0, None, None)
+    assert found == search.Found(2, 0, 0, None, None)
     trials = trials_in(tmp_path / 'db', the_search._replace(loss='cross-entropy'))
     assert [trial.state.name for trial in trials] == ['FAIL', 'FAIL']
     assert all(trial.user_attrs['reason'].startswith('Unstable: not finite') for trial in trials)
@@ -202,11 +209,15 @@ def test_trials_are_stopped_early_only_when_asked_for(the_search, untrained, tmp
 @pytest.mark.parametrize('jobs', ['1', '2'])
 def test_a_storage_that_cannot_be_opened_is_named_once_before_any_data_is_read(capsys, tmp_path, monkeypatch, jobs):
     monkeypatch.delattr(run_experiments, 'load_dataset')
-    for url, reason in (('nonsense', 'Could not parse'), (f'sqlite:///{tmp_path}/no/where.db', 'unable to open')):
+    for url, shown, reason in (
+            ('nonsense', 'nonsense', 'Could not parse'),
+            ('postgresql://me:se@cret:x/y@HOST', 'postgresql://me:***@HOST', '@ is written as %40'),
+            (f'sqlite:///{tmp_path}/no/where.db', f'sqlite:///{tmp_path}/no/where.db', 'unable to open')):
         assert run_experiments.main(['--data', 'DATA', '--out', str(tmp_path), '--table', '2', '--backend', 'python',
                                      '--storage', url, '--jobs', jobs]) == 2
         error = capsys.readouterr().err.splitlines()
-        assert len(error) == 1 and f"the storage '{url}' cannot be opened" in error[0] and reason in error[0]
+        assert len(error) == 1 and f"the storage '{shown}' cannot be used" in error[0] and reason in error[0]
+        assert 'cret' not in error[0]
 
 
 @pytest.mark.promise
@@ -233,9 +244,13 @@ def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(f
 
 PROGRAM = """
 import sys, time
+from pathlib import Path
 sys.path.insert(0, {root!r})
 import pandas as pd
 from gru4rec_pytensor.experiments import search
+from gru4rec_pytensor.experiments.datasets import Events
+from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
+from gru4rec_pytensor.experiments.protocols import RSC15
 
 def objective(trial, a_search, space, note, n_points):
     parameters = {{name: trial.suggest_categorical(name, values) for name, values in space.items()}}
@@ -245,16 +260,18 @@ def objective(trial, a_search, space, note, n_points):
     print(trial.user_attrs, flush=True)
     return parameters['learning_rate']
 
-search.SPACE, search.objective, search.HEARTBEAT = {space}, objective, 1
+search.SPACE, search.objective, search.HEARTBEAT, search.PATIENCE = {space}, objective, 1, {patience}
 frame = pd.DataFrame({{'SessionId': [k // 2 for k in range(100)]}})
-found = search.run(search.Search(frame, frame, 'data', 'top1', 4, 1, 42, 'python', 'standard'), 12, sys.argv[1], print)
+search.open_events = lambda folder: Events(frame, frame)
+found = search.run(search.Search(Path('data'), 'top1', 4, 1, 42, 'python', 'standard'), 12, sys.argv[1], print)
 print(found)
 """
 
 
-def start_search(url, seconds):
+def start_search(url, seconds, patience=60):
     """A process that takes part in a search whose trials sleep."""
-    program = PROGRAM.format(root=str(Path(search.__file__).parents[2]), space=SMALL_SPACE, seconds=seconds)
+    program = PROGRAM.format(root=str(Path(search.__file__).parents[2]), space=SMALL_SPACE, seconds=seconds,
+                             patience=patience)
     return subprocess.Popen([sys.executable, '-c', program, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True)
 
@@ -266,7 +283,7 @@ def assert_shared(processes):
         out, error = process.communicate(timeout=240)
         assert process.returncode == 0, error
         lines.append([line for line in out.splitlines() if line != 'begins'])
-    assert len({text[-1] for text in lines}) == 1 and lines[0][-1].startswith('Outcome(n_random=12, n_stable=12')
+    assert len({text[-1] for text in lines}) == 1 and lines[0][-1].startswith('Found(n_random=12, n_stable=12')
     trained = [line for text in lines for line in text[:-1]]
     assert len(trained) == len(set(trained))
     return len(trained)
@@ -278,6 +295,15 @@ def test_processes_that_start_at_once_share_the_points_of_a_search(tmp_path):
     assert assert_shared(processes) == 12 + 2  # and one other value of two parameters
 
 
+def test_a_damaged_checkpoint_of_a_trial_is_set_aside(the_search, tmp_path):
+    mine, lines = the_search._replace(checkpoints=tmp_path), []
+    point, = search.random_points(SMALL_SPACE, 1, 42)
+    mine.checkpoint(point).write_bytes(b'damaged')
+    assert run(mine, tmp_path / 'db', 1, note=lines.append) == run(the_search, tmp_path / 'other', 1)
+    assert 'begins from the start' in lines[0] and [path.read_bytes() for path in tmp_path.glob('*.damaged')] == [
+        b'damaged']
+
+
 def postgresql():
     """The newest PostgreSQL's folder of programs (Debian: apt-get install postgresql), or None."""
     found = sorted(Path('/usr/lib/postgresql').glob('*/bin'), key=lambda path: float(path.parent.name))
@@ -285,9 +311,16 @@ def postgresql():
     return found[-1] if found else Path(on_path).parent if on_path else None
 
 
+class Server(NamedTuple):
+    """URL of an empty database on a PostgreSQL server of its own, and what stops and starts it."""
+    url: str
+    stop: Callable
+    start: Callable
+
+
 @pytest.fixture
-def server(tmp_path_factory):
-    """URL of an empty database on a PostgreSQL server of its own, which listens on the loopback interface alone."""
+def server(request):
+    """A server that listens on the loopback interface alone; its parameter is the encoding of the database."""
     folder = Path(tempfile.mkdtemp(prefix='postgresql'))  # a path of sockets has to be short
     user = {}
     if os.geteuid() == 0:  # PostgreSQL does not run as root
@@ -297,12 +330,15 @@ def server(tmp_path_factory):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     run = functools.partial(subprocess.run, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
-    run([postgresql() / 'initdb', '-D', folder / 'data', '-U', 'trials', '--auth=trust'])
+    run([postgresql() / 'initdb', '-D', folder / 'data', '-U', 'trials', '--auth=trust', '--locale=C', '--encoding',
+         getattr(request, 'param', 'UTF8')])
     control = [postgresql() / 'pg_ctl', '-D', folder / 'data', '-w', '-l', folder / 'log']
-    run([*control, '-o', f'-p {port} -h 127.0.0.1 -k {folder}', 'start'])
+    stop = functools.partial(run, [*control, '-m', 'immediate', 'stop'])
+    start = functools.partial(run, [*control, '-o', f'-p {port} -h 127.0.0.1 -k {folder}', 'start'])
+    start()
     run([postgresql() / 'createdb', '-h', '127.0.0.1', '-p', str(port), '-U', 'trials', 'trials'])
-    yield f'postgresql://trials@127.0.0.1:{port}/trials'
-    run([*control, '-m', 'immediate', 'stop'])
+    yield Server(f'postgresql://trials@127.0.0.1:{port}/trials', stop, start)
+    stop()
     shutil.rmtree(folder)
 
 
@@ -313,7 +349,7 @@ needs_postgresql = pytest.mark.skipif(not (postgresql() and importlib.util.find_
 @pytest.mark.slow
 @needs_postgresql
 def test_three_processes_share_a_search_on_postgresql_and_do_the_work_of_one_that_is_killed(server):
-    processes = [start_search(server, 1.0) for _process in range(3)]  # on an empty database
+    processes = [start_search(server.url, 1.0) for _process in range(3)]  # on an empty database
     killed = processes.pop()
     assert killed.stdout.readline() == 'begins\n', killed.stderr.read()
     killed.kill()
@@ -323,10 +359,36 @@ def test_three_processes_share_a_search_on_postgresql_and_do_the_work_of_one_tha
 
 @pytest.mark.slow
 @needs_postgresql
+@pytest.mark.parametrize('server', ['SQL_ASCII'], indirect=True)
+def test_a_search_goes_on_when_its_server_restarts_whatever_the_encoding_of_the_database(server):
+    process = start_search(server.url, 0.5)
+    assert process.stdout.readline() == 'begins\n', process.stderr.read()
+    server.stop()
+    time.sleep(3)
+    server.start()
+    out, error = process.communicate(timeout=240)
+    assert process.returncode == 0 and error == '' and 'Found(n_random=12, n_stable=12' in out
+
+
+@pytest.mark.slow
+@needs_postgresql
+def test_a_server_that_stays_away_ends_a_search_with_one_line(server):
+    process = start_search(server.url, 0.5, patience=2)
+    assert process.stdout.readline() == 'begins\n', process.stderr.read()
+    server.stop()
+    _out, error = process.communicate(timeout=240)
+    server.start()
+    lines = error.splitlines()
+    assert lines[-1].startswith(f"ValueError: the storage '{server.url}' cannot be used: ")
+    assert sum(line.startswith('Traceback') for line in lines) == 1  # that of the test's own program
+
+
+@pytest.mark.slow
+@needs_postgresql
 def test_processes_that_open_an_empty_server_at_once_all_find_its_tables(server):
     program = ('import sys; from gru4rec_pytensor.experiments import search; sys.stdin.readline(); '
                'search.open_storage(sys.argv[1])')
-    processes = [subprocess.Popen([sys.executable, '-c', program, server], stdin=subprocess.PIPE, text=True,
+    processes = [subprocess.Popen([sys.executable, '-c', program, server.url], stdin=subprocess.PIPE, text=True,
                                   stderr=subprocess.PIPE, cwd=Path(search.__file__).parents[2])
                  for _process in range(6)]
     for process in processes:
@@ -349,5 +411,10 @@ def test_afterwards_optuna_and_warnings_are_as_they_were(the_search, untrained, 
 
 
 def test_passwords_are_not_shown():
-    assert search.without_password('x postgresql://me:secret@host/db y') == 'x postgresql://me:***@host/db y'
-    assert search.without_password('sqlite:////tmp/a@b.db') == 'sqlite:////tmp/a@b.db'
+    for url, shown in (
+            ('x postgresql://me:secret@host/db y', 'x postgresql://me:***@host/db y'),
+            ('postgresql://me:se@cret:x/y?@host/db?sslmode=require', 'postgresql://me:***@host/db?sslmode=require'),
+            ('mysql://h/d?user=me&Password=a%40b&charset=utf8', 'mysql://h/d?user=me&Password=***&charset=utf8'),
+            ('mysql://h/d?passwd=a', 'mysql://h/d?passwd=***'), ('mssql:///?odbc_connect=PWD%3Da', 'mssql:///?odbc_connect=***'),
+            ('sqlite:////tmp/a@b.db', 'sqlite:////tmp/a@b.db'), ('postgresql://me@host:5432/db',) * 2):
+        assert search.without_password(url) == shown

@@ -11,8 +11,8 @@ from gru4rec_pytensor.experiments.tables import (
     mean_metric,
     metric_in_words,
     rows_of_tables,
-    table_1,
     table_3,
+    table_of_models,
     tables_1_and_3,
 )
 
@@ -64,7 +64,7 @@ def test_networks_that_were_not_stable_are_counted_and_have_no_part_in_the_mean(
 
 
 def test_a_row_of_table_1_has_published_and_our_numbers():
-    table = table_1([a_result('POP', 0.25, 0.125), a_result('Item-KNN', 0.5, 0.25)], DATA)
+    table = table_of_models('', 'Baseline', [a_result('POP', 0.25, 0.125), a_result('Item-KNN', 0.5, 0.25)], DATA)
     assert table.rows == [('POP', '0.0050', '0.2500', '0.0012', '0.1250', '2.0 s', '0.5 s'),
                           ('Item-KNN', '0.5065', '0.5000', '0.2048', '0.2500', '2.0 s', '0.5 s')]
 
@@ -86,7 +86,7 @@ def test_a_gain_over_a_baseline_that_hits_nothing_is_left_out():
 def test_rows_that_were_trained_or_ranked_otherwise_stand_apart_and_say_how():
     results = [a_result('Item-KNN', 0.5), a_network(0.6), a_network(0.7, epochs=3), a_network(0.8, seed=43),
                a_result('Item-KNN', 0.25, tie_policy='median'), a_network(0.4, tie_policy='median')]
-    section = tables_1_and_3(results, DATA)
+    section = tables_1_and_3(rows_of_tables(results, RSC15), [], DATA)
     assert [(row[:2], row[3]) for row in section.tables[0].rows] == [
         (('Item-KNN', 'conservative'), '0.5000'), (('Item-KNN', 'median'), '0.2500')]
     assert [(row[2:4], row[5]) for row in section.tables[1].rows] == [
@@ -110,3 +110,10 @@ def test_a_section_in_markdown_has_the_notice_headings_even_columns_and_notes():
         '', '### One', '', '| a         | long name |', '|-----------|-----------|', '| x         | 1         |',
         '| long text | 2         |', '', '### Two', '', '| b |', '|---|', '', 'First.', '', 'Last.']
     assert text.startswith('Data set `mine`: train 1 sessions, 2 events, 2 items') and text.endswith('Last.\n')
+
+
+def test_a_title_from_a_file_is_no_markup_in_markdown():
+    table = Table('One', ('a', 'b'), [('<script>x|y</script>\n| z', 1)])
+    text = as_markdown(DATA, Section([table], ['<b>: loss bpr.']))
+    row, note = text.splitlines()[-3], text.splitlines()[-1]
+    assert row == '| &lt;script>x&#124;y&lt;/script> &#124; z | 1 |' and note == '&lt;b>: loss bpr.'

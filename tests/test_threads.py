@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytensor
-import pytensor.tensor as pt
 import pytest
 from common import (
     CASES,
@@ -35,7 +33,7 @@ from evaluation import next_item_ranks
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import backends
 from gru4rec_pytensor.backends import threads
-from gru4rec_pytensor.backends.threads import BlasThreads, TrainingThreads
+from gru4rec_pytensor.backends.threads import BlasThreads
 
 LOG = few_items_log(n_sessions=60, n_items=30)
 PATH = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))  # of the project and the tests
@@ -166,101 +164,6 @@ def test_the_cores_of_a_container_are_those_that_it_gets_time_for(tmp_path, monk
     assert backends.available_cores() == cores
 
 
-@pytest.fixture
-def four_threads(monkeypatch):
-    """BLAS with four threads, on a machine with as many cores."""
-    monkeypatch.setattr(threads, 'available_cores', lambda: 4)
-    with threadpool_limits(4, user_api='blas'):
-        yield
-
-
-@pytest.mark.parametrize('arguments, most', [
-    (dict(layers=[100]), 1), (dict(layers=[1000]), 2), (dict(layers=[100, 1300]), 3), (dict(layers=[1000, 10]), 2),
-    (dict(layers=[100], embedding=1000), 2), (dict(layers=[10], feedforward=[2000]), 4),
-    (dict(layers=[100], batch_size=500), 1), (dict(layers=[100], batch_size=200, n_sample=4000), 3)])
-def test_the_largest_product_of_the_network_and_the_cores_say_how_many_threads_there_are(four_threads, arguments, most):
-    product = gru4rec.largest_product(GRU4Rec(**arguments).settings(n_items=50))
-    assert TrainingThreads(None, product).most == most
-    assert TrainingThreads(3, product).most == 3 and TrainingThreads(None, 1000 * product).most == 4
-    with threadpool_limits(2, user_api='blas'):
-        assert TrainingThreads(None, product).most == min(2, most)
-
-
-class Clock:
-    """In place of the module `time`: a thread gets `share` of a core while a second passes."""
-
-    def __init__(self, share):
-        self.now, self.used, self.share = 100.0, 0.0, share
-
-    def work(self, n_threads):
-        self.now += 1
-        self.used += self.share * n_threads
-
-    def monotonic(self):
-        return self.now
-
-    def perf_counter(self):
-        return self.now
-
-    def process_time(self):
-        return self.used
-
-
-def numbers_of_a_training(training, clock, seconds):
-    """How many threads BLAS has in each of so many seconds."""
-    found = []
-    for _second in range(seconds):
-        with training.working():
-            found.append(max(threads_of_blas()))
-            clock.work(found[-1])
-    return found
-
-
-def test_a_trial_with_more_threads_is_short_once_others_have_used_the_cores(four_threads, monkeypatch):
-    clock = Clock(share=0.9)
-    monkeypatch.setattr(threads, 'time', clock)
-    training = TrainingThreads(None, 10 ** 9)
-    assert [*training.pieces(100)] == [slice(0, 100)]
-    numbers_of_a_training(training, clock, 1)
-    assert [*training.pieces(100)] == [slice(0, 100)]
-    clock.now += threads.FIRST_PAUSE
-    assert [*training.pieces(100)] == [slice(0, 16), slice(16, 100)] and [*training.pieces(16)] == [slice(0, 16)]
-    clock.share = 1.0
-    numbers_of_a_training(training, clock, 1)
-    assert [*training.pieces(100)] == [slice(0, 100)]
-
-
-@pytest.mark.parametrize('bad', [None, 4, 5, 9])
-def test_mini_batches_that_are_run_in_pieces_are_those_of_one_run(monkeypatch, bad):
-    x, total = pt.tensor('x', dtype='float32', shape=(2,)), pytensor.shared(np.zeros(2, 'float32'), shape=(2,))
-    numbers = np.arange(24, dtype='float32').reshape(12, 2)
-    if bad:
-        numbers[bad] = np.nan
-    results = []
-    for pieces in ([slice(0, 12)], [slice(0, 5), slice(5, 12)]):
-        training = TrainingThreads()
-        monkeypatch.setattr(training, 'pieces', lambda n, pieces=pieces: pieces)
-        total.set_value(np.zeros(2, 'float32'))
-        loop = backends.compile_loop([x], pt.sum(total + x), {total: total + x}, backend='numba', threads=training)
-        results.append((loop(numbers), total.get_value()))
-    np.testing.assert_array_equal(*[losses for losses, _total in results])
-    np.testing.assert_array_equal(*[value for _losses, value in results])
-    assert len(results[1][0]) == (bad + 1 if bad else 12)
-
-
-def test_a_training_has_one_thread_while_others_use_the_cores_and_tries_again_less_and_less_often(four_threads,
-                                                                                                  monkeypatch):
-    clock = Clock(share=0.9)
-    monkeypatch.setattr(threads, 'time', clock)
-    training = TrainingThreads(None, 10 ** 9)
-    assert numbers_of_a_training(training, clock, 33) == [4, *[1] * 10, 4, *[1] * 20, 4]
-    clock.share = 1.0
-    assert numbers_of_a_training(training, clock, 43) == [*[1] * 40, 4, 4, 4]
-    clock.share = 0.9
-    assert numbers_of_a_training(training, clock, 12) == [4, *[1] * 10, 4]
-    assert numbers_of_a_training(TrainingThreads(3, 10 ** 9), clock, 20) == [3] * 20
-
-
 @pytest.mark.parametrize('train', [lambda log, **options: GRU4Rec([8], batch_size=5, n_epochs=1, backend='python').fit(
     log, **options), lambda log, **options: trained(FAST_CASE, 'python').fit_more(log, **options)])
 @pytest.mark.parametrize('wrong, error', [(0, ValueError), (-1, ValueError), (1.5, TypeError), ('2', TypeError),
@@ -291,23 +194,16 @@ def test_the_bits_of_wide_layers_are_the_same_with_the_same_number_of_threads():
         np.testing.assert_allclose(weight, fits[1].weights()[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_checkpoint_goes_on_with_its_number_of_threads_or_says_that_the_number_is_another(tmp_path, four_threads,
-                                                                                            monkeypatch):
-    monkeypatch.setattr(threads, 'PRODUCT_OF_A_THREAD', 100)
-    wide = dict(layers=[10], batch_size=4)  # 400 multiplications
-    small_model(**wide, n_epochs=1).fit(LOG, checkpoint=tmp_path / 'checkpoint')
-    numbers, working = [], TrainingThreads.working
-
-    def watched(training):
-        numbers.append(training.most)
-        return working(training)
-    monkeypatch.setattr(TrainingThreads, 'working', watched)
-    with threadpool_limits(2, user_api='blas'):
-        small_model(**wide, n_epochs=2).fit(LOG, checkpoint=tmp_path / 'checkpoint')
-    assert set(numbers) == {4}
-    with pytest.warns(UserWarning, match=r'had 4 thread\(s\) of BLAS so far, and goes on with threads=3'):
-        small_model(**wide, n_epochs=3).fit(LOG, checkpoint=tmp_path / 'checkpoint', threads=3)
-    assert set(numbers) == {4, 3}
+def test_a_checkpoint_keeps_its_number_of_threads_and_says_where_another_is_asked_for(tmp_path, monkeypatch):
+    numbers, limited = [], BlasThreads.limited
+    monkeypatch.setattr(BlasThreads, 'limited', lambda blas, n: [numbers.append(n), limited(blas, n)][1])
+    small = dict(layers=[10], batch_size=4)
+    small_model(**small, n_epochs=1).fit(LOG, checkpoint=tmp_path / 'checkpoint', threads=2)
+    small_model(**small, n_epochs=2).fit(LOG, checkpoint=tmp_path / 'checkpoint')
+    assert set(numbers) == {2}
+    with pytest.warns(UserWarning, match=r'had 2 thread\(s\) of BLAS so far, and continues with threads=3') as caught:
+        small_model(**small, n_epochs=3).fit(LOG, checkpoint=tmp_path / 'checkpoint', threads=3)
+    assert set(numbers) == {2, 3} and caught[0].filename == __file__
 
 
 def test_a_model_is_saved_while_it_serves(hurried, tmp_path):
@@ -515,13 +411,13 @@ def test_a_second_training_is_refused_while_the_first_one_tells_new_items_from_o
     model, n_calls = small_model(n_epochs=1).fit(LOG), []
     inside, go_on = threading.Event(), threading.Event()
 
-    def slow_at_first(settings):
+    def slow_at_first(model, n_items):
         n_calls.append(1)
         if len(n_calls) == 1:
             inside.set()
             assert go_on.wait(60)
 
-    monkeypatch.setattr(gru4rec, 'warn_of_constant_loss', slow_at_first)
+    monkeypatch.setattr('gru4rec.arguments.warn_of_constant_loss', slow_at_first)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(model.fit_more, OTHER_LOG)
         assert inside.wait(60)
@@ -743,7 +639,7 @@ def test_models_go_to_processes_of_a_pool_before_and_after_they_predicted(backen
 @pytest.mark.parametrize('call', [
     lambda: small_model().fit(LOG).move_to('cuda'), lambda: small_model(backend='cuda').fit(LOG),
     lambda: backends.resolve('cuda'), lambda: backends.compile_function([], [], backend='cuda'),
-    lambda: backends.compile_loop([], None, {}, backend='cuda'), lambda: backends.compile_step([], [], backend='cuda')])
+    lambda: backends.compile_loop({}, None, {}, backend='cuda'), lambda: backends.compile_step({}, {}, backend='cuda')])
 def test_a_backend_that_is_none_is_refused(call):
     with pytest.raises(ValueError, match="^backend='cuda': must be one of .*'numba', 'jax', 'python'$"):
         call()

@@ -24,6 +24,7 @@ from numpy_gru4rec import NumpyGRU4Rec, activations, losses, minibatches, sigmoi
 import evaluation
 import gru4rec
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import draws
 
 # Each variant alone, then two that have everything between them.
 SESSION, MANY_EVENTS = dict(input_mode='session'), dict(input_mode='session', session_decay=0.9)
@@ -250,8 +251,8 @@ def test_the_session_input_is_the_discounted_sum_of_one_of_n_codes_of_length_one
     table = np.random.RandomState(0).randn(4, 5)
     history = np.full((1, gru4rec.history_length(decay)), -1, np.int32)
     for k, event in enumerate(events):
-        read = gru4rec.session_input(pt.constant([event]), pt.constant([k == 0]), [pt.constant(history)], decay)
-        history = read.history[0].eval()
+        read = gru4rec.session_input(pt.constant([event]), pt.constant([k == 0]), pt.constant(history), decay)
+        history = read.history['history'].eval()
     dense = np.zeros(4)
     dense[list(expected)] = list(expected.values())
     assert_allclose(read.product(pt.constant(table)[read.rows]).eval()[0], dense / np.linalg.norm(dense) @ table,
@@ -285,11 +286,11 @@ def test_uniform_negatives_are_drawn_as_often_as_one_another():
 
 
 def test_uniform_negatives_of_idle_lanes_change_nothing(monkeypatch):
-    draw = gru4rec.RandomInputs.__call__
+    draw = draws.RandomInputs.__call__
 
     def trained_with(item):
-        monkeypatch.setattr(gru4rec.RandomInputs, '__call__', lambda self, chunk: [
-            np.where(chunk.position < 0, item, negatives) for negatives in draw(self, chunk)])
+        monkeypatch.setattr(draws.RandomInputs, '__call__', lambda self, lanes: {
+            name: np.where(lanes, negatives, item) for name, negatives in draw(self, lanes).items()})
         # L2 and momentum move the rows of all items of a mini-batch, whatever their gradients
         return state_of(small_model(negatives='uniform', drop_tail=False, lmbd=0.1, momentum=0.2).fit(LOG))
     assert_same_bits(trained_with(0), trained_with(1))

@@ -16,16 +16,17 @@ import pytest
 import preprocess_rsc15
 import run_experiments
 from gru4rec_pytensor.backends import threads
-from gru4rec_pytensor.experiments import engines
+from gru4rec_pytensor.experiments import engines, work
 from gru4rec_pytensor.experiments.cells import plan
+from gru4rec_pytensor.experiments.datasets import Source, load_dataset, share
 from gru4rec_pytensor.experiments.engines import Outcome, Task, in_processes, in_this_process
 from gru4rec_pytensor.experiments.protocols import RSC15
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.experiments.tables import rows_of_tables
-from gru4rec_pytensor.files import FileLock, atomic_file, files_together
+from gru4rec_pytensor.files import atomic_file, files_together, locked
 
 ROOT = Path(__file__).parents[1]
-needs_locks = pytest.mark.skipif(sys.platform == 'win32', reason='files are not locked on Windows')
+needs_locks = pytest.mark.skipif(sys.platform == 'win32', reason='unfinished files are not locked on Windows')
 
 
 def run_python(program, *arguments, **options):
@@ -40,7 +41,8 @@ def run_python(program, *arguments, **options):
 HOLD = """
     import sys, time
     from pathlib import Path
-    from gru4rec_pytensor.files import FileLock, atomic_file, files_together
+    from gru4rec_pytensor.experiments.results import Results
+    from gru4rec_pytensor.files import atomic_file, files_together, locked
     with {context}:
         print('ready', flush=True)
         time.sleep(600)
@@ -57,20 +59,31 @@ def killed_holding(context, path):
     return process.pid
 
 
-@needs_locks
-def test_a_lock_excludes_others_and_ends_with_its_process_of_which_it_tells(tmp_path):
-    path = tmp_path / 'cell.lock'
-    lock, other = FileLock(path), FileLock(path)
-    assert not other.is_held() and not path.exists()
-    assert lock.acquire() and lock.last_holder == '' and not other.acquire(wait=False) and other.is_held()
-    lock.release()
-    assert other.acquire(wait=False) and other.last_holder == ''
-    other.release()
+def test_a_lock_excludes_others_and_ends_with_its_process(tmp_path):
+    path = tmp_path / 'lock'
+    with locked(path) as lock, locked(path, wait=False) as other:
+        assert lock.is_locked and other is None
     assert not path.exists()
-    pid = killed_holding('FileLock(Path(sys.argv[1]))', path)
-    assert not lock.is_held()
-    assert lock.acquire(wait=False) and lock.last_holder.startswith(f'process {pid} on ')
-    lock.release()
+    killed_holding('locked(Path(sys.argv[1]))', path)
+    with locked(path, wait=False) as lock:
+        assert lock.is_locked
+        lock.release()  # others may have it before the block ends
+        with locked(path, wait=False) as other:
+            assert other.is_locked
+    assert not path.exists()
+
+
+def test_a_cell_has_one_holder_of_which_a_killed_one_is_named(tmp_path):
+    results, key = Results(tmp_path), {'model': 'POP'}
+    results.make_folders()
+    assert not results.is_held(key)
+    with results.hold(key) as last, results.hold(key) as other:
+        assert last == '' and other is None and results.is_held(key)
+    pid = killed_holding("Results(Path(sys.argv[1])).hold({'model': 'POP'})", tmp_path)
+    assert not results.is_held(key)
+    with results.hold(key) as last:
+        assert last.startswith(f'process {pid} on ')
+    assert list((tmp_path / 'cells').iterdir()) == []
 
 
 @needs_locks
@@ -189,12 +202,13 @@ def test_the_usual_number_of_jobs_fills_the_cores_as_far_as_memory_goes(tmp_path
 
 
 def test_bpr_mf_counts_twice_where_memory_is_shared_out(monkeypatch):
-    arguments, cells = run_experiments.parse([]), plan(RSC15, run_experiments.options_of(run_experiments.parse([])))
+    request, _source, place = run_experiments.parse([])
+    cells = plan(RSC15, request)
     monkeypatch.setattr(engines, 'available_cores', lambda: 4)
     monkeypatch.setattr(engines, 'available_memory', lambda: 18e9)
 
     def jobs(cells):
-        return run_experiments.engine_of(arguments, cells, 31_500_000, 'numba', 0)[1]
+        return run_experiments.choose_engine(request, place, cells, 31_500_000, 0)[1]
     assert jobs(cells) == 2  # 8.6 and 4.3 of 13.5 GB
     assert jobs([cell for cell in cells if cell.model != 'BPR-MF']) == 3
 
@@ -271,7 +285,7 @@ def trained_once(out):
 
 def assert_nothing_is_left(out):
     assert list((out / 'checkpoints').iterdir()) == []
-    assert not [path for path in out.rglob('*') if path.suffix in ('.lock', '.unfinished')]
+    assert not [path for path in out.rglob('*') if path.suffix in ('.lock', '.holder', '.unfinished')]
 
 
 @pytest.mark.slow
@@ -348,21 +362,18 @@ def test_thirty_kills_at_random_moments_give_the_numbers_of_an_undisturbed_run(s
     assert_nothing_is_left(out)
 
 
-@needs_locks
 def test_the_next_command_says_whose_cell_it_takes_over_and_removes_locks_of_finished_ones(data, tmp_path, capsys):
     arguments = ['--data', str(data), '--out', str(tmp_path), '--table', '1', '--models', 'POP', 'S-POP', '--jobs', '1']
-    results = Results(tmp_path)
-    results.prepare()
     assert run_experiments.main([*arguments[:-2], '--jobs', '1', '--models', 'POP']) == 0
-    finished = next((tmp_path / 'cells').glob('POP-*.json')).with_suffix('.lock')
-    cells = plan(RSC15, run_experiments.options_of(run_experiments.parse(arguments)))
-    unfinished = results.path('cells', cells[1].key(results.load('cells')[0]['data'])).with_suffix('.lock')
-    pids = [killed_holding('FileLock(Path(sys.argv[1]))', path) for path in (finished, unfinished)]
+    results = Results(tmp_path)
+    fingerprint = results.load('cells')[0]['data']
+    keys = [cell.key(fingerprint) for cell in plan(RSC15, run_experiments.parse(arguments)[0])]
+    pids = [killed_holding(f'Results(Path(sys.argv[1])).hold({key})', tmp_path) for key in keys]
     capsys.readouterr()
     assert run_experiments.main(arguments) == 0
     shown = capsys.readouterr().err
     assert f'S-POP: taken over from process {pids[1]} on' in shown and f'process {pids[0]}' not in shown
-    assert list((tmp_path / 'cells').glob('*.lock')) == []
+    assert {path.suffix for path in (tmp_path / 'cells').iterdir()} == {'.json'}
 
 
 # --- A Dask cluster -------------------------------------------------------------------------------------------------
@@ -406,7 +417,7 @@ def workers_of(address):
 def holders(out):
     """Process ids of those who are at a cell."""
     found = []
-    for path in (out / 'cells').glob('*.lock'):
+    for path in (out / 'cells').glob('*.holder'):
         try:
             found.append(int(path.read_text().split()[1]))
         except (OSError, IndexError):  # it has just ended, or begun
@@ -475,8 +486,76 @@ def test_ctrl_c_ends_the_work_on_a_cluster_too_and_its_workers_are_free_for_anot
 
 
 @needs_dask
-def test_a_scheduler_that_is_not_there_is_named(data, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('address', ['tcp://127.0.0.1:1', 'nonsense', 'tcp://x:y', 'other://x:1'])
+def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch, capsys, address):
+    import distributed
     monkeypatch.setattr(engines, 'CONNECT', 1)
     monkeypatch.delattr(run_experiments, 'load_dataset')  # it is named before any data is read
-    assert run_experiments.main(['--data', str(data), '--out', str(tmp_path), '--scheduler', 'tcp://127.0.0.1:1']) == 2
-    assert '--scheduler tcp://127.0.0.1:1: no Dask scheduler is reached there' in capsys.readouterr().err
+    if address != 'tcp://127.0.0.1:1':
+        monkeypatch.delattr(distributed, 'Client')  # which would need 40 s to close
+    assert run_experiments.main(['--data', 'DATA', '--out', str(tmp_path), '--scheduler', address]) == 2
+    assert f'--scheduler {address}: no Dask scheduler is reached there' in capsys.readouterr().err
+
+
+class Client:
+    """In place of a Dask client with one worker, which changes what it says of itself."""
+
+    def __init__(self, answer=dict, threads=1, has_worker=True):
+        self.answer, self.threads, self.has_worker = answer, threads, has_worker
+
+    def wait_for_workers(self, n, timeout):
+        if not self.has_worker:
+            raise TimeoutError('Only 0/1 workers arrived after 20')
+
+    def run(self, function, *arguments, on_error):
+        try:
+            return {'w': self.answer(function(*arguments))}
+        except Exception as error:
+            return {'w': error}
+
+    def nthreads(self):
+        return {'w': self.threads}
+
+
+def raising(error):
+    def answer(found):
+        raise error
+    return answer
+
+
+@pytest.mark.parametrize('client, message', [
+    (Client(), None), (Client(raising(FileNotFoundError())), 'w does not see .*: --out must be on a disk'),
+    (Client(raising(AttributeError('no such function'))), 'w cannot run this package: no such function'),
+    (Client(lambda found: found | {'revision': 1}), 'w has revision 1, and this command 2'),
+    (Client(lambda found: found | {'numpy': '1.0'}), 'w has numpy 1.0, and this command '),
+    (Client(threads=2), 'w has 2 threads: start it with --nthreads 1'),
+    (Client(has_worker=False), 'tcp://HOST:1: has no worker; start some by `dask worker tcp://HOST:1 --nthreads 1`')])
+def test_a_worker_that_cannot_do_the_work_is_named_before_any(tmp_path, monkeypatch, client, message):
+    monkeypatch.setattr(engines, 'connected', lambda address: contextlib.nullcontext(client))
+    if message is None:
+        assert engines.count_workers('tcp://HOST:1', tmp_path) == 1
+    else:
+        with pytest.raises(ValueError, match=message):
+            engines.count_workers('tcp://HOST:1', tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_that_is_reported_as_done_and_is_not_there_fails_with_that_reason(data, tmp_path, monkeypatch):
+    """As by a worker with a folder of its own under the same name."""
+    submitted = []
+
+    def engine(tasks, display):
+        for task in tasks:
+            submitted.append(task.title)
+            yield task, Outcome('was trained by another command')
+    monkeypatch.setattr(work, 'WAIT', 0.0)
+    monkeypatch.setattr(work, 'PATIENCE', 0.1)
+    results = Results(tmp_path)
+    results.make_folders()
+    shared = share(load_dataset(Source(folder=data)), tmp_path / 'data')
+    one = work.Work(shared, results, engine, 600.0)
+    cells = plan(RSC15, run_experiments.parse(['--table', '1', '--models', 'POP'])[0])
+    assert len(list(work.run_cells(cells, one))) == 1
+    assert submitted == ['POP']
+    with pytest.raises(work.TasksFailed, match='POP: was reported as done, but .*cells lacks its result'):
+        one.check()

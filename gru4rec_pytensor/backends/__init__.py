@@ -1,7 +1,7 @@
-"""How a symbolic graph becomes a program: the only package that knows a linker.
+"""The way from a symbolic graph to a program: the only package that knows a linker.
 
 The model (`gru4rec.py`) hands over a step, written once in symbols, and gets back a function that runs it on a chunk of
-mini-batches, as many as are handed over at once.  Three backends are offered:
+mini-batches.  Inputs and outputs are dictionaries, by name.  Three backends are offered:
 
 * ``'numba'``: machine code for the CPU.  The step and the loop over mini-batches around it are one compiled function,
   so that no Python runs between two mini-batches.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from glob import glob
 from hashlib import sha256
 from importlib.util import find_spec
@@ -47,15 +47,21 @@ from gru4rec_pytensor.backends.common import (
 from gru4rec_pytensor.backends.numba_ops import fast_activations
 from gru4rec_pytensor.backends.numba_tricks import TRICKS, numba_mode
 from gru4rec_pytensor.backends.python_ops import python_mode
-from gru4rec_pytensor.backends.threads import TrainingThreads, available_cores, blas_threads
+from gru4rec_pytensor.backends.repeats import summed_repeats
+from gru4rec_pytensor.backends.threads import available_cores, blas_threads
+from gru4rec_pytensor.backends.variables import Variables, free_arrays, shared
 from gru4rec_pytensor.checks import check_choice
 
 if TYPE_CHECKING:
     from gru4rec_pytensor.backends.jax_loops import JaxRanks
 
-__all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'TrainingThreads', 'available_cores', 'blas_threads',
-           'check_working_directory', 'compile_function', 'compile_loop', 'compile_ranks', 'compile_step',
-           'fast_activations', 'loop_source', 'resolve', 'row_update', 'symbols_of_float32']
+Symbols = Mapping[str, Variable]  # by name
+Arrays = dict[str, Any]
+
+__all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'Variables', 'available_cores', 'blas_threads', 'check_working_directory',
+           'compile_function', 'compile_loop', 'compile_ranks', 'compile_step', 'fast_activations', 'free_arrays',
+           'loop_source', 'resolve', 'row_update', 'shared', 'summed_repeats',
+           'symbols_of_float32']
 
 logger = logging.getLogger('gru4rec')
 
@@ -65,7 +71,7 @@ VERSION = version_of(__file__)
 
 
 def resolve(backend: str) -> str:
-    """The backend that a name stands for; ValueError if it is none, or JAX and JAX does not work."""
+    """Return the backend that a name stands for; ValueError if it is none, or JAX and JAX does not work."""
     check_choice('backend', backend, BACKENDS)
     if backend == 'auto':
         return 'jax' if _gpu() else 'numba'
@@ -80,10 +86,10 @@ def resolve(backend: str) -> str:
 
 
 def _gpu() -> bool:
-    """Whether JAX works and sees a GPU.
+    """Return whether JAX works and sees a GPU.
 
-    It is asked, and imported, only where it has a plugin for GPUs, and a driver shows one: it takes its time, starts
-    threads, and sets PyTensor's and its own precision for the whole process.
+    JAX is imported only where it has a plugin for GPUs and a driver shows one: the import takes seconds, starts
+    threads, and sets PyTensor's and JAX's precision for the whole process.
     """
     if not (find_spec('jax') and find_spec('jax_plugins') and any(map(glob, GPU_FILES))):
         return False
@@ -114,14 +120,13 @@ def compile_function(inputs: Sequence[Variable], outputs: Variable | Sequence[Va
         return pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
 
 
-def compile_step(inputs: Sequence[Variable], outputs: Sequence[Variable], *,
-                 backend: str) -> Callable[..., Sequence]:
+def compile_step(inputs: Symbols, outputs: Symbols, *, backend: str) -> Callable[[Arrays], Arrays]:
     """Compile a graph without updates.
 
     Returns
     -------
-    function of arrays, one for each of `inputs`, that returns the outputs, which are the caller's; several threads may
-    call it at once
+    function of {name: array}, one for each of `inputs`, that returns the outputs, by name, which are the caller's;
+    several threads may call it at once
     """
     check_choice('backend', backend, BACKENDS[1:])
     if backend == 'jax':
@@ -131,20 +136,20 @@ def compile_step(inputs: Sequence[Variable], outputs: Sequence[Variable], *,
     return (PythonStep if backend == 'python' else NumbaStep)(inputs, outputs)
 
 
-def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict, *, backend: str,
-                 threads: TrainingThreads | None = None) -> Callable[..., np.ndarray]:
+def compile_loop(sequences: Symbols, output: Variable, updates: dict, *, backend: str,
+                 n_threads: int = 1) -> Callable[[Arrays], np.ndarray]:
     """Compile a step that is run for each row of its sequences.
 
     Parameters
     ----------
-    sequences : symbolic inputs of one step
+    sequences : symbolic inputs of one step, by name
     output : symbolic scalar
     updates : shared variable -> its value after the step
-    threads : how many BLAS has meanwhile, one when None; JAX has its own
+    n_threads : number of BLAS's threads meanwhile; JAX has its own
 
     Returns
     -------
-    function of arrays with a leading axis of K rows, one array for each of `sequences`; it runs the step K times and
+    function of {name: array}, with a leading axis of K rows, one for each of `sequences`; it runs the step K times and
     returns the outputs (K,).  After an output that is not finite it stops, and returns those up to it.
     """
     check_choice('backend', backend, BACKENDS[1:])
@@ -152,10 +157,10 @@ def compile_loop(sequences: Sequence[Variable], output: Variable, updates: dict,
         from gru4rec_pytensor.backends.jax_loops import JaxLoop
         with compiling():
             return JaxLoop(sequences, output, updates)
-    return (PythonLoop if backend == 'python' else NumbaLoop)(sequences, output, updates, threads or TrainingThreads())
+    return (PythonLoop if backend == 'python' else NumbaLoop)(sequences, output, updates, n_threads)
 
 
-def compile_ranks(inputs: Sequence[Variable], outputs: Sequence[Variable], scores: Variable, activated: Variable,
+def compile_ranks(inputs: Symbols, outputs: Symbols, scores: Variable, activated: Variable,
                   block: int = 16_384) -> JaxRanks:
     """Compile the counting of ranks on a GPU, for the backend 'jax'; arguments as of `jax_loops.JaxRanks`."""
     from gru4rec_pytensor.backends.jax_loops import JaxRanks
@@ -166,26 +171,29 @@ def compile_ranks(inputs: Sequence[Variable], outputs: Sequence[Variable], score
 class PythonStep:
     """A graph run by PyTensor's interpreter, which keeps what it computes in one place: one thread at a time."""
 
-    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable]) -> None:
-        self._function: Any = compile_function(inputs, outputs, backend='python')
+    def __init__(self, inputs: Symbols, outputs: Symbols) -> None:
+        self._function: Any = compile_function([*inputs.values()], [*outputs.values()], backend='python')
+        self._inputs, self._outputs = [*inputs], [*outputs]
         self._lock = threading.Lock()
 
-    def __call__(self, *arrays: Any) -> list[np.ndarray]:
+    def __call__(self, arrays: Arrays) -> Arrays:
         with self._lock, np.errstate(all='ignore'):  # as PyTensor's own element-wise operations
-            return [np.array(output) for output in self._function(*arrays)]
+            found = self._function(*in_order(arrays, self._inputs))
+            return {name: np.array(value) for name, value in zip(self._outputs, found)}
 
 
 class PythonLoop:
     """A loop in Python around the step."""
 
-    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict,
-                 threads: TrainingThreads) -> None:
-        self._step, self._threads = compile_function(sequences, output, updates, backend='python'), threads
+    def __init__(self, sequences: Symbols, output: Variable, updates: dict, n_threads: int) -> None:
+        self._step = compile_function([*sequences.values()], output, updates, backend='python')
+        self._names, self._n_threads = [*sequences], n_threads
 
-    def __call__(self, *sequences: np.ndarray) -> np.ndarray:
-        outputs = np.empty(len(sequences[0]), dtype=FLOAT)
-        with self._threads.working(), np.errstate(all='ignore'):
-            for k, row in enumerate(zip(*sequences)):
+    def __call__(self, sequences: Arrays) -> np.ndarray:
+        arrays = in_order(sequences, self._names)
+        outputs = np.empty(len(arrays[0]), dtype=FLOAT)
+        with blas_threads.limited(self._n_threads), np.errstate(all='ignore'):
+            for k, row in enumerate(zip(*arrays)):
                 outputs[k] = self._step(*row)
                 if not np.isfinite(outputs[k]):
                     return outputs[:k + 1]
@@ -208,11 +216,11 @@ class NumbaFunction:
         self.storage = [function.vm.storage_map[variable] for variable in self.fgraph.inputs[len(inputs):]]
 
     def arrays(self) -> list[np.ndarray]:
-        """Those of the shared variables, as they are now."""
+        """Return those of the shared variables, as they are now."""
         return [cell[0] for cell in self.storage]
 
     def within(self, name: str, source: str) -> Any:
-        """A function of this name and source, in which the graph's function is called ``step``."""
+        """Return a function of this name and source, in which the graph's function is called ``step``."""
         # PyTensor has a key for the step's machine code on disk; with a key made of it this one's is found again, too.
         # PyTensor puts there a function that does nothing but call the step.  Calling the step itself compiles it once
         # less, which saves a seventh of the time.
@@ -227,14 +235,17 @@ class NumbaFunction:
 class NumbaStep:
     """A graph as machine code, without PyTensor's interpreter around it."""
 
-    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable]) -> None:
-        self._step, self._types = NumbaFunction(inputs, outputs), [variable.type for variable in inputs]
+    def __init__(self, inputs: Symbols, outputs: Symbols) -> None:
+        self._step = NumbaFunction([*inputs.values()], [*outputs.values()])
+        self._types = {name: variable.type for name, variable in inputs.items()}
+        self._outputs = [*outputs]
         arguments = ', '.join(f'array{i}' for i in range(len(self._step.fgraph.inputs)))
         self._function = self._step.within('once', f'def once({arguments}):\n    return step({arguments})')
 
-    def __call__(self, *arrays: Any) -> tuple:
-        inputs = [np.asarray(kind.filter(array), order='C') for kind, array in zip(self._types, arrays, strict=True)]
-        return call(self._function, (*inputs, *self._step.arrays()))
+    def __call__(self, arrays: Arrays) -> Arrays:
+        inputs = [np.asarray(kind.filter(array), order='C')
+                  for kind, array in zip(self._types.values(), in_order(arrays, [*self._types]))]
+        return dict(zip(self._outputs, call(self._function, (*inputs, *self._step.arrays()))))
 
 
 class NumbaLoop:
@@ -244,30 +255,31 @@ class NumbaLoop:
     generated, since the number of arrays differs from model to model.
     """
 
-    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict,
-                 threads: TrainingThreads) -> None:
-        self._step, self._threads = NumbaFunction(sequences, output, updates), threads
-        fgraph = self._step.fgraph
+    def __init__(self, sequences: Symbols, output: Variable, updates: dict, n_threads: int) -> None:
+        self._step = NumbaFunction([*sequences.values()], output, updates)
+        self._names, self._n_threads, fgraph = [*sequences], n_threads, self._step.fgraph
         source = loop_source(len(sequences), len(self._step.storage), len(fgraph.outputs), fgraph.update_mapping)
         self._loop = self._step.within('loop', source)
 
-    def __call__(self, *sequences: np.ndarray) -> np.ndarray:
-        outputs = np.empty(len(sequences[0]), dtype=FLOAT)
-        done = 0
-        for rows in self._threads.pieces(len(outputs)):
-            with self._threads.working():
-                n_done, states = call(self._loop, (outputs[rows], *[sequence[rows] for sequence in sequences],
-                                                   *self._step.arrays()))
-            for cell, state in zip(self._step.storage, states):
-                cell[0] = state
-            done += n_done
-            if not np.isfinite(outputs[:done][-1:]).all():
-                break
-        return outputs[:done]
+    def __call__(self, sequences: Arrays) -> np.ndarray:
+        arrays = in_order(sequences, self._names)
+        outputs = np.empty(len(arrays[0]), dtype=FLOAT)
+        with blas_threads.limited(self._n_threads):
+            n_done, states = call(self._loop, (outputs, *arrays, *self._step.arrays()))
+        for cell, state in zip(self._step.storage, states):
+            cell[0] = state
+        return outputs[:n_done]
+
+
+def in_order(arrays: Arrays, names: list[str]) -> list:
+    """Return the arrays of these names; ValueError unless those are all."""
+    if arrays.keys() != set(names):
+        raise ValueError(f'inputs are {sorted(names)}; got {sorted(arrays)}')
+    return [arrays[name] for name in names]
 
 
 def call(function: Any, arguments: tuple) -> Any:
-    """What a function of Numba returns; before its first call the code that is on disk is put into it."""
+    """Call a function of Numba; before the first call the code that is on disk is put into it."""
     if not function.overloads and function.stats.cache_path:
         with compiling():
             if not function.overloads:
@@ -276,7 +288,7 @@ def call(function: Any, arguments: tuple) -> Any:
 
 
 def add_code_on_disk(function: Any, signature: tuple) -> None:
-    """Give a function that Numba caches its machine code as it is on disk, where it is put first if need be.
+    """Give a function that Numba caches its machine code as it is on disk, where it is written first if need be.
 
     In the process that compiles it, the functions that it calls are those that were compiled one by one; what is on
     disk is one piece, which was optimised as a whole.  Both are right, but last digits differ.  And of parts that have
@@ -298,7 +310,7 @@ def add_code_on_disk(function: Any, signature: tuple) -> None:
 
 
 def loop_source(n_sequences: int, n_states: int, n_outputs: int, update_mapping: dict[int, int]) -> str:
-    """Source of the loop; `update_mapping` says which output of the step replaces which of its inputs."""
+    """Return the source of the loop; `update_mapping` says which output of the step replaces which of its inputs."""
     sequences = [f'sequence{i}' for i in range(n_sequences)]
     states = [f'state{i}' for i in range(n_states)]
     results = [f'result{i}' for i in range(n_outputs)]
@@ -314,5 +326,3 @@ def loop_source(n_sequences: int, n_states: int, n_outputs: int, update_mapping:
         '            break',
         f"    return done, ({', '.join(states)},)",
     ])
-
-

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.link.jax.linker import JAXLinker
 
 from gru4rec_pytensor.backends.common import BEFORE_FUSION, FLOAT, ROW_UPDATES, RowUpdate, sums_in_own_precision
+from gru4rec_pytensor.backends.repeats import Occurrences, RunningSums
 
 NOWHERE = 2 ** 30  # number of a row that no table has
 
@@ -142,6 +143,29 @@ def row_updates_without_race(fgraph: FunctionGraph, node: Apply) -> list | None:
     return [pt.set_subtensor(x[rows], value)]
 
 
+@jax_funcify.register(Occurrences)
+def _funcify_occurrences(op: Occurrences, **kwargs: Any) -> Callable:
+    def occurrences(rows: Array, counts: Array) -> tuple[Array, Array]:
+        order, ordered = sorted_rows(rows, counts)
+        same = (ordered[1:] == ordered[:-1]) & (ordered[1:] != NOWHERE)
+        before = jnp.where(jnp.append(False, same), jnp.append(-1, order[:-1]), -1)
+        is_last = ~jnp.append(same, False) & (ordered != NOWHERE)
+        return jnp.zeros_like(order).at[order].set(before), jnp.zeros(len(rows), bool).at[order].set(is_last)
+    return occurrences
+
+
+@jax_funcify.register(RunningSums)
+def _funcify_running_sums(op: RunningSums, **kwargs: Any) -> Callable:
+    def running_sums(values: Array, before: Array) -> Array:
+        # The first occurrence of a row, found by following the one before it, stands for the row in the sums.
+        first = jnp.where(before < 0, jnp.arange(len(before)), before)
+        for _doubling in range(len(before).bit_length()):
+            first = first[first]
+        order, rows = sorted_rows(first)
+        return jnp.zeros_like(values).at[order].set(sums_of_rows(rows, values[order]))
+    return running_sums
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Programs
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,13 +216,14 @@ def padded(rows: np.ndarray, length: int) -> np.ndarray:
 class JaxStep:
     """A graph as one program of XLA, which holds no state but the variables that it reads."""
 
-    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable]) -> None:
-        self._step = JaxFunction(inputs, outputs)
+    def __init__(self, inputs: Mapping[str, Variable], outputs: Mapping[str, Variable]) -> None:
+        self._step, self._inputs, self._outputs = JaxFunction([*inputs.values()], [*outputs.values()]), inputs, outputs
         self._program = jax.jit(self._step.function)
 
-    def __call__(self, *arrays: Any) -> list[Array]:
+    def __call__(self, arrays: dict[str, Any]) -> dict[str, Array]:
         with jax.default_matmul_precision('float32'):
-            return self._program(*arrays, *self._step.values())
+            found = self._program(*[arrays[name] for name in self._inputs], *self._step.values())
+        return dict(zip(self._outputs, found))
 
 
 class JaxLoop:
@@ -208,8 +233,8 @@ class JaxLoop:
     stay on the device between calls; `SharedVariable.get_value` gives JAX arrays then.
     """
 
-    def __init__(self, sequences: Sequence[Variable], output: Variable, updates: dict) -> None:
-        self.step = JaxFunction(sequences, [output], updates)
+    def __init__(self, sequences: Mapping[str, Variable], output: Variable, updates: dict) -> None:
+        self.step, self._names = JaxFunction([*sequences.values()], [output], updates), [*sequences]
         self._length = 0  # of the longest chunk so far
         step, new_value = self.step.function, self.step.new_value
 
@@ -229,10 +254,10 @@ class JaxLoop:
 
         self.program = jax.jit(loop, donate_argnums=2)
 
-    def __call__(self, *sequences: np.ndarray) -> np.ndarray:
-        n_rows = len(sequences[0])
+    def __call__(self, sequences: dict[str, np.ndarray]) -> np.ndarray:
+        n_rows = len(sequences[self._names[0]])
         self._length = max(self._length, n_rows)
-        rows = [padded(sequence, self._length) for sequence in sequences]
+        rows = [padded(sequences[name], self._length) for name in self._names]
         with jax.default_matmul_precision('float32'):  # a GPU would round factors to 10 bits otherwise
             n_done, outputs, states = self.program(n_rows, rows, self.step.values())
         for cell, state in zip(self.step.storage, states):
@@ -247,23 +272,25 @@ class JaxRanks:
 
     Parameters
     ----------
-    inputs, outputs : symbols (item, starts, states...), and (the last layer's output H, new states...)
+    inputs, outputs : symbols by name: 'item', 'starts' and the states; 'top', the last layer's output, and new states
     scores, activated : a symbolic matrix of raw scores, and the same activated
     block : items at a time
     """
 
-    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable], scores: Variable, activated: Variable,
-                 block: int) -> None:
-        self._step, self._activation = JaxFunction(inputs, outputs), JaxFunction([scores], [activated])
+    def __init__(self, inputs: Mapping[str, Variable], outputs: Mapping[str, Variable], scores: Variable,
+                 activated: Variable, block: int) -> None:
+        step = JaxFunction([*inputs.values()], [*outputs.values()])
+        self._step, self._activation = step, JaxFunction([scores], [activated])
         self._block = block
         self._length = 0  # of the longest chunk so far
 
-        def loop(items: Array, starts: Array, targets: Array, states: list[Array], values: list[Array],
+        def loop(items: Array, starts: Array, targets: Array, states: dict[str, Array], values: list[Array],
                  *arrays: Array) -> tuple:
-            def one_step(states: list[Array], row: tuple) -> tuple:
+            def one_step(states: dict[str, Array], row: tuple) -> tuple:
                 item, start, target = row
-                H, *states = self._step.function(item, start, *states, *values)
-                return states, self._counts(H, target, *arrays)
+                given = {'item': item, 'starts': start, **states}
+                found = dict(zip(outputs, step.function(*[given[name] for name in inputs], *values)))
+                return {name: found[name] for name in states}, self._counts(found['top'], target, *arrays)
             return jax.lax.scan(one_step, states, (items, starts, targets))
 
         self.program = jax.jit(loop)
@@ -299,20 +326,20 @@ class JaxRanks:
         target_score = jax.lax.fori_loop(0, n_blocks, find_target, target_score)
         return *jax.lax.fori_loop(0, n_blocks, count, (zeros, zeros)), jnp.isnan(target_score)
 
-    def __call__(self, items: np.ndarray, starts: np.ndarray, targets: np.ndarray, states: list, column: np.ndarray,
-                 all_output: tuple, output: tuple) -> tuple[list, list[np.ndarray]]:
+    def __call__(self, items: np.ndarray, starts: np.ndarray, targets: np.ndarray, states: dict, column: np.ndarray,
+                 all_output: tuple, output: tuple) -> tuple[dict, list[np.ndarray]]:
         """Count for K mini-batches.
 
         Parameters
         ----------
         items, targets : int64 (K, B), indices; starts : bool (K, B), True where a session starts
-        states : list of arrays, before the first mini-batch
+        states : arrays by name, before the first mini-batch
         column : int64 (n_items,), position of each item among the ranked ones, -1 where it is none of them
         all_output, output : Wy and By of all items, and of the ranked ones
 
         Returns
         -------
-        list of the states after the last; (K, B) counts of higher and of equal scores, and where one is NaN
+        the states after the last; (K, B) counts of higher and of equal scores, and where one is NaN
         """
         n_rows = len(items)
         self._length = max(self._length, n_rows)

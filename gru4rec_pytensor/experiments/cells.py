@@ -1,10 +1,10 @@
-"""Cells: the numbers of a table, each of one model that is trained and evaluated, apart from the data."""
+"""Cells: the models of a request, to be trained and evaluated, each for one number of a table."""
 from __future__ import annotations
 
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,27 +15,25 @@ import pandas as pd
 import pytensor
 
 from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks_with_misses, recall_mrr
-from gru4rec import GRU4Rec, changed_arguments
+from gru4rec import GRU4Rec, changed_arguments, final_activation
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset, Events
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, Protocol
-from gru4rec_pytensor.experiments.published import arguments_of, distinct_arguments
-from gru4rec_pytensor.parameters import read as read_parameters
 from gru4rec_pytensor.terminal import TrainingProgress
 
-# What is kept of each cell beside its key; what can be derived, such as its table and the published numbers, is not.
+# What is kept of each cell beside its key; its table and the published numbers are looked up.
 RESULT_KEYS = ('recall@20', 'recall@19', 'mrr@20', 'fit_seconds', 'eval_seconds', 'train_events_per_second',
                'eval_events_per_second', 'epoch_losses', 'details', 'versions')
 
-# The details of a result.  The bins are named, with their last position, or their share of the items at their end.
+# The details of a result.  Bins by name: the last position of each, and the share of the items up to its end.
 CUT_OFFS = (1, 2, 3, 5, 10, 15, 20, 30, 50, 100)
 POSITIONS = {'2': 2, '3': 3, '4': 4, '5': 5, '6-10': 10, '11-20': 20, 'later': np.inf}
 POPULARITY = {'top 1%': 0.01, 'to 5%': 0.05, 'to 20%': 0.2, 'to 50%': 0.5, 'the rest': 1.0}
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to train, and how to rank.
+class Request:
+    """The models to train and evaluate, and their options.
 
     tables : of 1, 2 and 3
     models : rows of Tables 1 and 3, of `BASELINES` and `NETWORK`
@@ -44,7 +42,12 @@ class Options:
     epochs : training epochs of the networks
     seeds : one training for each
     tie_policy : of `evaluation.TIE_POLICIES`
-    backend : as `backends.resolve` returns it
+    backend : of `backends.BACKENDS`
+    files : with the parameters of networks
+    own_epochs : epochs of these networks, if not those of the files
+    claims, is_quick : whether to compare the variants of the claims, and with fewer random points
+    n_trials, prune : random points of the search, and whether it stops trials early
+    figures : whether to draw figures
     """
     tables: tuple[int, ...]
     models: tuple[str, ...]
@@ -54,10 +57,17 @@ class Options:
     seeds: tuple[int, ...]
     tie_policy: str
     backend: str
+    files: tuple[Path, ...] = ()
+    own_epochs: int | None = None
+    claims: bool = False
+    is_quick: bool = False
+    n_trials: int = 100
+    prune: bool = False
+    figures: bool = False
 
 
 class Cell(NamedTuple):
-    """One number of a table: what is trained and evaluated, apart from the data."""
+    """One number of a table: a model to train and evaluate, and how, apart from the data."""
     model: str
     loss: str | None
     units: int | None
@@ -70,73 +80,89 @@ class Cell(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Model, loss, units and seed, as far as it has them."""
+        """Model, loss, units and seed, without those that it lacks."""
         return ' '.join(str(part) for part in (self.model, self.loss, self.units, self.seed) if part is not None)
 
     def key(self, fingerprint: str) -> dict:
-        """All that its number depends on; `fingerprint` is that of the data."""
+        """Return all that its number depends on; `fingerprint` is that of the data."""
         return {'data': fingerprint, 'revision': REVISION} | self._asdict()
 
 
-def network_cell(loss: str, units: int | None, epochs: int, seed: int, parameters: dict, options: Options,
+def network_cell(loss: str, units: int | None, epochs: int, seed: int, parameters: dict, request: Request,
                  candidates: int | None) -> Cell:
-    """The cell of a network, ranked by the policy and trained on the backend of the options."""
-    return Cell(NETWORK, loss, units, epochs, seed, parameters, options.tie_policy, candidates, options.backend)
+    """Return the cell of a network, ranked by the policy and trained on the backend of a request."""
+    return Cell(NETWORK, loss, units, epochs, seed, parameters, request.tie_policy, candidates, request.backend)
 
 
-def plan(protocol: Protocol, options: Options) -> list[Cell]:
-    """The cells of Tables 1 and 3, in the paper's order.  Table 3 needs Item-KNN, for the gain over it."""
-    tables, models, candidates = options.tables, options.models, protocol.candidates
-    if not {1, 3} & set(tables):
-        return []
+def plan(protocol: Protocol, request: Request) -> list[Cell]:
+    """Return the cells of Tables 1 and 3, in the paper's order, then those of files.
+
+    Table 3 needs Item-KNN, for the gain over it.
+    """
+    tables, models, candidates = request.tables, request.models, protocol.candidates
     cells = []
     for model, (_class, parameters) in BASELINES.items():
-        if model in models and (1 in tables or model == 'Item-KNN'):
+        if model in models and (1 in tables or 3 in tables and model == 'Item-KNN'):
             n_epochs = parameters.get('n_iterations')
-            for seed in options.seeds if model == 'BPR-MF' else [None]:
-                cells.append(Cell(model, None, None, n_epochs, seed, parameters, options.tie_policy, candidates))
+            for seed in request.seeds if model == 'BPR-MF' else [None]:
+                cells.append(Cell(model, None, None, n_epochs, seed, parameters, request.tie_policy, candidates))
     if 3 in tables and NETWORK in models:
-        cells += [network_cell(loss, n, options.epochs, seed, protocol.parameters[loss], options, candidates)
-                  for n in options.units for loss in options.losses for seed in options.seeds]
-    if not cells:
+        cells += [network_cell(loss, n, request.epochs, seed, protocol.parameters[loss], request, candidates)
+                  for n in request.units for loss in request.losses for seed in request.seeds]
+    if not cells and {1, 3} & set(tables):
         raise ValueError(f'--table {" ".join(map(str, tables))} has no row for --models {" ".join(models)}')
+    for path in request.files:
+        cells += [cell for cell in file_cells(path, protocol, request) if cell not in cells]
     return cells
 
 
-def memory_of(model: str, n_events: int) -> float:
-    """Bytes that training and evaluation on so many events take, of which those of BPR-MF's vectors are as many again.
-    """
-    return (0.5e9 + 120 * n_events) * (2 if model == 'BPR-MF' else 1)
-
-
-def plan_files(paths: Sequence[str | Path], protocol: Protocol, options: Options,
-               epochs: int | None = None) -> list[tuple[str, Cell]]:
-    """The cells of networks with the parameters of files, each with the title of its file: one for each seed.
+def file_cells(path: Path, protocol: Protocol, request: Request) -> list[Cell]:
+    """Return the cells of a network with the parameters of a file, one for each seed.
 
     Cells are equal if their networks are, however files spell it; those of a row of Table 3 are that row's.  Names of
-    columns, seed and backend of a file do not count; `epochs`, if given, goes before the file's.
+    columns, seed and backend in a file do not count.
     """
-    cells = []
-    for path in paths:
-        model = GRU4Rec.from_parameters(path)
-        title = read_parameters(path).title or Path(path).stem
-        n_epochs, units = epochs or model.n_epochs, model.layers[0] if len(model.layers) == 1 else None
-        parameters, preset = network_parameters(changed_arguments(model)), protocol.parameters.get(model.loss)
-        if preset and parameters == network_parameters({'layers': [units], 'loss': model.loss} | preset):
-            parameters = preset
-        cells += [(title, network_cell(model.loss, units, n_epochs, seed, parameters, options, protocol.candidates))
-                  for seed in options.seeds]
-    return cells
+    model = GRU4Rec.from_parameters(path)
+    units = model.layers[0] if len(model.layers) == 1 else None
+    parameters, preset = network_parameters(changed_arguments(model)), protocol.parameters.get(model.loss)
+    if preset and parameters == network_parameters({'layers': [units], 'loss': model.loss} | preset):
+        parameters = preset
+    return [network_cell(model.loss, units, request.own_epochs or model.n_epochs, seed, parameters, request,
+                         protocol.candidates) for seed in request.seeds]
 
 
 def network_parameters(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those arguments of a network, in one spelling, that are no fields of a cell of their own."""
+    """Return the arguments of a network, in one spelling, for which a cell has no field of its own."""
     return {name: value for name, value in distinct_arguments(arguments).items() if name not in (
         'loss', 'n_epochs', 'seed', 'backend', 'session_key', 'item_key', 'time_key')}
 
 
+def distinct_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a network in one spelling: two networks are the same if these are.
+
+    Defaults are left out, and so are arguments that nothing is computed from.
+    """
+    model = GRU4Rec(**arguments)
+    idle = {'bpreg'} if model.loss != 'bpr-max' else set()
+    idle |= {'logq'} if model.loss != 'cross-entropy' else set()
+    idle |= set() if model.n_sample else {'sample_alpha', 'sample_store'}
+    found = changed_arguments(model) | {'final_act': final_activation(model.loss, model.final_act)}
+    return {name: value for name, value in found.items() if name not in idle}
+
+
+def arguments_of(result: dict) -> dict[str, Any]:
+    """Return the arguments of `GRU4Rec` for a cell or result of a network, apart from seed and backend."""
+    arguments = {'layers': [result['units']]} | result['parameters']
+    return arguments | {'loss': result['loss'], 'n_epochs': result['epochs']}
+
+
+def memory_of(model: str, n_events: int) -> float:
+    """Return the bytes that training and evaluation on so many events take; the vectors of BPR-MF double them."""
+    return (0.5e9 + 120 * n_events) * (2 if model == 'BPR-MF' else 1)
+
+
 def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
-    """ValueError, before any training, when a cell needs more parallel sessions than there are."""
+    """Raise ValueError, before any training, when a cell needs more parallel sessions than there are."""
     n_sessions = n_trainable_sessions(train)
     for cell in cells:
         batch_size = cell.parameters.get('batch_size', 0)
@@ -152,20 +178,27 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
 
 def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None, every: float = 600.0,
              report: Callable[[str, bool], None] | None = None) -> dict:
-    """Train and evaluate; the result as it is kept, with `RESULT_KEYS`.
+    """Train and evaluate; return the result as it is kept, with `RESULT_KEYS`.
 
     Parameters
     ----------
-    checkpoint : file of a network's training, and where it goes on from if that is there
+    checkpoint : file of a network's training, which continues from it if it is there
     every : seconds between two times that it is written
-    report : is called with how far the training is, and whether an epoch has ended
+    report : is called with the progress of the training, and whether an epoch has ended
     """
     goes_on = bool(checkpoint and checkpoint.exists())
     started = time.perf_counter()
     if cell.model == NETWORK:
-        model, events_per_second = fit_network(cell, data.train, checkpoint, every, report)
+        progress = TrainingProgress(cell.title, quiet=True, report=report)
+        arguments: dict[str, Any] = arguments_of(cell._asdict()) | dict(seed=cell.seed, backend=cell.backend)
+        model: Any = GRU4Rec(**arguments)
+        if not fit_from_checkpoint(model, data.train, checkpoint, every, progress, report):
+            goes_on = False
+        events_per_second = progress.close(time.perf_counter() - started)  # compilation left out
     else:
-        model, events_per_second = fit_baseline(cell, data.train)
+        model = BASELINES[cell.model][0](**cell.parameters, **({} if cell.seed is None else {'seed': cell.seed}))
+        model.fit(data.train)
+        events_per_second = len(data.train) * (cell.epochs or 1) / (time.perf_counter() - started)
     result = dict.fromkeys(RESULT_KEYS) | {
         'fit_seconds': None if goes_on else time.perf_counter() - started,  # the first part was not measured
         'train_events_per_second': None if goes_on else events_per_second, 'versions': versions(),
@@ -175,28 +208,24 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
     return result
 
 
-def fit_network(cell: Cell, train: pd.DataFrame, checkpoint: Path | None, every: float,
-                report: Callable[[str, bool], None] | None) -> tuple[GRU4Rec, float | None]:
-    """The trained network of a cell, and how many events a second it was trained on, compilation left out."""
-    started = time.perf_counter()
-    progress = TrainingProgress(cell.title, quiet=True, report=report)
-    arguments: dict[str, Any] = arguments_of(cell._asdict()) | dict(seed=cell.seed, backend=cell.backend)
-    model = GRU4Rec(**arguments)
-    model.fit(train, callback=progress, checkpoint=checkpoint, every=every)
-    return model, progress.close(time.perf_counter() - started)
-
-
-def fit_baseline(cell: Cell, train: pd.DataFrame) -> tuple[Any, float]:
-    """The trained baseline of a cell, and how many events a second it was trained on."""
-    started = time.perf_counter()
-    seed = {} if cell.seed is None else {'seed': cell.seed}
-    model = BASELINES[cell.model][0](**cell.parameters, **seed)
-    model.fit(train)
-    return model, len(train) * (cell.epochs or 1) / (time.perf_counter() - started)
+def fit_from_checkpoint(model: GRU4Rec, train: pd.DataFrame, checkpoint: Path | None, every: float,
+                        callback: Callable | None, report: Callable[[str, bool], None] | None) -> bool:
+    """Train a network; return False if its checkpoint was damaged, which is set aside for a training from the start."""
+    try:
+        model.fit(train, callback=callback, checkpoint=checkpoint, every=every)
+    except ValueError as error:
+        if not checkpoint or not checkpoint.exists() or not str(error).startswith(f'{checkpoint}: '):
+            raise
+        aside = checkpoint.replace(checkpoint.with_name(f'{checkpoint.name}.damaged'))
+        if report:
+            report(f'{error}; it is now {aside.name}, and the training begins from the start', True)
+        model.fit(train, callback=callback, checkpoint=checkpoint, every=every)
+        return False
+    return True
 
 
 def evaluate(model: Any, cell: Cell, data: Dataset | Events) -> dict:
-    """Metrics of a trained model, and what evaluation took."""
+    """Return the metrics of a trained model, and the duration of the evaluation."""
     started = time.perf_counter()
     candidates = most_frequent(data.train.ItemId, cell.candidates)
     ranks = next_item_ranks_with_misses(model, data.test, candidates, tie_policy=cell.tie_policy)
@@ -213,9 +242,9 @@ def evaluate(model: Any, cell: Cell, data: Dataset | Events) -> dict:
 
 
 def rank_details(ranks: np.ndarray, data: Dataset | Events) -> dict:
-    """Recall and MRR over cut-offs; Recall@20 by position in the session, and by popularity of the next item.
+    """Return Recall and MRR by cut-off, and Recall@20 by position in the session and by popularity of the next item.
 
-    An item that training does not have belongs to no part of the popular ones.
+    An item that training lacks is in no bin of popularity.
     """
     rows, offsets = session_order(data.test)
     position = np.delete(np.arange(len(rows)) - offsets[session_of_event(offsets)] + 1, offsets[:-1])
@@ -235,7 +264,7 @@ def rank_details(ranks: np.ndarray, data: Dataset | Events) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Return the versions of what the numbers depend on."""
     found = {'python': platform.python_version(), 'pytensor': pytensor.__version__, 'numpy': np.__version__,
              'numba': numba.__version__, 'pandas': pd.__version__}
     return found | ({'jax': sys.modules['jax'].__version__} if sys.modules.get('jax') else {})

@@ -1,7 +1,7 @@
-"""What sections 3 and 4 of the paper claim about variants of the network, a comparison for each, and the verdict.
+"""The claims of sections 3 and 4 of the paper about variants of the network, a comparison for each, and the verdict.
 
-The claims are in our words.  Each compares two settings, trained with the same seeds, and is judged by a rule that is
-fixed beforehand: see `VERDICTS`.
+The claims are in our words.  Each compares two settings, trained with the same seeds, and is judged by the rules of
+`VERDICTS`, which were fixed beforehand.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import scipy
 
 from evaluation import CUT_OFF
 from gru4rec_pytensor.experiments import search
-from gru4rec_pytensor.experiments.cells import Cell, Options, network_cell
+from gru4rec_pytensor.experiments.cells import Cell, Request, network_cell
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, VIDEO_CANDIDATES, VIDEO_ITEMS
 from gru4rec_pytensor.experiments.results import digits_of
@@ -30,7 +30,7 @@ MARGIN = 0.01  # relative: a difference that does not matter
 METRICS = {'recall@20': 'Recall@20', 'mrr@20': 'MRR@20', 'loss': 'training loss'}
 POINTWISE, PAIRWISE = ('cross-entropy', 'mrr'), ('top1', 'bpr')
 RMSPROP_RATE = 0.001  # rmsprop's steps do not shrink, as Adagrad's do
-STABILITY_EPOCHS = 2  # at most: a network that is unstable is so soon
+STABILITY_EPOCHS = 2  # at most, since an unstable network fails early
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -38,27 +38,27 @@ STABILITY_EPOCHS = 2  # at most: a network that is unstable is so soon
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Setting(NamedTuple):
-    """What is trained and ranked; `options` are arguments of `GRU4Rec` next to the preset of its loss."""
+    """One side of a comparison; `options` are arguments of `GRU4Rec` beside the preset of its loss."""
     label: str
     model: str = NETWORK
     loss: str | None = 'top1'
     units: int | None = None
     options: dict = {}
-    candidates: str = 'usual'  # the target is ranked among those of the protocol, 'all' or the most 'popular' ones
+    candidates: str = 'usual'  # items to rank among: those of the protocol, 'all' or the most 'popular' ones
 
 
 class Claim(NamedTuple):
-    """What the paper says about two settings."""
+    """A statement of the paper about two settings."""
     section: str
     text: str
-    relation: str  # 'better', 'no better' or 'like': what `first` is in comparison with `second`
+    relation: str  # of `first` to `second`: 'better', 'no better' or 'like'
     first: Setting
     second: Setting
     metrics: tuple = ('recall@20', 'mrr@20')
 
 
 def paper_claims(small: int, large: int) -> list[Claim]:
-    """The claims for which two settings are compared; networks have `small` units, or `large` where it says so."""
+    """Return the claims about two settings; networks have `small` units, or `large` where a claim says so."""
     def gru(label: str, units: int = small, loss: str = 'top1', candidates: str = 'usual',
             **options: Any) -> Setting:
         return Setting(label, loss=loss, units=units, options=options, candidates=candidates)
@@ -105,7 +105,7 @@ def paper_claims(small: int, large: int) -> list[Claim]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def judge(claim: Claim, first: list[dict], second: list[dict]) -> tuple[str, list[str]]:
-    """Verdict, and for each metric the two means and the interval, in words; results are ordered by seed."""
+    """Return the verdict, and for each metric both means and the interval as text; results are ordered by seed."""
     verdicts, details = [], []
     for metric in claim.metrics:
         of_first, of_second = metric_by_seed(first, metric), metric_by_seed(second, metric)
@@ -119,7 +119,7 @@ def judge(claim: Claim, first: list[dict], second: list[dict]) -> tuple[str, lis
 
 
 def judge_metric(relation: str, pairs: np.ndarray, lower_is_better: bool) -> tuple[str, str]:
-    """The verdict on one metric, from (seeds, 2) values, and the interval of the differences as text."""
+    """Return the verdict on one metric, from (seeds, 2) values, and the interval of the differences as text."""
     if len(pairs) < 2:
         return 'too close to tell', ''
     differences = pairs[:, 0] - pairs[:, 1]
@@ -135,14 +135,14 @@ def judge_metric(relation: str, pairs: np.ndarray, lower_is_better: bool) -> tup
 
 
 def metric_by_seed(results: list[dict], metric: str) -> list[float | None]:
-    """A metric of each result, None where the network was numerically unstable."""
+    """Return a metric of each result, None where the network was numerically unstable."""
     if metric == 'loss':
         return [result['epoch_losses'][-1] if result['recall@20'] is not None else None for result in results]
     return [result[metric] for result in results]
 
 
 def in_words(values: list[float | None]) -> str:
-    """Mean ± standard deviation of those that are not None, and how many are."""
+    """Return mean ± standard deviation of the values that are not None, and the number of the others."""
     stable = [value for value in values if value is not None]
     if not stable:
         return 'unstable'
@@ -151,19 +151,12 @@ def in_words(values: list[float | None]) -> str:
 
 
 def for_each_seed(results: list[dict], n_seeds: int) -> list[dict]:
-    """Results of a setting, one for each seed; a baseline's single result counts for all."""
+    """Return the results of a setting, one for each seed; a baseline's single result counts for all."""
     return results * n_seeds if len(results) == 1 else results
 
 
-def claim_row(claim: Claim, first: list[dict], second: list[dict]) -> tuple:
-    """Section, claim, comparison, the metrics, verdict."""
-    verdict, details = judge(claim, first, second)
-    return (claim.section, claim.text, f'{claim.first.label} / {claim.second.label}', *details,
-            *['-'] * (len(METRICS) - len(details)), verdict)
-
-
 def stability_row(stable: dict[str, tuple[int, int]]) -> tuple:
-    """The row on numerical stability; `stable` has for each loss the number of stable networks, and of all."""
+    """Return the row on numerical stability; `stable` has for each loss the number of stable networks, and of all."""
     pointwise, pairwise = (np.sum([stable[loss] for loss in losses], axis=0) for losses in (POINTWISE, PAIRWISE))
     table = [[good, n - good] for good, n in (pointwise, pairwise)]
     p_less, p_more = (scipy.stats.fisher_exact(table, alternative=side).pvalue for side in ('less', 'greater'))
@@ -174,80 +167,77 @@ def stability_row(stable: dict[str, tuple[int, int]]) -> tuple:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is trained
+# Cells, and the table of claims
 # ---------------------------------------------------------------------------------------------------------------------
 
-def claims_cells(data: Dataset, options: Options, is_quick: bool) -> list[Cell]:
-    """All that is trained for the claims; `is_quick` for fewer random points of the claim on stability."""
-    cells = [cell for claim in paper_claims(*options.units) for setting in (claim.first, claim.second)
-             for cell in setting_cells(setting, data, options)]
-    cells += [cell for of_loss in stability_cells(data, options, is_quick).values() for cell in of_loss]
+def claims_cells(data: Dataset, request: Request) -> list[Cell]:
+    """Return all cells of the claims."""
+    cells = [cell for claim in paper_claims(*request.units) for setting in (claim.first, claim.second)
+             for cell in setting_cells(setting, data, request)]
+    cells += [cell for of_loss in stability_cells(data, request).values() for cell in of_loss]
     return [cell for k, cell in enumerate(cells) if cell not in cells[:k]]
 
 
-def claims_section(results: list[dict], data: Dataset, options: Options, is_quick: bool) -> Section:
-    """The table of claims, with those that can be judged by the results that there are, and what it is of."""
+def claims_section(results: list[dict], data: Dataset, request: Request) -> Section:
+    """Return the table of the claims that can be judged by these results, and a note."""
     by_cell = {digits_of({name: result[name] for name in Cell._fields}): result for result in results}
 
     def results_of(cells: list[Cell]) -> list[dict]:
         found = [by_cell.get(digits_of(cell._asdict())) for cell in cells]
         return [] if None in found else [result for result in found if result]
 
-    rows = []
-    for claim in paper_claims(*options.units):
-        first, second = (results_of(setting_cells(setting, data, options)) for setting in (claim.first, claim.second))
+    rows, n_seeds = [], len(request.seeds)
+    for claim in paper_claims(*request.units):
+        first, second = (results_of(setting_cells(setting, data, request)) for setting in (claim.first, claim.second))
         if first and second:
-            n_seeds = len(options.seeds)
-            rows.append(claim_row(claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds)))
-    stable = {loss: results_of(cells) for loss, cells in stability_cells(data, options, is_quick).items()}
+            verdict, details = judge(claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds))
+            rows.append((claim.section, claim.text, f'{claim.first.label} / {claim.second.label}', *details,
+                         *['-'] * (len(METRICS) - len(details)), verdict))
+    stable = {loss: results_of(cells) for loss, cells in stability_cells(data, request).items()}
     if all(stable.values()):
-        rows.append(stability_row({loss: count_stable(of_loss) for loss, of_loss in stable.items()}))
+        rows.append(stability_row({
+            loss: (sum(result['recall@20'] is not None for result in of_loss), len(of_loss))
+            for loss, of_loss in stable.items()}))
     header = ('Section', 'Claim', 'First / second', *METRICS.values(), 'Verdict')
-    return Section([Table('Claims', header, rows)], [claims_note(data, options, is_quick), VERDICTS])
+    return Section([Table('Claims', header, rows)], [claims_note(data, request), VERDICTS])
 
 
-def setting_cells(setting: Setting, data: Dataset, options: Options) -> list[Cell]:
-    """The cells of one side of a comparison, one for each seed; a baseline has a single one."""
+def setting_cells(setting: Setting, data: Dataset, request: Request) -> list[Cell]:
+    """Return the cells of one side of a comparison, one for each seed; a baseline has a single one."""
     candidates = data.protocol.candidates
     if setting.loss is None:  # a baseline
         parameters = BASELINES[setting.model][1]
-        return [Cell(setting.model, None, None, None, None, parameters, options.tie_policy, candidates)]
+        return [Cell(setting.model, None, None, None, None, parameters, request.tie_policy, candidates)]
     if setting.candidates == 'popular':
         candidates = popular_candidates(data.n_items)
     elif setting.candidates == 'all':
         candidates = None
     parameters = data.protocol.parameters[setting.loss] | setting.options
-    return [network_cell(setting.loss, setting.units, options.epochs, seed, parameters, options, candidates)
-            for seed in options.seeds]
+    return [network_cell(setting.loss, setting.units, request.epochs, seed, parameters, request, candidates)
+            for seed in request.seeds]
 
 
 def popular_candidates(n_items: int) -> int:
-    """How many of the items are as large a share of them as the paper's candidates are of VIDEO's items."""
+    """Return how many items are as large a share of all as the paper's candidates are of VIDEO's items."""
     share = round(n_items * VIDEO_CANDIDATES / VIDEO_ITEMS)
     return min(VIDEO_CANDIDATES, max(2 * CUT_OFF, share))
 
 
-def stability_cells(data: Dataset, options: Options, is_quick: bool) -> dict[str, list[Cell]]:
-    """For each loss, networks at random points of the search space, of which some may be numerically unstable."""
-    n_points = 10 if is_quick else 100
-    seed, epochs = options.seeds[0], min(STABILITY_EPOCHS, options.epochs)
-    points = search.random_points(search.SPACE, n_points, seed)
-    return {loss: [network_cell(loss, options.units[0], epochs, seed, point, options, data.protocol.candidates)
+def stability_cells(data: Dataset, request: Request) -> dict[str, list[Cell]]:
+    """Return, for each loss, networks at random points of the search space: 100, or 10 for a quick request."""
+    seed, epochs = request.seeds[0], min(STABILITY_EPOCHS, request.epochs)
+    points = search.random_points(search.SPACE, 10 if request.is_quick else 100, seed)
+    return {loss: [network_cell(loss, request.units[0], epochs, seed, point, request, data.protocol.candidates)
                    for point in points] for loss in (*POINTWISE, *PAIRWISE)}
 
 
-def count_stable(results: list[dict]) -> tuple[int, int]:
-    """How many networks were numerically stable, and of how many."""
-    return sum(result['recall@20'] is not None for result in results), len(results)
-
-
-def claims_note(data: Dataset, options: Options, is_quick: bool) -> str:
-    """What the table of claims is of, in words."""
-    small, large = options.units
+def claims_note(data: Dataset, request: Request) -> str:
+    """Return the conditions of the comparisons as text."""
+    small, large = request.units
     reduced = ('**Quick run: fewer epochs and units than the paper\'s 100 and 1000, and fewer random points.** '
-               if is_quick else '')
-    return (f'{reduced}{small} units, {large} where many units are meant; {options.epochs} epochs, seeds '
-            f"{', '.join(map(str, options.seeds))}, backend {options.backend}; parameters of Table 2 for "
+               if request.is_quick else '')
+    return (f'{reduced}{small} units, {large} where many units are meant; {request.epochs} epochs, seeds '
+            f"{', '.join(map(str, request.seeds))}, backend {request.backend}; parameters of Table 2 for "
             f'{data.protocol.title}; rmsprop with learning rate {RMSPROP_RATE}. Cells show first / second, mean ± '
             'standard deviation over seeds, and in brackets their difference ± the half-width of its 95% interval. '
-            f'Stability: networks of {small} units with {min(STABILITY_EPOCHS, options.epochs)} epochs and one seed.')
+            f'Stability: networks of {small} units with {min(STABILITY_EPOCHS, request.epochs)} epochs and one seed.')

@@ -1,8 +1,10 @@
-"""Data sets: training and test events from files or from the synthetic log, and what they can be compared with."""
+"""Data sets: training and test events from files or from the synthetic log, and the data sets that papers report on."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -13,20 +15,90 @@ import pandas as pd
 import preprocess_rsc15
 from gru4rec_pytensor import click_log, synthetic
 from gru4rec_pytensor.events import COLUMNS, count, drop_long_sessions, keep_known_items, split
-from gru4rec_pytensor.experiments.protocols import Protocol
-from gru4rec_pytensor.experiments.published import PublishedData, find_data, is_count
+from gru4rec_pytensor.experiments.protocols import RSC15, VIDEO, Protocol
 from gru4rec_pytensor.files import files_together
 from gru4rec_pytensor.terminal import note
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Data sets that papers report on
+# ---------------------------------------------------------------------------------------------------------------------
+
+class PublishedData(NamedTuple):
+    """A data set as papers cut it.
+
+    protocol : title of the `Protocol` that a run on it follows
+    counts : sessions, events and items of 'train' and 'test', or their numbers of 'predictions', which are the events
+        that follow one of their session; a number in whole thousands or millions was rounded to these
+    origin : where to get it
+    with_misses : whether test events with items that training lacks stay in it, as misses
+    """
+    title: str
+    protocol: str
+    counts: dict[str, dict[str, int]]
+    origin: str
+    with_misses: bool = False
+
+
+RECENT64 = 'rsc15_recent64'
+CHALLENGE = 'yoochoose-clicks.dat of the RecSys Challenge 2015'
+
+
+def fraction_of_rsc15(share: int) -> PublishedData:
+    """Return the most recent 1 / `share` of RSC15's training prefixes, with the test data of the whole."""
+    counts = {part: {'predictions': preprocess_rsc15.PUBLISHED_FRACTIONS[share][f'{name} prefixes']}
+              for part, name in (('train', 'training'), ('test', 'test'))}
+    origin = f'{CHALLENGE}, `python preprocess_rsc15.py yoochoose-clicks.dat DATA --fraction {share}`'
+    return PublishedData(f'RSC15 1/{share}', RSC15.title, counts, origin, with_misses=True)
+
+
+DATA = (
+    PublishedData(RSC15.title, RSC15.title, RSC15.counts,
+                  f'{CHALLENGE}, `python preprocess_rsc15.py yoochoose-clicks.dat DATA`'),
+    PublishedData(VIDEO.title, VIDEO.title, VIDEO.counts, 'private'),
+    fraction_of_rsc15(64),
+    fraction_of_rsc15(4),
+    PublishedData(RECENT64, RSC15.title,
+                  {'train': dict(sessions=24_761, events=99_943, items=13_133),
+                   'test': dict(sessions=1_703, events=7_299)},
+                  'https://github.com/RecSysEvaluation/RecSys_Evaluation, RSC15 clicks of 23 to 30 September 2014'),
+)
+
+
+def find_data(protocol: Protocol, counts: dict[str, dict[str, int]]) -> PublishedData | None:
+    """Return the data set that papers report on with these counts, those of `Dataset.counts`; None if there is none."""
+    found = {part: numbers | {'predictions': numbers['events'] - numbers['sessions']}
+             for part, numbers in counts.items()}
+    for data in DATA:
+        if data.protocol == protocol.title and all(
+                is_count(found[part][kind], number) for part, numbers in data.counts.items()
+                for kind, number in numbers.items()):
+            return data
+    return None
+
+
+def is_count(found: int, published: int) -> bool:
+    """Return whether a count is the published one, which may have been rounded.
+
+    >>> is_count(3_120_000, 3_000_000), is_count(37_484, 37_483)
+    (True, False)
+    """
+    unit = next(unit for unit in (1_000_000, 1_000, 1) if published % unit == 0)
+    return (found + unit // 2) // unit * unit == published
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The data set of a run
+# ---------------------------------------------------------------------------------------------------------------------
 
 class Source(NamedTuple):
-    """Where the events are: in two files, in a folder, or, without either, in a synthetic log.
+    """A place of events, two files, a folder or else a synthetic log, and the protocol for them.
 
     train, test : files of events, of any format that `click_log.read_events` reads
     folder : with the files of `preprocess_rsc15`
-    cache : folder of synthetic logs; one is made there when it is not there yet
+    cache : folder of synthetic logs, where a missing one is made
     sessions, items : size of the synthetic log; that of the protocol when None
     """
+    protocol: Protocol = RSC15
     train: Path | None = None
     test: Path | None = None
     folder: Path | None = None
@@ -37,13 +109,19 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test events, cleaned by the rules of a protocol."""
-    name: str  # says where the data is from, and a fingerprint of it
+    """Training and test events, cleaned by the rules of a protocol.
+
+    name : origin and fingerprint of the events
+    fingerprint : eight digits that change with the events
+    folder : files of the events, see `share`
+    """
+    name: str
     protocol: Protocol
     is_synthetic: bool
     train: pd.DataFrame
     test: pd.DataFrame
-    fingerprint: str = ''  # eight digits that change with the events
+    fingerprint: str = ''
+    folder: Path = Path()
 
     @cached_property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -60,15 +138,6 @@ class Dataset:
         """The data set that papers report on, if it is one: only then numbers of ours compare with published ones."""
         return None if self.is_synthetic else find_data(self.protocol, self.counts)
 
-    @property
-    def difference_to_the_papers(self) -> str:
-        """The first count in which the data is not that of the protocol's paper, in words."""
-        for part, published in self.protocol.counts.items():
-            for kind, number in published.items():
-                if not is_count(self.counts[part][kind], number):
-                    return f'{self.counts[part][kind]:,} of {number:,} {kind}' + ' for testing' * (part == 'test')
-        return ''
-
 
 class Events(NamedTuple):
     """Training and test events, or training and validation events."""
@@ -76,40 +145,44 @@ class Events(NamedTuple):
     test: pd.DataFrame
 
 
-def load_dataset(source: Source, protocol: Protocol) -> Dataset:
-    """The training and test events of a source; ValueError when no test session is left."""
+def load_dataset(source: Source) -> Dataset:
+    """Return the training and test events of a source; ValueError when no test session is left."""
     if source.train and source.test:
         train_path, test_path, name = source.train, source.test, source.train.stem
     else:
-        folder = source.folder or synthetic_folder(source, protocol)
+        folder = source.folder or synthetic_folder(source)
         train_path, test_path = (folder / preprocess_rsc15.FILES[part] for part in ('train_full', 'test'))
         name = folder.resolve().name
-    train, test = read_pair(train_path, test_path, protocol)
+    train, test = read_pair(train_path, test_path, source.protocol)
     is_synthetic = (train_path.parent / preprocess_rsc15.SYNTHETIC_LOG).exists() or not (source.train or source.folder)
-    whole = Dataset('', protocol, is_synthetic, train, test)
-    if whole.published and whole.published.with_misses:
-        note(f'{whole.published.title}: test events with items that training does not have count as misses')
+    data = Dataset('', source.protocol, is_synthetic, train, test)
+    if data.published and data.published.with_misses:
+        note(f'{data.published.title}: test events with items that training does not have count as misses')
         digits = fingerprint(train, test, test)  # not that of the same files whose unknown items are left out
     else:
-        test, digits = with_known_items(train, test), fingerprint(train, test)
-    return Dataset(f"{'synthetic' if is_synthetic else name}-{digits}", protocol, is_synthetic, train, test, digits)
+        test = with_known_items(train, test)
+        digits = fingerprint(train, test)
+    name = 'synthetic' if is_synthetic else re.sub(r'[`\s]+', ' ', name)  # it stands between backticks
+    return replace(data, name=f'{name}-{digits}', test=test, fingerprint=digits)
 
 
-def validation_split(source: Source, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and validation data of the search: those of the folder, or else the training data without its last day,
-    and that day."""
+def validation_data(source: Source, data: Dataset) -> Dataset:
+    """Return the data of the search: that of the folder, or else the training data, with its last day for testing."""
+    train, valid = None, None
     if source.folder:
         train_path, valid_path = (source.folder / preprocess_rsc15.FILES[part] for part in ('train_tr', 'valid'))
         if train_path.is_file() and valid_path.is_file():
             train, valid = read_pair(train_path, valid_path, data.protocol)
-            return train, with_known_items(train, valid)
-    return split(data.train, 'validation')
+            valid = with_known_items(train, valid)
+    if train is None or valid is None:
+        train, valid = split(data.train, 'validation')
+    return replace(data, train=train, test=valid, fingerprint=fingerprint(train, valid))
 
 
-def synthetic_folder(source: Source, protocol: Protocol) -> Path:
-    """Folder with a synthetic log of the wanted size, made if need be; its name changes when the generator does."""
+def synthetic_folder(source: Source) -> Path:
+    """Return the folder of a synthetic log of the wanted size, made if need be; its name changes with the generator."""
     version = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()[:8]
-    n_sessions, n_items = source.sessions or protocol.sessions, source.items or protocol.items
+    n_sessions, n_items = source.sessions or source.protocol.sessions, source.items or source.protocol.items
     folder = source.cache / f'synthetic-{version}-{n_sessions}_sessions-{n_items}_items'
     if not all((folder / preprocess_rsc15.FILES[part]).exists() for part in ('train_full', 'test')):
         note(f'making the synthetic click log in {folder}')
@@ -118,27 +191,25 @@ def synthetic_folder(source: Source, protocol: Protocol) -> Path:
 
 
 def read_pair(train_path: Path, test_path: Path, protocol: Protocol) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Events of a training and a test file, without the sessions that the protocol finds too long."""
-    train, test = (without_long_sessions(click_log.read_events(path), protocol.max_session_length)
-                   for path in (train_path, test_path))
+    """Read a training and a test file, without sessions longer than the protocol allows (bots, section 4)."""
+    frames = []
+    for path in (train_path, test_path):
+        read, limit = click_log.read_events(path), protocol.max_session_length
+        kept = drop_long_sessions(read, limit)
+        if kept.empty:
+            raise ValueError(f'{path}: no session has {limit} events or fewer')
+        if len(kept) < len(read):
+            note(f'dropped {len(read) - len(kept)} events of sessions of more than {limit} events')
+        frames.append(kept)
+    train, test = frames
     for key in COLUMNS[:2]:
         if train[key].dtype != test[key].dtype:  # ids that look like numbers in one file only
             train, test = train.astype({key: str}), test.astype({key: str})
     return train, test
 
 
-def without_long_sessions(events: pd.DataFrame, max_length: int | None) -> pd.DataFrame:
-    """The sessions of at most `max_length` events: longer ones are likely to be of bots (section 4, VIDEO)."""
-    kept = drop_long_sessions(events, max_length)
-    if kept.empty:
-        raise ValueError(f'no session has {max_length} events or fewer')
-    if len(kept) < len(events):
-        note(f'dropped {len(events) - len(kept)} events of sessions of more than {max_length} events')
-    return kept
-
-
 def with_known_items(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
-    """The test events that the protocol of section 4 keeps: items that training has, sessions of two events or more."""
+    """Return the test events that section 4 keeps: items that training has, sessions of two events or more."""
     kept = keep_known_items(test, train.ItemId.unique())
     if kept.empty:
         raise ValueError('no test session has two events with items of the training data')
@@ -151,33 +222,45 @@ def with_known_items(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
 # Events that processes share
 # ---------------------------------------------------------------------------------------------------------------------
 
-def share_events(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -> Events:
-    """Write two frames of events into a folder as arrays, and open them as `open_events` does.
+def share(data: Dataset, parent: Path) -> Dataset:
+    """Write the events as arrays into a folder of `parent`, and return the data with these, as `open_events` does.
 
-    Ids that are text become whole numbers of the same order, since arrays of objects cannot be shared.  Nothing that is
-    computed depends on more than the order of ids.
+    Ids that are text become whole numbers of the same order, since arrays of objects cannot be mapped into memory.
+    Nothing that is computed depends on more than the order of ids.
     """
     arrays: dict[str, np.ndarray] = {}
     for key in COLUMNS:
-        columns = [frame[key].to_numpy() for frame in (train, test)]
+        columns = [frame[key].to_numpy() for frame in (data.train, data.test)]
         if columns[0].dtype == object:
             codes, _ids = pd.factorize(np.concatenate(columns), sort=True)
-            columns = np.split(codes, [len(train)])
+            columns = np.split(codes, [len(data.train)])
         arrays |= {f'{part}-{key}.npy': column for part, column in zip(('train', 'test'), columns)}
-    def are_there() -> bool:
-        return all((folder / name).exists() for name in arrays)
-
-    if not are_there():
-        folder.parent.mkdir(exist_ok=True)
+    folder = parent / data.fingerprint
+    if not has_arrays(folder, arrays):
+        parent.mkdir(exist_ok=True)
         with files_together(folder) as unfinished:
-            if not are_there():  # another command may have been first, and what is mapped is not to be replaced
+            if not has_arrays(folder, arrays):  # which another command may have written meanwhile
                 for name, array in arrays.items():
-                    np.save(Path(unfinished) / name, array)
-    return open_events(folder)
+                    with open(Path(unfinished) / name, 'wb') as file:
+                        np.save(file, array)
+                        file.flush()
+                        os.fsync(file.fileno())
+    train, test = open_events(folder)
+    return replace(data, train=train, test=test, folder=folder)
+
+
+def has_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> bool:
+    """Return whether the files of a folder hold these arrays: a file may be damaged, or be of a killed process."""
+    try:
+        stored = {name: np.load(folder / name, mmap_mode='r') for name in arrays}
+    except (OSError, ValueError, EOFError):
+        return False
+    return all(stored[name].dtype == array.dtype and np.array_equal(stored[name], array)
+               for name, array in arrays.items())
 
 
 def open_events(folder: Path) -> Events:
-    """The events that `share_events` wrote, mapped into memory, so that all processes of a machine share them."""
+    """Return the events that `share` wrote, mapped into memory, so that all processes of a machine share them."""
     return Events(*[pd.DataFrame({key: np.load(folder / f'{part}-{key}.npy', mmap_mode='r') for key in COLUMNS},
                                  copy=False) for part in ('train', 'test')])
 
@@ -187,18 +270,18 @@ def open_events(folder: Path) -> Events:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def fingerprint(*frames: pd.DataFrame) -> str:
-    """Eight digits that change when the data does."""
+    """Return eight digits that change when the data does."""
     hashes = [pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes() for frame in frames]
     return hashlib.sha256(b''.join(hashes)).hexdigest()[:8]
 
 
 def size_in_words(counts: dict[str, int]) -> str:
-    """Sessions, events and items, as `events.count` returns them."""
+    """Return sessions, events and items, as `events.count` returns them, as text."""
     return ', '.join(f'{number:,} {kind}' for kind, number in counts.items())
 
 
 def data_notice(data: Dataset) -> str:
-    """What data our numbers are of, and what they can be compared with."""
+    """Say what data our numbers are of, and what they can be compared with."""
     known = data.published
     if data.is_synthetic:
         comparison = ('**This is a synthetic click log**: our numbers on it are not comparable with the published '
@@ -213,7 +296,10 @@ def data_notice(data: Dataset) -> str:
         comparison = ('**This is not the data of the published numbers**, which is private: ours are not comparable '
                       'with them, only their order is.')
     else:
-        comparison = (f"**This is not the paper's data: {data.difference_to_the_papers}.** Our numbers are not "
-                      'comparable with the published ones.')
+        first = next((f'{data.counts[part][kind]:,} of {number:,} {kind}' + ' for testing' * (part == 'test')
+                      for part, numbers in data.protocol.counts.items() for kind, number in numbers.items()
+                      if not is_count(data.counts[part][kind], number)), '')
+        comparison = (f"**This is not the paper's data: {first}.** Our numbers are not comparable with the published "
+                      'ones.')
     train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
     return f'Data set `{data.name}`: train {train}; test {test}. {comparison}'

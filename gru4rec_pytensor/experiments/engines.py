@@ -1,10 +1,9 @@
-"""Engines: what runs tasks, in this process, in several processes of this machine, or on a Dask cluster.
+"""Engines: they run tasks in this process, in several processes of this machine, or on a Dask cluster.
 
-An engine is a function of tasks and a `Display`, and yields each task with its outcome as it ends.  Why not joblib,
-which has loky and Dask under one interface, or the futures that `concurrent.futures` and Dask share?  Local pools of
-both give up as a whole when one of their processes is killed: nobody could say which cell was the cause, and all that
-were running would be lost.  Here a process has one task at a time and a pipe of its own, so that a process that dies
-costs its own task one retry and nothing else; on a cluster Dask's scheduler does the same.
+An engine is a function of tasks and a `Display`, and yields each task with its outcome.  A process here has one task at
+a time and a pipe of its own, so that a process that dies costs its own task one retry and nothing else; on a cluster
+Dask's scheduler does the same.  The pools of `concurrent.futures` and loky give up as a whole when one of their
+processes is killed, and nobody could say which task was the cause.
 """
 from __future__ import annotations
 
@@ -20,12 +19,14 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gru4rec_pytensor import __version__
 from gru4rec_pytensor.backends.threads import available_cores, limits
+from gru4rec_pytensor.experiments.cells import versions
+from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.terminal import Display
 
 RETRIES = 1  # of a task whose process dies
@@ -34,14 +35,14 @@ EVERY = 1.0  # second, between two reports of a task that are no milestones
 
 
 class Task(NamedTuple):
-    """A function that can be imported, and its arguments; it also gets a function to report with."""
+    """A function that can be imported, and its arguments, to which a function to report with is added."""
     title: str
     function: Callable[..., Any]
     arguments: tuple
 
 
 class Outcome(NamedTuple):
-    """What a task returned, or why it did not."""
+    """The value of a task, or the reason of its failure."""
     value: Any = None
     failure: str = ''
 
@@ -50,7 +51,7 @@ Engine = Callable[[list[Task], Display], Iterator[tuple[Task, Outcome]]]
 
 
 def attempt(task: Task, report: Callable[[str, bool], None]) -> Outcome:
-    """Run a task.  An error is its outcome; one that has no good words of its own is reported with its traceback."""
+    """Run a task.  An error is its outcome; one of an unexpected kind is also reported with its traceback."""
     try:
         return Outcome(task.function(*task.arguments, report))
     except Exception as error:
@@ -60,7 +61,7 @@ def attempt(task: Task, report: Callable[[str, bool], None]) -> Outcome:
 
 
 def now_and_then(report: Callable[[str, bool], None]) -> Callable[[str, bool], None]:
-    """`report`, called once a second at most but for milestones."""
+    """Return `report`, called for all milestones and else once a second at most."""
     last = 0.0
 
     def throttled(text: str, is_milestone: bool) -> None:
@@ -72,7 +73,7 @@ def now_and_then(report: Callable[[str, bool], None]) -> Callable[[str, bool], N
 
 
 def in_this_process(tasks: list[Task], display: Display) -> Iterator[tuple[Task, Outcome]]:
-    """One task after another."""
+    """Run one task after another."""
     for task in tasks:
         def report(text: str, is_milestone: bool, title: str = task.title) -> None:
             display.progress(title, text, is_milestone)
@@ -84,7 +85,7 @@ def in_this_process(tasks: list[Task], display: Display) -> Iterator[tuple[Task,
 # ---------------------------------------------------------------------------------------------------------------------
 
 def available_memory() -> float:
-    """Bytes that this process may use: the memory of the machine or of its container; infinite if nobody knows."""
+    """Return the bytes that this process may use, of the machine or of its container; infinite if unknown."""
     of_container = limits('memory.max') or limits('memory/memory.limit_in_bytes')
     with contextlib.suppress(AttributeError, ValueError, OSError):
         return min([os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'), *of_container])
@@ -92,9 +93,9 @@ def available_memory() -> float:
 
 
 def default_jobs(sizes: Sequence[float], backend: str) -> int:
-    """How many cells to run at a time: one for each core, as far as they fit into three quarters of the memory.
+    """Return how many cells to run at a time: one for each core, if they fit into three quarters of the memory.
 
-    sizes : bytes that each of them takes; those that take most may come together
+    sizes : bytes that each of them takes; the largest may run together
     """
     if backend == 'jax':  # a GPU, which one training fills
         return 1
@@ -102,94 +103,55 @@ def default_jobs(sizes: Sequence[float], backend: str) -> int:
     return max(1, sum(taken <= 0.75 * available_memory() for taken in together))
 
 
-@dataclass
-class Worker:
-    """A process, our end of its pipe, and the task that it is at, with how often it may be tried again."""
-    process: Any
-    connection: Connection
-    task: Task | None = None
-    retries: int = 0
-
-
-@dataclass
-class Pool:
-    """Processes with a task each; a context that ends all of them at once.
-
-    n : how many processes
-    """
-    tasks: list[Task]
-    n: int
-    display: Display
-    workers: list[Worker] = field(default_factory=list)
-
-    def run(self) -> Iterator[tuple[Task, Outcome]]:
-        """Hand out the tasks, and yield what comes back."""
-        waiting = deque((task, RETRIES) for task in self.tasks)
-        while waiting or any(worker.task for worker in self.workers):
-            while waiting and len(self.workers) < self.n:
-                self.workers.append(start_worker(max(1, available_cores() // self.n)))
-            for worker in self.workers:
-                if waiting and worker.task is None:
-                    worker.task, worker.retries = waiting.popleft()
-                    with contextlib.suppress(OSError):  # it has died, which its pipe says next
-                        worker.connection.send(worker.task)
-            ready = wait([worker.connection for worker in self.workers])
-            for worker in [worker for worker in self.workers if worker.connection in ready]:
-                task = worker.task
-                try:
-                    outcome = self.receive(worker)
-                except (EOFError, OSError):
-                    outcome = self.bury(worker)
-                    if task and not outcome:
-                        waiting.appendleft((task, worker.retries - 1))
-                if task and outcome:
-                    yield task, outcome
-
-    def receive(self, worker: Worker) -> Outcome | None:
-        """What a worker has to say: the outcome of its task, or, shown at once, how far it is."""
-        message = worker.connection.recv()
-        if isinstance(message, Outcome):
-            worker.task = None
-            return message
-        if worker.task:
-            self.display.progress(worker.task.title, *message)
-        return None
-
-    def bury(self, worker: Worker) -> Outcome | None:
-        """Report a process that died; the outcome of its task, unless that is tried again."""
-        self.workers.remove(worker)
-        worker.process.join()
-        if worker.task is None:
-            return None
-        title, reason = worker.task.title, how_it_ended(worker.process.exitcode)
-        if not worker.retries:
-            return Outcome(failure=f'its process died again ({reason})')
-        self.display.line(f'{title}: process {worker.process.pid} died ({reason}); it is tried once more')
-        return None
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, *_error: Any) -> None:
-        for worker in self.workers:  # what is written on the way is whole or not there
-            worker.process.kill()
-        for worker in self.workers:
-            worker.process.join()
-
-
 def in_processes(n: int) -> Engine:
-    """An engine of n processes, which share the machine's cores."""
+    """Return an engine of n processes, which share the machine's cores."""
     def engine(tasks: list[Task], display: Display) -> Iterator[tuple[Task, Outcome]]:
         if n == 1 or len(tasks) < 2:
             yield from in_this_process(tasks, display)
             return
-        with Pool(tasks, min(n, len(tasks)), display) as pool:
-            yield from pool.run()
+        waiting = deque((task, RETRIES) for task in tasks)
+        processes: dict[Connection, Any] = {}  # by our end of their pipes
+        running: dict[Connection, tuple[Task, int]] = {}  # and how often each task may be tried again
+        try:
+            while waiting or running:
+                while waiting and len(running) < n:
+                    idle = [connection for connection in processes if connection not in running]
+                    connection = idle[0] if idle else start_process(max(1, available_cores() // n), processes)
+                    running[connection] = waiting.popleft()
+                    with contextlib.suppress(OSError):  # it has died, which its pipe says next
+                        connection.send(running[connection][0])
+                answered: list[Any] = wait([*running])
+                for ready in answered:
+                    task, retries = running[ready]
+                    try:
+                        message = ready.recv()
+                    except (EOFError, OSError):
+                        del running[ready]
+                        process = processes.pop(ready)
+                        process.join()
+                        reason = how_it_ended(process.exitcode)
+                        if retries:
+                            display.line(f'{task.title}: process {process.pid} died ({reason}); it is tried once more')
+                            waiting.appendleft((task, retries - 1))
+                        else:
+                            yield task, Outcome(failure=f'its process died again ({reason})')
+                        continue
+                    if isinstance(message, Outcome):
+                        del running[ready]
+                        yield task, message
+                    else:
+                        display.progress(task.title, *message)
+        finally:
+            for process in processes.values():  # what they write at the moment is whole or not there
+                process.kill()
+            for process in processes.values():
+                process.join()
     return engine
 
 
-def start_worker(threads: int) -> Worker:
-    """A new process, which gives BLAS so many threads unless the user's environment says how many."""
+def start_process(threads: int, processes: dict[Connection, Any]) -> Connection:
+    """Start a process, with so many threads for BLAS unless the environment says how many; return our end of its pipe.
+    """
     context = multiprocessing.get_context('spawn')  # a fork would take over locks of the threads that run here
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs,))
@@ -204,35 +166,31 @@ def start_worker(threads: int) -> Worker:
         for name in added:
             del os.environ[name]
     theirs.close()  # so that the pipe ends with the process
-    return Worker(process, ours)
+    processes[ours] = process
+    return ours
 
 
 def serve(connection: Connection) -> None:
-    """What a worker process does: a task at a time, until its parent has no more or is gone."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    """Run one task after another in a process of its own, until its parent has no more or has died."""
+    def end_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+        os._exit(1)
 
     def report(text: str, is_milestone: bool) -> None:
         connection.send((text, is_milestone))
+    threading.Thread(target=end_with_parent, daemon=True).start()
     warnings.showwarning = lambda message, category, *_where: report(f'{category.__name__}: {message}', True)
     with contextlib.suppress(EOFError, OSError):
         while True:
             connection.send(attempt(connection.recv(), now_and_then(report)))
 
 
-def end_with_parent() -> None:
-    """End this process when the one that started it has ended, however that was."""
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-    os._exit(1)
-
-
-def how_it_ended(exitcode: int | None) -> str:
-    """The end of a process in words."""
-    if exitcode is not None and exitcode < 0:
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-exitcode).name
-            return name + (', perhaps out of memory' if name == 'SIGKILL' else '')
+def how_it_ended(exitcode: int) -> str:
+    """Return the end of a process in words."""
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-exitcode).name
+        return name + ', perhaps out of memory' * (name == 'SIGKILL')
     return f'exit code {exitcode}'
 
 
@@ -240,21 +198,21 @@ def how_it_ended(exitcode: int | None) -> str:
 # A Dask cluster
 # ---------------------------------------------------------------------------------------------------------------------
 
-CONNECT = 20  # seconds for reaching a scheduler
+CONNECT = 20  # seconds for reaching a scheduler and its first worker
 ONE_AT_A_TIME = threading.Lock()  # in a worker that was given more threads after all
 
 
 class Abandoned(Exception):
-    """Nobody waits for this task any more."""
+    """The client of a task is gone."""
 
 
 def on_cluster(address: str) -> Engine:
-    """An engine of the workers of a Dask scheduler.
+    """Return an engine of the workers of a Dask scheduler.
 
     The scheduler gives the task of a worker that dies to another, as often as its setting `allowed-failures` says.
     """
     def engine(tasks: list[Task], display: Display) -> Iterator[tuple[Task, Outcome]]:
-        from distributed import as_completed
+        from distributed import CancelledError, as_completed
         topic = f'gru4rec-{uuid.uuid4()}'
         with connected(address) as client:
             client.subscribe_topic(topic, lambda event: display.progress(*event[1]))
@@ -262,14 +220,20 @@ def on_cluster(address: str) -> Engine:
                        for k, task in enumerate(tasks)}
             try:
                 for future in as_completed(futures, loop=client.loop):
-                    yield futures[future], outcome_of(future)
+                    try:
+                        outcome = future.result()  # waits if the worker died with it, until another has run it again
+                    except CancelledError:
+                        outcome = Outcome(failure='the connection to the scheduler was lost')
+                    except Exception as error:  # of the scheduler: an error of the task is its outcome
+                        outcome = Outcome(failure=' '.join(str(error).split()) or type(error).__name__)
+                    yield futures[future], outcome
             finally:
                 client.cancel([*futures], force=True)
     return engine
 
 
 def attempt_on_worker(task: Task, topic: str) -> Outcome:
-    """`attempt` on a worker, which tells those who listen to `topic`; it ends soon when the client is gone."""
+    """Run `attempt` on a worker, which reports to the listeners of `topic` and ends soon after its client."""
     from distributed import get_worker
     from distributed.worker import thread_state
     worker, key = get_worker(), thread_state.key
@@ -283,22 +247,13 @@ def attempt_on_worker(task: Task, topic: str) -> Outcome:
         return attempt(task, now_and_then(report))
 
 
-def outcome_of(future: Any) -> Outcome:
-    """Of a task that has ended.  If its worker has died with the result, this waits until another has run it again."""
-    from distributed import CancelledError
-    try:
-        return future.result()
-    except CancelledError:
-        return Outcome(failure='the connection to the scheduler was lost')
-    except Exception as error:  # of the scheduler: those of the task are its outcome
-        return Outcome(failure=' '.join(str(error).split()) or type(error).__name__)
-
-
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """A client of a scheduler; ValueError if there is none."""
+    """Connect to a scheduler; ValueError if there is none."""
     import distributed
+    from distributed.comm import get_address_host_port
     try:
+        get_address_host_port(address)  # before a client is made: without a valid address it takes 40 s to close
         client = distributed.Client(address, timeout=CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ValueError(f'--scheduler {address}: no Dask scheduler is reached there ({error}); an address looks like '
@@ -308,25 +263,41 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def count_workers(address: str, folder: Path) -> int:
-    """How many workers a scheduler has; ValueError unless all of them can do the work.
+    """Return the number of workers of a scheduler; ValueError unless all of them can do the work.
 
-    They need this package, the folder of results under the same name, and one thread each, since a training uses
-    another thread for nothing but products.
+    They need the same versions of this package and its requirements, the same folder of results under the same name,
+    where they look for a file, and one thread each, since a training uses another thread only for products of matrices.
     """
+    sign = folder / f'.{uuid.uuid4()}.workers'
     with connected(address) as client:
-        client.wait_for_workers(1, timeout=CONNECT)
-        found = client.run(sees, str(folder), on_error='return')
-        threads = client.nthreads()
+        try:
+            client.wait_for_workers(1, timeout=CONNECT)
+            sign.touch()
+            expected = describe_worker(str(sign))
+            found = client.run(describe_worker, str(sign), on_error='return')
+            threads = client.nthreads()
+        except TimeoutError:
+            raise ValueError(f'--scheduler {address}: has no worker; start some by `dask worker {address} --nthreads 1`'
+                             ) from None
+        finally:
+            sign.unlink(missing_ok=True)
     for worker, answer in found.items():
+        if isinstance(answer, OSError):
+            raise ValueError(f'worker {worker} does not see {folder}: --out must be on a disk that all workers share')
         if isinstance(answer, BaseException):
             raise ValueError(f'worker {worker} cannot run this package: {answer}')
-        if not answer:
-            raise ValueError(f'worker {worker} does not see {folder}: --out must be on a disk that all workers share')
+        if differing := [name for name in expected if answer.get(name) != expected[name]]:
+            name = differing[0]
+            raise ValueError(f'worker {worker} has {name} {answer.get(name)}, and this command {expected[name]}: '
+                             'numbers must not depend on the worker')
         if threads.get(worker, 1) > 1:
             raise ValueError(f'worker {worker} has {threads[worker]} threads: start it with --nthreads 1')
     return len(found)
 
 
-def sees(folder: str) -> bool:
-    """Whether a worker can write into a folder."""
-    return os.access(folder, os.W_OK)
+def describe_worker(sign: str) -> dict[str, Any]:
+    """Return the versions of this process; OSError unless it sees, and can write, a file of the client."""
+    with open(sign, 'r+b'):
+        found = versions() | {'gru4rec-pytensor': __version__, 'revision': REVISION}
+    found.pop('jax', None)  # which a worker imports with its first task
+    return found

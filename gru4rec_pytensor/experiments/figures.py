@@ -1,8 +1,8 @@
-"""Pictures of what is there: the layers of a model, the mini-batches of an iterator, a symbolic graph, training curves.
+"""Pictures: the layers of a model, the mini-batches of an iterator, training curves.
 
-Figures 1 and 2 of the paper are drawn from the objects that compute: change the model or the data, and the picture
-changes with them.  ``python run_experiments.py --figures`` writes them as SVG and PNG; docs/walkthrough.md and its
-notebook show them.  Needs Matplotlib, an extra of the package.
+Figures 1 and 2 of the paper are drawn from the objects that compute, so that they change with the model and the data.
+``python run_experiments.py --figures`` writes them as SVG and PNG; docs/walkthrough.md and its notebook show them.
+Needs Matplotlib, an extra of the package.
 """
 from __future__ import annotations
 
@@ -16,13 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from pytensor.graph.basic import Apply, Constant, Variable
-from pytensor.graph.traversal import toposort
-from pytensor.scalar.basic import Composite
-from pytensor.tensor.blockwise import Blockwise
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
 
-from gru4rec import UNITS, GRU4Rec, Settings, recurrent_names, session_parallel_minibatches, weight_layout
+from gru4rec import UNITS, GRU4Rec, Settings, session_parallel_minibatches, weight_layout
 from gru4rec_pytensor.events import session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.page import PLOT_SETTINGS, draw_losses, line_style, svg_of
@@ -35,7 +30,7 @@ TINTS = ('#cfe3f2', '#f9d9c4', '#c9ebdf', '#f3dbe8', '#fbe6bd', '#d9eefa', '#f6c
 
 
 class Picture(Figure):
-    """A Matplotlib figure that a notebook shows by itself, and that is the same file whenever it is drawn again."""
+    """A Matplotlib figure that a notebook shows by itself, and whose file is the same each time that it is drawn."""
 
     def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), layout='constrained')
@@ -49,7 +44,7 @@ class Picture(Figure):
             return svg_of(self)
 
     def save(self, path: Path) -> list[Path]:
-        """Write `path` with the endings .svg and .png, each whole or not at all; the two paths."""
+        """Write `path` with the endings .svg and .png, each whole or not at all; return the two paths."""
         paths = [path.with_suffix(ending) for ending in ('.svg', '.png')]
         with atomic_file(paths[0]) as file:
             file.write(self._repr_svg_().encode())
@@ -60,7 +55,7 @@ class Picture(Figure):
 
 def write_figures(folder: Path, results: list[dict], data: Dataset, losses: Sequence[str],
                   units: Sequence[int]) -> None:
-    """Figures 1 and 2 of the paper, of the networks and the data of a run, and training curves; as SVG and PNG.
+    """Draw Figures 1 and 2 of the paper, of the networks and the data of a run, and training curves, as SVG and PNG.
 
     Parameters
     ----------
@@ -88,7 +83,7 @@ def write_figures(folder: Path, results: list[dict], data: Dataset, losses: Sequ
 # ---------------------------------------------------------------------------------------------------------------------
 
 def architecture(*networks: Settings) -> Picture:
-    """Figure 1 of the paper: the layers of each network, bottom to top, with the shapes of their weights.
+    """Draw Figure 1 of the paper: the layers of each network, bottom to top, with the shapes of their weights.
 
     ``GRU4Rec(layers=[100]).settings(n_items=37_483)`` is a network, and so is ``settings()`` of a trained model.
     """
@@ -116,7 +111,7 @@ def architecture(*networks: Settings) -> Picture:
 
 
 def layers_of(settings: Settings) -> list[tuple[str, str, bool]]:
-    """Title, weights without biases, and whether it is recurrent, of each box of Figure 1, bottom to top."""
+    """Return title, weights without biases, and whether it is recurrent, of each box of Figure 1, bottom to top."""
     layout = weight_layout(settings)
 
     def described(names: list[str]) -> str:
@@ -131,7 +126,7 @@ def layers_of(settings: Settings) -> list[tuple[str, str, bool]]:
     if settings.embedding:
         boxes.append(('embedding', described(['E']), False))
     for i, n in enumerate(settings.layers):
-        names = [f'W{i}', *[f'W{name}{i}' for name in recurrent_names(UNITS[settings.unit])], f'I{i}']
+        names = [f'W{i}', *[f'{name}{i}' for name in UNITS[settings.unit].recurrent], f'I{i}']
         boxes.append((f'{settings.unit.upper()} layer, {n:,} units', described(names), True))
     for j, n in enumerate(settings.feedforward):
         boxes.append((f'feed-forward layer, {n:,} units, {settings.hidden_act}', described([f'Wd{j}']), False))
@@ -139,7 +134,7 @@ def layers_of(settings: Settings) -> list[tuple[str, str, bool]]:
 
 
 def arrow(ax: Axes, start: tuple, end: tuple, curve: float = 0.0) -> None:
-    """An arrow from one point to another; `curve` bends it."""
+    """Draw an arrow from one point to another; `curve` bends it."""
     style = f'arc3,rad={curve}'
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle='-|>', mutation_scale=9, connectionstyle=style, color=INK,
                                  linewidth=1, shrinkA=0, shrinkB=0))
@@ -151,16 +146,16 @@ def arrow(ax: Axes, start: tuple, end: tuple, curve: float = 0.0) -> None:
 
 def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | None = None,
                 order: np.ndarray | None = None, steps: int = 10) -> Picture:
-    """Figure 2 of the paper, from the mini-batches that training gets.
+    """Draw Figure 2 of the paper, from the mini-batches that training gets.
 
-    On the left the sessions, on the right what goes into the network, and what is to be predicted.  A bar marks the
-    events at which a lane begins a session; grey events on the left are in no mini-batch of the picture.
+    On the left stand the sessions, on the right inputs and targets of the network.  A bar marks the event at which a
+    lane begins a session; grey events on the left are in no mini-batch of the picture.
 
     Parameters
     ----------
     offsets, batch_size, order : as `gru4rec.session_parallel_minibatches` takes them
     labels : a short name for each event; session and event number, counted from 1, when None
-    steps : mini-batches that are drawn, at most
+    steps : largest number of mini-batches to draw
     """
     position, starts = next(iter(session_parallel_minibatches(offsets, batch_size, order, chunk=steps)))
     session = session_of_event(offsets)
@@ -199,122 +194,10 @@ def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | No
 
 
 def cell(ax: Axes, column: float, row: float, text: str, colour: str) -> None:
-    """An event of Figure 2."""
+    """Draw an event of Figure 2."""
     ax.add_patch(Rectangle((column + 0.03, row + 0.04), 0.94, 0.92, facecolor=colour, edgecolor='white'))
     ax.text(column + 0.53, row + 0.5, text, ha='center', va='center', fontsize=8,
             color=MUTED if colour == UNUSED else INK)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A symbolic graph
-# ---------------------------------------------------------------------------------------------------------------------
-
-def graph(outputs: list[Variable]) -> Picture:
-    """A symbolic graph: an operation a box, an input right above the first that needs it, the results at the bottom.
-
-    An operation stands below all that it needs.  Constants are left out, and so is the adding of dimensions of length 1
-    (`DimShuffle`), since nothing is computed there.
-    """
-    nodes, edges = operations(outputs)
-    texts = {node: str(node.name) if isinstance(node, Variable) else operation_name(node) for node in nodes}
-    level: dict = {}
-    for node in nodes:  # in topological order
-        level[node] = 1 + max((level[source] for source, target in edges if target is node), default=-1)
-    for node in nodes:
-        if isinstance(node, Variable):  # an input stands right above the first operation that needs it
-            level[node] = min(level[target] for source, target in edges if source is node) - 1
-    paths = [[source, *[(source, target, k) for k in range(level[source] + 1, level[target])], target]
-             for source, target in edges]  # a long edge has a place of its own in each row that it passes
-    level.update({place: place[-1] for path in paths for place in path[1:-1]})
-    x = places_in_rows(level, [pair for path in paths for pair in zip(path, path[1:])],
-                {node: 0.35 + 0.085 * len(text) for node, text in texts.items()})
-
-    n_rows = max(level.values()) + 1
-    picture = Picture(max(x.values()) - min(x.values()) + 2, 0.5 * n_rows + 0.3)
-    ax = picture.subplots()
-    ax.set(xlim=(min(x.values()) - 1, max(x.values()) + 1), ylim=(n_rows - 0.4, -0.6))
-    ax.axis('off')
-    for path in paths:
-        for a, b in zip(path[:-2], path[1:-1]):
-            ax.plot([x[a], x[b]], [level[a], level[b]], color=INK, linewidth=1, zorder=1)
-        arrow(ax, (x[path[-2]], level[path[-2]]), (x[path[-1]], level[path[-1]] - 0.26))
-    for node, text in texts.items():
-        is_input = isinstance(node, Variable)
-        ax.text(x[node], level[node], text, ha='center', va='center', fontsize=8, zorder=3,
-                bbox=dict(boxstyle='round,pad=0.3' if is_input else 'square,pad=0.3', edgecolor=INK, linewidth=0.8,
-                          facecolor=TINTS[4] if is_input else TINTS[0]))
-    return picture
-
-
-def places_in_rows(level: dict, edges: list[tuple], widths: dict) -> dict:
-    """Where to draw nodes in their rows, so that few edges cross: node -> x in inches.
-
-    Each row in turn is sorted by the mean place of the neighbours in the rows around it, and moved there, as far as the
-    widths of the nodes allow (Sugiyama's method, without its finer points).
-    """
-    rows: list[list] = [[] for _ in range(max(level.values()) + 1)]
-    near: dict = {node: [] for node in level}
-    for node, k in level.items():
-        rows[k].append(node)
-    for a, b in edges:
-        near[a].append(b)
-        near[b].append(a)
-    x = {node: float(i) for row in rows for i, node in enumerate(row)}
-    for sweep in range(24):
-        for row in rows if sweep % 2 else rows[::-1]:
-            wanted = {node: float(np.mean([x[other] for other in near[node]])) for node in row}
-            row.sort(key=wanted.__getitem__)
-            right = -np.inf
-            for node in row:
-                half = widths.get(node, 0.2) / 2
-                x[node] = max(wanted[node], right + half)
-                right = x[node] + half
-            shift = np.mean([wanted[node] - x[node] for node in row])
-            x.update({node: x[node] + shift for node in row})
-    return x
-
-
-def operations(outputs: list[Variable]) -> tuple[list, list[tuple]]:
-    """Inputs and operations in topological order, and which of them feeds which."""
-    nodes: list = []
-    edges = []
-    made_by: dict = {}  # variable -> the box that it comes out of
-    for apply in toposort(outputs):
-        if isinstance(apply.op, DimShuffle) and apply.op.is_expand_dims:
-            continue
-        for variable in apply.inputs:
-            while variable.owner and isinstance(variable.owner.op, DimShuffle) and variable.owner.op.is_expand_dims:
-                variable = variable.owner.inputs[0]
-            if isinstance(variable, Constant):
-                continue
-            if variable.owner is None and variable not in made_by:
-                made_by[variable] = variable
-                nodes.append(variable)
-            if (edge := (made_by[variable], apply)) not in edges:
-                edges.append(edge)
-        nodes.append(apply)
-        made_by.update(dict.fromkeys(apply.outputs, apply))
-    return nodes, edges
-
-
-def operation_name(apply: Apply) -> str:
-    """What an operation does, in few words; of a fused loop, all that is computed in it."""
-    op = apply.op
-    if isinstance(op, Blockwise):
-        op = op.core_op
-    if not isinstance(op, Elemwise):
-        return type(op).__name__
-    scalar = op.scalar_op
-    if not isinstance(scalar, Composite):
-        return scalar_name(scalar)
-    inside = [scalar_name(node.op) for node in scalar.fgraph.toposort()]
-    return 'one loop: ' + ', '.join(f'{inside.count(name)} {name}' if inside.count(name) > 1 else name
-                                    for name in dict.fromkeys(inside))
-
-
-def scalar_name(op: Any) -> str:
-    """Name of what an operation does to a number, such as add."""
-    return op.name or type(op).__name__
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -322,7 +205,7 @@ def scalar_name(op: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def training_curves(losses: dict[str, list[float]]) -> Picture:
-    """Mean loss of each epoch, a panel for each network; `losses` are those of each, by title."""
+    """Draw the mean loss of each epoch, a panel for each network; `losses` are those of each, by title."""
     n_columns = min(3, len(losses))
     n_rows = -(-len(losses) // n_columns)
     picture = Picture(3.4 * n_columns, 2.8 * n_rows)

@@ -1,4 +1,4 @@
-"""Pieces of an HTML page that needs nothing but its own file: paragraphs, tables, and pictures as SVG.
+"""Pieces of an HTML page in a single file: paragraphs, tables, and pictures as SVG.
 
 Pictures are drawn by Matplotlib, an extra; without it the page says so in their place.
 """
@@ -46,7 +46,7 @@ pre { background: #f4f4f4; padding: .7rem 1rem; overflow-x: auto; } .muted { col
 
 
 def page(title: str, sections: list[str]) -> str:
-    """The whole file."""
+    """Return the whole file."""
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<title>{html.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n'
@@ -54,19 +54,19 @@ def page(title: str, sections: list[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A part of the page with its heading; parts that are empty are left out."""
+    """Return a section of the page with its heading; empty parts are left out."""
     return f'<section>\n<h2>{html.escape(title)}</h2>\n' + '\n'.join(filter(None, parts)) + '\n</section>'
 
 
 def paragraph(text: str, kind: str = '') -> str:
-    """Plain text as a paragraph; **bold** and `code` as in Markdown."""
+    """Return text as a paragraph; **bold** and `code` as in Markdown."""
     text = re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', html.escape(text))
     text = re.sub(r'`(.+?)`', r'<code>\1</code>', text)
     return f'<p{f" class={kind!r}" if kind else ""}>{text}</p>'.replace("'", '"')
 
 
 def table(header: Sequence, rows: Sequence[Sequence], caption: str = '') -> str:
-    """A table; a cell is text, or (text, class).  Columns whose cells look like numbers are aligned to the right."""
+    """Return a table; a cell is text, or (text, class).  Columns of numbers are aligned to the right."""
     def texts(row: Sequence) -> list[str]:
         return [cell[0] if isinstance(cell, tuple) else str(cell) for cell in row]
 
@@ -87,7 +87,7 @@ def table(header: Sequence, rows: Sequence[Sequence], caption: str = '') -> str:
 
 
 def difference(ours: float | None, published: float | None, is_comparable: bool) -> tuple[str, str]:
-    """Cell with the relative difference of ours to the published number, coloured by its sign if they compare."""
+    """Return a cell with the relative difference of ours to the published number, coloured if they are comparable."""
     if ours is None or not published:
         return '-', ''
     change = ours / published - 1
@@ -99,11 +99,11 @@ def difference(ours: float | None, published: float | None, is_comparable: bool)
 # ---------------------------------------------------------------------------------------------------------------------
 
 def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list[str]) -> str:
-    """A picture as SVG within the page.
+    """Return a picture as SVG within the page.
 
     Parameters
     ----------
-    panels : what a panel shows, in words -> a function that draws it on its axes
+    panels : description of a panel -> a function that draws it on its axes
     labels : of the lines, for the legend; empty for none
     """
     try:
@@ -126,25 +126,25 @@ def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list
             f'<figcaption>{html.escape(caption)}</figcaption>\n</figure>')
 
 
-# Settings of Matplotlib: text stays text, no frame, and ids in the SVG that are the same whenever it is drawn again.
+# Settings of Matplotlib: text stays text, no frame, and the same ids in the SVG each time that it is drawn.
 PLOT_SETTINGS: dict = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'font.family': 'sans-serif',
-              'axes.spines.top': False, 'axes.spines.right': False}
+                       'axes.spines.top': False, 'axes.spines.right': False, 'text.parse_math': False}
 
 
 def svg_of(picture: Figure) -> str:
-    """The picture as an element that can stand in a page; to be called under `PLOT_SETTINGS`."""
+    """Return the picture as an element of a page; to be called under `PLOT_SETTINGS`."""
     file = io.StringIO()
     picture.savefig(file, format='svg', metadata={'Date': None})
     return file.getvalue()[file.getvalue().index('<svg'):]
 
 
 def line_style(k: int) -> tuple[str, str]:
-    """Colour and marker of the k-th line."""
+    """Return colour and marker of the k-th line."""
     return COLOURS[k % len(COLOURS)], [*MARKERS][k % len(MARKERS)]
 
 
 def draw_lines(series: dict[str, tuple], xlabel: str, ylabel: str) -> Callable[[Axes], None]:
-    """A panel with a line for each of `series`, label -> (x, y)."""
+    """Return a function that draws a panel with a line for each of `series`, label -> (x, y)."""
     def draw(ax: Axes) -> None:
         for k, (label, (x, y)) in enumerate(series.items()):
             colour, marker = line_style(k)
@@ -162,13 +162,13 @@ def draw_lines(series: dict[str, tuple], xlabel: str, ylabel: str) -> Callable[[
 
 
 def in_words(series: dict[str, tuple], what: str) -> str:
-    """The lines of a picture in words, for who cannot see it."""
+    """Return the lines of a picture as text, for readers who cannot see it."""
     return '; '.join(f'{label}: ' + ', '.join(f'{value:.3f} {what} {place}' for place, value in zip(*xy))
                      for label, xy in series.items())
 
 
 def draw_losses(ax: Axes, title: str, values: list[float], colour: str, marker: str) -> None:
-    """Mean loss of each epoch of one network."""
+    """Draw the mean loss of each epoch of one network."""
     ax.plot(np.arange(1, len(values) + 1), values, color=colour, marker=marker, markersize=4.5)
     ax.set_title(title, fontsize=10)
     ax.set_xlabel('epoch')

@@ -1,6 +1,6 @@
-"""The paper's two data sets: what it does with each, the parameters it found, and the numbers it reports.
+"""The paper's two data sets: the protocol for each, the parameters that it found, and the numbers that it reports.
 
-Other modules take names of models and losses from here; so does who adds a baseline or a loss (see CONTRIBUTING.md).
+Other modules take names of models and losses from here, and new baselines and losses go here (see CONTRIBUTING.md).
 """
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import preprocess_rsc15
 from gru4rec_pytensor import synthetic
 from gru4rec_pytensor.events import MAX_SESSION_LENGTH
 
-VIDEO_ITEMS, VIDEO_CANDIDATES = 330_000, 30_000  # the next item is ranked among so many, the most popular
-REVISION = 2  # of what models compute: raised when the same arguments give other numbers, so that those are run again
-NETWORK = 'GRU4Rec'  # the model of Tables 2 and 3, as the baselines are those of Table 1
+VIDEO_ITEMS, VIDEO_CANDIDATES = 330_000, 30_000  # the next item is ranked among the most popular, the candidates
+REVISION = 2  # of the models: raised when the same arguments give other numbers, so that these are computed again
+NETWORK = 'GRU4Rec'  # the model of Tables 2 and 3; the baselines are those of Table 1
 LOSS_NAMES = {'top1': 'TOP1', 'bpr': 'BPR', 'cross-entropy': 'Cross-entropy', 'mrr': 'MRR'}
 
 BASELINES: dict[str, tuple[type, dict]] = {
@@ -21,24 +21,24 @@ BASELINES: dict[str, tuple[type, dict]] = {
     'S-POP': (baselines.SessionPop, dict(top_n=1000)),
     'Item-KNN': (baselines.ItemKNN, dict(n_sims=100, lmbd=20, alpha=0.5)),
     'BPR-MF': (baselines.BPR, dict(n_factors=100, n_iterations=10, learning_rate=0.01)),
-    'Markov': (baselines.Markov, {}),  # this and those below are of later papers, and are run where they are asked for
+    'Markov': (baselines.Markov, {}),  # from here on, those of later papers, which run on demand
     'S-KNN': (baselines.SKNN, dict(k=500, sample_size=1000)),
     'V-SKNN': (baselines.VSKNN, dict(k=500, sample_size=1000)),
 }
 
 
 class Protocol(NamedTuple):
-    """What the paper does with one of its two data sets, and what it reports.
+    """The paper's protocol for one of its two data sets, and its numbers.
 
-    counts : sessions, events and items of the training and test data, as the paper has them
+    counts : sessions, events and items of the training and test data in the paper
     published : (Recall@20, MRR@20) by baseline, or by (loss, units): Tables 1 and 3
-    gains : gains over Item-KNN as Table 3 prints them, which are of numbers with more digits than it shows
+    gains : gains over Item-KNN as Table 3 prints them, computed from more digits than it shows
     parameters : Table 2, the best parameters of each loss
-    stable : how many of 100 random points gave a numerically stable network, by loss, where section 4.2 says so
-    is_private : nobody outside has the data, so that no numbers of ours are comparable with the published ones
-    candidates : how many of the most popular items, next to the target, it is ranked among; None for all items
+    stable : number of numerically stable networks among 100 random points, by loss, where section 4.2 gives it
+    is_private : the data is not public, so that no numbers of ours are comparable with the published ones
+    candidates : number of the most popular items among which the target is ranked; None for all items
     max_session_length : longer sessions are left out; None for no limit
-    sessions, items : size of the synthetic log that stands in for the data
+    sessions, items : size of the synthetic log that replaces the data
     """
     title: str
     counts: dict
@@ -53,7 +53,7 @@ class Protocol(NamedTuple):
     items: int
 
     def published_for(self, model: str, loss: str | None, units: int | None) -> tuple[float | None, float | None]:
-        """Published Recall@20 and MRR@20 of a row of Tables 1 and 3; (None, None) where there is no such row."""
+        """Return Recall@20 and MRR@20 of a row of Tables 1 and 3; (None, None) where there is no such row."""
         return self.published.get((loss, units) if model == NETWORK else model, (None, None))
 
 

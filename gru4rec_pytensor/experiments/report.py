@@ -1,4 +1,4 @@
-"""The report: one HTML page with the tables, pictures of the results, and what data and runs they are of."""
+"""The report: one HTML page with the tables, pictures of the results, and the data and commands behind them."""
 from __future__ import annotations
 
 import html
@@ -14,20 +14,16 @@ from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK
 from gru4rec_pytensor.experiments.tables import (
     TITLES,
-    YARDSTICK,
     Section,
-    Table,
     by_row,
     is_papers,
     mean_metric,
     metric_in_words,
     networks_note,
+    other_tables,
     paper_note,
-    parameter_notes,
     published_for,
     row_settings,
-    table_later,
-    table_published,
     ties_note,
     title_of,
 )
@@ -36,44 +32,50 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def format_report(results: list[dict], data: Dataset, sections: list[Section], commands: list[str]) -> str:
-    """The whole page.
+def format_report(paper: list[dict], later: list[dict], data: Dataset, sections: list[Section],
+                  commands: list[str]) -> str:
+    """Return the whole page.
 
     Parameters
     ----------
-    results : of the cells of Tables 1 and 3, and of parameters from files, which have a title
-    sections : Table 2 and the claims, as far as they were run
+    paper, later : results as `tables.rows_of_tables` and `tables.rows_of_later` return them
+    sections : Table 2 and the claims, if they were run
     commands : that make the page again
     """
-    parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>',
-             comparison_section([result for result in results if not result.get('title')], data)]
+    results = [*paper, *later]
+    parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>', comparison_section(paper, data)]
+    tables = other_tables(paper, later, data)
+    tables += [(table, section.notes) for section in sections for table in section.tables]
     parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, notes))
-              for table, notes in tables_of_others(results, data)]
-    parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, section.notes))
-              for section in sections for table in section.tables]
+              for table, notes in tables]
     parts += picture_sections(results)
-    parts.append(page.section('Data', page.table(['data', '', 'here', f'{data.protocol.title}, published'],
-                                                 data_rows(data))))
+    counts = []
+    for name, numbers in data.counts.items():
+        for kind, found in numbers.items():
+            published = data.protocol.counts[name].get(kind)
+            counts.append([name, kind, f'{found:,}', f'{published:,}' if published else '-'])
+    parts.append(page.section('Data', page.table(['data', '', 'here', f'{data.protocol.title}, published'], counts)))
     if results:
+        digits_of = {'fit_seconds': 1, 'train_events_per_second': 0, 'eval_seconds': 1, 'eval_events_per_second': 0}
+        rows = [[title_of(result, row_settings(results)), *[
+            f'{result[key]:,.{digits}f}' if result[key] is not None else '-' for key, digits in digits_of.items()]]
+            for result in results]
         parts.append(page.section('Speed', page.table(
-            ['run', 'fit, s', 'training events/s', 'evaluation, s', 'predictions/s'], speed_rows(results),
+            ['run', 'fit, s', 'training events/s', 'evaluation, s', 'predictions/s'], rows,
             'Compilation is part of the seconds of the run that needs it first, not of the events per second.')))
-    found = ', '.join(f'{name} {version}' for name, version in versions().items())
+    software = ', '.join(f'{name} {version}' for name, version in versions().items())
     parts.append(page.section('How to make this report', f'<pre>{html.escape(chr(10).join(commands))}</pre>',
-                              page.paragraph(f'{found}, on {platform.system()} {platform.machine()}.')))
+                              page.paragraph(f'{software}, on {platform.system()} {platform.machine()}.')))
     return page.page(f'GRU4Rec: the experiments of the paper on {data.name}', [*filter(None, parts)])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------------------------------
-
 def comparison_section(results: list[dict], data: Dataset) -> str:
-    """Tables 1 and 3 with the differences to what was published; empty when there is no result."""
+    """Return Tables 1 and 3 with the differences to the published numbers; empty when there is no result."""
     if not results:
         return ''
-    tables, words = [comparison_table(results, data, TITLES[1], [*BASELINES]),
-                     comparison_table(results, data, TITLES[3], [NETWORK])], ''
+    tables = [comparison_table([result for result in results if result['model'] in models], data, title)
+              for title, models in ((TITLES[1], [*BASELINES]), (TITLES[3], [NETWORK]))]
+    words = ''
     if is_papers(data):
         colours = 'green is above, orange below the published number'
         if data.is_synthetic:
@@ -83,11 +85,11 @@ def comparison_section(results: list[dict], data: Dataset) -> str:
         f'{words}{networks_note(results)}{ties_note(results)}'))
 
 
-def comparison_table(results: list[dict], data: Dataset, caption: str, models: list[str]) -> str:
-    """Our numbers of some models, and what is published, if anything is, with the differences; empty without results.
-    """
+def comparison_table(results: list[dict], data: Dataset, caption: str) -> str:
+    """Return a table of our numbers, with published ones and differences if there are any; empty without results."""
+    if not results:
+        return ''
     rows = []
-    results = [result for result in results if result['model'] in models]
     published = [published_for(ours[0], data) for ours in by_row(results).values()]
     is_published = any(map(any, published))
     for ours, numbers in zip(by_row(results).values(), published):
@@ -98,95 +100,52 @@ def comparison_table(results: list[dict], data: Dataset, caption: str, models: l
         rows.append(cells)
     kinds = ('published', 'ours', 'difference') if is_published else ('',)
     header = ['', *[f'{metric} {which}'.strip() for metric in ('Recall@20', 'MRR@20') for which in kinds]]
-    return page.table(header, rows, caption) if rows else ''
+    return page.table(header, rows, caption)
 
-
-def tables_of_others(results: list[dict], data: Dataset) -> list[tuple[Table, list[str]]]:
-    """The tables of later papers, and of all that is published for the data, each with its notes."""
-    later = [result for result in results if result.get('title')]
-    tables = [(table_later(later, data), parameter_notes(later))] if later else []
-    if data.published and results:
-        tables.append((table_published(results, data.published.title), [YARDSTICK]))
-    return tables
-
-
-def data_rows(data: Dataset) -> list[list[str]]:
-    """Sessions, events and items of the data, next to the published counts."""
-    rows = []
-    for name, counts in data.counts.items():
-        for kind, found in counts.items():
-            published = data.protocol.counts[name].get(kind)
-            rows.append([name, kind, f'{found:,}', f'{published:,}' if published else '-'])
-    return rows
-
-
-def speed_rows(results: list[dict]) -> list[list[str]]:
-    """Seconds and rates of each run."""
-    digits_of = {'fit_seconds': 1, 'train_events_per_second': 0, 'eval_seconds': 1, 'eval_events_per_second': 0}
-    return [[title_of(result, row_settings(results)), *[f'{result[key]:,.{digits}f}' if result[key] is not None else '-'
-                                 for key, digits in digits_of.items()]] for result in results]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures
-# ---------------------------------------------------------------------------------------------------------------------
 
 def picture_sections(results: list[dict]) -> list[str]:
-    """Sections with the pictures, of the results that have what they need; means over seeds."""
+    """Return sections with pictures of the results that have details; means over seeds."""
     rows = by_row([result for result in results if result.get('details')])
     if not rows:
         return []
     settings = row_settings(results)
     details = {title_of(ours[0], settings, with_seed=False): [result['details'] for result in ours]
                for ours in rows.values()}
-    recall, mrr = ({title: (CUT_OFFS, np.mean([of_seed[metric] for of_seed in of_row], axis=0).tolist())
-                    for title, of_row in details.items()} for metric in ('recall', 'mrr'))
-    by_position, by_popularity = ({title: mean_of_bins([of_seed[bins] for of_seed in of_row])
-                                   for title, of_row in details.items()} for bins in ('by_position', 'by_popularity'))
-    sections = [page.section('Cut-offs', cut_off_figure(recall, mrr)),
-                page.section('Where in the session, and which items', bins_figure(by_position, by_popularity))]
-    if losses := mean_losses(results):
-        sections.append(page.section('Training loss', loss_figure(losses, list(details))))
-    return sections
 
+    def mean_of_bins(bins: str) -> dict[str, tuple]:  # whose names are the same for all seeds
+        return {title: ([name for name, _n, _recall in of_seeds[0][bins]], np.mean([
+            [recall for _name, _n, recall in one[bins]] for one in of_seeds], axis=0).tolist())
+            for title, of_seeds in details.items()}
 
-def mean_of_bins(of_seeds: list[list]) -> tuple[list[str], list[float]]:
-    """Names of the bins, which are the same for every seed, and the mean of their recall."""
-    names = [name for name, _n, _recall in of_seeds[0]]
-    return names, np.mean([[recall for _name, _n, recall in bins] for bins in of_seeds], axis=0).tolist()
+    def draw_loss(title: str, values: list[float]) -> Callable[[Axes], None]:
+        return lambda ax: page.draw_losses(ax, title, values, *page.line_style([*details].index(title)))
 
-
-def mean_losses(results: list[dict]) -> dict[str, list[float]]:
-    """Loss of each epoch, mean over seeds, of each network that was stable, by title."""
-    rows = by_row([result for result in results if result.get('details') and result.get('epoch_losses')])
-    return {title_of(ours[0], row_settings(results), with_seed=False):
-            np.mean([result['epoch_losses'] for result in ours], axis=0).tolist() for ours in rows.values()}
-
-
-def cut_off_figure(recall: dict[str, tuple], mrr: dict[str, tuple]) -> str:
-    """Metrics over the cut-off; label -> (cut-offs, values)."""
+    by_cut_off = {name: {title: (CUT_OFFS, np.mean([one[name.lower()] for one in of_seeds], axis=0).tolist())
+                         for title, of_seeds in details.items()} for name in ('Recall', 'MRR')}
     panels = {f'{name} by cut-off N. {page.in_words(series, "at")}': page.draw_lines(series, 'cut-off N', f'{name}@N')
-              for name, series in (('Recall', recall), ('MRR', mrr))}
-    return page.figure('Recall@N and MRR@N over the cut-off N, on a logarithmic axis. The paper reports N = 20.',
-                       panels, list(recall))
-
-
-def bins_figure(by_position: dict[str, tuple], by_popularity: dict[str, tuple]) -> str:
-    """Recall@20 in parts of the predictions; label -> (names of the parts, values)."""
+              for name, series in by_cut_off.items()}
+    sections = [page.section('Cut-offs', page.figure(
+        'Recall@N and MRR@N over the cut-off N, on a logarithmic axis. The paper reports N = 20.', panels, [*details]))]
+    by_position, by_popularity = mean_of_bins('by_position'), mean_of_bins('by_popularity')
     panels = {
         f'Recall@20 by position in the session. {page.in_words(by_position, "at position")}': page.draw_lines(
             by_position, 'position of the predicted event in its session', 'Recall@20'),
         f'Recall@20 by popularity of the next item. {page.in_words(by_popularity, "for")}': page.draw_lines(
             by_popularity, 'items by number of training events', 'Recall@20')}
-    return page.figure('Recall@20 by position in the session, and by popularity of the next item: from the most '
-                       'popular 1% of the items to the less popular half.', panels, list(by_position))
+    sections.append(page.section('Where in the session, and which items', page.figure(
+        'Recall@20 by position in the session, and by popularity of the next item: from the most popular 1% of the '
+        'items to the less popular half.', panels, [*details])))
+    if losses := mean_losses(results):
+        panels = {'Training loss. ' + page.in_words({title: (range(1, len(values) + 1), values)}, 'in epoch'):
+                  draw_loss(title, values) for title, values in losses.items()}
+        sections.append(page.section('Training loss', page.figure(
+            'Training loss of each epoch, mean over seeds. The losses are different functions: only the shapes can be '
+            'compared.', panels, [])))
+    return sections
 
 
-def loss_figure(losses: dict[str, list[float]], labels: list[str]) -> str:
-    """Mean loss of each epoch, a panel for each network, since their scales differ."""
-    def draw(label: str, values: list[float]) -> Callable[[Axes], None]:
-        return lambda ax: page.draw_losses(ax, label, values, *page.line_style(labels.index(label)))
-    panels = {'Training loss. ' + page.in_words({label: (range(1, len(values) + 1), values)}, 'in epoch'):
-              draw(label, values) for label, values in losses.items()}
-    return page.figure('Training loss of each epoch, mean over seeds. The losses are different functions: only the '
-                       'shapes can be compared.', panels, [])
+def mean_losses(results: list[dict]) -> dict[str, list[float]]:
+    """Return the loss of each epoch, mean over seeds, of each stable network, by title."""
+    rows = by_row([result for result in results if result.get('details') and result.get('epoch_losses')])
+    return {title_of(ours[0], row_settings(results), with_seed=False):
+            np.mean([result['epoch_losses'] for result in ours], axis=0).tolist() for ours in rows.values()}

@@ -1,33 +1,37 @@
 """Results on disk: a file for each, under a key that holds what it depends on, for any number of processes at once."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gru4rec_pytensor.experiments.protocols import REVISION
-from gru4rec_pytensor.files import FileLock, atomic_file, check_writable, remove_leftovers
+from gru4rec_pytensor.files import atomic_file, check_writable, locked, remove_leftovers
 
 FORMAT = 1  # of the files; raised when what they hold changes
 KINDS = ('cells', 'searches', 'claims', 'parameters', 'commands')
 
 
 class Results:
-    """What a folder has: finished cells, searches, and which claims and parameters were asked for, by which commands.
+    """A folder of finished cells and searches, and of the claims, parameters and commands that were asked for.
 
     Each is a file KIND/TITLE-DIGITS.json, which is whole or not there, and the digits are those of its key.  So
-    processes that share the folder, on a shared disk too, write without regard to one another; who is about to train
-    holds `lock` meanwhile.  Checkpoints lie beside them, in a folder of their own.
+    processes that share the folder, on a shared disk too, write without regard to one another; a process that trains a
+    cell holds it meanwhile.  Checkpoints lie beside them, in a folder of their own.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._read: dict[Path, tuple[tuple, dict]] = {}  # each file's state, by which a change shows, and its result
+        self._loaded: dict[Path, tuple[tuple, dict]] = {}  # each file's state, by which a change shows, and its result
 
-    def prepare(self) -> None:
-        """Make the folders; OSError or ValueError if that cannot be, or if results lie there that cannot be read."""
+    def make_folders(self) -> None:
+        """Make the folders; OSError or ValueError if that fails, or if results lie there that cannot be read."""
         if self.folder.is_file():
             raise ValueError(f'--out {self.folder}: is a file; give the name of a folder')
         earlier = self.folder / 'results.json'
@@ -43,72 +47,95 @@ class Results:
         self.remove_leftovers()
 
     def remove_leftovers(self) -> None:
-        """Remove what processes that were killed have left of cells that are finished: locks and checkpoints.
+        """Remove locks and checkpoints of finished cells, which processes that were killed have left.
 
-        The lock of a cell that is not finished stays, since it says who was at it.
+        The name of the holder of an unfinished cell stays, for the process that takes it over.
         """
-        for path in (self.folder / 'cells').glob('*.lock'):
-            lock = FileLock(path)
-            if path.with_suffix('.json').exists() and lock.acquire(wait=False):
-                lock.release()
+        for path in [*(self.folder / 'cells').glob('*.lock'), *(self.folder / 'cells').glob('*.holder')]:
+            if path.with_suffix('.json').exists():
+                with locked(path.with_suffix('.lock'), wait=False) as lock:
+                    if lock:
+                        path.with_suffix('.holder').unlink(missing_ok=True)
         for path in (self.folder / 'checkpoints').iterdir():
             if (self.folder / 'cells' / f'{path.name}.json').exists():
                 path.unlink(missing_ok=True)
 
     def path(self, kind: str, key: dict) -> Path:
-        """Of the file of a key."""
+        """Return the file of a key."""
         words = [str(key[name]) for name in ('model', 'loss', 'units', 'seed')
                  if 'loss' in key and key.get(name) is not None]
         title = re.sub(r'[^\w.-]', '_', '-'.join(words) or kind)
         return self.folder / kind / f'{title}-{digits_of(key)}.json'
 
     def has(self, kind: str, key: dict) -> bool:
-        """Whether there is something under a key."""
+        """Return whether there is something under a key."""
         return self.path(kind, key).exists()
 
     def save(self, kind: str, key: dict, result: dict) -> None:
-        """Keep what belongs to a key."""
-        text = json.dumps({'format': FORMAT, 'key': key, 'result': result}, indent=1)
+        """Keep a result under a key."""
+        text = json.dumps({'format': FORMAT, 'key': key, 'result': result, 'digits': digits_of(result)}, indent=1)
         write_text(self.path(kind, key), text + '\n')
 
     def load(self, kind: str, fingerprint: str | None = None) -> list[dict]:
-        """What there is of a kind and of the data set with this fingerprint, each as one dictionary with its key.
+        """Return the results of a kind, for the data set with this fingerprint, each as one dictionary with its key.
 
-        What other revisions of the models computed does not count.  ValueError names a file that is something else.
+        Results of other revisions of the models do not count.  ValueError names a file that is something else.
         """
-        found = [self.read(path) for path in sorted((self.folder / kind).glob('*.json'))]
+        found = [self.load_file(path) for path in sorted((self.folder / kind).glob('*.json'))]
         return [result for result in found if result['revision'] == REVISION
                 and fingerprint in (None, result['data'])]
 
-    def read(self, path: Path) -> dict:
-        """`read_result` of a file, which is read again only if it has changed since the last time."""
+    def load_file(self, path: Path) -> dict:
+        """Return key and result of a file, which is read again only if it has changed."""
         status = path.stat()
         state = status.st_ino, status.st_mtime_ns, status.st_size
-        if self._read.get(path, (None,))[0] != state:
-            self._read[path] = state, read_result(path)
-        return self._read[path][1]
+        if self._loaded.get(path, (None,))[0] != state:
+            self._loaded[path] = state, read_result(path)
+        return self._loaded[path][1]
 
-    def lock(self, key: dict) -> FileLock:
-        """For the process that trains a cell."""
-        return FileLock(self.path('cells', key).with_suffix('.lock'))
+    @contextlib.contextmanager
+    def hold(self, key: dict) -> Iterator[str | None]:
+        """Hold a cell to train it; None if another process has it, else the process that was killed with it, or ''."""
+        path = self.path('cells', key)
+        with locked(path.with_suffix('.lock'), wait=False) as lock:
+            if not lock:
+                yield None
+                return
+            holder = path.with_suffix('.holder')
+            last_holder = holder.read_text() if holder.exists() else ''
+            holder.write_text(f'process {os.getpid()} on {socket.gethostname()}')
+            try:
+                yield last_holder
+            finally:
+                holder.unlink(missing_ok=True)
+
+    def is_held(self, key: dict) -> bool:
+        """Return whether another process holds a cell at the moment."""
+        path = self.path('cells', key).with_suffix('.lock')
+        if not path.exists():
+            return False
+        with locked(path, wait=False) as lock:
+            return lock is None
 
     def checkpoint(self, key: dict) -> Path:
-        """Of the training of a cell."""
+        """Return the file for the checkpoint of a cell."""
         return self.folder / 'checkpoints' / self.path('cells', key).stem
 
 
 def digits_of(key: Any) -> str:
-    """Digits that differ from key to key; of what JSON can hold."""
+    """Return digits that differ from key to key, of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_result(path: Path) -> dict:
-    """Key and result of a file; ValueError, which names it, if it is none of ours."""
+    """Return key and result of a file; ValueError, which names it, if it is none of ours."""
     try:
         content = json.loads(path.read_bytes())
         key, result = content['key'], content['result']
         if content['format'] != FORMAT or not path.stem.endswith(f'-{digits_of(key)}'):
             raise KeyError('format')
+        if content.get('digits', digits_of(result)) != digits_of(result):  # which files of older commands lack
+            raise ValueError('result')
         return {name: key[name] for name in ('data', 'revision')} | key | result
     except (ValueError, KeyError, TypeError):
         raise ValueError(f'{path}: not a result of this version of the program, or damaged; move it away, or choose '

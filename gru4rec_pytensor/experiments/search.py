@@ -2,8 +2,8 @@
 
 The paper tried 100 random points of the parameter space for each data set and loss, and then tuned each parameter of
 the best point on its own, on a validation set.  It does not give the space; ours is `SPACE`.  This is the only module
-that imports Optuna, in whose storage the trials are: an interrupted search goes on from there, and several processes,
-or machines with a database server between them, work on one search together.
+that imports Optuna, which stores the trials in a database: an interrupted search continues from there, and several
+processes, or machines that share a database server, work on one search together.
 """
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
-
 from evaluation import CUT_OFF, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions
+from gru4rec_pytensor.experiments.cells import fit_from_checkpoint
+from gru4rec_pytensor.experiments.datasets import open_events
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.results import digits_of
-from gru4rec_pytensor.files import FileLock
+from gru4rec_pytensor.files import locked
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -38,27 +38,26 @@ SPACE: dict[str, tuple] = {
     'learning_rate': (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     'momentum': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 }
-HEARTBEAT = 30  # seconds; a process that gives no sign of life for two of these has lost its trial
-ATTEMPTS = 10  # to open a database server while other processes make its tables
+HEARTBEAT = 30  # seconds; a process without a sign of life for two of these has lost its trial
+ATTEMPTS = 10  # to open a database server while other processes make its tables, and to continue after interruptions
+PATIENCE = 300  # seconds, for a server that restarts
 
 
 class Unstable(Exception):
-    """A network whose loss or weights were no longer finite."""
+    """The loss or the weights of a network are not finite."""
 
 
 class Search(NamedTuple):
     """One search: what its trials have in common.
 
-    data_name : of the training and validation data, and different for others
-    candidates : among how many of the most popular items, next to the target, it is ranked; None for all
+    events : folder of the training and validation events, see `datasets.open_events`; named after their fingerprint
+    candidates : number of the most popular items among which, and the target, the target is ranked; None for all
     prune : stop a trial when its Recall@20 after some epoch is below the median of the earlier trials at that epoch.
         It is likely to lose, not certain to; without this every trial is trained to its end
-    checkpoints : folder for those of trials that are not pruned, which go on from there on this machine; None for none
+    checkpoints : folder for checkpoints of trials that are not pruned; None for none
     every : seconds between two times that a checkpoint is written
     """
-    train: pd.DataFrame
-    valid: pd.DataFrame
-    data_name: str
+    events: Path
     loss: str
     units: int
     epochs: int
@@ -72,32 +71,36 @@ class Search(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Under this name it is found again in the storage: it says all that its trials have in common."""
+        """The name in the storage, which holds all that the trials have in common."""
         candidates = f'{self.candidates} candidates' if self.candidates else 'all items'
-        return (f'{self.data_name}, {self.loss}, {self.units} units, {self.epochs} epochs, seed {self.seed}, '
+        return (f'{self.events.name}, {self.loss}, {self.units} units, {self.epochs} epochs, seed {self.seed}, '
                 f'{self.backend}, {self.tie_policy}, {candidates}, space {digits_of(SPACE)}, revision {REVISION}'
                 + (', pruned' if self.prune else ''))
 
     def checkpoint(self, parameters: dict) -> Path | None:
-        """File of the checkpoint of a trial."""
-        if self.prune or not self.checkpoints:  # a trial that goes on could not be compared after its first epochs
+        """Return the file for the checkpoint of a trial, or None."""
+        if self.prune or not self.checkpoints:  # a continued trial could not be compared after its first epochs
             return None
         return self.checkpoints / f'trial-{digits_of({"search": self.name, "parameters": parameters})}'
 
 
-class Outcome(NamedTuple):
-    """What a search found."""
-    n_random: int  # random points
-    n_stable: int  # of these, how many networks were numerically stable
-    n_stopped: int  # and how many were stopped early
-    best_random: dict | None  # parameters, recall and mrr of the best random point; None if no network was stable
-    tuned: dict | None  # and of the best of all, after each parameter was tuned
+class Found(NamedTuple):
+    """The outcome of a search.
+
+    n_random, n_stable, n_stopped : random points, and how many of these were numerically stable, and stopped early
+    best_random : parameters, recall and mrr of the best random point; None if no network was stable
+    tuned : those of the best point of all, after each parameter was tuned
+    """
+    n_random: int
+    n_stable: int
+    n_stopped: int
+    best_random: dict | None
+    tuned: dict | None
 
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Optuna without its lines, since ours say what happens, and without its warning that heartbeats, which it has had
-    since 2021, are experimental.  Afterwards its level of logging is what it was."""
+    """Silence Optuna's log, since ours says what happens, and its warning that heartbeats are experimental."""
     import optuna
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -110,8 +113,8 @@ def quiet_optuna() -> Iterator[None]:
 
 
 @quiet_optuna()
-def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) -> Outcome:
-    """All trials that the storage does not have yet, and the outcome.
+def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) -> Found:
+    """Run all trials that the storage lacks; return the outcome of the search.
 
     Parameters
     ----------
@@ -120,12 +123,33 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
     note : is called with a line of text for each trial
     """
     import optuna
+    from sqlalchemy.exc import DBAPIError
+    with storage_lock(url):
+        storage = open_storage(url)
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return run_phases(search, n_trials, storage, url, note)
+        except Exception as error:
+            cause: BaseException | None = error  # Optuna fails with other errors when it cannot store the first one
+            while cause and not isinstance(cause, (optuna.exceptions.StorageInternalError, DBAPIError)):
+                cause = cause.__context__
+            if not cause:
+                raise
+            if not left:
+                raise unusable(url, cause.__cause__ or cause) from None
+            if left == ATTEMPTS - 1:
+                note('the storage was interrupted; the search continues')
+    raise AssertionError('the last attempt returns or raises')
 
+
+def run_phases(search: Search, n_trials: int, storage: RDBStorage, url: str, note: Callable[[str], None]) -> Found:
+    """Run random points, then, from the best one, the values of each parameter in turn."""
+    import optuna
     pruner = optuna.pruners.MedianPruner(n_startup_trials=10) if search.prune else optuna.pruners.NopPruner()
     with storage_lock(url):
-        study = optuna.create_study(storage=open_storage(url), study_name=search.name, direction='maximize',
+        study = optuna.create_study(storage=storage, study_name=search.name, direction='maximize',
                                     pruner=pruner, sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
-    n_sessions = n_trainable_sessions(search.train)
+    n_sessions = n_trainable_sessions(open_events(search.events).train)
     space = SPACE | {'batch_size': tuple(b for b in SPACE['batch_size'] if b <= n_sessions)}
     if not space['batch_size']:
         raise ValueError(f'the training data has {n_sessions} sessions of two or more events: too few for a search, '
@@ -144,58 +168,102 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
 
 @contextlib.contextmanager
 def storage_lock(url: str) -> Iterator[Callable[[], None]]:
-    """Held while trials are looked at and one is taken, where the database is a file: SQLite locks no rows.
+    """Hold a lock while trials are looked at and one is taken, if the database is a file: SQLite locks no rows.
 
-    Yields a function that lets others in before the block ends.  Processes on other machines have to share a database
+    Yields a function that releases it before the block ends.  Processes on other machines have to share a database
     server, which locks rows.
     """
     path = Path(url.removeprefix('sqlite:///') + '.lock')
-    if not url.startswith('sqlite:///') or not path.parent.is_dir():  # which the database says
+    if not url.startswith('sqlite:///') or not path.parent.is_dir():  # an error that the database reports
         yield lambda: None
         return
-    with FileLock(path) as lock:
+    with locked(path) as lock:
+        assert lock
         yield lock.release
 
 
 @quiet_optuna()
 def check_storage(url: str) -> None:
-    """ValueError if the database of the trials cannot be opened; its tables are there afterwards."""
+    """Raise ValueError if the database of the trials cannot be used; its tables are there afterwards."""
     with storage_lock(url):
         open_storage(url).engine.dispose()
 
 
 def open_storage(url: str) -> RDBStorage:
-    """The database of the trials, which is made if it is not there; ValueError if it cannot be opened.
+    """Open, or make, the database of the trials; ValueError if that fails.
 
-    Of processes that make its tables at the same moment, a server refuses all but one, and the others find the tables
-    when they look again.
+    When processes make its tables at the same moment, a server refuses all but one; the others find the tables at their
+    next attempt.  Connections that a server closes are opened again, for minutes if it restarts.
     """
     import optuna
     from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
-    # Which of PostgreSQL's drivers a URL means by itself depends on the version of SQLAlchemy.
+    # The default driver for PostgreSQL depends on the version of SQLAlchemy.
     address = re.sub('^postgresql://', 'postgresql+psycopg://', url)
+    options: dict[str, Any] = {'pool_pre_ping': True}
+    if address.startswith('postgresql+psycopg'):
+        options['connect_args'] = {'client_encoding': 'utf8'}  # a database in SQL_ASCII names no encoding
     for left in reversed(range(ATTEMPTS)):
         try:
-            return optuna.storages.RDBStorage(address, heartbeat_interval=HEARTBEAT, grace_period=2 * HEARTBEAT)
+            storage = optuna.storages.RDBStorage(address, engine_kwargs=options, heartbeat_interval=HEARTBEAT,
+                                                 grace_period=2 * HEARTBEAT)
         except (SQLAlchemyError, ImportError, ValueError) as error:
             if left and isinstance(error, (IntegrityError, ProgrammingError)):
                 time.sleep(0.5)
                 continue
-            reason = without_password(str(error).strip().splitlines()[0])
-            raise ValueError(f'the storage {without_password(url)!r} cannot be opened: {reason}. It is written like '
-                             'sqlite:///search.db or postgresql://USER@HOST/DATABASE, which needs a driver: '
-                             "pip install '.[postgresql]'") from None
+            raise unusable(url, error) from None
+        if not address.startswith('sqlite:'):
+            survive_restarts(storage)
+        return storage
     raise AssertionError('the last attempt returns or raises')
 
 
+def survive_restarts(storage: RDBStorage) -> None:
+    """Have a storage connect again for `PATIENCE` seconds when its server is away, and its heartbeats fail silently."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy import event
+    failures: list[float] = []  # times, since the last connection
+    record_heartbeat = storage.record_heartbeat
+
+    def connect(dialect: Any, _record: Any, arguments: list, keywords: dict) -> Any:
+        while True:
+            try:
+                connection = dialect.connect(*arguments, **keywords)
+            except dialect.loaded_dbapi.OperationalError:
+                failures.append(time.monotonic())
+                if failures[-1] - failures[0] > PATIENCE:
+                    raise
+                time.sleep(1.0)
+            else:
+                failures.clear()
+                return connection
+
+    def heartbeat(trial_id: int) -> None:
+        with contextlib.suppress(StorageInternalError):
+            record_heartbeat(trial_id)
+    event.listen(storage.engine, 'do_connect', connect)
+    storage.record_heartbeat = heartbeat  # type: ignore[method-assign]
+
+
+def unusable(url: str, error: BaseException) -> ValueError:
+    """Return the error of a database that cannot be used, without its passwords."""
+    shown = without_password(url)
+    if url.count('@') > 1:  # what follows the first may be a part of the password
+        reason = 'in a user name and a password, @ is written as %40, : as %3A, / as %2F and ? as %3F'
+    else:
+        reason = without_password((str(error).strip() or type(error).__name__).splitlines()[0].replace(url, shown))
+    return ValueError(f'the storage {shown!r} cannot be used: {reason}. It is written like sqlite:///search.db or '
+                      "postgresql://USER@HOST/DATABASE, which needs a driver: pip install '.[postgresql]'")
+
+
 def without_password(text: str) -> str:
-    """`text` with the passwords of URLs masked."""
-    return re.sub(r'(://[^:/@\s]+:)[^@\s]+@', r'\1***@', text)
+    """Return a URL, or a text with one, with its passwords masked: that before the last @, and those in the query."""
+    text = re.sub('(://[^:/@?]*:).*@', r'\1***@', text)
+    return re.sub(r'(?i)([?&][^=&\s]*(?:pass|pwd|secret|odbc_connect)[^=&\s]*=)[^&\s]*', r'\1***', text)
 
 
 @quiet_optuna()
 def random_points(space: dict[str, tuple], n: int, seed: int) -> list[dict]:
-    """The first n points of the search with this seed, by Optuna's random sampler."""
+    """Return the first n points of the search with this seed, by Optuna's random sampler."""
     import optuna
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     distributions: dict[str, BaseDistribution] = {
@@ -205,7 +273,7 @@ def random_points(space: dict[str, tuple], n: int, seed: int) -> list[dict]:
 
 def run_phase(study: Study, phase: str, points: list[dict], search: Search, space: dict[str, tuple], url: str,
               note: Callable[[str], None]) -> None:
-    """Run the points of a phase that nobody has finished, and wait for those that other processes are at.
+    """Run the points of a phase that are not finished, and wait for those that other processes run.
 
     The points wait in the storage, from where each process takes the next.  One that was lost with its process, or with
     an error that says nothing about the network, is put there again.
@@ -231,21 +299,22 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
             if any(trial.state.name == 'WAITING' for trial in study.get_trials(deepcopy=False)):
                 try:
                     study.optimize(one_trial, n_trials=1, catch=(Unstable,))
-                except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
-                    if 'Cannot tell' not in str(error) and isinstance(error, ValueError):
-                        raise  # but another process, which took this one for dead, has ended the trial
+                except (ValueError, AssertionError, optuna.exceptions.UpdateFinishedTrialError) as error:
+                    is_ended = 'Cannot tell' in f'{error}{error.__context__}'
+                    if not is_ended and not isinstance(error, optuna.exceptions.UpdateFinishedTrialError):
+                        raise  # unless another process, which took this one for dead, has ended the trial
                 continue
         time.sleep(0.5)
 
 
 def is_duplicate(trial: Trial, trials: list[FrozenTrial]) -> bool:
-    """Whether another process has, or had, the same point: both may have put it into the storage."""
+    """Return whether another process has or had the same point, since both may have put it into the storage."""
     return any(other.user_attrs['number'] == trial.user_attrs['number'] and other.number != trial.number and (
         is_finished(other) or other.state.name == 'RUNNING' and other.number < trial.number) for other in trials)
 
 
 def fail_lost_trials(study: Study) -> None:
-    """End the trials whose process has gone: those without a heartbeat, and those that had none yet."""
+    """End the trials whose process has died: without a heartbeat for long, or before the first one."""
     import optuna
     optuna.storages.fail_stale_trials(study)
     long_ago = datetime.now() - timedelta(seconds=2 * HEARTBEAT)
@@ -257,7 +326,7 @@ def fail_lost_trials(study: Study) -> None:
 
 def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Callable[[str], None],
               n_points: int) -> float:
-    """Recall@20 on the validation data of a network with the trial's parameters."""
+    """Return Recall@20 on the validation data of a network with the trial's parameters."""
     import optuna
     trial.set_user_attr('began', True)
     parameters = {name: trial.suggest_categorical(name, values) for name, values in space.items()}
@@ -266,11 +335,17 @@ def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Calla
     model = GRU4Rec([search.units], n_epochs=search.epochs, loss=search.loss, seed=search.seed, backend=search.backend,
                     **parameters)
     checkpoint, started = search.checkpoint(parameters), time.perf_counter()
+
+    def stop_early(progress: Progress) -> None:
+        if progress.epoch_ends and progress.epoch + 1 < progress.n_epochs:
+            trial.report(validate(model, search)[0], progress.epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', RuntimeWarning)  # that the network is unstable, which is reported below
-            model.fit(search.train, callback=stop_early(trial, model, search) if search.prune else None,
-                      checkpoint=checkpoint, every=search.every)
+            fit_from_checkpoint(model, open_events(search.events).train, checkpoint, search.every,
+                                stop_early if search.prune else None, lambda text, _is_milestone: note(text))
         if model.error_during_train:
             raise Unstable(f'not finite after {len(model.epoch_losses_)} epochs')
     except Exception as error:
@@ -289,46 +364,35 @@ def objective(trial: Trial, search: Search, space: dict[str, tuple], note: Calla
     return recall
 
 
-def stop_early(trial: Trial, model: GRU4Rec, search: Search) -> Callable[[Progress], None]:
-    """A callback that reports Recall@20 at the end of each epoch, and stops the trial when the pruner says so."""
-    import optuna
-
-    def callback(progress: Progress) -> None:
-        if progress.epoch_ends and progress.epoch + 1 < progress.n_epochs:
-            trial.report(validate(model, search)[0], progress.epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-    return callback
-
-
 def validate(model: GRU4Rec, search: Search) -> tuple[float, float]:
-    """Recall@20 and MRR@20 of a model on the validation data."""
-    candidates = most_frequent(search.train.ItemId, search.candidates)
-    return recall_mrr(next_item_ranks(model, search.valid, candidates, tie_policy=search.tie_policy), CUT_OFF)
+    """Return Recall@20 and MRR@20 of a model on the validation data."""
+    train, valid = open_events(search.events)
+    candidates = most_frequent(train.ItemId, search.candidates)
+    return recall_mrr(next_item_ranks(model, valid, candidates, tie_policy=search.tie_policy), CUT_OFF)
 
 
 def is_finished(trial: FrozenTrial) -> bool:
-    """Whether a trial says something about its network; one that an error or an interruption ended does not."""
+    """Return whether a trial says something about its network; an error or an interruption does not."""
     reason = trial.user_attrs.get('reason', '')
     return trial.state.name == 'COMPLETE' or reason == 'stopped early' or reason.startswith('Unstable')
 
 
 def trials_of(study: Study, phases: list[str], n_trials: int) -> list[FrozenTrial]:
-    """Trials of some phases; of the random ones, those of the first `n_trials` points."""
+    """Return the trials of some phases; of the random ones, those of the first `n_trials` points."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get('phase') in phases
             and (trial.user_attrs['phase'] != 'random' or trial.user_attrs['number'] < n_trials)]
 
 
 def best_trial(trials: list[FrozenTrial], phases: list[str]) -> FrozenTrial | None:
-    """The trial with the highest recall; of equal ones, the first point."""
+    """Return the trial with the highest recall; of equal ones, the first point."""
     complete: list[Any] = [trial for trial in trials if trial.state.name == 'COMPLETE']
     order = {phase: k for k, phase in enumerate(phases)}
     return min(complete, default=None, key=lambda trial: (
         -trial.value, order[trial.user_attrs['phase']], trial.user_attrs['number']))
 
 
-def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> Outcome:
-    """What the trials of the phases, of which the first is the random one, have found."""
+def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> Found:
+    """Return what the trials of the phases found, of which the first is the random one."""
     def described(trial: FrozenTrial | None) -> dict | None:
         return trial.params | {'recall': trial.value, 'mrr': trial.user_attrs['mrr']} if trial else None
 
@@ -336,5 +400,5 @@ def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> Outcome:
     finished = {trial.user_attrs['number']: trial for trial in at_random if is_finished(trial)}
     unstable = sum(trial.user_attrs.get('reason', '').startswith('Unstable') for trial in finished.values())
     stopped = sum(trial.user_attrs.get('reason') == 'stopped early' for trial in finished.values())
-    return Outcome(len(finished), len(finished) - unstable, stopped, described(best_trial(at_random, phases)),
+    return Found(len(finished), len(finished) - unstable, stopped, described(best_trial(at_random, phases)),
                    described(best_trial(trials, phases)))

@@ -1,4 +1,4 @@
-"""Tables 1 to 3, and those of later papers, from results: what stands in their rows, and how they look as Markdown."""
+"""Tables 1 to 3, and those of later papers: their rows, from results and published numbers, and their Markdown."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ import numpy as np
 from gru4rec_pytensor.experiments.cells import CUT_OFFS
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, Protocol
-from gru4rec_pytensor.experiments.published import RECORDED, ROWS, Row, rows_for, verdict
+from gru4rec_pytensor.experiments.published import RECORDED, ROWS, Row, by_yardstick, rows_for
 
 TITLES = {1: 'Table 1: baselines', 2: 'Table 2: best parameters', 3: 'Table 3: GRU4Rec, one layer',
           'later': 'Later papers', 'published': 'Published for this data, and ours'}
 YARDSTICK = ("Verdicts are by the authors' own yardstick for relative differences: below 1% the same, which is within "
              'the spread of two seeds, below 5% the same level.')
 
-# What rows of a table may differ in, beside model, loss and units; seeds are put together.
+# Rows of a table may differ in these, beside model, loss and units; seeds are put together.
 SETTINGS = {'epochs': 'Epochs', 'tie_policy': 'Ties', 'backend': 'Backend'}
-# And what searches of one Table 2 have in common.
+# Searches of one Table 2 have these in common.
 SEARCH_SETTINGS = ('units', 'epochs', 'seed', 'backend', 'tie_policy', 'candidates', 'prune', 'space', 'validation',
                    'n_trials')
 
@@ -40,34 +40,50 @@ class Section(NamedTuple):
 # The paper's tables
 # ---------------------------------------------------------------------------------------------------------------------
 
-def tables_1_and_3(results: list[dict], data: Dataset, later: Sequence[dict] = ()) -> Section:
-    """Of all results that belong there, with what the numbers are and how ties were ranked.
+def tables_1_and_3(paper: list[dict], later: list[dict], data: Dataset) -> Section:
+    """Return Tables 1 and 3 and `other_tables`, with notes on where the numbers are from and how ties were ranked.
 
-    `later` are results of parameters from files, see `rows_of_later`; they have a table of their own, and so has what
-    is published for the data.
+    paper, later : results as `rows_of_tables` and `rows_of_later` return them
     """
     tables = []
-    results = rows_of_tables(results, data.protocol)
-    if any(result['model'] in BASELINES for result in results):
-        tables.append(table_1(results, data))
-    if of_model(results, NETWORK):
-        tables.append(table_3(results, data))
-    if later:
-        tables.append(table_later([*later], data))
-    if data.published:
-        tables.append(table_published([*results, *later], data.published.title))
+    if any(result['model'] in BASELINES for result in paper):
+        tables.append(table_of_models(TITLES[1], 'Baseline', [
+            result for result in paper if result['model'] in BASELINES], data))
+    if networks_among(paper):
+        tables.append(table_3(paper, data))
+    others = other_tables(paper, later, data)
     candidates = data.protocol.candidates
     ranked_among = 'all items of the training data'
     if candidates and candidates < data.n_items:
         ranked_among = f'the {candidates:,} most popular items of the training data and itself'
-    notes = [f'{networks_note(rows)}{ties_note(rows)}' for rows in (results, [*later])]
+    notes = [f'{networks_note(rows)}{ties_note(rows)}' for rows in (paper, later)]
     of_later = f'Later papers: {notes[1]}' if notes[1] not in ('', notes[0]) else ''
-    note = f'{paper_note(data)}{notes[0]}{of_later}The next item is ranked among {ranked_among}.'
-    return Section(tables, [note, *tie_notes(results), *parameter_notes(later), *[YARDSTICK] * bool(data.published)])
+    notes = [f'{paper_note(data)}{notes[0]}{of_later}The next item is ranked among {ranked_among}.']
+    if knn := next((result for result in paper if result['model'] == 'Item-KNN'), None):
+        policies = '; '.join(f"'{policy}' {recall:.4f} and {mrr:.4f}"
+                             for policy, (recall, mrr) in knn['other_tie_policies'].items())
+        notes.append('Item-KNN gives most items the score 0. Its Recall@20 and MRR@20 under the other tie policies: '
+                     f'{policies}.')
+    for table, notes_of_table in others:
+        tables.append(table)
+        notes += notes_of_table
+    return Section(tables, notes)
+
+
+def other_tables(paper: list[dict], later: list[dict], data: Dataset) -> list[tuple[Table, list[str]]]:
+    """Return the table of later papers, and that of all that is published for the data, each with its notes."""
+    tables = []
+    if later:
+        notes = [f'{ours[0]["title"]}: ' + ', '.join(f'{name} {value}' for name, value in (
+            {'loss': ours[0]['loss']} | ours[0]['parameters']).items()) + '.' for ours in by_row(later).values()]
+        tables.append((table_of_models(TITLES['later'], 'Network', later, data), notes))
+    if data.published and (paper or later):
+        tables.append((table_published([*paper, *later], data.published.title), [YARDSTICK]))
+    return tables
 
 
 def rows_of_tables(results: list[dict], protocol: Protocol) -> list[dict]:
-    """The results that belong to Tables 1 and 3, in the paper's order: those with its parameters and candidates."""
+    """Return the results of Tables 1 and 3, in the paper's order: those with its parameters and candidates."""
     def preset(result: dict) -> dict | None:
         model, loss = result['model'], result['loss']
         return protocol.parameters.get(loss) if model == NETWORK else BASELINES.get(model, (None, None))[1]
@@ -84,9 +100,9 @@ def rows_of_tables(results: list[dict], protocol: Protocol) -> list[dict]:
 
 
 def rows_of_later(results: list[dict], asked: list[dict], protocol: Protocol) -> list[dict]:
-    """The results with parameters from files, by title, which is added to them.
+    """Return the results with parameters from files, ordered by the title of the file, which is added to them.
 
-    asked : what `publish.keep_parameters` kept: loss and parameters, and the title of their file
+    asked : loss, parameters and title of each file, see `publish.keep_request`
     """
     titles: dict[str, str] = {}
     for file in sorted(asked, key=lambda file: (file['title'], str(file['parameters']))):
@@ -100,14 +116,14 @@ def rows_of_later(results: list[dict], asked: list[dict], protocol: Protocol) ->
 
 
 def row_settings(results: list[dict]) -> list[str]:
-    """Which of `SETTINGS` are not the same for all results of a model, so that a row has to say its own."""
+    """Return those of `SETTINGS` that differ between the results of a model, so that each row has to say its own."""
     models = {result['model'] for result in results}
     return [name for name in SETTINGS
             if len({(result['model'], result.get(name)) for result in results}) > len(models)]
 
 
 def by_row(results: list[dict]) -> dict[tuple, list[dict]]:
-    """The results of each row of Tables 1 and 3, and of later papers: one for each seed."""
+    """Return the results of each row, one for each seed."""
     rows: dict[tuple, list[dict]] = {}
     for result in results:
         row = tuple(result.get(name) for name in ('model', 'loss', 'units', 'title', *SETTINGS))
@@ -115,18 +131,8 @@ def by_row(results: list[dict]) -> dict[tuple, list[dict]]:
     return rows
 
 
-def table_1(results: list[dict], data: Dataset) -> Table:
-    """The baselines, published and ours."""
-    return table_of_models(TITLES[1], 'Baseline', [result for result in results if result['model'] in BASELINES], data)
-
-
-def table_later(results: list[dict], data: Dataset) -> Table:
-    """Networks with parameters from files, published and ours."""
-    return table_of_models(TITLES['later'], 'Network', results, data)
-
-
 def table_of_models(title: str, kind: str, results: list[dict], data: Dataset) -> Table:
-    """A row for each model; what is published has columns if there is any."""
+    """Return a table with a row for each model, and columns for published numbers if there are any."""
     settings, models = row_settings(results), by_row(results).values()
     published = [published_for(ours[0], data) for ours in models]
     metrics = ('Recall@20', 'MRR@20')
@@ -143,7 +149,8 @@ def table_of_models(title: str, kind: str, results: list[dict], data: Dataset) -
 
 
 def published_for(result: dict, data: Dataset) -> tuple[float | None, float | None]:
-    """Published Recall@20 and MRR@20 of the model of a result: for its data, or, on a synthetic log, in the paper."""
+    """Return the published Recall@20 and MRR@20 of a result's model: for its data or, on a synthetic log, the paper's.
+    """
     if not result.get('title') and is_papers(data):
         return data.protocol.published_for(result['model'], result['loss'], result['units'])
     rows = rows_for(data.published.title, result) if data.published else []
@@ -151,13 +158,13 @@ def published_for(result: dict, data: Dataset) -> tuple[float | None, float | No
 
 
 def is_papers(data: Dataset) -> bool:
-    """Whether the paper's numbers stand beside ours: its data, or a synthetic log, where a notice says what that means.
+    """Return whether the paper's numbers stand beside ours: for its data, or a synthetic log, which a notice explains.
     """
     return data.is_synthetic or bool(data.published and data.published.title == data.protocol.title)
 
 
 def table_published(results: list[dict], title: str) -> Table:
-    """All that is published for a data set, ours beside it with the relative difference and the authors' verdict."""
+    """Return all published rows of a data set, with ours, the relative difference, and the verdict of the yardstick."""
     settings, others = row_settings(results), [row for row in ROWS if row.data == title]
     rows: list[tuple] = []
     for ours in by_row(results).values():
@@ -165,7 +172,7 @@ def table_published(results: list[dict], title: str) -> Table:
             others = [other for other in others if other is not row]
             for metric, published in metrics_of(row).items():
                 mean = mean_metric(ours, metric)
-                judged = ('-', '-') if mean is None else (f'{mean / published - 1:+.1%}', verdict(mean, published))
+                judged = ('-', '-') if mean is None else (f'{mean / published - 1:+.1%}', by_yardstick(mean, published))
                 rows.append((title_of(ours[0], settings, with_seed=False), metric, f'{published:.4f}',
                              metric_in_words(ours, metric), *judged, row.source))
     rows += [(row.model, metric, f'{published:.4f}', *['-'] * 3, row.source)
@@ -175,13 +182,13 @@ def table_published(results: list[dict], title: str) -> Table:
 
 
 def metrics_of(row: Row) -> dict[str, float]:
-    """What a row reports, by names such as 'Recall@20'."""
+    """Return the numbers of a row, by names such as 'Recall@20'."""
     return {f'{name}@{n}': value for name, values in (('Recall', row.recall), ('MRR', row.mrr))
             for n, value in values.items()}
 
 
 def tables_2(searches: list[dict], data: Dataset) -> list[Section]:
-    """Table 2 of each kind of search, which has a search for each loss."""
+    """Return Table 2 of each kind of search, which has a search for each loss."""
     kinds: dict[str, dict[str, dict]] = {}
     for found in searches:
         kinds.setdefault(str([found[name] for name in SEARCH_SETTINGS]), {})[found['loss']] = found
@@ -190,7 +197,7 @@ def tables_2(searches: list[dict], data: Dataset) -> list[Section]:
 
 
 def table_2(searches: list[dict], data: Dataset) -> Section:
-    """For each loss, the parameters of the paper, of the best random point, and of the best after tuning."""
+    """Return, for each loss, the parameters of the paper, of the best random point, and of the best after tuning."""
     rows: list[tuple] = []
     names = [*searches[0]['space']]
     for found in searches:
@@ -207,27 +214,25 @@ def table_2(searches: list[dict], data: Dataset) -> Section:
             rows.append((LOSS_NAMES[loss], title, *values, *metrics, stable_networks))
     header = ('Loss', 'Parameters', *[name.replace('_', ' ') for name in names], 'Recall@20', 'MRR@20',
               'stable networks')
-    return Section([Table(TITLES[2], header, rows)], [search_note(searches[0])])
-
-
-def search_note(found: dict) -> str:
-    """What the searches of a table have in common, in words."""
+    first = searches[0]
     space = '; '.join(f"{name.replace('_', ' ')} {', '.join(map(str, values))}"
-                      for name, values in found['space'].items())
-    candidates = f"the {found['candidates']:,} most popular items and itself" if found['candidates'] else 'all items'
-    return (f"Recall@20 and MRR@20 are those of the validation data (train {found['train']}; validation "
-            f"{found['valid']}), ranked among {candidates}, ties by the policy {found['tie_policy']!r}. "
-            f"{found['n_trials']} random points of this space, each value equally likely: {space}. {found['units']} "
-            f"units, {found['epochs']} epochs, adagrad, seed {found['seed']}, backend {found['backend']}"
-            f"{', pruned' if found['prune'] else ''}. The paper gives neither its space nor these metrics.")
+                      for name, values in first['space'].items())
+    candidates = f"the {first['candidates']:,} most popular items and itself" if first['candidates'] else 'all items'
+    note = (f"Recall@20 and MRR@20 are those of the validation data (train {first['train']}; validation "
+            f"{first['valid']}), ranked among {candidates}, ties by the policy {first['tie_policy']!r}. "
+            f"{first['n_trials']} random points of this space, each value equally likely: {space}. {first['units']} "
+            f"units, {first['epochs']} epochs, adagrad, seed {first['seed']}, backend {first['backend']}"
+            f"{', pruned' if first['prune'] else ''}. The paper gives neither its space nor these metrics.")
+    return Section([Table(TITLES[2], header, rows)], [note])
 
 
 def table_3(results: list[dict], data: Dataset) -> Table:
-    """Networks of one layer, published and ours, with the gains over Item-KNN."""
-    networks, rows = of_model(results, NETWORK), []
+    """Return networks of one layer, published and ours, with the gains over Item-KNN."""
+    networks, rows = networks_among(results), []
     settings, with_published = row_settings(networks), is_papers(data)
     for (_model, loss, units, *_), ours in by_row(networks).items():
-        knn = [result for result in of_model(results, 'Item-KNN') if result['tie_policy'] == ours[0]['tie_policy']]
+        knn = [result for result in results if result['model'] == 'Item-KNN'
+               and result['tie_policy'] == ours[0]['tie_policy']]
         row = [LOSS_NAMES[loss], units, *[ours[0][name] for name in settings]]
         for i, metric in enumerate(('recall@20', 'mrr@20')):
             published = data.protocol.published_for(NETWORK, loss, units)[i]
@@ -244,19 +249,13 @@ def table_3(results: list[dict], data: Dataset) -> Table:
 
 
 def paper_note(data: Dataset) -> str:
-    """Where the published numbers of Tables 1 and 3 stand; empty where these have none."""
+    """Return the source of the published numbers in Tables 1 and 3; empty where these have none."""
     return f'Published: {data.protocol.title}, arXiv 1511.06939 v4. ' if is_papers(data) else ''
 
 
-def parameter_notes(results: Sequence[dict]) -> list[str]:
-    """The parameters of each row of later papers, as far as they are not the defaults of `GRU4Rec`."""
-    return [f'{ours[0]["title"]}: ' + ', '.join(f'{name} {value}' for name, value in (
-        {'loss': ours[0]['loss']} | ours[0]['parameters']).items()) + '.' for ours in by_row([*results]).values()]
-
-
 def networks_note(results: list[dict]) -> str:
-    """In words: the epochs and seeds behind the rows of networks, as far as they are the same for all."""
-    networks = of_model(results, NETWORK)
+    """Return seeds, and epochs and backend if they are the same for all networks, as text."""
+    networks = networks_among(results)
     if not networks:
         return ''
     seeds = sorted({result['seed'] for result in networks})
@@ -268,38 +267,29 @@ def networks_note(results: list[dict]) -> str:
 
 
 def ties_note(results: list[dict]) -> str:
-    """How items with equal scores are ranked, in words; empty where each row says it."""
+    """Return how items with equal scores are ranked, as text; empty where each row says it."""
     policies = {result['tie_policy'] for result in results}
-    return f'Items with equal scores are ranked by the policy {policies.pop()!r} in every row. ' if len(
-        policies) == 1 else ''
-
-
-def tie_notes(results: list[dict]) -> list[str]:
-    """What Item-KNN, which leaves most items at score 0, would reach under the other tie policies."""
-    knn = of_model(results, 'Item-KNN')
-    if not knn:
-        return []
-    others = '; '.join(f"'{policy}' {recall:.4f} and {mrr:.4f}"
-                       for policy, (recall, mrr) in knn[0]['other_tie_policies'].items())
-    return [f'Item-KNN gives most items the score 0. Its Recall@20 and MRR@20 under the other tie policies: {others}.']
+    if len(policies) != 1:
+        return ''
+    return f'Items with equal scores are ranked by the policy {policies.pop()!r} in every row. '
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Results of one row
 # ---------------------------------------------------------------------------------------------------------------------
 
-def of_model(results: list[dict], model: str) -> list[dict]:
-    """The results of one model."""
-    return [result for result in results if result['model'] == model]
+def networks_among(results: list[dict]) -> list[dict]:
+    """Return the results of networks."""
+    return [result for result in results if result['model'] == NETWORK]
 
 
 def stable_values(results: list[dict], metric: str) -> list[float]:
-    """A metric of each result, of the networks that were numerically stable."""
+    """Return a metric of each result, without networks that were numerically unstable."""
     return [value for result in results if (value := metric_of(result, metric)) is not None]
 
 
 def metric_of(result: dict, metric: str) -> float | None:
-    """A number of a result, or Recall or MRR at one of `CUT_OFFS`, by a name such as 'MRR@5'."""
+    """Return a number of a result, or Recall or MRR at one of `CUT_OFFS`, by a name such as 'MRR@5'."""
     name = metric.lower()
     kind, _, cut_off = name.partition('@')
     if name in result:
@@ -308,13 +298,13 @@ def metric_of(result: dict, metric: str) -> float | None:
 
 
 def mean_metric(results: list[dict], metric: str) -> float | None:
-    """Mean of a metric over seeds; None when no network was stable."""
+    """Return the mean of a metric over seeds; None when no network was stable."""
     values = stable_values(results, metric)
     return float(np.mean(values)) if values else None
 
 
 def metric_in_words(results: list[dict], metric: str) -> str:
-    """Mean and standard deviation over seeds, and how many networks were numerically unstable."""
+    """Return mean and standard deviation over seeds, and the number of numerically unstable networks."""
     values = stable_values(results, metric)
     unstable = len(results) - len(values)
     text = mean_and_deviation(values) if values else ''
@@ -322,7 +312,7 @@ def metric_in_words(results: list[dict], metric: str) -> str:
 
 
 def mean_and_deviation(values: list[float]) -> str:
-    """Mean ± standard deviation; of a single value, itself.
+    """Return mean ± standard deviation, or a single value.
 
     >>> mean_and_deviation([0.25, 0.35]), mean_and_deviation([0.25])
     ('0.3000 ± 0.0707', '0.2500')
@@ -331,13 +321,13 @@ def mean_and_deviation(values: list[float]) -> str:
 
 
 def durations(results: list[dict]) -> tuple[str, ...]:
-    """Mean seconds of training and evaluation."""
+    """Return mean seconds of training and evaluation."""
     return tuple(f'{np.mean(seconds):.1f} s' if (seconds := stable_values(results, key)) else '-'
                  for key in ('fit_seconds', 'eval_seconds'))
 
 
 def title_of(result: dict, settings: Sequence[str] = (), with_seed: bool = True) -> str:
-    """'TOP1, 100 units, seed 42', or a file's title or baseline's name; and those of `SETTINGS` that are asked for."""
+    """Return 'TOP1, 100 units, seed 42', or a file's title or baseline's name, then the wanted `SETTINGS`."""
     words = [result['model']]
     if result['model'] == NETWORK:
         words = [result.get('title') or f"{LOSS_NAMES[result['loss']]}, {result['units']} units"]
@@ -351,16 +341,17 @@ def title_of(result: dict, settings: Sequence[str] = (), with_seed: bool = True)
 # ---------------------------------------------------------------------------------------------------------------------
 
 def as_markdown(data: Dataset, section: Section) -> str:
-    """The tables under headings, and the notes, after what data they are of."""
+    """Return the notice about the data, the tables under headings, and the notes."""
     paragraphs = [data_notice(data)]
     for table in section.tables:
         paragraphs += [f'### {table.title}', '\n'.join(markdown_rows(table))]
-    return '\n\n'.join([*paragraphs, *section.notes]) + '\n'
+    return '\n\n'.join([*paragraphs, *[note.replace('<', '&lt;') for note in section.notes]]) + '\n'
 
 
 def markdown_rows(table: Table) -> list[str]:
-    """Header and rows as Markdown, with columns of even width, so that they read well in a terminal too."""
-    cells = [[str(cell) for cell in row] for row in (table.header, *table.rows)]
+    """Return header and rows as Markdown, with columns of even width, so that they read well in a terminal too."""
+    cells = [[' '.join(str(cell).replace('|', '&#124;').replace('<', '&lt;').split('\n')) for cell in row]
+             for row in (table.header, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in cells]
     return [lines[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|', *lines[1:]]

@@ -1,4 +1,4 @@
-"""What is trained, by any number of processes: the cells that a folder lacks, and the trials of a search.
+"""The work of a command, shared by any number of processes: the cells that a folder lacks, and the trials of a search.
 
 Processes find data, results and checkpoints in the folder, which all of them see, and take turns by its locks.
 """
@@ -9,39 +9,56 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from gru4rec_pytensor.events import count
 from gru4rec_pytensor.experiments import search
-from gru4rec_pytensor.experiments.cells import Cell, check_batch_sizes, run_cell
+from gru4rec_pytensor.experiments.cells import Cell, Request, check_batch_sizes, run_cell
 from gru4rec_pytensor.experiments.datasets import Dataset, open_events, size_in_words
 from gru4rec_pytensor.experiments.engines import Engine, Task
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.terminal import Display, note
 
-WAIT = 2.0  # seconds, before cells that other commands train are looked for again
+WAIT = 2.0  # seconds, before cells that other processes train are looked for again
+PATIENCE = 60.0  # seconds, until a result that was reported has to be there: network disks may be late
+
+
+class Place(NamedTuple):
+    """The folder for results, and the processes that compute them.
+
+    folder : of results
+    jobs : cells that run at the same time; None for as many as fit
+    scheduler : address of a Dask cluster that runs them, if any
+    storage : URL of the database of trials
+    every : seconds between two times that a checkpoint is written
+    """
+    folder: Path
+    jobs: int | None
+    scheduler: str | None
+    storage: str
+    every: float
 
 
 class TasksFailed(Exception):
-    """Some tasks came to no result; all others did."""
+    """Some tasks failed; the results of all others are kept."""
 
 
 @dataclass
 class Work:
-    """The work of a command: what it needs, and what came of it.
+    """The data, folder and engine of a command, and its failures.
 
-    events : folder of the training and test events, see `datasets.open_events`
+    data : shared, see `datasets.share`
     every : seconds between two times that a checkpoint is written
+    failures : reasons by title
     """
     data: Dataset
-    events: Path
     results: Results
     engine: Engine
     every: float
-    failures: dict[str, str] = field(default_factory=dict)  # by title
+    failures: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
-        """`TasksFailed`, at the end, if there were failures."""
+        """Raise `TasksFailed`, at the end, if there were failures."""
         if self.failures:
             reasons = '; '.join(f'{title}: {reason}' for title, reason in self.failures.items())
             raise TasksFailed(f'{len(self.failures)} failed, the others are kept: {reasons}')
@@ -54,35 +71,41 @@ class Work:
 def run_cells(cells: list[Cell], work: Work) -> Iterator[None]:
     """Train and evaluate the cells that the folder lacks, by the engine; yields after each.
 
-    Cells that another command is at are left to it; when all others are done, they are waited for.
+    Cells that another command trains are left to it, and awaited when all others are done.
     """
     results, missing = work.results, missing_cells(cells, work)
     check_batch_sizes([*missing.values()], work.data.train)
     if len(missing) < len(cells):
         note(f'{len(cells) - len(missing)} of {len(cells)} cells are in {results.folder} already')
-    waits = False
+    waits, reported = False, dict[str, float]()
     while missing:
-        tasks = [Task(title, train_cell, (cell, results.folder, work.events, work.data.fingerprint, work.every))
-                 for title, cell in missing.items() if not results.lock(cell.key(work.data.fingerprint)).is_held()]
+        tasks = [Task(title, train_cell, (cell, results.folder, work.data.folder, work.data.fingerprint, work.every))
+                 for title, cell in missing.items()
+                 if title not in reported and not results.is_held(cell.key(work.data.fingerprint))]
         is_new = False
         with Display(len(tasks)) as display:
             for task, outcome in work.engine(tasks, display) if tasks else ():
                 if outcome.failure:
                     work.failures[task.title] = outcome.failure
                 if outcome.failure or outcome.value:
-                    is_new = True
+                    is_new, reported[task.title] = True, time.monotonic()
                     display.finished(task.title, outcome.failure or outcome.value)
                     yield
         missing = missing_cells(cells, work)
+        for title in [title for title in missing if title in reported]:
+            if time.monotonic() - reported[title] > PATIENCE:
+                work.failures[title] = (f'was reported as done, but {results.folder / "cells"} lacks its result: does '
+                                        'its worker use another folder of this name?')
+                del missing[title]
         if missing and not is_new:
             if not waits:
-                note(f'waiting for other commands that are at {", ".join(missing)}')
+                note(f'waiting for {", ".join(missing)}, of other processes')
             waits = True
             time.sleep(WAIT)
 
 
 def missing_cells(cells: list[Cell], work: Work) -> dict[str, Cell]:
-    """The cells that have no result and did not fail, each under a title of its own."""
+    """Return the cells that have no result and did not fail, each under a title of its own."""
     titles = Counter(cell.title for cell in cells)
     missing = {}
     for number, cell in enumerate(cells, 1):
@@ -94,23 +117,20 @@ def missing_cells(cells: list[Cell], work: Work) -> dict[str, Cell]:
 
 def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: float,
                report: Callable[[str, bool], None]) -> str:
-    """Train a cell and keep its result, unless another process is at it or was; what is to be said of it, if it was."""
+    """Train a cell and keep its result; return a line about it, or '' if another process trains it."""
     results, key = Results(folder), cell.key(fingerprint)
-    lock = results.lock(key)
-    if not lock.acquire(wait=False):
-        return ''
-    try:
+    with results.hold(key) as last_holder:
+        if last_holder is None:
+            return ''
         if results.has('cells', key):
             return 'was trained by another command'
-        if lock.last_holder:
-            report(f'taken over from {lock.last_holder}, which was killed', True)
+        if last_holder:
+            report(f'taken over from {last_holder}, which was killed', True)
         report('begins', False)
         checkpoint = results.checkpoint(key)
         result = run_cell(cell, open_events(events), checkpoint, every, report)
         results.save('cells', key, result)
         checkpoint.unlink(missing_ok=True)
-    finally:
-        lock.release()
     return 'numerically unstable' if result['recall@20'] is None else f"Recall@20 {result['recall@20']:.4f}"
 
 
@@ -118,41 +138,37 @@ def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: 
 # Searches
 # ---------------------------------------------------------------------------------------------------------------------
 
-def run_search(settings: dict, n_trials: int, url: str, n_processes: int, work: Work) -> Iterator[None]:
-    """The search of Table 2 for one loss, in processes that share its trials; yields when its outcome is kept.
+def run_searches(request: Request, validation: Dataset, url: str, n_processes: int, work: Work) -> Iterator[None]:
+    """Search the parameters of each loss, in processes that share its trials; yields when an outcome is kept.
 
     Parameters
     ----------
-    settings : fields of `search.Search` but for the events
+    validation : shared training and validation events
     url : of the database of trials
     """
-    loss = settings['loss']
-    settings = settings | {'checkpoints': work.results.folder / 'checkpoints', 'every': work.every}
-    tasks = [Task(f'search, process {k + 1}' if n_processes > 1 else 'search', join_search,
-                  (settings, work.events, n_trials, url)) for k in range(n_processes)]
-    found = None
-    with Display(len(tasks)) as display:
-        for task, outcome in work.engine(tasks, display):
-            if outcome.failure:
-                work.failures[f'{task.title} of {loss}'] = outcome.failure
-            found = outcome.value or found
-            display.finished(task.title, outcome.failure or f'all trials of {loss} are done')
-    if found:
-        keep_search(settings, found, n_trials, work)
-        yield
+    for loss in request.losses:
+        one = search.Search(validation.folder, loss, request.units[0], request.epochs, request.seeds[0],
+                            request.backend, request.tie_policy, work.data.protocol.candidates, request.prune,
+                            work.results.folder / 'checkpoints', work.every)
+        tasks = [Task(f'search, process {k + 1}' if n_processes > 1 else 'search', join_search,
+                      (one, request.n_trials, url)) for k in range(n_processes)]
+        found = None
+        with Display(len(tasks)) as display:
+            for task, outcome in work.engine(tasks, display):
+                if outcome.failure:
+                    work.failures[f'{task.title} of {loss}'] = outcome.failure
+                found = outcome.value or found
+                display.finished(task.title, outcome.failure or f'all trials of {loss} are done')
+        if found:
+            names = ('loss', 'units', 'epochs', 'seed', 'backend', 'tie_policy', 'candidates', 'prune')
+            key = {'data': work.data.fingerprint, 'revision': REVISION, 'validation': validation.fingerprint,
+                   'space': search.SPACE, 'n_trials': request.n_trials} | {name: getattr(one, name) for name in names}
+            sizes = {part: size_in_words(validation.counts[name]) for part, name in (('train', 'train'),
+                                                                                     ('valid', 'test'))}
+            work.results.save('searches', key, found._asdict() | sizes)
+            yield
 
 
-def join_search(settings: dict, events: Path, n_trials: int, url: str,
-                report: Callable[[str, bool], None]) -> search.Outcome:
+def join_search(one: search.Search, n_trials: int, url: str, report: Callable[[str, bool], None]) -> search.Found:
     """Take part in a search until it is done."""
-    return search.run(search.Search(*open_events(events), **settings), n_trials, url, lambda text: report(text, True))
-
-
-def keep_search(settings: dict, found: search.Outcome, n_trials: int, work: Work) -> None:
-    """Write what a search found to the folder."""
-    train, valid = open_events(work.events)
-    names = ('loss', 'units', 'epochs', 'seed', 'backend', 'tie_policy', 'candidates', 'prune')
-    key = {'data': work.data.fingerprint, 'revision': REVISION, 'validation': work.events.name,
-           'space': search.SPACE, 'n_trials': n_trials} | {name: settings[name] for name in names}
-    work.results.save('searches', key, found._asdict() | {
-        'train': size_in_words(count(train)), 'valid': size_in_words(count(valid))})
+    return search.run(one, n_trials, url, lambda text: report(text, True))

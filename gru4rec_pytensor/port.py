@@ -1,0 +1,79 @@
+"""Weights of the authors' PyTorch code: its names and shapes, and ours.
+
+With an embedding, or one item matrix for input and output, its layers are PyTorch's ``GRUCell``, our unit 'gru-after',
+with the gates in the order r, z, n.  Without, the one layer is a GRU of its own, our unit 'gru', with the gates of the
+input in the order h, r, z.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Return an array, or a tensor of PyTorch wherever it is, as float32."""
+    return np.asarray(value.detach().cpu() if hasattr(value, 'detach') else value, np.float32)
+
+
+def weights_from_port(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the arguments of `gru4rec.GRU4Rec` that a state of the port shows, and its weights by the release's names.
+
+    ValueError names what is missing, or not known.
+    """
+    given = {name: as_array(value) for name, value in state_dict.items()}
+    left, weights = set(given), {}
+
+    def take(name: str) -> np.ndarray:
+        if name not in given:
+            raise ValueError(f'the state of the PyTorch code lacks {name!r}; it has {sorted(given)}')
+        left.discard(name)
+        return given[name]
+
+    arguments: dict[str, Any] = dict(layers=[], unit='gru-after')
+    if 'E.weight' in given:
+        weights['E'] = take('E.weight')
+        arguments['embedding'] = weights['E'].shape[1]
+    arguments['constrained_embedding'] = 'GE.Wx0.weight' not in given and 'E.weight' not in given
+    if 'GE.Wx0.weight' in given:
+        if 'G.0.weight_ih' in given:
+            raise ValueError('layers of two kinds, as the PyTorch code makes without an embedding, are not taken over: '
+                             'the state has both GE and G.0')
+        arguments |= dict(unit='gru', layers=[given['GE.Wx0.weight'].shape[1] // 3])
+        weights |= dict(zip(('Wx0', 'Wr0', 'Wz0'), np.split(take('GE.Wx0.weight'), 3, axis=1)))
+        weights |= dict(zip(('Whr0', 'Whz0'), np.split(take('GE.Wrz0'), 2, axis=1)), Wh0=take('GE.Wh0'))
+        weights |= dict(zip(('Bh0', 'Br0', 'Bz0'), np.split(take('GE.Bh0'), 3)))
+    while f'G.{len(arguments["layers"])}.weight_ih' in given:
+        i = len(arguments['layers'])
+        arguments['layers'].append(take(f'G.{i}.weight_hh').shape[1])
+        for ours, theirs in ((('Wr', 'Wz', 'Wx'), 'weight_ih'), (('Whr', 'Whz', 'Wh'), 'weight_hh'),
+                             (('Br', 'Bz', 'Bh'), 'bias_ih'), (('Bhr', 'Bhz', 'Bhh'), 'bias_hh')):
+            parts = np.split(take(f'G.{i}.{theirs}'), 3)
+            weights |= {f'{name}{i}': part.T for name, part in zip(ours, parts)}
+    weights |= {'Wy': take('Wy.weight'), 'By': take('By.weight').reshape(-1)}
+    if left:
+        raise ValueError(f'the state of the PyTorch code has {sorted(left)[0]!r}, which is not known here')
+    return arguments, weights
+
+
+def port_from_weights(weights: dict[str, np.ndarray], unit: str, n_layers: int) -> dict[str, np.ndarray]:
+    """Return weights under the port's names and in its shapes: the inverse of `weights_from_port`.
+
+    ValueError if the port has no such network.
+    """
+    embedded = 'E' in weights or unit == 'gru-after'
+    if (unit, n_layers) != ('gru', 1) and unit != 'gru-after' or 'E' in weights and unit != 'gru-after' or any(
+            name[:2] in ('Ix', 'Wd') for name in weights):
+        raise ValueError(f"unit={unit!r} with {n_layers} layer(s): the PyTorch code has unit='gru-after' with an "
+                         "embedding or one item matrix, and without these one layer with unit='gru'")
+    found = {'E.weight': weights['E']} if 'E' in weights else {}
+    if not embedded:
+        found |= {'GE.Wx0.weight': np.hstack([weights[name] for name in ('Wx0', 'Wr0', 'Wz0')]),
+                  'GE.Wrz0': np.hstack([weights['Whr0'], weights['Whz0']]), 'GE.Wh0': weights['Wh0'],
+                  'GE.Bh0': np.hstack([weights[name] for name in ('Bh0', 'Br0', 'Bz0')])}
+    for i in range(n_layers if embedded else 0):
+        for theirs, ours in (('weight_ih', ('Wr', 'Wz', 'Wx')), ('weight_hh', ('Whr', 'Whz', 'Wh')),
+                             ('bias_ih', ('Br', 'Bz', 'Bh')), ('bias_hh', ('Bhr', 'Bhz', 'Bhh'))):
+            found[f'G.{i}.{theirs}'] = np.concatenate([weights[f'{name}{i}'].T for name in ours])
+    return found | {'Wy.weight': weights['Wy'], 'By.weight': weights['By'][:, None]}

@@ -1,0 +1,303 @@
+"""Scores of all items after the first events of a session, its prefix, and how many of them beat the next item's.
+
+The baselines build on this: each learns in `fit` and says in one small method how it scores prefixes, `_scores` or
+`sparse_scores`.  The rest is shared: `predict_next` follows one session event by event as in the authors' release,
+`score_block` and `tie_counts` serve whole test sets.  Items are numbered in the order of their first appearance in the
+training frame: the item index.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.sparse import csr_array
+
+from gru4rec_pytensor.checks import first_few
+from gru4rec_pytensor.events import IdIndex, as_ids, check_events, index_by_appearance
+
+
+class Prefixes(NamedTuple):
+    """Prefixes of sessions, n of them, one for each item to predict: the events `codes[start:end]` of each.
+
+    Those of one session follow one another, each with one event more.  What is computed for one can be kept for the
+    next, so that a long session takes time in proportion to its length.
+    """
+    codes: np.ndarray   # (n_events,) int64, item indices, session after session
+    starts: np.ndarray  # (n,) int64, where the session begins
+    ends: np.ndarray    # (n,) int64, the event after the last one
+    number: int         # how many predictions came before the first of these
+
+    @property
+    def last(self) -> np.ndarray:
+        """Index of the item clicked last, int64 (n,)."""
+        return self.codes[self.ends - 1]
+
+    @property
+    def new(self) -> np.ndarray:
+        """First event that the prefix before does not have, int64 (n,): `starts` where a session begins."""
+        continued = np.diff(self.starts, prepend=-1) == 0
+        return np.where(continued, np.append(0, self.ends[:-1]), self.starts)
+
+
+class Baseline:
+    """Base class of all baselines.  `items_`, an array of shape (n_items,), holds the item ids in item index order."""
+    item_key: str  # an argument of each of them
+    _session_id: Any  # that `predict_next` was called with last
+    _block = 256  # predictions whose dense scores are held at once: 77 MB of float64 for RSC15's 37,483 items
+
+    def predict_next(self, session_id: Any, input_item_id: Any, predict_for_item_ids: ArrayLike) -> pd.Series:
+        """Feed one event of a session, then score candidates for the next one.
+
+        Calls with the same `session_id` in a row continue that session; another `session_id` starts a new one.
+
+        Parameters
+        ----------
+        session_id, input_item_id : int or str
+        predict_for_item_ids : array-like of shape (n,)
+
+        Returns
+        -------
+        pandas.Series of shape (n,), indexed by `predict_for_item_ids`: the scores, higher is better.
+
+        Raises
+        ------
+        KeyError that names the items which are not in the training data.
+        """
+        wanted = self.item_indices(predict_for_item_ids, 'predict_for_item_ids')
+        clicked = self.item_indices([input_item_id], 'input_item_id')
+        if session_id != self._session_id:
+            self._session_id, self._session = session_id, clicked[:0]
+        self._session = np.append(self._session, clicked)
+        prefix = Prefixes(self._session, np.array([0]), np.array([len(self._session)]), self._n_predicted)
+        self._n_predicted += 1
+        return pd.Series(self._scores(prefix, wanted)[0], index=predict_for_item_ids)
+
+    def score_block(self, item_ids: ArrayLike, offsets: ArrayLike, first: int, last: int,
+                    candidates: ArrayLike | None = None) -> np.ndarray:
+        """Score items for the predictions `first` to `last - 1` of a test set, with the numbers of `predict_next`.
+
+        Predictions are numbered through the sessions: session s predicts its events `offsets[s] + 1` to
+        `offsets[s + 1] - 1`, each from the events of the session before it.
+
+        Parameters
+        ----------
+        item_ids : array-like of shape (n_events,)
+            Items of the test events, session after session.
+        offsets : integer array of shape (n_sessions + 1,)
+            Session s owns the events `offsets[s]` to `offsets[s + 1] - 1`, at least one.
+        first, last : int
+            0 <= first <= last <= n_events - n_sessions.
+        candidates : array-like of shape (n,), optional
+            Items to score. Default: `items_`.
+
+        Returns
+        -------
+        floating array of shape (last - first, n), a column for each candidate.
+
+        Raises
+        ------
+        KeyError as in `predict_next`; TypeError or ValueError if `offsets` or the range does not fit the events.
+        """
+        codes, offsets, n_predictions = self._test_events(item_ids, offsets)
+        if not 0 <= first <= last <= n_predictions:
+            raise ValueError(f'first={first!r}, last={last!r}: needs 0 <= first <= last <= {n_predictions}')
+        items = slice(None) if candidates is None else self.item_indices(candidates, 'candidates')
+        return self._scores(self._prefixes(codes, offsets, first, last)[0], items)
+
+    def tie_counts(self, item_ids: ArrayLike, offsets: ArrayLike,
+                   candidates: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Count the items that beat the next item, and those that tie with it, for every prediction of a test set.
+
+        Under any policy for ties the rank lies between 1 + greater and 1 + greater + equal.
+
+        Parameters
+        ----------
+        item_ids, offsets
+            The test events, see `score_block`.
+        candidates : array-like, optional
+            Items to rank, duplicates are ignored; the target is always added. Default: all training items.
+
+        Returns
+        -------
+        greater, equal : int64 arrays of shape (n_events - n_sessions,)
+            Ranked items other than the target that score strictly higher, and exactly the same.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError as in `score_block`; ValueError if a target's score is not a number.
+        """
+        codes, offsets, n_predictions = self._test_events(item_ids, offsets)
+        ranked = np.full(len(self.items_), candidates is None)
+        if candidates is not None:
+            ranked[self.item_indices(candidates, 'candidates')] = True
+        counts = np.zeros((2, n_predictions), dtype=np.int64)
+
+        def count_block(first: int) -> None:
+            last = min(first + self._block, n_predictions)
+            prefixes, targets = self._prefixes(codes, offsets, first, last)
+            counts[:, first:last] = self._count_ties(prefixes, targets, ranked)
+
+        in_threads(count_block, range(0, n_predictions, self._block))
+        return counts[0], counts[1]
+
+    def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Scores (n, len(items)) of n prefixes and the given item indices, all by default.
+
+        No score may depend on which others are asked for, not in its last bit.
+        """
+        raise NotImplementedError
+
+    def _count_ties(self, prefixes: Prefixes, targets: np.ndarray,
+                    ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (greater, equal) for n prefixes and their `targets`; `ranked` (n_items,) bool marks candidates."""
+        needed = ranked.copy()
+        needed[targets] = True
+        items = np.flatnonzero(needed)
+        scores = self._scores(prefixes, items if len(items) < len(needed) else slice(None))
+        target_scores = scores[np.arange(len(scores)), np.searchsorted(items, targets)]
+        check_target_scores(target_scores, prefixes.number + np.arange(len(scores)))
+        if not ranked[items].all():
+            scores = scores[:, ranked[items]]
+        no_bias = np.zeros(scores.shape[1], scores.dtype)
+        greater, at_least = count_above(np.ascontiguousarray(scores), no_bias, target_scores, target_scores)
+        return greater, at_least - greater - ranked[targets]
+
+    def _prefixes(self, codes: np.ndarray, offsets: np.ndarray, first: int, last: int) -> tuple[Prefixes, np.ndarray]:
+        """The prefixes of the predictions `first` to `last - 1`, and the item indices of their targets."""
+        # No session predicts its first event, hence session s has offsets[s] - s predictions before it,
+        # and prediction k of session s has s + 1 more events than predictions before it.
+        predictions = np.arange(first, last)
+        sessions = np.searchsorted(offsets - np.arange(len(offsets)), predictions, side='right') - 1
+        targets = predictions + sessions + 1
+        return Prefixes(codes, offsets[sessions], targets, first), codes[targets]
+
+    def learn_items(self, data: pd.DataFrame) -> np.ndarray:
+        """Number the items of a training frame, forget earlier sessions; returns (n_events,) int64 item indices."""
+        codes, self.items_ = number_values(data, self.item_key)
+        self._index = IdIndex(self.items_)
+        self._session_id, self._session, self._n_predicted = None, codes[:0], 0
+        return codes
+
+    def item_indices(self, ids: ArrayLike, name: str) -> np.ndarray:
+        """Item indices (int64) of an array-like of item ids; `name` is the argument that gave them."""
+        if not hasattr(self, 'items_'):
+            raise RuntimeError(f'this {type(self).__name__} is not trained yet: call fit first')
+        wanted = as_ids(ids, name)
+        codes = self._index.get_indexer(wanted)
+        if (codes < 0).any():
+            unknown = pd.unique(wanted[codes < 0])
+            raise KeyError(f'{name}: {len(unknown)} item id(s) are not in the training data: {first_few(unknown)}')
+        return codes.astype(np.int64)
+
+    def _test_events(self, item_ids: ArrayLike, offsets: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
+        """Item indices of the test events, session boundaries as int64, number of predictions."""
+        codes, offsets = self.item_indices(item_ids, 'item_ids'), np.asarray(offsets)
+        if offsets.ndim != 1 or offsets.dtype.kind not in 'iu':
+            raise TypeError(f'offsets={offsets!r}: must be a vector of integers')
+        offsets = offsets.astype(np.int64)
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(codes) or (np.diff(offsets) < 1).any():
+            raise ValueError(f'offsets={offsets!r}: must rise from 0 to the number of events, {len(codes)}')
+        return codes, offsets, len(codes) - len(offsets) + 1
+
+
+class SparseBaseline(Baseline):
+    """A baseline whose scores are common to all prefixes, but for a few items of each.
+
+    Ranks then need one sorted array of the common scores, and a correction for the few items; no dense scores.
+    """
+    _block = 4096
+
+    def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
+        """Common scores (n_items,) float64, and what each of n prefixes adds to them: csr_array (n, n_items)."""
+        raise NotImplementedError
+
+    def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:
+        common, added = self.sparse_scores(prefixes)
+        return (added.toarray() + common)[:, items]
+
+    def _count_ties(self, prefixes: Prefixes, targets: np.ndarray,
+                    ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        common, added = self.sparse_scores(prefixes)
+        items, n_added = added.indices, np.diff(added.indptr)
+        before = common[items]
+        after = added.data + before
+        target_scores = common[targets]
+        of_targets = np.flatnonzero(items == np.repeat(targets.astype(items.dtype), n_added))
+        target_scores[np.searchsorted(added.indptr, of_targets, side='right') - 1] = after[of_targets]
+        check_target_scores(target_scores, prefixes.number + np.arange(len(targets)))
+
+        ordered = np.sort(common[ranked & ~np.isnan(common)])  # NaN is not greater than a target's score
+        not_greater = np.searchsorted(ordered, target_scores, side='right')
+        not_less = len(ordered) - np.searchsorted(ordered, target_scores, side='left')
+        greater = len(ordered) - not_greater
+        equal = not_less - greater - ranked[targets]
+
+        # Ranked items with an addition were counted at their common score: move them to where they belong.
+        goal = np.repeat(target_scores, n_added)
+
+        def moved(is_there: np.ndarray, was_there: np.ndarray) -> np.ndarray:
+            changes = is_there.view(np.int8) - was_there.view(np.int8)
+            return csr_array((changes, items, added.indptr), shape=added.shape) @ ranked.astype(np.int32)
+
+        return greater + moved(after > goal, before > goal), equal + moved(after == goal, before == goal)
+
+
+def check_target_scores(scores: np.ndarray, predictions: np.ndarray) -> None:
+    """Raise ValueError if a target's score is NaN, which has no rank; `predictions` (n,) are their numbers."""
+    missing = np.isnan(scores)
+    if missing.any():
+        raise ValueError(f'prediction {predictions[missing][0]}: the score of the next item is not a number')
+
+
+@numba.njit(cache=True, nogil=True)
+def count_above(scores: np.ndarray, bias: np.ndarray, low: np.ndarray,
+                high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row, count the sums scores + bias that are > high, and those that are >= low."""
+    greater = np.empty(len(scores), dtype=np.int64)
+    at_least = np.empty(len(scores), dtype=np.int64)
+    for i in range(len(scores)):
+        row, highest, lowest = scores[i], high[i], low[i]
+        above, not_below = np.int32(0), np.int32(0)
+        for j in range(len(bias)):  # plain indices and 32-bit counters: this way LLVM makes vectors of it
+            score = row[j] + bias[j]
+            above += np.int32(score > highest)
+            not_below += np.int32(score >= lowest)
+        greater[i], at_least[i] = above, not_below
+    return greater, at_least
+
+
+def in_threads(function: Callable[[int], None], arguments: Iterable[int]) -> None:
+    """Call `function` with each argument, in one thread for each core: compiled code and NumPy do not hold the GIL."""
+    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        list(pool.map(function, arguments))
+
+
+def number_values(data: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Number the values of a column by first appearance: (n_events,) int64, and the values in that order."""
+    check_events(data, column)
+    return index_by_appearance(data[column])
+
+
+def count_pairs(rows: np.ndarray, columns: np.ndarray) -> csr_array:
+    """Count pairs: an int32 csr_array that holds at [r, c] the number of k with rows[k] == r and columns[k] == c."""
+    shape = int(rows.max()) + 1, int(columns.max()) + 1
+    ones = np.ones(len(rows), dtype=np.int32)
+    pairs = csr_array((ones, (rows.astype(np.int32), columns.astype(np.int32))), shape=shape)
+    pairs.sum_duplicates()
+    return pairs
+
+
+def count_items(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, n_items: int) -> csr_array:
+    """Count how often each item is in `codes[start:end]`, for n pairs of `starts` and `ends`: (n, n_items) float64."""
+    lengths = ends - starts
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    events = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
+    clicks = np.ones(len(events))
+    counts = csr_array((clicks, codes[events].astype(np.int32), indptr.astype(np.int32)), shape=(len(lengths), n_items))
+    counts.sum_duplicates()
+    return counts

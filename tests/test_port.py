@@ -1,0 +1,266 @@
+"""The authors' PyTorch code: its recorded runs, met by summed gradients of repeated items and its GRU; its weights."""
+import functools
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from common import GOLDEN, PROMISE, TEST, TRAIN, assert_close, needs_jax, small_model, state_of
+from numpy.testing import assert_allclose, assert_array_equal
+
+import gru4rec
+from gru4rec import GRU4Rec
+from gru4rec_pytensor import backends, model_file, port
+from gru4rec_pytensor.backends import repeats
+
+CASES = json.loads((GOLDEN / 'port.json').read_text())['cases']
+with np.load(GOLDEN / 'port.npz') as archive:
+    ARRAYS = dict(archive)
+WITH_GRU_CELL = [case for case in CASES if f'{case}/init_Wx0' not in ARRAYS]
+QUICK_ON_JAX, PROMISED_ON_NUMBA = 'bprmax_constrained_n8_m01', 'bprmax_n8_m03'
+
+every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in CASES] + [
+    pytest.param(case, 'numba', marks=PROMISE if case == PROMISED_ON_NUMBA else pytest.mark.slow) for case in CASES] + [
+    pytest.param(case, 'jax', marks=[needs_jax] + [pytest.mark.slow] * (case != QUICK_ON_JAX)) for case in CASES])
+
+
+def recorded(case, kind):
+    """Weights under the release's names, 'init' or 'final'."""
+    prefix = f'{case}/{kind}_'
+    arrays = {name.removeprefix(prefix): array for name, array in ARRAYS.items() if name.startswith(prefix)}
+    if case in WITH_GRU_CELL:
+        return port.weights_from_port(arrays)[1]
+    return arrays | {'By': arrays['By'].reshape(-1)}
+
+
+def arguments_of(case):
+    """The arguments of a recorded run in our names."""
+    config = dict(CASES[case])
+    elu = config.pop('elu_param')
+    return config | dict(final_act=f'elu-{elu}' if elu else None, embedding=config['embedding'] or None,
+                         unit='gru-after' if case in WITH_GRU_CELL else 'gru', repeats='sum', drop_tail=False,
+                         time_sort=True, equal_times='frame')
+
+
+@functools.cache
+def trained_as_recorded(case, backend, **changes):
+    """A model trained as the PyTorch code was, from its initial weights, and the loss of each mini-batch."""
+    losses, compile_loop = [], backends.compile_loop
+
+    def recording_loop(*arguments, **options):
+        run = compile_loop(*arguments, **options)
+
+        def recording_run(sequences):
+            losses.append(np.array(run(sequences)))
+            return losses[-1]
+        return recording_run
+
+    def initial_weights(settings, rng):
+        return model_file.join_parts(recorded(case, 'init'), gru4rec.weight_layout(settings), 'float32')
+
+    model = GRU4Rec(**arguments_of(case) | changes, backend=backend)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, 'compile_loop', recording_loop)
+        patch.setattr(gru4rec, 'initial_weights', initial_weights)
+        model.fit(TRAIN, sampled_negatives=ARRAYS.get(f'{case}/neg'))
+    return model, np.concatenate(losses)
+
+
+def all_lanes_until(case):
+    """Number of mini-batches before the first lane leaves, or of all of them.
+
+    From there on the PyTorch code takes the wrong number of lanes for logq.
+    """
+    lanes = ARRAYS[f'{case}/M']
+    return int(np.argmax(lanes < lanes[0])) if CASES[case]['logq'] else len(lanes)
+
+
+# --- Recorded runs --------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_the_loss_of_every_minibatch_is_that_recorded(case, backend):
+    _model, losses = trained_as_recorded(case, backend)
+    expected, until = ARRAYS[f'{case}/cost'], all_lanes_until(case)
+    assert len(losses) == len(expected) and until > 50
+    assert_allclose(losses[:until], expected[:until], rtol=0, atol=2e-6)
+
+
+@every_case
+def test_the_weights_after_three_epochs_are_those_recorded(case, backend):
+    if CASES[case]['logq']:
+        pytest.skip('weights were recorded after the lanes had left')
+    model, _losses = trained_as_recorded(case, backend)
+    assert_close(model.weights(), recorded(case, 'final'), 2e-5)
+
+
+@pytest.mark.parametrize('case', ['xe', 'bprmax_n8_m03'])
+def test_a_step_for_each_occurrence_is_far_from_the_recorded_run(case):
+    """So the two ways differ where items repeat: the test above would not pass with either."""
+    _model, losses = trained_as_recorded(case, 'python', repeats='each')
+    assert np.abs(losses - ARRAYS[f'{case}/cost']).max() > 0.01
+
+
+# --- Repeats --------------------------------------------------------------------------------------------------------
+
+
+def test_occurrences_name_the_one_before_and_the_last_of_those_that_count():
+    rows, counts = np.array([7, 3, 7, 7, 3, 9]), np.array([True, True, True, False, True, True])
+    before, is_last = repeats.occurrences(rows, counts)
+    assert before.tolist() == [-1, -1, 0, -1, 1, -1]
+    assert is_last.tolist() == [False, False, True, False, True, True]
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(adapt=None), dict(adapt='rmsprop', momentum=0.2), dict(momentum=0.3, lmbd=0.01), dict(grad_cap=0.1),
+    dict(embedding=3, adapt=None), dict(input_mode='session', adapt=None)], ids=str)
+def test_one_step_with_the_sum_is_the_step_of_a_dense_gradient(arguments):
+    """The rows of a dense gradient are sums over occurrences; each rule is worked out in NumPy."""
+    model = small_model(repeats='sum', n_epochs=1, batch_size=6, drop_tail=False, learning_rate=0.1, **arguments)
+    log = TRAIN[TRAIN.SessionId.isin(TRAIN.SessionId.unique()[:12])]
+    expected = dense_training(model, log)
+    assert_close(model.fit(log).weights(), expected, 2e-5)
+
+
+def dense_training(model, log):
+    """Weights of the same network after an epoch in which every parameter is updated by its whole gradient.
+
+    Rows without an occurrence keep their weight, accumulator and velocity.
+    """
+    import pytensor
+    import pytensor.tensor as pt
+    model = GRU4Rec(**gru4rec.plain_arguments(model)).fit(log)  # for its items; trained again here from the start
+    settings = model.settings()
+    values = gru4rec.initial_weights(settings, np.random.RandomState(model.seed))
+    acc, vel = ({name: np.zeros_like(value) for name, value in values.items()} for _kind in range(2))
+    symbols = {name: pt.tensor(name, dtype='float32', shape=value.shape) for name, value in values.items()}
+    states = {name: pt.tensor(name, dtype=state.dtype, shape=state.shape)
+              for name, state in gru4rec.initial_states(settings, model.batch_size).items()}
+    index = model.item_indices(log[model.item_key])
+    rows, offsets = model._session_order(log, index)
+    events = index[rows]
+    with backends.symbols_of_float32():
+        shared = {name: gru4rec.shared(name, value) for name, value in values.items()}
+        dense = SimpleNamespace(weights=shared, acc={}, vel={})
+        plain = gru4rec.Settings(**gru4rec.plain_arguments(model) | dict(adapt=None, momentum=0, lmbd=0, grad_cap=0,
+                                                                         repeats='each'), n_items=model.n_items)
+        inputs, loss, updates = gru4rec.training_step(plain, pt.constant(events), dense, states)
+        swap = {dense.weights[name]: symbols[name] for name in values}
+        loss, *new_states = pytensor.graph.replace.graph_replace([loss, *(updates[state] for state in states.values())],
+                                                                 swap)
+        gradients = pytensor.grad(loss, [*symbols.values()])
+    step = pytensor.function([*inputs.values(), *states.values(), *symbols.values()], [loss, *new_states, *gradients],
+                             mode='FAST_COMPILE', on_unused_input='ignore')
+    state = gru4rec.initial_states(settings, model.batch_size)
+    rate, momentum = np.float32(model.learning_rate), np.float32(model.momentum)
+    for chunk in gru4rec.session_parallel_minibatches(offsets, model.batch_size, drop_tail=False, fewest_lanes=2):
+        for position, starts in zip(*chunk):
+            _loss, *found = step(position, starts, *state.values(), *values.values())
+            state = dict(zip(state, found[:len(state)]))
+            gradient = dict(zip(values, found[len(state):]))
+            if model.grad_cap:
+                norm = np.sqrt(sum((g ** 2).sum() for g in gradient.values()))
+                gradient = {name: g * min(1, model.grad_cap / norm) for name, g in gradient.items()}
+            working = position[position >= 0]
+            targets = events[working + 1]
+            inputs_used = np.unique(state['history'][position >= 0][state['history'][position >= 0] >= 0]) \
+                if 'history' in state else events[working]
+            for name, g in gradient.items():
+                used = slice(None)
+                if name in ('Wy', 'By'):
+                    used = np.unique(targets)
+                elif name in gru4rec.input_tables(settings):
+                    used = np.unique(inputs_used)
+                g = g[used]
+                if model.adapt == 'adagrad':
+                    acc[name][used] += g ** 2
+                elif model.adapt == 'rmsprop':
+                    acc[name][used] = np.float32(model.decay) * acc[name][used] + np.float32(1 - model.decay) * g ** 2
+                if model.adapt:
+                    g = g / np.sqrt(acc[name][used] + 1e-6)
+                change = rate * (g + model.lmbd * values[name][used])
+                vel[name][used] = momentum * vel[name][used] - change
+                values[name][used] += vel[name][used]
+    layout = gru4rec.weight_layout(settings)
+    return {part: value for name, array in values.items()
+            for part, value in zip(layout[name][0], np.split(array, len(layout[name][0]), axis=-1))}
+
+
+# --- The unit -------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_of_the_gru_after_the_product_is_that_worked_out_by_hand():
+    """sigmoid(0) = 1/2 for both gates: n = tanh(0.3 + (2 * 0.5 + 0.4) / 2) = tanh(1), h' = (n + 2) / 2."""
+    gates, H = np.array([[0.3, 0.0, 0.0]]), np.array([[2.0]])
+    zero, second = np.zeros((1, 1)), np.array([0.4, 0.0, 0.0])
+    new = gru4rec.gru_after_step(*map(gru4rec.pt.constant, (gates, H, np.array([[0.5]]), zero, zero, second)),
+                                 gru4rec.pt.tanh)
+    assert_allclose(new.eval(), [[(np.tanh(1) + 2) / 2]], rtol=1e-12)
+
+
+# --- Weights of the PyTorch code ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_a_state_of_the_pytorch_code_comes_back_as_it_was_and_predicts_like_the_trained_model(case):
+    trained, _losses = trained_as_recorded(case, 'python')
+    state = trained.port_state_dict()
+    if case in WITH_GRU_CELL:
+        prefix = f'{case}/final_'
+        expected = {name.removeprefix(prefix): array for name, array in ARRAYS.items() if name.startswith(prefix)}
+        assert {name: array.shape for name, array in state.items()} == {
+            name: array.shape for name, array in expected.items()}
+        state = expected
+    given = {name: value for name, value in arguments_of(case).items()
+             if name not in ('layers', 'unit', 'embedding', 'constrained_embedding')}
+    model = GRU4Rec.from_port(state, trained.items_, **given, backend='python')
+    assert gru4rec.plain_arguments(model) == gru4rec.plain_arguments(trained)
+    for name, array in model.port_state_dict().items():
+        assert_array_equal(array, state[name])
+    items = TEST.ItemId.unique()[:5]
+    scores = [gru.predict_next_batch(np.arange(5), items, None, 5) for gru in (model, trained)]
+    assert_allclose(*scores, rtol=0, atol=1e-5 if CASES[case]['loss'] == 'cross-entropy' else 1e-4)
+
+
+class Tensor:
+    """A tensor on a device, as far as a state of it is read: NumPy cannot take it as it is."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self._array
+
+
+def test_tensors_are_taken_as_arrays_are_without_pytorch():
+    state = trained_as_recorded('xe', 'python')[0].port_state_dict()
+    model = GRU4Rec.from_port({name: Tensor(array) for name, array in state.items()}, range(60), loss='cross-entropy')
+    assert_array_equal(model.weights()['Wy'], state['Wy.weight'])
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(drop='Wy.weight'), "lacks 'Wy.weight'"), (dict(add='G.0.weight_ih'), 'layers of two kinds'),
+    (dict(add='Adam.weight'), "has 'Adam.weight', which is not known here"),
+    (dict(items=range(59)), r'Wx0 must be finite numbers of the shape \(59, 10\)')], ids=str)
+def test_a_state_that_does_not_fit_is_one_error_that_names_what(change, message):
+    state = trained_as_recorded('xe', 'python')[0].port_state_dict()
+    state.pop(change.get('drop'), None)
+    if 'add' in change:
+        state[change['add']] = np.ones((3, 3))
+    with pytest.raises(ValueError, match=message):
+        GRU4Rec.from_port(state, change.get('items', range(60)))
+
+
+@pytest.mark.parametrize('arguments', [dict(unit='lstm'), dict(layers=[3, 3]), dict(embedding=3)], ids=str)
+def test_a_network_that_the_pytorch_code_does_not_have_is_refused(arguments):
+    model = small_model(n_epochs=1, **arguments).fit(TRAIN)
+    with pytest.raises(ValueError, match='the PyTorch code has'):
+        model.port_state_dict()
+
+
+def test_the_optimiser_of_a_model_from_the_pytorch_code_begins_at_zero():
+    model = GRU4Rec.from_port(trained_as_recorded('xe', 'python')[0].port_state_dict(), range(60), loss='cross-entropy')
+    assert not any(array.any() for name, array in state_of(model).items() if name.startswith('acc_'))
