@@ -192,7 +192,7 @@ def test_bad_training_data_is_explained(log, message):
 def test_a_training_that_cannot_learn_anything_says_why(arguments, n_items, reason):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        gru4rec.warn_of_constant_loss(small_model(**arguments).settings(n_items))
+        argument_checks.warn_of_constant_loss(small_model(**arguments), n_items)
     assert len(caught) == (reason is not None)
     assert not caught or re.match(f'nothing can be learned: {reason}', str(caught[0].message))
 
@@ -223,9 +223,9 @@ def test_masks_that_do_not_fit_the_layers_are_explained(masks, p):
     ([[0, 4, 4]] * 7, None), ([[0, 4, 4]] * 6, r'shape .* = \(7, 3\)'), ([[0, 4]] * 7, r'shape .* = \(7, 3\)'),
     ([[0, 4, 5]] * 7, 'integers from 0 to 4'), ([[-1, 4, 4]] * 7, 'integers from 0'), ([[0.5, 4, 4]] * 7, 'integers')])
 def test_given_negatives_that_are_no_items_or_do_not_fit_are_explained(negatives, complaint):
-    settings = small_model(n_sample=3).settings(n_items=5)
     with pytest.raises(ValueError, match=complaint) if complaint else contextlib.nullcontext():
-        assert gru4rec.checked_negatives(negatives, settings, 7).tolist() == negatives
+        found = argument_checks.checked_negatives(negatives, n_minibatches=7, n_sample=3, n_items=5)
+        assert found.tolist() == negatives
 
 
 @pytest.mark.parametrize('call', [
