@@ -28,8 +28,17 @@ import evaluation
 import gru4rec
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import arguments as argument_checks
+from gru4rec_pytensor import later
 
 LOG = few_items_log()
+# Each step multiplies every weight by 1 - 0.1 * 100 = -9 or more: they overflow after about 24 steps.
+EXPLODING = dict(loss='bpr', final_act='linear', adapt=None, learning_rate=0.1, lmbd=100.0)
+
+
+def later_model(**arguments):
+    """An untrained model with the later release's constructor."""
+    with warnings.catch_warnings(action='ignore'):  # of losses with the meaning of 2016
+        return later.GRU4Rec(**dict(layers=[4], n_epochs=2, batch_size=6, n_sample=2, backend='python') | arguments)
 
 
 @pytest.fixture(scope='module')
@@ -197,6 +206,34 @@ def test_a_training_that_cannot_learn_anything_says_why(arguments, n_items, reas
     assert not caught or re.match(f'nothing can be learned: {reason}', str(caught[0].message))
 
 
+def line_of(call):
+    """The line that a function of one line stands on."""
+    return call.__code__.co_filename, call.__code__.co_firstlineno
+
+
+def test_warnings_of_a_training_point_at_the_line_that_asks_for_it():
+    ways = [lambda model: model.fit(LOG), lambda model: model.fit(LOG, retrain=True),
+            lambda model: model.fit_more(LOG)]
+    for arguments, message in ((dict(learning_rate=1e-46), 'nothing can be learned'), (EXPLODING, 'training stopped')):
+        for model in (small_model(**arguments, n_epochs=4), later_model(**arguments, n_epochs=4)):
+            for way in ways:
+                model.error_during_train = False  # for the next way
+                with warnings.catch_warnings(record=True) as caught, np.errstate(all='ignore'):
+                    warnings.simplefilter('always')
+                    way(model)
+                [place] = [(one.filename, one.lineno) for one in caught if message in str(one.message)]
+                assert place == line_of(way)
+
+
+@pytest.mark.parametrize('model, names', [
+    (small_model(batch_size=1, drop_tail=False), ('batch_size=1', 'drop_tail=False')),
+    (later_model(batch_size=1, n_sample=0), ('batch_size=1', 'n_sample=0'))], ids=['2016', 'later'])
+def test_one_lane_without_any_negative_is_an_error_that_names_the_two_arguments(model, names):
+    with pytest.raises(ValueError) as error:
+        model.fit(LOG)
+    assert all(name in str(error.value) for name in names)
+
+
 @pytest.mark.parametrize('loss', gru4rec.LOSSES)
 @pytest.mark.parametrize('batch_size', [1, 2, 3])
 def test_a_loss_is_constant_where_the_warning_says_so_and_nowhere_else(loss, batch_size):
@@ -240,10 +277,6 @@ def test_an_untrained_model_says_so(call):
 
 
 # --- Losses that are not finite -------------------------------------------------------------------------------------
-
-
-# Each step multiplies every weight by 1 - 0.1 * 100 = -9 or more: they overflow after about 24 steps.
-EXPLODING = dict(loss='bpr', final_act='linear', adapt=None, learning_rate=0.1, lmbd=100.0)
 
 
 def fit_quietly(model, log=LOG):

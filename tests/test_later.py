@@ -245,14 +245,21 @@ def test_what_is_not_taken_over_is_refused_by_name(arguments):
             refused()
 
 
-@pytest.mark.parametrize('arguments', [dict(loss='top1'), dict(loss='bpr'),
-                                       dict(adapt='rmsprop', adapt_params=[0.8])])
-def test_what_has_the_meaning_of_2016_is_accepted_with_a_warning(arguments):
-    name, value = next(iter(arguments.items()))
-    with pytest.warns(UserWarning, match=f'{name}={value!r} is that of the 2016 release') as caught:
-        model = GRU4Rec(**arguments)
-    assert caught[0].filename == __file__
-    assert model.decay == (0.8 if name == 'adapt' else 0.9)
+@pytest.mark.parametrize('arguments, message', [
+    (dict(loss='top1'), "loss='top1' is that of the 2016 release"),
+    (dict(loss='bpr'), "loss='bpr' is that of the 2016 release"),
+    (dict(adapt='rmsprop', adapt_params=[0.8]), "adapt='rmsprop' is that of the 2016 release"),
+    (dict(dropout_p_embed=0.5), 'dropout_p_embed=0.5 is ignored')], ids=str)
+def test_what_is_ignored_or_has_the_meaning_of_2016_is_said_at_the_line_that_asks_for_it(arguments, message, tmp_path):
+    (tmp_path / 'authors.py').write_text(f'gru4rec_params = {arguments!r}')
+    ways = [lambda: GRU4Rec(**arguments), lambda: GRU4Rec().set_params(**arguments),
+            lambda: GRU4Rec.from_parameters(tmp_path / 'authors.py'),
+            lambda: gru4rec.GRU4Rec.from_parameters(tmp_path / 'authors.py')]
+    for way in ways:
+        with pytest.warns(UserWarning, match=message) as caught:
+            model = way()
+        assert [(one.filename, one.lineno) for one in caught] == [(__file__, way.__code__.co_firstlineno)]
+        assert model is None or (model.decay, model.dropout_p_embed) == (0.8 if 'adapt' in arguments else 0.9, 0)
 
 
 def test_rmsprop_needs_its_decay():
@@ -264,12 +271,6 @@ def test_rmsprop_needs_its_decay():
 def test_an_embedding_is_ignored_beside_a_shared_matrix():
     model = GRU4Rec(embedding=16, constrained_embedding=True)
     assert model.embedding is None and model.constrained_embedding
-
-
-def test_dropout_of_an_embedding_that_is_not_there_is_ignored_with_a_warning():
-    with pytest.warns(UserWarning, match='dropout_p_embed=0.5 is ignored') as caught:
-        model = GRU4Rec(dropout_p_embed=0.5)
-    assert model.dropout_p_embed == 0 and caught[0].filename == __file__
 
 
 def test_set_params_reads_text_as_the_release_does():
