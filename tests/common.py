@@ -1,4 +1,4 @@
-"""What several test files share: the recorded runs of the release, small click logs, and models trained once."""
+"""Recorded runs of the releases, small click logs, and trained models, which several test files share."""
 import functools
 import importlib.util
 import itertools
@@ -47,9 +47,9 @@ needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX,
 
 @contextmanager
 def graphs_compiled_once():
-    """The interpreter compiles a graph once: one that differs in its shared variables only gets a copy with those.
+    """Compile a graph for the interpreter once: one that differs in its shared variables only gets a copy with those.
 
-    Half of the time of the tests, since most train some small model, goes into compiling the same few steps again.
+    Most tests train some small model, and half of their time would go into compiling the same few steps.
     """
     compile_function, known = backends.compile_function, {}
 
@@ -157,7 +157,7 @@ def state_of(model):
 
 
 def assert_close(actual, expected, tolerance):
-    """Two dictionaries of arrays are the same up to `tolerance`, absolute up to 1 and relative above."""
+    """Assert that two dictionaries of arrays are the same up to `tolerance`, absolute up to 1 and relative above."""
     assert actual.keys() == expected.keys()
     for name in expected:
         assert actual[name].shape == expected[name].shape, name
@@ -177,9 +177,9 @@ CALLS = itertools.count()
 def scores_by_hand(model, log, batch=1):
     """Scores of all items after every event that has a next one, (predictions, n_items), and the next items' ids.
 
-    As a user of the release would get them: `predict_next_batch` with a changing session id for each lane, the sessions
-    dealt out to the lanes in order; rows by session, then time.  Session ids are new in each call, since the model
-    remembers those of the last one; a lane without work repeats a session of its own.
+    They are those that a user of the release gets: `predict_next_batch` with a changing session id for each lane, the
+    sessions dealt out to the lanes in order; rows by session, then time.  Session ids are new in each call, since the
+    model remembers those of the last one; a lane without work repeats a session of its own.
     """
     call = next(CALLS)
     log = log.sort_values([model.session_key, model.time_key], kind='stable')

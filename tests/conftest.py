@@ -1,6 +1,6 @@
-"""How pytest runs the tests, and fixtures; what test files share otherwise is in common.py.
+"""Order of the tests, and fixtures.  Test files share the rest in common.py.
 
-That is imported within the fixtures: the process that only starts others does not need it.
+The fixtures import it, not this file: the process that only starts others does not need it.
 """
 import gc
 import os
@@ -26,9 +26,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure(config):
-    """Programs of JAX that are the same are compiled once, by one of the processes that run the tests.
+    """Let one process compile a program of JAX for all, and Python look for garbage less often.
 
-    And Python looks for garbage in circles less often, since each time it goes through all that was compiled.
+    Each time it looks, it goes through all that was compiled.
     """
     gc.set_threshold(50_000, 20, 100)
     config.add_cleanup(gc.freeze)  # pytest looks for it, several times, when all is done
@@ -42,7 +42,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope='session', autouse=True)
 def compiled_once():
-    """What the interpreter compiles, it compiles once."""
+    """Compile each graph for the interpreter once."""
     from common import graphs_compiled_once
     with graphs_compiled_once():
         yield

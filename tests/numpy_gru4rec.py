@@ -20,7 +20,7 @@ EPSILON = 1e-6  # added to the accumulator inside the square root
 def minibatches(session_lengths, batch_size, order=None):
     """One epoch of session-parallel mini-batches (section 3.1.1, Figure 2).
 
-    Events are numbered session after session: the first session has 0 .. length - 1, the next one goes on from there.
+    Events are numbered session after session: the first session has 0 .. length - 1, the next one continues the count.
     Lane k starts with the k-th session of `order` (default: as listed). A lane whose session has no further event to
     predict takes the next unused session; the epoch ends when there is none, and the other lanes' rest is dropped.
 

@@ -36,7 +36,7 @@ def minibatches_to_the_end(session_lengths, batch_size, order=None, fewest_lanes
     when there are fewer than `fewest_lanes`.
 
     Returns a list of (input_positions, target_positions, starts, stays), each of shape (M,); `stays` has the place that
-    each lane had in the mini-batch before, whose hidden state it goes on with unless `starts` is true.
+    each lane had in the mini-batch before, whose hidden state it keeps unless `starts` is true.
     """
     first_event = [sum(session_lengths[:s]) for s in range(len(session_lengths))]
     waiting = list(range(len(session_lengths))) if order is None else list(order)
@@ -186,7 +186,7 @@ class NumpyLater(NumpyGRU4Rec):
     # Initialisation
 
     def initialise(self, n_items, rng):
-        """As in 2016, with the embedding before all else. With one matrix for input and output it is `Wy`."""
+        """Draw the weights as in 2016, an embedding first. With one matrix for input and output it is `Wy`."""
         drawn = {"E": self.initial_matrix(rng, n_items, self.embedding)} if self.table == "E" else {}
         super().initialise(n_items, rng, {"E": self.embedding, "Wy": self.layers[-1], None: n_items}[self.table])
         self.weights.update(drawn)
@@ -197,7 +197,7 @@ class NumpyLater(NumpyGRU4Rec):
     # One mini-batch
 
     def embedded(self, inputs, mask=1):
-        """What the first layer takes: rows of the embedding, (M, width), or without one the item indices (M,)."""
+        """Return the first layer's input: rows of the embedding, (M, width), or without one the item indices (M,)."""
         return self.weights[self.table][inputs] * mask if self.table else inputs
 
     def input_products(self, layer, x):
@@ -260,7 +260,7 @@ class NumpyLater(NumpyGRU4Rec):
     # Training and scoring
 
     def masks_of(self, dropout_masks, k, n_lanes):
-        """What dropout multiplies embedded input and each layer's state by in mini-batch k: mask / (1 - p), or 1."""
+        """Return the factors of dropout in mini-batch k, mask / (1 - p) or 1: of the embedded input, of each layer."""
         given, masks = list(dropout_masks or []), []
         for p in [self.dropout_p_embed if self.table else 0, *[self.dropout_p_hidden] * len(self.layers)]:
             mask = np.asarray(given.pop(0), self.dtype) if p > 0 else None

@@ -1,4 +1,4 @@
-"""Training that is interrupted and goes on from its checkpoint."""
+"""Training that is interrupted and continued from its checkpoint."""
 import os
 import shutil
 import signal

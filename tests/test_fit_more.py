@@ -1,4 +1,4 @@
-"""Going on with a trained model on new data, and new items."""
+"""More training of a trained model, on new data with new items."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +19,7 @@ OPTIONS = [pytest.param(options, marks=() if k in (1, 5) else pytest.mark.slow) 
 @pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=pytest.mark.slow),
                                      pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
 @pytest.mark.parametrize('options', OPTIONS, ids=str)
-def test_on_the_same_data_it_is_as_if_training_had_gone_on(options, backend):
+def test_more_epochs_on_the_same_data_equal_a_longer_training(options, backend):
     whole = small_model(n_epochs=3, backend=backend, **options).fit(LOG)
     parts = small_model(n_epochs=2, backend=backend, **options).fit(LOG).fit_more(LOG, n_epochs=1)
     assert_same_bits(state_of(parts), state_of(whole))
@@ -43,24 +43,25 @@ def test_items_that_the_new_data_does_not_have_keep_their_rows_and_their_optimis
         assert (kept == before[name]).all() == (name in per_item), name
 
 
-def test_new_items_start_with_weights_that_seed_epochs_and_items_so_far_decide_and_an_empty_optimiser():
-    model = small_model(adapt=None, learning_rate=1e-30, n_epochs=1, seed=3).fit(LOG)
+def test_weights_of_new_items_are_drawn_by_seed_epochs_and_items_so_far_and_their_optimiser_starts_at_zero():
+    model = small_model(adapt=None, momentum=0.3, learning_rate=1e-30, n_epochs=1, seed=3).fit(LOG)
     before = model.weights()
-    weights = model.fit_more(NEW).weights()
+    weights, velocities = model.fit_more(NEW).weights(), model.optimizer_state()
     rng, limit = np.random.RandomState([3, 1, 9]), np.sqrt(6 / (18 + 4))  # seed, epochs, items; 18 items x 4 units
     for name in ('Wx0', 'Wr0', 'Wz0', 'Wy'):
         fresh = (rng.rand(9, 4) * 2 * limit - limit).astype('float32')
         assert_array_equal(weights[name], np.concatenate([before[name], fresh]), err_msg=name)
-    assert np.abs(weights['By'][9:]).max() < 1e-29
+        assert np.abs(velocities[f'vel_{name}'][9:]).max() < 1e-28  # of steps that are too small to move a weight
+    assert np.abs(weights['By'][9:]).max() < 1e-28
 
 
-def test_retrain_is_the_releases_name_for_it():
+def test_retrain_is_the_releases_name_of_fit_more():
     assert_same_bits(state_of(small_model().fit(LOG).fit(NEW, True)), state_of(small_model().fit(LOG).fit_more(NEW)))
     with pytest.raises(ValueError, match='retrain=True does not go with'):
         small_model().fit(LOG).fit(NEW, retrain=True, checkpoint='somewhere')
 
 
-def test_a_loaded_model_goes_on_like_the_one_that_was_saved(tmp_path):
+def test_a_loaded_model_is_trained_further_like_the_saved_one(tmp_path):
     model = small_model(momentum=0.3, dropout_p_hidden=0.3).fit(LOG)
     model.save(tmp_path / 'model')
     loaded = GRU4Rec.load(tmp_path / 'model').fit_more(NEW)
@@ -86,7 +87,7 @@ def test_new_items_are_learned_and_recommended():
     assert model.recommend([102, 103], k=1).ItemId.tolist() == [104]
 
 
-def test_training_does_not_go_on_with_data_that_does_not_fit_and_says_why():
+def test_data_that_does_not_fit_the_model_is_refused_with_the_reason():
     with pytest.raises(RuntimeError, match='not trained yet'):
         small_model().fit_more(NEW)
     model = small_model().fit(LOG)

@@ -1,4 +1,4 @@
-"""What the later papers added, against recorded runs of the authors' later release and its plain-NumPy reference; and
+"""Additions of the later papers, against recorded runs of the authors' later release and its plain-NumPy reference; and
 `gru4rec_pytensor.later` as a drop-in for that release.
 """
 import copy
@@ -228,7 +228,7 @@ def test_the_defaults_are_the_later_releases():
     assert model.time_sort and not model.drop_tail and model.equal_times == 'frame'
 
 
-def test_arguments_go_by_position_in_the_later_releases_order():
+def test_positional_arguments_are_in_the_later_releases_order():
     model = GRU4Rec('top1-max', 'tanh', 'relu', [7, 8], 3, 16, 0.1, 0.2, 0.3, 0.4, 0.5, 'layersize')
     assert (model.loss, model.final_act, model.hidden_act, model.layers) == ('top1-max', 'tanh', 'relu', [7, 8])
     assert (model.n_epochs, model.batch_size, model.dropout_p_hidden, model.dropout_p_embed) == (3, 16, 0.1, 0.2)

@@ -135,16 +135,6 @@ LARGE = np.array([[-60, 50, 3], [40, 0, -80], [90, 20, 30]], dtype='float32')
 LARGEST = {('top1', 'numba'): 18}
 
 
-def large_losses_and_gradients(losses, backend):
-    """{loss: (scores, value, gradient)}, all by one program, since each takes its time to compile."""
-    symbols = [pt.fmatrix(loss) for loss in losses]
-    values = [gru4rec.LOSSES[loss](symbol) for loss, symbol in zip(losses, symbols)]
-    gradients = [pytensor.grad(value, symbol) for value, symbol in zip(values, symbols)]
-    scores = [LARGE * np.float32(LARGEST.get((loss, backend), 90) / 90) for loss in losses]
-    results = backends.compile_function(symbols, values + gradients, backend=backend)(*scores)
-    return dict(zip(losses, zip(scores, results[:len(losses)], results[len(losses):])))
-
-
 PROMISED_ON_NUMBA = ('top1', 'cross-entropy')
 
 
@@ -153,8 +143,15 @@ PROMISED_ON_NUMBA = ('top1', 'cross-entropy')
     pytest.param([loss for loss in EVERY_LOSS if loss not in PROMISED_ON_NUMBA], 'numba', marks=pytest.mark.slow),
     pytest.param(EVERY_LOSS, 'jax', marks=needs_jax)], ids=str)
 def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(losses, backend):
-    for loss, (scores, value, gradient) in large_losses_and_gradients(losses, backend).items():
-        expected_value, expected_gradient = reference.losses[loss](scores.astype('float64'))
+    # In one program, since each takes its time to compile.
+    symbols = [pt.fmatrix(loss) for loss in losses]
+    values = [gru4rec.LOSSES[loss](symbol) for loss, symbol in zip(losses, symbols)]
+    gradients = [pytensor.grad(value, symbol) for value, symbol in zip(values, symbols)]
+    compiled = backends.compile_function(symbols, values + gradients, backend=backend)
+    scores = [LARGE * np.float32(LARGEST.get((loss, backend), 90) / 90) for loss in losses]
+    results = compiled(*scores)
+    for loss, x, value, gradient in zip(losses, scores, results, results[len(losses):]):
+        expected_value, expected_gradient = reference.losses[loss](x.astype('float64'))
         assert_allclose(value, expected_value, rtol=1e-6, err_msg=loss)
         assert_allclose(gradient, expected_gradient, rtol=0, atol=1e-6, err_msg=loss)
 

@@ -53,7 +53,7 @@ def test_lanes_that_end_together_take_the_next_sessions_in_lane_order():
 
 def test_a_lane_that_draws_a_one_event_session_waits_for_the_next_round():
     # After the first mini-batch all three lanes end: lane 1 draws session 4, of one event, lane 2 session 5 and lane 3
-    # session 6; only then lane 1 goes on to session 7.
+    # session 6; only then does lane 1 take session 7.
     lengths = [2, 2, 2, 1, 3, 3, 3]
     position, starts = drawn(lengths, 3)
     assert named(lengths, position) == [['i1,1', 'i2,1', 'i3,1'], ['i7,1', 'i5,1', 'i6,1'], ['i7,2', 'i5,2', 'i6,2']]

@@ -1,4 +1,4 @@
-"""A model saved to one file and loaded again, and what happens to files that are none."""
+"""A model saved to one file and loaded again; files that are damaged or of something else."""
 import copy
 import json
 import os

@@ -76,7 +76,7 @@ def test_weights_and_optimizer_state_after_training_are_those_of_the_release(cas
 
 @pytest.mark.parametrize("case", ["cross-entropy_rmsprop_m00", "two_layer_top1_adagrad_m02"])
 def test_a_learning_rate_that_is_a_thousandth_off_is_noticed_in_accumulators(case):
-    """So the bound is not so wide that a wrong rule would fit in."""
+    """The bound is not so wide that a wrong rule fits in."""
     arguments = CASES[case]["arguments"]
     model = NumpyGRU4Rec(**arguments | {"learning_rate": 1.001 * arguments["learning_rate"]}).fit(TRAIN)
     found = differences(model.acc, recorded(case, "acc"))
@@ -246,7 +246,7 @@ def test_without_reset_a_session_starts_from_the_state_that_the_last_one_left_in
     np.testing.assert_array_equal(changed, starts)
 
 
-def test_random_order_permutes_the_sessions_anew_in_each_epoch():
+def test_random_order_draws_a_permutation_of_the_sessions_for_each_epoch():
     model = small_fit(train_random_order=True)
     lengths = TRAIN.groupby("SessionId").size().tolist()
     rng = np.random.RandomState(42)

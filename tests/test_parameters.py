@@ -57,7 +57,7 @@ def test_a_published_network_of_a_later_paper_has_the_parameters_of_the_file_of_
 
 @pytest.mark.parametrize('name', OF_LATER)
 def test_the_files_of_later_papers_are_complete_without_the_defaults_of_the_later_release(name):
-    """So that a reader sees what is set, and a default of ours that is another one does not slip in."""
+    """A reader sees what is set, and no other default of ours slips in."""
     found = parameters.read(FILES[name]).arguments
     expected = parameters.of_later_release({key: value for key, value in found.items()
                                             if key in parameters.LATER_DEFAULTS})
@@ -168,7 +168,7 @@ momentum = 0.1
 """
 
 
-def test_fit_takes_parameters_from_a_file_and_options_go_before_them(tmp_path):
+def test_fit_takes_parameters_from_a_file_and_options_override_them(tmp_path):
     few_items_log(n_sessions=40).to_csv(tmp_path / 'log.csv', index=False)
     path = written(tmp_path, TOML, 'p.toml')
     assert cli.main(f'fit {tmp_path}/log.csv -o {tmp_path}/model --parameters {path} --momentum 0.2 --backend python '

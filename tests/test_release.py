@@ -183,7 +183,7 @@ def test_the_state_is_reset_where_the_session_id_changes_and_only_there(top1_mod
     predict = top1_model.predict_next_batch
     expected = {items: after(top1_model, *items) for items in [(a, b), (b,), (b, c), (a, b, c)]}
     predict([1, 2], [a, a], None, 2)
-    second = predict([1, 3], [b, b], None, 2)  # lane 0 goes on, lane 1 starts a session
+    second = predict([1, 3], [b, b], None, 2)  # lane 0 continues its session, lane 1 starts one
     third = predict([1, 3], [c, c], None, 2)
     assert_allclose(second[0], expected[a, b], rtol=0, atol=1e-6)
     assert_allclose(second[1], expected[b,], rtol=0, atol=1e-6)
@@ -192,14 +192,14 @@ def test_the_state_is_reset_where_the_session_id_changes_and_only_there(top1_mod
     assert np.abs(expected[a, b] - expected[b,]).max() > 1e-3  # so that the two can be told apart
 
 
-def test_another_batch_starts_all_sessions_anew(top1_model, three_items):
+def test_another_batch_size_starts_new_sessions(top1_model, three_items):
     a, b, _c = three_items
     fresh = after(top1_model, b)
     top1_model.predict_next_batch([1, 2], [a, a], None, 2)
     assert_allclose(top1_model.predict_next_batch([1, 2, 3], [b, b, b], None, 3)[0], fresh, rtol=0, atol=1e-6)
 
 
-def test_training_starts_all_sessions_anew():
+def test_training_starts_new_sessions():
     model = small_model(n_epochs=1).fit(few_items_log())
     expected = model.predict_next_batch([1, 2], [10, 20], None, 2)
     model.predict_next_batch([1, 2], [30, 0], None, 2)
@@ -307,8 +307,8 @@ def test_sessions_followed_by_hand_and_evaluations_do_not_disturb_one_another(to
     assert_allclose(top1_model.predict_next_batch([1], [b], None, 1)[0], expected, rtol=0, atol=1e-6)
 
 
-def test_carry_states_goes_on_from_the_states_of_the_evaluation_before():
-    """As in the release: a lane that begins with the number of the session that it ended with is not zeroed."""
+def test_carry_states_continues_the_states_of_the_evaluation_before():
+    """A lane that begins with the number of the session that it ended with is not zeroed, as in the release."""
     model = small_model(n_epochs=1, layers=[10]).fit(TRAIN)
     items = model.items_
     log = click_log(items[:4], items[4:8])  # sessions number 0 and 1, one for each of two lanes

@@ -159,7 +159,7 @@ def loaded_with(modules):
 
 @pytest.mark.parametrize('module', MODULES)
 def test_what_a_module_imports_is_declared(module):
-    """What is imported with a script or command is a requirement; the rest is, at least, an extra."""
+    """Imports of a script or command are requirements; the others are extras at least."""
     always = module in loaded_with({name for name in MODULES if '.' not in name} | {f'{PACKAGE}.cli'})
     required = distributions(SETUP['install_requires'])
     extras = distributions(name for extra in SETUP['extras_require'].values() for name in extra)

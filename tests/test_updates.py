@@ -1,6 +1,8 @@
 """Update rules on dense weights and on rows that repeat, and whole training runs, against plain NumPy."""
 import itertools
+from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -17,12 +19,15 @@ from common import (
     state_of,
     trained_as_recorded,
 )
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from numpy_gru4rec import losses as reference_losses
+from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key
 
 import gru4rec
 from gru4rec import GRU4Rec, Parameter
 from gru4rec_pytensor import backends
+from gru4rec_pytensor.backends import numba_rows
+from gru4rec_pytensor.backends.common import RowUpdate
 
 # --- Each rule alone ------------------------------------------------------------------------------------------------
 
@@ -208,6 +213,45 @@ def test_training_is_that_of_the_reference_with_fixed_dropout_masks(arguments):
 
 
 # --- On the fast backend --------------------------------------------------------------------------------------------
+
+
+def updated_by_loop(table, values, rows, changes, store):
+    """`table` after one occurrence of a row after the other; those that change nothing are left out."""
+    table = table.copy()
+    for row, value in zip(rows[changes], values[changes]):
+        table[row] = value if store else table[row] + value
+    return table
+
+
+RNG = np.random.RandomState(0)
+OCCURRENCES = RNG.randint(7, size=20)
+SOME = RNG.rand(20) < 0.6
+
+
+def test_numba_stores_the_last_occurrence_of_a_row_that_changes_something():
+    table, values = RNG.rand(9, 3).astype('float32'), RNG.rand(20, 3).astype('float32')
+    op = RowUpdate(store=True)
+    node = op.make_node(pt.fmatrix(), pt.fmatrix(), pt.lvector(), pt.vector(dtype='bool'))
+    update, _key = numba_funcify_and_cache_key(op, node=node)
+    actual = numba.njit(lambda *arrays: update(*arrays))(table, values, OCCURRENCES, SOME)
+    assert_array_equal(actual, updated_by_loop(table, values, OCCURRENCES, SOME, store=True))
+
+
+@pytest.mark.parametrize('changes', [SOME, np.ones(20, bool)], ids=['some', 'all'])
+def test_a_joint_update_of_tables_reads_rows_as_they_were_before_all_occurrences(changes):
+    """The source that Numba compiles, run as Python."""
+    def body(w, v, x):
+        return x - w * v, v + x
+
+    weight, velocity, x = RNG.rand(9, 3), RNG.rand(9, 3), RNG.rand(20, 3)
+    op = numba_rows.JointRowUpdate(SimpleNamespace(nout=2), operands=(0, 1, None), outputs=(0, 1), stores=(False, True),
+                                   conditional=not changes.all())
+    names = {'np': np, 'body': body, 'repeated_rows': numba_rows.repeated_rows.py_func, 'fetch_row': lambda *row: None}
+    exec(numba_rows.joint_row_update_source(op, [pt.dmatrix()]), names)
+    actual = names['joint_row_update'](OCCURRENCES, *[changes] * op.conditional, weight, velocity, x)
+    steps = body(weight[OCCURRENCES], velocity[OCCURRENCES], x)
+    for new, table, step, store in zip(actual, (weight, velocity), steps, (False, True), strict=True):
+        assert_allclose(new, updated_by_loop(table, step, OCCURRENCES, changes, store), rtol=1e-12)
 
 
 @pytest.mark.promise

@@ -384,7 +384,7 @@ def test_a_variant_recommends_click_by_click_what_it_recommends_for_the_session(
     assert_allclose(visit.recommend(k=5).Score, best.sort_values(ascending=False), rtol=1e-5)
 
 
-def test_a_variant_goes_on_from_a_checkpoint_with_the_same_bits(trained, tmp_path, monkeypatch):
+def test_a_variant_continues_from_a_checkpoint_with_the_same_bits(trained, tmp_path, monkeypatch):
     model, log = trained
     arguments = {name: getattr(model, name) for name in gru4rec.argument_names()}
     monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 3)
