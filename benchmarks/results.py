@@ -69,7 +69,7 @@ WHY = {  # why numbers differ from the published ones by more than 5%
               'kind is met to five digits.'}
 
 
-# The part of a cell's result that is kept.
+# Of a cell's result; all else of it is the work of one run.
 KEEP = ('model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'tie_policy', 'candidates', 'backend', 'recall@20',
         'mrr@20', 'fit_seconds', 'eval_seconds', 'versions')
 
