@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike
 
 from gru4rec import column_of_item, session_parallel_minibatches
 from gru4rec_pytensor.backends import blas_threads
-from gru4rec_pytensor.backends.numba_ops import float_order
 from gru4rec_pytensor.checks import check_choice, check_whole_number
 from gru4rec_pytensor.events import IdIndex, as_ids, session_of_event, session_order
+from gru4rec_pytensor.floats import float_order
 
 CUT_OFF = 20  # the paper's
 TIE_POLICIES = ('standard', 'conservative', 'median', 'tiebreaking')

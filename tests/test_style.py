@@ -21,14 +21,15 @@ TOP = 'gru4rec evaluation baselines preprocess_rsc15'
 ROOMS = 'backends events checks files terminal model_file recommend text_table click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
     'gru4rec': 'activations arguments backends events checks model_file recommend draws parameters turns',
-    'evaluation': 'gru4rec backends events checks',
+    'evaluation': 'gru4rec backends events checks floats',
     'baselines': 'events checks',
     'preprocess_rsc15': 'events synthetic files terminal checks',
     'run_experiments': 'experiments evaluation preprocess_rsc15 backends events files terminal',
-    'backends': 'checks',
+    'backends': 'checks floats',
     'events': '',
     'checks': '',
     'files': '',
+    'floats': '',
     'terminal': '',
     'mrg': '',
     'activations': '',
