@@ -12,7 +12,7 @@ from common import assert_same_bits, few_items_log, state_of
 
 from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec
-from gru4rec_pytensor import cli, click_log
+from gru4rec_pytensor import cli, click_log, model_file
 
 DAY = 86_400
 LOG = few_items_log(n_sessions=300, n_items=12).rename(columns={'SessionId': 'visit', 'ItemId': 'product'})
@@ -140,6 +140,14 @@ def test_info_says_what_a_model_is(folder, capsys):
     assert found['parameters'] == sum(value.size for value in model.weights().values())
     text = run(f'info {folder}/model', capsys).out
     assert f'{model.n_items:,} items' in text and 'layers=[6]' in text and 'Wy 12x6' in text
+
+
+def test_info_refuses_what_load_refuses(folder, tmp_path, capsys):
+    header, arrays = model_file.read(folder / 'model')
+    header['arguments']['loss'] = 'hinge'
+    model_file.write(tmp_path / 'model', header, arrays)
+    assert cli.main(['info', str(tmp_path / 'model')]) == 2
+    assert f"{tmp_path}/model: not a model of this package (ValueError: loss='hinge'" in capsys.readouterr().err
 
 
 def test_more_goes_on_with_a_model_on_new_data(folder, tmp_path, capsys):
