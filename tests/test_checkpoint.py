@@ -29,7 +29,7 @@ from gru4rec_pytensor import model_file
 
 LOG = few_items_log(n_sessions=120, n_items=40)
 EVERYTHING = dict(n_epochs=3, layers=[4, 3], dropout_p_hidden=0.3, momentum=0.2, train_random_order=True, n_sample=3,
-                  sample_store=21)  # the negatives of seven mini-batches, which is no multiple of a chunk
+                  sample_store=48)  # of 16 mini-batches, so that trainings stop within one
 
 
 class Stop(Exception):

@@ -71,6 +71,7 @@ def test_a_finished_cell_is_not_run_again_under_another_name_of_the_data_either(
     assert {path: path.read_bytes() for path in (finished / 'cells').iterdir()} == before and len(before) == 7
 
 
+@pytest.mark.promise
 def test_tables_and_report_show_all_that_the_folder_has_whichever_command_made_it(data, tmp_path, capsys):
     command = ['--data', str(data), '--out', str(tmp_path), *QUICK]
     for more in (['--models', 'POP'], ['--models', 'GRU4Rec,Item-KNN', '--loss', 'bpr'], ['--models', 'S-POP']):
@@ -83,6 +84,7 @@ def test_tables_and_report_show_all_that_the_folder_has_whichever_command_made_i
     assert report.count('python run_experiments.py') == 3
 
 
+@pytest.mark.promise
 def test_a_command_reads_each_result_once_and_again_when_it_has_changed(data, tmp_path, monkeypatch):
     read, read_result = [], results.read_result
     monkeypatch.setattr(results, 'read_result', lambda path: read.append(path.name) or read_result(path))
@@ -247,6 +249,7 @@ def of_files(data, tmp_path_factory):
     return folder, command
 
 
+@pytest.mark.promise
 def test_networks_with_the_parameters_of_files_are_rows_of_a_table_and_of_the_report(of_files, data):
     from gru4rec import GRU4Rec
     folder, _command = of_files

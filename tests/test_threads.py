@@ -37,7 +37,7 @@ from gru4rec_pytensor.backends.threads import BlasThreads
 
 LOG = few_items_log(n_sessions=60, n_items=30)
 PATH = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))  # of the project and the tests
-every_backend = pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=needs_jax)])
+every_backend = pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=[needs_jax, PROMISE])])
 
 
 @pytest.fixture
@@ -622,7 +622,7 @@ def test_a_copy_made_before_or_after_prediction_predicts_the_same(backend, way, 
         assert answer.equals(right)
 
 
-@pytest.mark.parametrize('backend', [pytest.param('python', marks=PROMISE), 'numba',
+@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=PROMISE),
                                      pytest.param('jax', marks=[needs_jax, PROMISE])])
 def test_models_go_to_processes_of_a_pool_before_and_after_they_predicted(backend, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', PATH)

@@ -24,6 +24,7 @@ from numpy_gru4rec import NumpyGRU4Rec, activations, losses, minibatches, sigmoi
 import evaluation
 import gru4rec
 from gru4rec import GRU4Rec
+from gru4rec_pytensor import draws
 
 # Each variant alone, then two that have everything between them.
 SESSION, MANY_EVENTS = dict(input_mode='session'), dict(input_mode='session', session_decay=0.9)
@@ -285,11 +286,11 @@ def test_uniform_negatives_are_drawn_as_often_as_one_another():
 
 
 def test_uniform_negatives_of_idle_lanes_change_nothing(monkeypatch):
-    draw = gru4rec.RandomInputs.__call__
+    draw = draws.RandomInputs.__call__
 
     def trained_with(item):
-        monkeypatch.setattr(gru4rec.RandomInputs, '__call__', lambda self, chunk: [
-            np.where(chunk.position < 0, item, negatives) for negatives in draw(self, chunk)])
+        monkeypatch.setattr(draws.RandomInputs, '__call__', lambda self, lanes: {
+            name: np.where(lanes, negatives, item) for name, negatives in draw(self, lanes).items()})
         # L2 and momentum move the rows of all items of a mini-batch, whatever their gradients
         return state_of(small_model(negatives='uniform', drop_tail=False, lmbd=0.1, momentum=0.2).fit(LOG))
     assert_same_bits(trained_with(0), trained_with(1))
