@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 
 from gru4rec import column_of_item, session_parallel_minibatches
 from gru4rec_pytensor.backends import blas_threads
-from gru4rec_pytensor.backends.numba_ops import float_order
 from gru4rec_pytensor.checks import check_choice, check_whole_number, first_few
 from gru4rec_pytensor.events import IdIndex, as_ids, session_of_event, session_order
+from gru4rec_pytensor.floats import float_order
 from gru4rec_pytensor.prefix_scores import check_target_scores, count_above
 
 CUT_OFF = 20  # the paper's

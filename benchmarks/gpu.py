@@ -22,7 +22,8 @@ import pytensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from speed import BPR_MAX, N_ITEMS, TOP1, events, fit_rate
+from speed import fit_rate
+from workload import BPR_MAX, N_ITEMS, TOP1, events
 
 import gru4rec
 from evaluation import next_item_ranks

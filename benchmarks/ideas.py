@@ -10,7 +10,8 @@ momentum, dropout of the hidden state, epochs, order of sessions.  Only the lear
 one, halved or doubled as long as Recall@20 on the last day of the training data gets better.  Then each step is trained
 with three seeds and evaluated on the test data, equal scores conservative.
 
-Finished trainings lie in the folder of --results and are not repeated: the same command continues from there.
+Finished trainings lie in the folder of --results and are not repeated: the same command continues from there.  Nor are
+networks that FILE.json has, for the same data and parameters; remove it to train all of them.
 """
 from __future__ import annotations
 
@@ -48,15 +49,17 @@ from gru4rec_pytensor.terminal import Parser, positive_number
 
 PUBLISHED = ROOT / 'parameters' / 'rsc15_recent64_bpr-max.toml'
 START = 'the network of 2016'
-# What a step takes from the published parameters; TOP1's loss is top1-max, and logq, which they leave out, is 1.
+# What a step takes from the published parameters; TOP1's loss is top1-max, and what they leave out is in `LEFT_OUT`.
 IDEAS = {
     'the -max loss, linear scores': ('loss', 'final_act', 'bpreg'),
     'and 2,048 more negatives': ('n_sample', 'sample_alpha'),
     'and one item matrix': ('constrained_embedding',),
     'and dropout of the input': ('dropout_p_embed',),
     'and logq': ('logq',),
+    'as the PyTorch code computes': ('repeats', 'unit'),
 }
-LADDERS = {'bpr': [*IDEAS][:4], 'top1': [*IDEAS][:4], 'cross-entropy': [*IDEAS][1:]}
+LEFT_OUT = {'logq': 1.0, 'repeats': 'sum', 'unit': 'gru-after'}
+LADDERS = {'bpr': [*[*IDEAS][:4], [*IDEAS][-1]], 'top1': [*IDEAS][:4], 'cross-entropy': [*IDEAS][1:5]}
 SEEDS = (42, 43, 44)
 METRICS = ('Recall@20', 'MRR@20')
 
@@ -67,7 +70,7 @@ METRICS = ('Recall@20', 'MRR@20')
 
 def ladder(loss: str) -> dict[str, dict[str, Any]]:
     """Return the arguments of `GRU4Rec` of each step, by the idea that it adds."""
-    last = parameters.read(PUBLISHED).arguments | {'loss': f'{loss}-max', 'logq': 1.0}
+    last = parameters.read(PUBLISHED).arguments | {'loss': f'{loss}-max'} | LEFT_OUT
     of_ideas = {name for names in IDEAS.values() for name in names}
     steps = {START: {name: value for name, value in last.items() if name not in of_ideas} | {'loss': loss}}
     for idea in LADDERS[loss]:
@@ -96,27 +99,34 @@ def best_rate(quality: Callable[[float], float], rate: float) -> float:
     return rate
 
 
-def measure(folder: Path, results: Results, changes: dict[str, Any], backend: str, jobs: int) -> dict:
-    """Train all networks; return the chosen learning rate of each, and Recall@20 and MRR@20 of the seeds."""
+def measure(folder: Path, results: Results, changes: dict[str, Any], backend: str, jobs: int, before: dict) -> dict:
+    """Train all networks that were not before; return the learning rate of each, Recall@20 and MRR@20 of the seeds."""
     source = Source(folder=folder)
     data = load_dataset(source)
     validation = validation_data(source, data)
     results.make_folders()
     run = partial(results_of, results=results, backend=backend, jobs=jobs)
+    found = {'data': data.published.title if data.published else data.name, 'synthetic': data.is_synthetic,
+             'counts': data.counts, 'parameters': PUBLISHED.relative_to(ROOT).as_posix()}
+    known = {}
+    if not changes and all(before.get(name) == value for name, value in found.items()):
+        known = {(network['loss'], network['idea']): network for network in before['networks']}
     networks = []
     for loss in LADDERS:
         for idea, step in ladder(loss).items():
+            if (loss, idea) in known:
+                networks.append(known[loss, idea])
+                continue
             arguments = step | changes
 
             def recall(rate: float, arguments: dict = arguments) -> float:
                 return run(arguments | {'learning_rate': rate}, SEEDS[:1], validation)[0]['recall@20'] or 0
 
             rate = best_rate(recall, arguments['learning_rate'])
-            found = run(arguments | {'learning_rate': rate}, SEEDS, data)
+            of_seeds = run(arguments | {'learning_rate': rate}, SEEDS, data)
             networks.append({'loss': loss, 'idea': idea, 'learning_rate': rate} | {
-                metric: [result[metric.lower()] for result in found] for metric in METRICS})
-    return {'data': data.published.title if data.published else data.name, 'synthetic': data.is_synthetic,
-            'counts': data.counts, 'parameters': PUBLISHED.relative_to(ROOT).as_posix(), 'networks': networks}
+                metric: [result[metric.lower()] for result in of_seeds] for metric in METRICS})
+    return found | {'networks': networks}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -172,8 +182,9 @@ def main(argv: list[str] | None = None) -> None:
     numbers = arguments.out.with_suffix('.json')
     if arguments.data:
         changes = {'n_epochs': arguments.epochs} if arguments.epochs else {}
+        before = json.loads(numbers.read_text()) if numbers.exists() else {}
         found = measure(arguments.data, Results(arguments.results), changes, backends.resolve(arguments.backend),
-                        arguments.jobs)
+                        arguments.jobs, before)
         write_text(numbers, json.dumps(found, indent=1) + '\n')
     found = json.loads(numbers.read_text())
     write_text(arguments.out, picture(found)._repr_svg_())

@@ -66,7 +66,7 @@ WHY = {  # why numbers differ from the published ones by more than 5%
               'seeds differ most.'}
 
 
-# The part of a cell's result that is kept.
+# Of a cell's result; all else of it is the work of one run.
 KEEP = ('model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'tie_policy', 'candidates', 'backend', 'recall@20',
         'mrr@20', 'fit_seconds', 'eval_seconds', 'versions')
 

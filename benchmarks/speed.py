@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
@@ -30,44 +29,15 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import yardstick
+from workload import BPR_MAX, CROSS_ENTROPY, N_ITEMS, TOP1, best, events
 
 from baselines import BPR, ItemKNN, Pop, SessionPop
 from evaluation import next_item_ranks
 from gru4rec import GRU4Rec
 from gru4rec_pytensor.backends import TRICKS
 
-N_ITEMS = 37_483  # of RSC15
-TOP1: dict[str, Any] = dict(loss='top1', batch_size=50, dropout_p_hidden=0.5, learning_rate=0.01)
-CROSS_ENTROPY: dict[str, Any] = dict(loss='cross-entropy', batch_size=500, dropout_p_hidden=0.0, learning_rate=0.01)
-
-# The published settings for 64 units on real clicks, `parameters/rsc15_recent64_bpr-max.toml`.
-BPR_MAX: dict[str, Any] = dict(
-    loss='bpr-max', final_act='linear', bpreg=0.0, constrained_embedding=True, batch_size=32, n_sample=2048,
-    sample_alpha=0.25, dropout_p_hidden=0.35, dropout_p_embed=0.5, learning_rate=0.095, momentum=0.2, drop_tail=False)
-
 OF_TRICKS = {'TOP1, H=100, B=50': (100, TOP1), 'cross-entropy, H=100, B=500': (100, CROSS_ENTROPY),
              'bpr-max, H=64': (64, BPR_MAX)}
-
-
-def events(n_events: int, n_items: int = N_ITEMS, seed: int = 0) -> pd.DataFrame:
-    """Sessions of four events on average over Zipf items, each of which occurs."""
-    rng = np.random.default_rng(seed)
-    length = rng.geometric(1 / 3, n_events // 4) + 1
-    n = int(length.sum())
-    share = (1 / np.arange(1, n_items + 1)).cumsum()
-    item = np.searchsorted(share, share[-1] * rng.random(n))
-    item[rng.permutation(n)[:n_items]] = np.arange(min(n, n_items))
-    return pd.DataFrame({'SessionId': np.repeat(np.arange(len(length)), length), 'ItemId': item, 'Time': np.arange(n)})
-
-
-def best(function, repeats: int = 5) -> float:
-    """Seconds of the fastest of some calls."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def fit_rate(frame: pd.DataFrame, units: int, threads: int | None = None, **parameters) -> float:

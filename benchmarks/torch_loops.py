@@ -6,7 +6,7 @@ drawing them costs nothing.  Importing it needs PyTorch.
 from typing import Any
 
 import torch
-from speed import BPR_MAX, N_ITEMS, TOP1, best
+from workload import BPR_MAX, N_ITEMS, TOP1, best
 
 
 class TorchGRU4Rec:

@@ -1,6 +1,6 @@
-"""What stands behind the scripts `gru4rec`, `evaluation`, `baselines`, `preprocess_rsc15` and `run_experiments`.
+"""The package behind the scripts `gru4rec`, `evaluation`, `baselines`, `preprocess_rsc15` and `run_experiments`.
 
-It is to be imported before PyTensor, which does not start without a folder that it can write to.
+It is imported before PyTensor, which does not start without a folder that it can write to.
 """
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __version__ = '0.1.0'
 
 
 def find_cache_folders() -> None:
-    """See to it that PyTensor and Numba can write what they compile; in a temporary folder, if need be, and warn.
+    """Let PyTensor and Numba write what they compile: to a temporary folder, with a warning, where no other is left.
 
-    Where they are told a folder, by an environment variable or PyTensor's file of settings, they are left alone.
+    A folder that an environment variable or PyTensor's file of settings names is left alone.
     """
     lacking = []
     if 'pytensor' in sys.modules:
@@ -27,33 +27,42 @@ def find_cache_folders() -> None:
                           'set PYTENSOR_FLAGS=base_compiledir=FOLDER')
     elif 'compiledir' not in pytensor_settings() and not is_writable('~/.pytensor'):
         lacking.append('PYTENSOR_FLAGS=base_compiledir=')
-    here = Path(__file__).parent
-    in_tree = is_writable(here / '__pycache__') and is_writable(here.parent / '__pycache__')
-    if 'NUMBA_CACHE_DIR' not in os.environ and not in_tree and not is_writable(
-            Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'numba')):
-        lacking.append('NUMBA_CACHE_DIR=')
+    if 'NUMBA_CACHE_DIR' not in os.environ:
+        here = Path(__file__).parent
+        beside_source = not sys.dont_write_bytecode and all(
+            is_writable(folder / '__pycache__') for folder in (here, here.parent))
+        of_user = expanded(Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'numba'))
+        if not beside_source and not is_writable(of_user):
+            lacking.append('NUMBA_CACHE_DIR=')
+        elif sys.dont_write_bytecode:  # Numba would write beside the source nevertheless
+            set_variable('NUMBA_CACHE_DIR=', str(of_user))
     if not lacking:
         return
     folder = temporary_folder()
-    warnings.warn(f'no folder of the user can be written to: code that is compiled goes to {folder}, and is compiled '
-                  f'again when that is gone; to keep it set {" and ".join(name + "FOLDER" for name in lacking)}',
+    warnings.warn(f'no folder of the user can be written to: compiled code is kept in {folder}, and is compiled again '
+                  f'when that is gone; to keep it set {" and ".join(name + "FOLDER" for name in lacking)}',
                   stacklevel=3)
-    for name in lacking:  # in the environment, so that child processes have the same folder, and do not warn again
-        variable, _, flag = name.partition('=')
-        os.environ[variable] = ','.join(filter(None, [os.environ.get(variable), f'{flag}{folder}']))
-        if variable == 'NUMBA_CACHE_DIR' and 'numba' in sys.modules:  # which has read its variables already
-            sys.modules['numba'].config.CACHE_DIR = folder
+    for name in lacking:
+        set_variable(name, folder)
+
+
+def set_variable(name: str, folder: str) -> None:
+    """Name a folder in the environment, so that child processes have the same one and do not warn again."""
+    variable, _, flag = name.partition('=')
+    os.environ[variable] = ','.join(filter(None, [os.environ.get(variable), f'{flag}{folder}']))
+    if variable == 'NUMBA_CACHE_DIR' and 'numba' in sys.modules:  # which has read its variables already
+        sys.modules['numba'].config.CACHE_DIR = folder
 
 
 def pytensor_settings() -> str:
-    """All that PyTensor is told, by its environment variable and its files of settings."""
+    """Return the settings in PyTensor's environment variable and in its files."""
     files = os.environ.get('PYTENSORRC', '~/.pytensorrc').split(os.pathsep)
     texts = [path.read_text(encoding='utf-8', errors='replace') for path in map(expanded, files) if path.is_file()]
     return ','.join([os.environ.get('PYTENSOR_FLAGS', ''), *texts])
 
 
 def expanded(path: str | Path) -> Path:
-    """With the user's home for ``~``; as it is where the user has none."""
+    """Return a path with the user's home for ``~``; unchanged where the user has none."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -61,7 +70,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def is_writable(folder: str | Path) -> bool:
-    """Whether files can be made in a folder, which is made if need be."""
+    """Return whether files can be made in a folder, which is made if it is missing."""
     path = expanded(folder)
     if '~' in path.parts:
         return False
@@ -74,17 +83,17 @@ def is_writable(folder: str | Path) -> bool:
 
 
 def temporary_folder() -> str:
-    """A folder that nobody but this user can write to, the same each time where that can be had; or else an OSError."""
+    """Return a folder that only this user can write to, the same each time where possible; OSError if there is none."""
     try:
         folder = Path(tempfile.gettempdir(), f'gru4rec-{os.getuid() if hasattr(os, "getuid") else "cache"}')
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or hasattr(os, 'getuid') and (
                 found.st_uid != os.getuid() or found.st_mode & 0o022):
-            return tempfile.mkdtemp(prefix='gru4rec-')  # what is compiled is run: not from a folder of others
+            return tempfile.mkdtemp(prefix='gru4rec-')  # compiled code is run: it must not come from others
         return str(folder)
     except OSError as error:
-        raise OSError('no folder, not even a temporary one, can be written to, for code that is compiled: set '
+        raise OSError('no folder, not even a temporary one, can be written to, for compiled code: set '
                       'PYTENSOR_FLAGS=base_compiledir=FOLDER and NUMBA_CACHE_DIR=FOLDER') from error
 
 

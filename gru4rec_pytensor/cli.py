@@ -128,14 +128,13 @@ def recommend(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 def info(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec info`: describe a model file."""
-    saved = model_file.read_model(arguments.model)
+    model, saved = GRU4Rec.load(arguments.model, backend='python'), model_file.read_model(arguments.model)
+    model.backend = saved.arguments.get('backend', 'auto')  # which need not work on this machine
     weights = {name: list(array.shape) for name, array in saved.weights.items()}
     found = {'arguments': saved.arguments, 'items': len(saved.items), 'item_ids': str(saved.items.dtype),
              'training_events': int(saved.item_counts.sum()), 'epoch_losses': saved.epoch_losses, 'weights': weights,
              'parameters': int(sum(np.prod(shape) for shape in weights.values())),
              'bytes': Path(arguments.model).stat().st_size}
-    with model_file.refused_unless_model(arguments.model):
-        model = GRU4Rec(**saved.arguments)
     return found, [
         f'{arguments.model}: {found["items"]:,} items, {found["parameters"]:,} parameters, {found["bytes"]:,} bytes',
         f'trained on {found["training_events"]:,} events for {len(saved.epoch_losses)} epochs, losses '

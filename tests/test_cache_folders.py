@@ -1,4 +1,4 @@
-"""Where compiled code goes on a machine that gives the user no folder to write to."""
+"""Folders of compiled code: those that are set, and one where the user has none to write to."""
 import os
 import shutil
 import subprocess
@@ -14,12 +14,18 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def bare(tmp_path):
-    """Runs a program of a process without a home, from an installation that cannot be written to."""
+def tree(tmp_path):
+    """An installation in which nothing was imported yet."""
     tree = tmp_path / 'tree'
     shutil.copytree(ROOT / 'gru4rec_pytensor', tree / 'gru4rec_pytensor', ignore=shutil.ignore_patterns('__pycache__'))
     for script in ROOT.glob('*.py'):
         shutil.copy(script, tree)
+    return tree
+
+
+@pytest.fixture
+def bare(tmp_path, tree):
+    """Runs a program of a process without a home, from an installation that cannot be written to."""
     for folder in (tree, tree / 'gru4rec_pytensor'):
         (folder / '__pycache__').touch()  # a file: no folder can be made here, not even by root
     (tmp_path / 'tmp').mkdir()
@@ -49,7 +55,7 @@ def test_without_a_folder_to_write_to_one_warning_names_the_variables_and_all_wo
     (folder,) = (tmp_path / 'tmp').iterdir()
     assert done.stdout == f'(4,) base_compiledir={folder}\n'
     assert done.stderr.count('UserWarning') == 1
-    assert f'{folder}, and is compiled again when that is gone' in done.stderr
+    assert f'compiled code is kept in {folder}, and is compiled again when that is gone' in done.stderr
     assert 'set PYTENSOR_FLAGS=base_compiledir=FOLDER and NUMBA_CACHE_DIR=FOLDER' in done.stderr
     assert {path.name.split('_')[0] for path in folder.iterdir()} >= {'gru4rec', 'numba', 'tree'}  # of both
 
@@ -110,3 +116,18 @@ def test_without_even_a_temporary_folder_one_clear_error_names_the_variables(mon
     monkeypatch.setattr(gru4rec_pytensor.tempfile, 'gettempdir', no_folder)
     with pytest.raises(OSError, match='set PYTENSOR_FLAGS=base_compiledir=FOLDER and NUMBA_CACHE_DIR=FOLDER'):
         gru4rec_pytensor.temporary_folder()
+
+
+@pytest.mark.parametrize('variables', [{'PYTHONDONTWRITEBYTECODE': '1'}, pytest.param(
+    {'NUMBA_CACHE_DIR': 'numba', 'PYTHONPYCACHEPREFIX': 'bytecode'}, marks=pytest.mark.promise)],
+    ids=['no bytecode', 'a folder for each'])
+def test_an_import_leaves_nothing_beside_the_installed_files_where_that_is_not_wanted(tree, tmp_path, variables):
+    foreign = ('NUMBA_CACHE_DIR', 'XDG_CACHE_HOME', 'PYTHONDONTWRITEBYTECODE')
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    environment |= {'HOME': str(tmp_path), 'PYTHONPATH': str(tree)}
+    environment |= {name: value if value == '1' else str(tmp_path / value) for name, value in variables.items()}
+    before = sorted(tree.rglob('*'))
+    done = subprocess.run([sys.executable, '-W', 'error::UserWarning', '-c', 'import gru4rec, evaluation, baselines'],
+                          env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(tree.rglob('*')) == before

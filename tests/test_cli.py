@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from common import assert_same_bits, few_items_log, state_of
 
 from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec
-from gru4rec_pytensor import cli, click_log
+from gru4rec_pytensor import cli, click_log, model_file, terminal
 
 DAY = 86_400
 LOG = few_items_log(n_sessions=300, n_items=12).rename(columns={'SessionId': 'visit', 'ItemId': 'product'})
@@ -142,6 +143,14 @@ def test_info_says_what_a_model_is(folder, capsys):
     assert f'{model.n_items:,} items' in text and 'layers=[6]' in text and 'Wy 12x6' in text
 
 
+def test_info_refuses_what_load_refuses(folder, tmp_path, capsys):
+    header, arrays = model_file.read(folder / 'model')
+    header['arguments']['loss'] = 'hinge'
+    model_file.write(tmp_path / 'model', header, arrays)
+    assert cli.main(['info', str(tmp_path / 'model')]) == 2
+    assert f"{tmp_path}/model: not a model of this package (ValueError: loss='hinge'" in capsys.readouterr().err
+
+
 def test_more_goes_on_with_a_model_on_new_data(folder, tmp_path, capsys):
     command = f'fit {folder}/data/test.tsv -o {tmp_path}/more --more {folder}/model {OPTIONS}'
     run(command.replace('--batch-size 10', '--batch-size 3'), capsys)
@@ -182,6 +191,24 @@ def test_the_module_is_the_command(folder):
     result = subprocess.run([sys.executable, '-m', 'gru4rec_pytensor.cli', 'info', str(folder / 'model')],
                             capture_output=True, text=True, cwd=Path(cli.__file__).parents[1])
     assert result.returncode == 0 and result.stdout.startswith(f'{folder}/model: ')
+
+
+def test_the_rate_of_training_leaves_out_the_time_until_the_first_report(monkeypatch):
+    times = iter([10.0, 12.0, 16.0, 20.0])
+    monkeypatch.setattr('gru4rec_pytensor.terminal.time.perf_counter', lambda: next(times))
+    several, single = (terminal.TrainingProgress('training', quiet=True) for _ in range(2))
+    for progress, n_events in ((several, 100), (several, 300), (several, 500), (single, 500)):
+        progress(SimpleNamespace(epoch=0, n_epochs=1, total_events=500, events=n_events, minibatches=n_events // 10,
+                                 loss=1.0, epoch_ends=False))
+    assert several.close(99) == (500 - 100) / (16 - 10) and single.close(5) == 500 / 5
+
+
+def test_a_text_that_comes_after_the_end_of_its_task_is_not_shown(capsys):
+    display = terminal.Display(2)
+    display.progress('a', 'epoch 1', is_milestone=True)
+    display.finished('a', 'done')
+    display.progress('a', 'epoch 2', is_milestone=True)
+    assert capsys.readouterr().err.splitlines() == ['a: epoch 1', '[1/2] a: done']
 
 
 # --- Output that nothing takes --------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ WALK = ROOT / 'docs' / 'walkthrough.md'
 PICTURE = ROOT / 'docs' / 'walkthrough' / 'ideas.svg'
 
 
-def test_the_last_step_of_bpr_is_the_published_network():
-    *_others, last = ideas.ladder('bpr').values()
+def test_the_last_step_of_bpr_in_theano_is_the_published_network():
+    *_others, last, _as_pytorch = ideas.ladder('bpr').values()
     assert changed_arguments(GRU4Rec(**last)) == changed_arguments(GRU4Rec.from_parameters(ideas.PUBLISHED))
 
 

@@ -53,6 +53,8 @@ def test_seen_items_are_left_out_when_asked_for(model):
     assert len(everything) == model.n_items and len(rest) == model.n_items - 3
     assert rest.ItemId.tolist() == [item for item in everything.ItemId if item not in session]
     assert model.recommend(session, k=2, exclude_seen=True).equals(rest[:2])
+    unseen = model.recommend(model.items_[4:], k=4, exclude_seen=True)  # though most of the best were seen
+    assert sorted(unseen.ItemId) == sorted(model.items_[:4])
 
 
 def test_unknown_items_are_skipped_with_a_warning_that_names_them(model):

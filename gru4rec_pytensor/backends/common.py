@@ -37,13 +37,12 @@ ROW_UPDATES = [getattr(subtensor, name) for name in ('AdvancedIncSubtensor', 'Ad
 FEW = 512  # rows of an update that PyTensor's own operations serve well
 
 
-def version_of(file: str | Path) -> int:
-    """A number that changes when the file does.
+def version_of(*files: str | Path) -> int:
+    """Return a number that changes when one of the files does.
 
-    Compiled functions are found again on disk by their keys, so the key of a function holds the version of the file
-    that makes the function's code.
+    A compiled function is found on disk by its key.  So the key holds the version of the files that make its code.
     """
-    return int(sha256(Path(file).read_bytes()).hexdigest()[:12], 16)
+    return int(sha256(b''.join(Path(file).read_bytes() for file in files)).hexdigest()[:12], 16)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,13 +26,15 @@ from pytensor.link.numba.dispatch.basic import (
 from pytensor.scalar.basic import Composite, Exp, Tanh, same_out
 from pytensor.scalar.math import Sigmoid
 from pytensor.tensor.basic import Split
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
-from pytensor.tensor.math import Max, Sum
+from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.math import Max
 from pytensor.tensor.variable import TensorVariable
 
+from gru4rec_pytensor import floats
 from gru4rec_pytensor.backends.common import FLOAT, version_of
 
-VERSION = version_of(__file__)
+VERSION = version_of(__file__, floats.__file__)
+float_order = register_jitable(floats.float_order)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,39 +175,6 @@ def inlined_bodies(fgraph: FunctionGraph, node: Apply) -> list | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Transposes that are not copied
-# ---------------------------------------------------------------------------------------------------------------------
-
-class Transpose(Op):
-    """Transpose of a matrix whose memory layout Numba knows: BLAS then reads it as it is, without a copy.
-
-    PyTensor 3.0 transposes by strides that the compiler cannot see through, and Numba's product copies such a matrix.
-    """
-    __props__ = ()
-    view_map = {0: [0]}
-
-    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
-        return Apply(self, [x], [x.type.clone(shape=x.type.shape[::-1])()])
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        output_storage[0][0] = inputs[0].T
-
-
-@register_funcify_default_op_cache_key(Transpose)
-def _funcify_transpose(op: Transpose, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
-    @numba_njit
-    def transpose(x: np.ndarray) -> np.ndarray:
-        return x.T
-    return transpose, VERSION
-
-
-@node_rewriter([DimShuffle])
-def transposes_without_copy(fgraph: FunctionGraph, node: Apply) -> list | None:
-    """Rewrite: DimShuffle to `Transpose` where it is one."""
-    return [Transpose()(node.inputs[0])] if tuple(node.op.new_order) == (1, 0) else None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Splits that are contiguous
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -258,19 +227,8 @@ def contiguous_splits(fgraph: FunctionGraph, node: Apply) -> list | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reductions that vectorise
+# Maxima that vectorise
 # ---------------------------------------------------------------------------------------------------------------------
-
-class ColumnSums(Op):
-    """Sum over the rows of a float32 matrix.  PyTensor 3.3 would fuse it into the loop before, which then is scalar."""
-    __props__ = ()
-
-    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
-        return Apply(self, [x], [x.type.clone(shape=x.type.shape[1:])()])
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        output_storage[0][0] = inputs[0].sum(axis=0)
-
 
 class RowMaxima(Op):
     """Largest number of each row of a float32 matrix; of a row with NaN, NaN or any number.
@@ -286,27 +244,6 @@ class RowMaxima(Op):
         output_storage[0][0] = inputs[0].max(axis=1)
 
 
-@register_funcify_default_op_cache_key(ColumnSums)
-def _funcify_column_sums(op: ColumnSums, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
-    @numba_njit
-    def column_sums(x: np.ndarray) -> np.ndarray:
-        sums = np.zeros(x.shape[1], x.dtype)
-        for i in range(x.shape[0]):
-            for j in range(x.shape[1]):
-                sums[j] += x[i, j]
-        return sums
-    return column_sums, VERSION
-
-
-@register_jitable
-def float_order(bits: Any) -> Any:
-    """Whole numbers in the order of the float32 numbers whose bits are given as int32, without gaps; its own inverse.
-
-    For arrays, and for numbers in compiled functions.  The order is that of the floats, with -0 just below 0.
-    """
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
 @register_funcify_default_op_cache_key(RowMaxima)
 def _funcify_row_maxima(op: RowMaxima, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
     @numba_njit
@@ -320,13 +257,6 @@ def _funcify_row_maxima(op: RowMaxima, node: Apply, **kwargs: Any) -> tuple[Call
             maxima[i] = float_order(largest)
         return maxima.view(np.float32)
     return row_maxima, VERSION
-
-
-@node_rewriter([Sum])
-def unfused_column_sums(fgraph: FunctionGraph, node: Apply) -> list | None:
-    """Rewrite: Sum over the rows of a float32 matrix to `ColumnSums`."""
-    x = node.inputs[0]
-    return [ColumnSums()(x)] if x.type.dtype == FLOAT and x.type.ndim == 2 and node.op.axis == (0,) else None
 
 
 @node_rewriter([Max])
