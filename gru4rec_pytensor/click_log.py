@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -104,7 +104,9 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
         check_number('session_gap', session_gap)
     asked = Format('', tuple(columns), None, event_key, tuple(event_types), session_gap)
     with plain_text(path) as plain:
-        read = _read_parquet if _is_parquet(plain) or Path(path).suffix in ('.parquet', '.pq') else _read_text
+        is_parquet = plain.read(4) == b'PAR1' or Path(path).suffix in ('.parquet', '.pq')
+        plain.seek(0)
+        read = _read_parquet if is_parquet else _read_text
         frame, where, form = read(plain, title, asked)
         if frame.empty:
             raise ValueError(f'{title}: has no events')
@@ -166,19 +168,14 @@ def _of_types(title: str, frame: pd.DataFrame, form: Format) -> pd.DataFrame:
     return kept
 
 
-def _is_parquet(path: Path) -> bool:
-    with open(path, 'rb') as file:
-        return file.read(4) == b'PAR1'
-
-
-def _read_parquet(path: Path, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
+def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
     """The needed columns of a Parquet file; whole numbers stay whole beside missing values."""
     try:  # optional
         parquet = importlib.import_module('pyarrow.parquet')
     except ImportError:
         raise ValueError(f'{title}: reading Parquet needs pyarrow: pip install pyarrow') from None
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(plain)
     except Exception as error:  # of pyarrow, which has errors of its own
         raise ValueError(f'{title}: not a Parquet file ({str(error).splitlines()[0]})') from None
     names = file.schema_arrow.names
@@ -192,10 +189,10 @@ def _read_parquet(path: Path, title: str, asked: Format) -> tuple[pd.DataFrame, 
     return frame[form.needed].reset_index(drop=True), lambda row: f'{title}, row {row}', form
 
 
-def _read_text(path: Path, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
+def _read_text(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
     """A text file; the delimiter is the one by which the header has most of the columns."""
     known = [asked, *(FORMATS if asked.columns == COLUMNS else ())]
-    table = open_table(path, title, lambda names: (max(sum(name in names for name in form.needed) for form in known),))
+    table = open_table(plain, title, lambda names: (max(sum(name in names for name in form.needed) for form in known),))
     form = _chosen(title, table.names, asked)
     missing = [name for name in form.needed if name not in table.names]
     if missing:
@@ -312,9 +309,20 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     ValueError that says which step left nothing
     """
     time = columns[2]
-    by, step = _division(test_days, test_fraction, test_by)
-    for name, limit in (('min_session_length', min_session_length), ('min_item_events', min_item_events),
-                        *([] if max_session_length is None else [('max_session_length', max_session_length)])):
+    check_choice('test_by', test_by, ('last', 'first'))
+    if test_days is not None and test_fraction is not None:
+        raise ValueError('give test_days or test_fraction, not both')
+    if test_fraction is not None:
+        check_number('test_fraction', test_fraction, 0, 1, above=True, below=True)
+        divide = partial(protocol.split_last_share, share=test_fraction, by=test_by)
+        step = f'setting the last {test_fraction:g} of the sessions apart as test data'
+    else:
+        days = 1 if test_days is None else test_days
+        check_number('test_days', days, above=True)
+        by_time = protocol.split_last_seconds if test_by == 'last' else protocol.split_at_start
+        divide = partial(by_time, seconds=protocol.DAY * days)
+        step = f'setting the last {days:g} day(s) apart as test data'
+    for name, limit in (('min_session_length', min_session_length), ('min_item_events', min_item_events)):
         check_whole_number(name, limit)
     check_events(events, *columns)
     check_times(events[time])
@@ -323,36 +331,17 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     if drop_repeats:
         events = left_by('dropping repeats', events, protocol.drop_repeats(events))
     if max_session_length is not None:
+        check_whole_number('max_session_length', max_session_length)
         events = left_by(f'dropping sessions of more than {max_session_length} events', events,
                          protocol.drop_long_sessions(events, max_session_length))
-    events = _filtered(events, min_session_length, min_item_events, until_stable)
-    train, test = protocol.split(events, 'test', by, step, min_session_length)
-    return train.set_axis(list(columns), axis=1), test.set_axis(list(columns), axis=1)
-
-
-def _filtered(events: pd.DataFrame, min_session_length: int, min_item_events: int, until_stable: bool) -> pd.DataFrame:
-    """The events of sessions that are long enough and of items that are frequent enough."""
     short = f'dropping sessions of fewer than {min_session_length} events'
     rare = f'dropping items with fewer than {min_item_events} events'
     if until_stable:
-        return left_by(f'{short} and {rare} until nothing changes', events,
-                       protocol.filter_until_stable(events, min_session_length, min_item_events))
-    events = left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
-    events = left_by(rare, events, protocol.drop_rare_items(events, min_item_events))
-    return left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
-
-
-def _division(test_days: float | None, test_fraction: float | None,
-              test_by: str) -> tuple[Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]], str]:
-    """What divides events into training and test data, and that in words; TypeError or ValueError if it cannot be."""
-    check_choice('test_by', test_by, ('last', 'first'))
-    if test_days is not None and test_fraction is not None:
-        raise ValueError('give test_days or test_fraction, not both')
-    if test_fraction is not None:
-        check_number('test_fraction', test_fraction, 0, 1, above=True, below=True)
-        return (partial(protocol.split_last_share, share=test_fraction, by=test_by),
-                f'setting the last {test_fraction:g} of the sessions apart as test data')
-    days = 1 if test_days is None else test_days
-    check_number('test_days', days, above=True)
-    by = protocol.split_last_seconds if test_by == 'last' else protocol.split_at_start
-    return partial(by, seconds=protocol.DAY * days), f'setting the last {days:g} day(s) apart as test data'
+        events = left_by(f'{short} and {rare} until nothing changes', events,
+                         protocol.filter_until_stable(events, min_session_length, min_item_events))
+    else:
+        events = left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
+        events = left_by(rare, events, protocol.drop_rare_items(events, min_item_events))
+        events = left_by(short, events, protocol.drop_short_sessions(events, min_session_length))
+    train, test = protocol.split(events, 'test', divide, step, min_session_length)
+    return train.set_axis(list(columns), axis=1), test.set_axis(list(columns), axis=1)

@@ -8,11 +8,14 @@ import contextlib
 import glob
 import gzip
 import importlib
+import io
 import itertools
 import lzma
 import os
+import re
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import zipfile
@@ -163,12 +166,35 @@ def files_together(folder: str | os.PathLike) -> Iterator[str]:
 
 STANDARD_INPUT = '-'
 BLOCK_BYTES = 1 << 25
-BYTE_ORDER_MARKS = {codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32', codecs.BOM_UTF16_LE: 'utf-16',
-                    codecs.BOM_UTF16_BE: 'utf-16'}  # that of UTF-32 begins like that of UTF-16
+EXCEL_LINE = re.compile(rb'\A"?sep=."?(?=[\r\n])')
+
+
+def _is_device(path: str | os.PathLike) -> bool:
+    mode = os.stat(path).st_mode
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+
+def check_readable(path: str | os.PathLike) -> None:
+    """Raise OSError or ValueError unless there is something to read: a file, a pipe, or standard input."""
+    if str(path) == STANDARD_INPUT:
+        return
+    if not os.path.exists(path):
+        raise FileNotFoundError(f'{path}: no such file')
+    if os.path.isdir(path):
+        raise IsADirectoryError(f'{path}: is a folder, not a file')
+    if _is_device(path):
+        raise ValueError(f'{path}: is a device, not a file')
+
+
+def name_of(path: str | os.PathLike) -> str:
+    """Return the name that messages use for `path`."""
+    return 'standard input' if str(path) == STANDARD_INPUT else str(path)
 
 
 def _only_member(file: BinaryIO) -> BinaryIO:
-    """The one file in a zip archive."""
+    """Open the one file in a zip archive."""
+    if not file.seekable():
+        raise ValueError('is a zip archive, which cannot be read from a pipe; give its file')
     archive = zipfile.ZipFile(file)
     names = [member.filename for member in archive.infolist() if not member.is_dir()]
     if len(names) != 1:
@@ -177,88 +203,58 @@ def _only_member(file: BinaryIO) -> BinaryIO:
     return archive.open(names[0])  # type: ignore[return-value]
 
 
-def _zstandard(file: BinaryIO) -> BinaryIO:
+def _zstandard() -> Any:
     try:  # optional, as pyarrow is
-        return importlib.import_module('zstandard').ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        return importlib.import_module('zstandard').ZstdDecompressor().decompressobj()
     except ImportError:
         raise ValueError('is compressed with zstandard, which needs a package: pip install zstandard') from None
 
 
-# How a file begins -> what it is, and what reads it; None for what has to be unpacked first.
-COMPRESSED: dict[bytes, tuple[str, Callable[[BinaryIO], Any] | None]] = {
-    b'\x1f\x8b': ('gzip', lambda file: gzip.GzipFile(fileobj=file)), b'PK\x03\x04': ('zip', _only_member),
-    b'\xfd7zXZ\0': ('xz', lzma.LZMAFile), b'BZh': ('bzip2', bz2.BZ2File),
-    b'\x28\xb5\x2f\xfd': ('zstandard', _zstandard),
-    b"7z\xbc\xaf'\x1c": ('7-Zip', None), b'Rar!': ('RAR', None)}
+# How a file begins -> what it is, and what reads it as a file, or what decompresses a stream of it.
+COMPRESSED: dict[bytes, tuple[str, Callable[..., Any] | None, Callable[[], Any] | None]] = {
+    b'\x1f\x8b': ('gzip', lambda file: gzip.GzipFile(fileobj=file), None), b'PK\x03\x04': ('zip', _only_member, None),
+    b'\xfd7zXZ\0': ('xz', None, lzma.LZMADecompressor), b'BZh': ('bzip2', None, bz2.BZ2Decompressor),
+    b'\x28\xb5\x2f\xfd': ('zstandard', None, _zstandard)}
 
-
-def check_readable(path: str | os.PathLike) -> None:
-    """OSError unless there is something to read: a file, a pipe, or standard input."""
-    if str(path) != STANDARD_INPUT and not os.path.exists(path):
-        raise FileNotFoundError(f'{path}: no such file')
-    if os.path.isdir(path):
-        raise IsADirectoryError(f'{path}: is a folder, not a file')
-
-
-def name_of(path: str | os.PathLike) -> str:
-    """What messages call it."""
-    return 'standard input' if str(path) == STANDARD_INPUT else str(path)
-
-
-@contextlib.contextmanager
-def _whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file, opened; what can be read but once, a pipe or standard input, as a copy."""
-    if os.path.isfile(path) and str(path) != STANDARD_INPUT:
-        with open(path, 'rb') as file:
-            yield file
-        return
-    with tempfile.TemporaryFile() as copy:
-        if str(path) == STANDARD_INPUT:
-            shutil.copyfileobj(sys.stdin.buffer, copy)
-        else:
-            with open(path, 'rb') as file:
-                shutil.copyfileobj(file, copy)
-        copy.seek(0)
-        yield copy  # type: ignore[misc]
-
-
-def _encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 by the byte order mark, or by the zeros of Latin letters at the start; None for other text."""
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            return encoding
-    for first, encoding in ((1, 'utf-16-le'), (0, 'utf-16-be')):
-        if len(head) >= 16 and not any(head[first:16:2]) and all(head[1 - first : 16 : 2]):
-            return encoding
-    return None
-
-
-def _is_tar(head: bytes) -> bool:
-    return head[257:262] == b'ustar'
+NOT_PLAIN = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, *COMPRESSED)
 
 
 def text_blocks(path: str | os.PathLike, size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """The text of a file, decompressed, as UTF-8 without a byte order mark, in blocks of about `size` bytes.
+    """Read the text of a file, decompressed, as UTF-8 without a byte order mark, in blocks of up to `size` bytes or so.
 
-    By its first bytes, whatever its name, a file is gzip, zip, bzip2, xz or zstandard, UTF-16 or UTF-32; ``-`` is
-    standard input.  Bytes that are no text are passed on.  Raises OSError, or ValueError that names the file and what
-    is wrong with it.
+    A file is gzip, zip, bzip2, xz, zstandard or UTF-16 by its first bytes, whatever its name; ``-`` is standard input.
+    Line ends of CR alone become newlines, and Excel's first line ``sep=,`` becomes blank.  Bytes that are no text are
+    passed on.
+
+    Raises
+    ------
+    OSError, or ValueError that names the file and what is wrong with it
     """
     check_readable(path)
-    with _whole(path) as file:
-        yield from _as_utf8(_unpacked(file, name_of(path), size), name_of(path))
+    name = name_of(path)
+    with contextlib.ExitStack() as stack:
+        if str(path) == STANDARD_INPUT:
+            file: Any = io.BufferedReader(sys.stdin.buffer)  # type: ignore[type-var]
+            stack.callback(file.detach)  # which leaves standard input open
+        else:
+            file = stack.enter_context(open(path, 'rb'))
+        blocks = _as_utf8(_unpacked(file, name, size), name)
+        first = next(blocks, b'')
+        only_returns = b'\r' in first[:-1] and b'\n' not in first
+        for block in itertools.chain([EXCEL_LINE.sub(b'', first)], blocks):
+            yield block.replace(b'\r', b'\n') if only_returns else block
 
 
 def _unpacked(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
-    """Blocks of a file, decompressed; ValueError that names it if it is damaged."""
-    head = file.read(8)
-    file.seek(0)
-    kind, reader = next((found for start, found in COMPRESSED.items() if head.startswith(start)),
-                        ('', lambda file: file))
-    if reader is None:
-        raise ValueError(f'{name}: is a {kind} archive; unpack it first')
+    """Read blocks of a file, decompressed; ValueError that names it if it is damaged."""
+    head = file.peek(8)  # type: ignore[attr-defined]
+    kind, reader, new_stream = next((found for start, found in COMPRESSED.items() if head.startswith(start)),
+                                    ('', lambda file: file, None))
     try:
-        unpacked = reader(file)
+        if new_stream:
+            yield from _streams(file, new_stream)
+            return
+        unpacked = reader(file)  # type: ignore[misc]
         while block := unpacked.read(size):
             yield block
     except ValueError as error:
@@ -269,27 +265,45 @@ def _unpacked(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
         raise ValueError(f'{name}: is a damaged {kind} file: {error}') from error
 
 
+def _streams(file: BinaryIO, new_stream: Callable[[], Any]) -> Iterator[bytes]:
+    """Decompress all streams of a file, one behind the other.
+
+    The readers of the standard library take damage at the start of a later stream for the end of the file, and the
+    reader of zstandard takes any end for the right one.
+    """
+    stream = new_stream()
+    while packed := file.read(1 << 16):
+        while packed:
+            if stream.eof:
+                packed = packed.lstrip(b'\0')  # xz may have zeros between streams
+                if not packed:
+                    break
+                stream = new_stream()
+            if text := stream.decompress(packed):
+                yield text
+            packed = stream.unused_data
+    if not stream.eof:
+        raise EOFError('it ends in the middle of its data')
+
+
 def _as_utf8(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
-    """The same text in UTF-8, without a byte order mark."""
+    """Recode text, UTF-8 or UTF-16 by its byte order mark, as UTF-8 without one."""
     first = next(blocks, b'')
-    if _is_tar(first):
-        raise ValueError(f'{name}: is a tar archive; unpack it first')
-    encoding = _encoding(first[:4096])
-    if not encoding:
+    if not first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         yield first.removeprefix(codecs.BOM_UTF8)
         yield from blocks
         return
-    decoder = codecs.getincrementaldecoder(encoding)()
+    decoder = codecs.getincrementaldecoder('utf-16')()
     try:
         for block in itertools.chain([first], blocks):
             yield decoder.decode(block).encode()
         decoder.decode(b'', final=True)
     except UnicodeDecodeError as error:
-        raise ValueError(f'{name}: is damaged {encoding.upper()} text: {error}') from None
+        raise ValueError(f'{name}: is damaged UTF-16 text: {error}') from None
 
 
 def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Blocks of text, cut behind the last newline in each; the last one gets a newline if it lacks it."""
+    """Cut blocks of text behind the last newline in each; the last one gets a newline if it lacks it."""
     rest = b''
     for block in blocks:
         text = rest + block
@@ -302,17 +316,25 @@ def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def plain_text(path: str | os.PathLike) -> Iterator[Path]:
-    """Path of a file with the text of another one, see `text_blocks`: itself where that is plain, else a copy."""
+def plain_text(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open the text of a file, see `text_blocks`: the file itself where that is plain, else a copy.
+
+    The copy has no name, so that a process that is killed leaves none behind.
+    """
     check_readable(path)
     if os.path.isfile(path) and str(path) != STANDARD_INPUT:
         with open(path, 'rb') as file:
-            head = file.read(4096)
-        if not head.startswith((codecs.BOM_UTF8, *COMPRESSED)) and not _encoding(head) and not _is_tar(head):
-            yield Path(path)
-            return
-    with tempfile.NamedTemporaryFile(prefix='gru4rec-') as copy:
+            head = file.read(1 << 16)
+            file.seek(0)
+            only_returns = b'\r' in head and b'\n' not in head
+            if not (head.startswith(NOT_PLAIN) or EXCEL_LINE.match(head) or only_returns):
+                yield file
+                return
+    with tempfile.TemporaryFile() as copy:
         for block in text_blocks(path):
+            is_binary = not copy.tell() and b'\0' in block[: 1 << 13] and not block.startswith(b'PAR1')
             copy.write(block)
-        copy.flush()
-        yield Path(copy.name)
+            if is_binary:  # and perhaps without an end
+                break
+        copy.seek(0)
+        yield copy  # type: ignore[misc]

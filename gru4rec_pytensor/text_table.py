@@ -12,8 +12,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,21 +21,20 @@ from gru4rec_pytensor.files import BLOCK_BYTES, whole_lines
 
 DELIMITERS = {'\t': 'tabs', ',': 'commas', ';': 'semicolons', '|': 'bars'}
 NEWLINE, RETURN, QUOTE, SPACE, MINUS, PLUS, ZERO = b'\n\r" -+0'
-MAX_HEADER_BYTES = 1 << 16
+MAX_HEADER_BYTES = 1 << 22
+BLANK = ' \t\r\n'  # letters of lines that pandas skips, but for the delimiter
 END_OF_FILE = '\0end of file'
 
 
 class Lines(NamedTuple):
     """What `look_through` found; of lines that are not blank.
 
-    has_quotes : whether there are quotation marks
     same_length : whether every line has as many fields as the header, if quotation marks are letters like others
     closed : whether quotation marks stand around fields only, each pair within a line
     whole : whether every line has as many fields as the header, if quotation marks are closed and hold fields together
     too_long : number of the first line that then has more fields, and how many
     odd_numbers : whether a field begins like 007 or +7, so that a number would lose something
     """
-    has_quotes: bool
     same_length: bool
     closed: bool
     whole: bool
@@ -46,7 +44,7 @@ class Lines(NamedTuple):
 
 class TextTable(NamedTuple):
     """A text file with a header, looked through but not read yet."""
-    path: Path
+    file: BinaryIO
     title: str  # what messages call it
     names: list[str]  # of its columns
     delimiter: str
@@ -54,12 +52,12 @@ class TextTable(NamedTuple):
     lines: Lines
 
 
-def open_table(path: Path, title: str, value_of: Callable[[list[str]], tuple]) -> TextTable:
+def open_table(file: BinaryIO, title: str, value_of: Callable[[list[str]], tuple]) -> TextTable:
     """Look a text file through.
 
     Parameters
     ----------
-    path : of plain UTF-8 text, see `files.plain_text`
+    file : plain UTF-8 text, see `files.plain_text`
     title : what to call the file in messages
     value_of : names of columns -> how good they are; the delimiter is the one by which the header is best
 
@@ -67,15 +65,15 @@ def open_table(path: Path, title: str, value_of: Callable[[list[str]], tuple]) -
     ------
     ValueError if it is no text, or a row has more fields than the header
     """
-    head = head_of(path, title)
+    head = head_of(file, title)
     names = {delimiter: header_names(head, delimiter) for delimiter in DELIMITERS}
     delimiter = max(DELIMITERS, key=lambda found: (value_of(names[found]), len(names[found])))
-    lines = look_through(path, delimiter, len(names[delimiter]) - 1)
+    lines = look_through(file, delimiter, len(names[delimiter]) - 1)
     if lines.too_long and lines.closed:
         raise ValueError(f'{title}, line {lines.too_long[0]}: has {lines.too_long[1]} fields, but the header has '
                          f'{len(names[delimiter])}')
     trusted = not lines.same_length or (lines.closed and lines.whole)
-    return TextTable(path, title, names[delimiter], delimiter, csv.QUOTE_MINIMAL if trusted else csv.QUOTE_NONE, lines)
+    return TextTable(file, title, names[delimiter], delimiter, csv.QUOTE_MINIMAL if trusted else csv.QUOTE_NONE, lines)
 
 
 def clean(text: str) -> str:
@@ -102,35 +100,41 @@ def header_names(head: str, delimiter: str) -> list[str]:
     return [clean(name) for name in line.split(delimiter)]
 
 
-def head_of(path: Path, title: str) -> str:
-    """The first lines, from the first that is not blank; ValueError if this is no text with lines."""
-    with open(path, 'rb') as file:
-        sample = file.read(MAX_HEADER_BYTES)
-    if not sample.strip():
+def head_of(file: BinaryIO, title: str) -> str:
+    """Return the first lines, from the first that is not blank; ValueError if this is no text with lines."""
+    file.seek(0)
+    line = b'\n'
+    while line and not line.strip():
+        line = file.readline(MAX_HEADER_BYTES)
+    if not line:
         raise ValueError(f'{title}: is empty')
-    if b'\0' in sample[: 1 << 13]:
+    if b'\0' in line[: 1 << 13]:
         raise ValueError(f'{title}: is a binary file, not text')
-    if sample.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
+    if len(line) == MAX_HEADER_BYTES:
+        raise ValueError(f'{title}: its first line is longer than {MAX_HEADER_BYTES >> 20} MiB')
+    if line.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
         raise ValueError(f'{title}: is a web page, not a log: was the download refused?')
-    sample = sample.lstrip(b' \r\n')
+    if line.lstrip().startswith((b'{', b'[{')):
+        raise ValueError(f'{title}: is JSON, not a table; write it as CSV or Parquet first, a row for each event '
+                         "(of OTTO, session, aid and ts)")
     try:
-        sample.splitlines()[0].decode()
+        line.decode()
     except UnicodeDecodeError:
         raise ValueError(f'{title}: is not UTF-8 text') from None
-    return sample.decode(errors='replace')  # what follows is read, and judged, later
+    more = file.read(MAX_HEADER_BYTES) if b'"' in line else b''  # a name in quotation marks may span lines
+    return (line + more).lstrip(b' ').decode(errors='replace')  # what follows is read, and judged, later
 
 
-def look_through(path: Path, delimiter: str, n_delimiters: int) -> Lines:
+def look_through(file: BinaryIO, delimiter: str, n_delimiters: int) -> Lines:
     """Count the fields of every line and look at its quotation marks; block by block, with NumPy."""
-    found, n_lines = Lines(False, True, True, True, None, False), 0
-    with open(path, 'rb') as file:
-        for text in whole_lines(iter(lambda: file.read(BLOCK_BYTES), b'')):
-            block, n_of_block = _look_at(text, delimiter, n_delimiters)
-            too_long = block.too_long and (block.too_long[0] + n_lines, block.too_long[1])
-            n_lines += n_of_block
-            found = Lines(found.has_quotes or block.has_quotes, found.same_length and block.same_length,
-                          found.closed and block.closed, found.whole and block.whole, found.too_long or too_long,
-                          found.odd_numbers or block.odd_numbers)
+    file.seek(0)
+    found, n_lines = Lines(True, True, True, None, False), 0
+    for text in whole_lines(iter(lambda: file.read(BLOCK_BYTES), b'')):
+        block, n_of_block = _look_at(text, delimiter, n_delimiters)
+        too_long = block.too_long and (block.too_long[0] + n_lines, block.too_long[1])
+        n_lines += n_of_block
+        found = Lines(found.same_length and block.same_length, found.closed and block.closed,
+                      found.whole and block.whole, found.too_long or too_long, found.odd_numbers or block.odd_numbers)
     return found
 
 
@@ -145,15 +149,15 @@ def _look_at(text: bytes, delimiter: str, n_delimiters: int) -> tuple[Lines, int
         closed = _are_closed(letters, marks, ends, ord(delimiter))
         parted = separators[np.searchsorted(marks, separators) % 2 == 0]
         outside = np.diff(np.searchsorted(parted, ends), prepend=0)
-
-    def is_no_blank(line: np.intp) -> bool:
-        start = ends[line - 1] + 1 if line else 0
-        return not is_blank(text[start : ends[line]].decode(errors='replace'), delimiter)
-    same, whole = (not any(map(is_no_blank, np.flatnonzero(found != n_delimiters))) for found in (counts, outside))
+    same, whole = (bool((found == n_delimiters).all()) for found in (counts, outside))
+    if not (same and whole):  # lines that pandas skips do not count
+        blank = [ord(letter) for letter in BLANK if letter != delimiter]
+        has_text = np.logical_or.reduceat(~np.isin(letters, blank), np.append(0, ends[:-1] + 1))
+        same, whole = (not ((found != n_delimiters) & has_text).any() for found in (counts, outside))
     longer = np.flatnonzero(outside > n_delimiters)
     too_long = (int(longer[0]) + 1, int(outside[longer[0]]) + 1) if longer.size else None
     starts = np.concatenate([[0], separators + 1, ends[:-1] + 1])
-    return Lines(marks.size > 0, same, closed, whole, too_long, _have_odd_numbers(letters, starts)), len(ends)
+    return Lines(same, closed, whole, too_long, _have_odd_numbers(letters, starts)), len(ends)
 
 
 def _are_closed(letters: np.ndarray, marks: np.ndarray, ends: np.ndarray, delimiter: int) -> bool:
@@ -179,11 +183,6 @@ def _have_odd_numbers(letters: np.ndarray, starts: np.ndarray) -> bool:
                  | (first == ZERO) & (negative | is_digit)).any())
 
 
-def is_blank(line: str, delimiter: str) -> bool:
-    """Whether a line is one that pandas skips."""
-    return not line.strip(' \t\r\n'.replace(delimiter, ''))
-
-
 def records(table: TextTable) -> Iterator[tuple[int, list[str], list[str]]]:
     """Every record of a file, blank lines left out: number of its first line, its fields, and its lines."""
     lines: list[str] = []
@@ -193,19 +192,22 @@ def records(table: TextTable) -> Iterator[tuple[int, list[str], list[str]]]:
             lines.append(line)
             yield line
         yield END_OF_FILE
-    start = 1
-    with open(table.path, encoding='utf-8', newline='') as file:
-        reader = csv.reader(kept(), delimiter=table.delimiter, quoting=table.quoting, skipinitialspace=True)
-        try:
-            for fields in reader:
-                if lines and not (len(lines) == 1 and is_blank(lines[0], table.delimiter)):
-                    yield start, fields, lines
-                start += len(lines)
-                lines.clear()
-        except UnicodeDecodeError:
-            raise ValueError(f'{table.title}: is not UTF-8 text') from None
-        except csv.Error as error:
-            raise ValueError(f'{table.title}, line {start}: {error}; is a quotation mark missing?') from None
+    start, blank = 1, BLANK.replace(table.delimiter, '')
+    table.file.seek(0)
+    file = io.TextIOWrapper(table.file, encoding='utf-8', newline='')
+    reader = csv.reader(kept(), delimiter=table.delimiter, quoting=table.quoting, skipinitialspace=True)
+    try:
+        for fields in reader:
+            if len(lines) > 1 or lines and lines[0].strip(blank):
+                yield start, fields, lines
+            start += len(lines)
+            lines.clear()
+    except UnicodeDecodeError:
+        raise ValueError(f'{table.title}: is not UTF-8 text') from None
+    except csv.Error as error:
+        raise ValueError(f'{table.title}, line {start}: {error}; is a quotation mark missing?') from None
+    finally:
+        file.detach()
 
 
 def line_of(table: TextTable, row: int) -> int:
@@ -240,14 +242,18 @@ def read_table(table: TextTable, columns: list[str], ids: list[str], time: str) 
     labels = [name if name in columns else f'{place}: {name}' for place, name in enumerate(table.names)]
     options = dict(sep=table.delimiter, quoting=table.quoting, names=labels, header=0, usecols=columns,
                    keep_default_na=False, encoding='utf-8', skipinitialspace=True, index_col=False, low_memory=False)
+
+    def parsed(**types: Any) -> pd.DataFrame:
+        table.file.seek(0)
+        return pd.read_csv(table.file, **types, **options)
     try:
         if table.quoting == csv.QUOTE_NONE:
-            frame = pd.read_csv(table.path, dtype=str, **options)
+            frame = parsed(dtype=str)
             return frame.apply(lambda values: values.map(clean, na_action='ignore'))[columns]
-        frame = None if table.lines.odd_numbers else pd.read_csv(table.path, **options)
+        frame = None if table.lines.odd_numbers else parsed()
         text = [name for name in ids if frame is None or frame[name].dtype != 'int64']
         if text:
-            frame = pd.read_csv(table.path, dtype=dict.fromkeys(text, str), **options)
+            frame = parsed(dtype=dict.fromkeys(text, str))
         return frame[columns]
     except UnicodeDecodeError:
         raise ValueError(f'{table.title}: is not UTF-8 text') from None
