@@ -194,6 +194,7 @@ def rewritten():
         return [values]
 
     cases = {
+        'column sums': ([x], [x.sum(axis=0)], lambda x: [x.sum(axis=0)], [random_matrix(7, 21)]),
         'row maxima': ([x], [x.max(axis=1)], lambda x: [x.max(axis=1)], [random_matrix(7, 21)]),
         'row maxima of one column': ([x], [x.max(axis=1)], lambda x: [x.max(axis=1)], [random_matrix(7, 1)]),
         'thirds': ([wide], pt.split(wide, [4, 4, 4], n_splits=3, axis=1),
@@ -210,8 +211,8 @@ def rewritten():
                 for name, (inputs, outputs, numpy, arguments) in cases.items()}
 
 
-@pytest.mark.parametrize('name', ['row maxima', 'row maxima of one column', 'thirds', 'rows increased', 'rows set',
-                                  'rows increased by one column'])
+@pytest.mark.parametrize('name', ['column sums', 'row maxima', 'row maxima of one column', 'thirds',
+                                  'rows increased', 'rows set', 'rows increased by one column'])
 def test_a_rewritten_operation_gives_what_numpy_gives(rewritten, name):
     function, numpy, arguments = rewritten[name]
     expected = numpy(*arguments)
@@ -222,7 +223,7 @@ def test_a_rewritten_operation_gives_what_numpy_gives(rewritten, name):
 
 def test_the_rewritten_operations_are_what_the_fast_backend_uses(rewritten):
     graphs = {name: pytensor.printing.debugprint(function, file='str') for name, (function, *_) in rewritten.items()}
-    for name, operation in (('row maxima', 'RowMaxima'), ('thirds', 'SplitColumns')):
+    for name, operation in (('column sums', 'ColumnSums'), ('row maxima', 'RowMaxima'), ('thirds', 'SplitColumns')):
         assert operation in graphs[name]
 
 
@@ -293,9 +294,9 @@ def many_rows_updated(request):
 
 def test_each_trick_can_be_switched_off(monkeypatch, rows_updated, many_rows_updated):
     x = pt.matrix('x', dtype='float32', shape=(None, 12))
-    outputs = [pt.tanh(x), x.max(axis=1), *pt.split(x, [4, 4, 4], n_splits=3, axis=1)]
-    operation = {'fast_activations': 'FastTanh', 'integer_maxima': 'RowMaxima', 'contiguous_splits': 'SplitColumns',
-                 'inlined_bodies': 'InlinedComposite', 'row_updates': 'RowUpdate',
+    outputs = [pt.tanh(x).sum(axis=0), x.max(axis=1), *pt.split(x, [4, 4, 4], n_splits=3, axis=1)]
+    operation = {'fast_activations': 'FastTanh', 'unfused_column_sums': 'ColumnSums', 'integer_maxima': 'RowMaxima',
+                 'contiguous_splits': 'SplitColumns', 'inlined_bodies': 'InlinedComposite', 'row_updates': 'RowUpdate',
                  'joint_row_updates': 'JointRowUpdate', 'rows_read_ahead': 'ReadRows'}
     assert {*operation, 'sums_in_own_precision', 'tables_in_place'} == backends.TRICKS.keys()
     del operation['row_updates']
@@ -487,7 +488,7 @@ def keys_of_own_operations(nodes):
 def test_code_of_an_operation_is_not_found_again_once_the_file_that_makes_it_has_changed(
         monkeypatch, rows_updated, many_rows_updated):
     x = pt.matrix('x', dtype='float32', shape=(None, 12))
-    nodes = rewritten_nodes([x], [pt.exp(x[0]), pt.tanh(x[:, 0]), pt.sigmoid(x[:1]), x.max(axis=1),
+    nodes = rewritten_nodes([x], [pt.exp(x[0]), pt.tanh(x[:, 0]), pt.sigmoid(x[:1]), x.sum(axis=0), x.max(axis=1),
                                   *pt.split(x, [4, 4, 4], n_splits=3, axis=1)])
     nodes += rewritten_nodes(*rows_updated) + rewritten_nodes(*many_rows_updated)
     before = keys_of_own_operations(nodes)

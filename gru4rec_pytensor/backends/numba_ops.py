@@ -27,7 +27,7 @@ from pytensor.scalar.basic import Composite, Exp, Tanh, same_out
 from pytensor.scalar.math import Sigmoid
 from pytensor.tensor.basic import Split
 from pytensor.tensor.elemwise import Elemwise
-from pytensor.tensor.math import Max
+from pytensor.tensor.math import Max, Sum
 from pytensor.tensor.variable import TensorVariable
 
 from gru4rec_pytensor import floats
@@ -227,8 +227,22 @@ def contiguous_splits(fgraph: FunctionGraph, node: Apply) -> list | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Maxima that vectorise
+# Reductions that vectorise
 # ---------------------------------------------------------------------------------------------------------------------
+
+class ColumnSums(Op):
+    """Sum over the rows of a float32 matrix.  PyTensor 3.3 would fuse it into the loop before, which then is scalar.
+
+    Without it BPR-max has other last digits on PyTensor 3.3.
+    """
+    __props__ = ()
+
+    def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
+        return Apply(self, [x], [x.type.clone(shape=x.type.shape[1:])()])
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        output_storage[0][0] = inputs[0].sum(axis=0)
+
 
 class RowMaxima(Op):
     """Largest number of each row of a float32 matrix; of a row with NaN, NaN or any number.
@@ -244,6 +258,18 @@ class RowMaxima(Op):
         output_storage[0][0] = inputs[0].max(axis=1)
 
 
+@register_funcify_default_op_cache_key(ColumnSums)
+def _funcify_column_sums(op: ColumnSums, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
+    @numba_njit
+    def column_sums(x: np.ndarray) -> np.ndarray:
+        sums = np.zeros(x.shape[1], x.dtype)
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                sums[j] += x[i, j]
+        return sums
+    return column_sums, VERSION
+
+
 @register_funcify_default_op_cache_key(RowMaxima)
 def _funcify_row_maxima(op: RowMaxima, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
     @numba_njit
@@ -257,6 +283,13 @@ def _funcify_row_maxima(op: RowMaxima, node: Apply, **kwargs: Any) -> tuple[Call
             maxima[i] = float_order(largest)
         return maxima.view(np.float32)
     return row_maxima, VERSION
+
+
+@node_rewriter([Sum])
+def unfused_column_sums(fgraph: FunctionGraph, node: Apply) -> list | None:
+    """Rewrite: Sum over the rows of a float32 matrix to `ColumnSums`."""
+    x = node.inputs[0]
+    return [ColumnSums()(x)] if x.type.dtype == FLOAT and x.type.ndim == 2 and node.op.axis == (0,) else None
 
 
 @node_rewriter([Max])
