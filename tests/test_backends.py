@@ -228,8 +228,8 @@ def test_the_rewritten_operations_are_what_the_fast_backend_uses(rewritten):
 
 
 @pytest.mark.parametrize('row, largest', [
-    ([-3, -1, -2], -1), ([-np.inf, -np.inf, -np.inf], -np.inf), ([1, np.inf, 2], np.inf), ([-0.0, -1, -2], 0),
-    ([-1e-45, -1, -2], -1e-45), ([3e38, -3e38, 0], 3e38)])
+    ([-3, -1, -2], -1), ([-3, -2, -1], -1), ([-np.inf, -np.inf, -np.inf], -np.inf), ([1, np.inf, 2], np.inf),
+    ([-0.0, -1, -2], 0), ([-1e-45, -1, -2], -1e-45), ([3e38, -3e38, 0], 3e38)])
 def test_row_maxima_know_signs_and_infinities(rewritten, row, largest):
     ((maximum,),) = rewritten['row maxima'][0](np.array([row], dtype='float32'))
     assert maximum == np.float32(largest)

@@ -1,4 +1,5 @@
 """Training that is interrupted and continued from its checkpoint."""
+import itertools
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,6 +99,14 @@ def test_a_checkpoint_changes_nothing_and_is_written_no_more_often_than_asked(tm
     model = small_model(**EVERYTHING).fit(LOG, checkpoint=tmp_path / 'checkpoint', every=1e9)
     assert_same_bits(state_of(model), state_of(small_model(**EVERYTHING).fit(LOG)))
     assert [position.epoch for position in written] == [3]
+
+
+def test_a_checkpoint_is_written_when_the_time_has_passed_since_the_one_before(tmp_path, short_chunks, monkeypatch):
+    clock, written, chunks = itertools.count(), [], []  # each look at the clock takes a second
+    monkeypatch.setattr(model_file, 'time', SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(model_file, 'write', lambda path, header, arrays: written.append(len(chunks)))
+    small_model().fit(LOG, checkpoint=tmp_path / 'checkpoint', every=3, callback=chunks.append)
+    assert len(chunks) > 6 and written == [*range(2, len(chunks), 3), len(chunks)]
 
 
 @pytest.mark.parametrize('change, complaint', [

@@ -228,13 +228,15 @@ OCCURRENCES = RNG.randint(7, size=20)
 SOME = RNG.rand(20) < 0.6
 
 
-def test_numba_stores_the_last_occurrence_of_a_row_that_changes_something():
+def test_numba_reads_rows_and_stores_the_last_occurrence_that_changes_something():
     table, values = RNG.rand(9, 3).astype('float32'), RNG.rand(20, 3).astype('float32')
-    op = RowUpdate(store=True)
-    node = op.make_node(pt.fmatrix(), pt.fmatrix(), pt.lvector(), pt.vector(dtype='bool'))
-    update, _key = numba_funcify_and_cache_key(op, node=node)
-    actual = numba.njit(lambda *arrays: update(*arrays))(table, values, OCCURRENCES, SOME)
-    assert_array_equal(actual, updated_by_loop(table, values, OCCURRENCES, SOME, store=True))
+    nodes = [numba_rows.ReadRows().make_node(pt.fmatrix(), pt.lvector()),
+             RowUpdate(store=True).make_node(pt.fmatrix(), pt.fmatrix(), pt.lvector(), pt.vector(dtype='bool'))]
+    read, update = (numba_funcify_and_cache_key(node.op, node=node)[0] for node in nodes)
+    compiled = numba.njit(lambda x, y, rows, changes: (read(x, rows), update(x, y, rows, changes)))
+    found, updated = compiled(table, values, OCCURRENCES, SOME)
+    assert_array_equal(found, table[OCCURRENCES])
+    assert_array_equal(updated, updated_by_loop(table, values, OCCURRENCES, SOME, store=True))
 
 
 @pytest.mark.parametrize('changes', [SOME, np.ones(20, bool)], ids=['some', 'all'])
