@@ -1,4 +1,4 @@
-"""The raw log of RSC15, and the tab-separated files that the protocol makes of it: read and written by compiled code."""
+"""The raw log of RSC15, and the files that the protocol makes of it: read and written by compiled code."""
 from __future__ import annotations
 
 import os

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 
 import preprocess_rsc15 as rsc15
-from gru4rec_pytensor import raw_log
 from gru4rec_pytensor.events import (
     COLUMNS,
     DAY,
@@ -304,13 +303,13 @@ def test_lines_across_blocks_and_ends_of_line_of_windows_are_read(tmp_path, monk
     (tmp_path / 'windows').write_bytes('\r\n'.join([*lines, '']).encode())
     expected = rsc15.read_clicks(tmp_path / 'unix')
     assert list(expected['ItemId']) == [k * k for k in range(300)]
-    monkeypatch.setattr(raw_log, 'BLOCK_BYTES', 64)
+    monkeypatch.setattr('gru4rec_pytensor.raw_log.BLOCK_BYTES', 64)
     pd.testing.assert_frame_equal(rsc15.read_clicks(tmp_path / 'unix'), expected)
     pd.testing.assert_frame_equal(rsc15.read_clicks(tmp_path / 'windows'), expected)
 
 
 def test_the_line_of_an_error_is_counted_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_log, 'BLOCK_BYTES', 64)
+    monkeypatch.setattr('gru4rec_pytensor.raw_log.BLOCK_BYTES', 64)
     (tmp_path / 'clicks.dat').write_text(GOOD_LINE * 99 + 'x' + GOOD_LINE)
     with pytest.raises(ValueError, match='clicks.dat, line 100: session '):
         rsc15.read_clicks(tmp_path / 'clicks.dat')
@@ -320,7 +319,7 @@ def test_the_line_of_an_error_is_counted_across_blocks(tmp_path, monkeypatch):
 
 
 def test_what_is_written_is_read_again_bit_by_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_log, 'BLOCK_ROWS', 1000)
+    monkeypatch.setattr('gru4rec_pytensor.raw_log.BLOCK_ROWS', 1000)
     rng = np.random.default_rng(0)
     events = pd.DataFrame({'SessionId': rng.integers(0, 10**18, 5500), 'ItemId': np.arange(5500),
                            'Time': rng.integers(0, 2_000_000_000_000, 5500) / 1000})
