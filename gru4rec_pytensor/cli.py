@@ -178,7 +178,7 @@ def columns_of(arguments: argparse.Namespace, model: GRU4Rec | None = None) -> l
 
 def read_log(arguments: argparse.Namespace, columns: Sequence[str]) -> pd.DataFrame:
     """Read the events of the file that the command line names."""
-    names = ('time_unit', 'drop_without_session', 'event_key', 'event_types', 'session_gap')
+    names = ('time_unit', 'drop_without_session', 'drop_without_item', 'event_key', 'event_types', 'session_gap')
     return click_log.read_events(arguments.file, columns, **{name: getattr(arguments, name) for name in names})
 
 
@@ -250,6 +250,7 @@ def add_log_options(parser: argparse.ArgumentParser, columns: Sequence[str]) -> 
         parser.add_argument(f'--{what}-key', metavar='COLUMN', help=f'column of the {what} ({default})')
     parser.add_argument('--time-unit', choices=TIME_UNITS, help='unit of times that are numbers (guessed)')
     parser.add_argument('--drop-without-session', action='store_true', help='leave out rows without a session')
+    parser.add_argument('--drop-without-item', action='store_true', help='leave out rows without an item')
     parser.add_argument('--event-key', metavar='COLUMN', help='column of the kind of event')
     parser.add_argument('--event-types', type=listed(str), default=(), metavar='KIND,KIND', help='kinds to keep (all)')
     parser.add_argument('--session-gap', type=float, metavar='SECONDS', help='the column of the session has visitors, '

@@ -70,8 +70,8 @@ FORMATS = (  # that are known by their headers
 
 
 def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit: str | None = None,
-                drop_without_session: bool = False, event_key: str | None = None, event_types: Sequence[str] = (),
-                session_gap: float | None = None) -> pd.DataFrame:
+                drop_without_session: bool = False, drop_without_item: bool = False, event_key: str | None = None,
+                event_types: Sequence[str] = (), session_gap: float | None = None) -> pd.DataFrame:
     """The events of a file: Parquet, or text with a header and tabs, commas, semicolons or bars.
 
     Text may be compressed (gzip, zip, bzip2, xz, zstandard), and UTF-8 or UTF-16; ``-`` is standard input.  Files
@@ -82,7 +82,7 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
     ----------
     columns : names of the columns of sessions, items and times
     time_unit : of times that are numbers: 's', 'ms', 'us' or 'ns'; None to tell by their size, see `events.in_seconds`
-    drop_without_session : leave out rows whose session is missing
+    drop_without_session, drop_without_item : leave out rows whose session or item is missing
     event_key, event_types : a column, and the values with which rows are kept; all rows without them
     session_gap : seconds; the column of sessions has visitors, whose sessions end where no event follows for so long,
         see `events.sessions_by_gap`
@@ -111,8 +111,9 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
         if frame.empty:
             raise ValueError(f'{title}: has no events')
         frame = _of_types(title, frame, form)
-        if drop_without_session:
-            frame = _with_session(title, frame, form.columns[0])
+        for wanted, column in ((drop_without_session, form.columns[0]), (drop_without_item, form.columns[1])):
+            if wanted:
+                frame = _with_id(title, frame, column)
         events = _checked(where, frame, form, time_unit).set_axis(list(columns), axis=1).reset_index(drop=True)
     if form.session_gap is not None:
         session, _item, time = columns
@@ -125,12 +126,16 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
 def _checked(where: Where, frame: pd.DataFrame, form: Format, time_unit: str | None) -> pd.DataFrame:
     """Ids of sessions, ids of items, and seconds; ValueError that names the first line where they are none."""
     session, item, time = form.columns
-    hint = ' (--drop-without-session leaves such rows out)'
+
+    def where_is(row: int) -> str:
+        return where(int(frame.index[row]))
     times = _times(where, frame[time])
     if form.day:
-        times = protocol.in_seconds(_times(where, frame[form.day])) + times / 1000
-    return pd.DataFrame({session: _ids(where, frame[session], hint), item: _ids(where, frame[item]),
-                         time: times if form.day else protocol.in_seconds(times, time_unit)})
+        times = protocol.in_seconds(_times(where, frame[form.day]), None, where_is) + times / 1000
+    else:
+        times = protocol.in_seconds(times, time_unit, where_is)
+    return pd.DataFrame({session: _ids(where, frame[session], ' (--drop-without-session leaves such rows out)'),
+                         item: _ids(where, frame[item], ' (--drop-without-item leaves such rows out)'), time: times})
 
 
 def _chosen(title: str, names: list[str], asked: Format) -> Format:
@@ -168,10 +173,13 @@ def _of_types(title: str, frame: pd.DataFrame, form: Format) -> pd.DataFrame:
     return kept
 
 
+NO_IDS = ('binary', 'large_binary', 'fixed_size_binary', 'time32', 'time64', 'duration', 'month')  # types of Arrow
+
+
 def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
     """The needed columns of a Parquet file; whole numbers stay whole beside missing values."""
     try:  # optional
-        parquet = importlib.import_module('pyarrow.parquet')
+        parquet, types = (importlib.import_module(f'pyarrow.{name}') for name in ('parquet', 'types'))
     except ImportError:
         raise ValueError(f'{title}: reading Parquet needs pyarrow: pip install pyarrow') from None
     try:
@@ -183,6 +191,11 @@ def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFr
     missing = [name for name in form.needed if name not in names]
     if missing:
         raise ValueError(f'{title}: lacks the column {missing[0]!r}; it has {names[:12]}')
+    for name in form.needed:
+        kind = file.schema_arrow.field(name).type
+        kind = getattr(kind, 'value_type', kind) if types.is_dictionary(kind) else kind
+        if types.is_nested(kind) or any(map(str(kind).startswith, NO_IDS)):
+            raise ValueError(f'{title}: column {name!r} holds {kind}; write it as text, whole numbers or dates')
     frame = file.read(form.needed).to_pandas(integer_object_nulls=True)
     if set(frame.index.names) & set(form.needed):  # a column that pandas wrote as the index
         frame = frame.reset_index()
@@ -212,14 +225,14 @@ def _what_is_expected(names: list[str], columns: Sequence[str]) -> str:
     return f'Expected is a header with {list(columns)}'
 
 
-def _with_session(title: str, frame: pd.DataFrame, session: str) -> pd.DataFrame:
-    """The rows that have a session; says how many have none."""
-    values = frame[session]
+def _with_id(title: str, frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the rows that have an id in this column, and report how many have none."""
+    values = frame[column]
     missing = values.isna() | (values == '') if not pd.api.types.is_numeric_dtype(values) else values.isna()
     if missing.any():
         logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}', f'{len(frame):,}',
-                       session)
-    return require_events(frame[~missing], f'leaving out rows without {session}')
+                       column)
+    return require_events(frame[~missing], f'leaving out rows without {column}')
 
 
 def _ids(where: Where, values: pd.Series, hint: str = '') -> pd.Series:
@@ -245,10 +258,13 @@ def _times(where: Where, values: pd.Series) -> pd.Series:
     if pd.api.types.is_datetime64_any_dtype(values):
         _require(where, values.notna(), values, 'a time')
         return values
+    if pd.api.types.is_bool_dtype(values):
+        _require(where, values.map({}).notna(), values, 'a time')
     number = pd.to_numeric(values, errors='coerce')
     if number.isna().all() and not pd.api.types.is_numeric_dtype(values):
-        dates = pd.to_datetime(values, errors='coerce', utc=True, format='ISO8601')
-        bad = dates.isna()
+        is_time = values.map(lambda value: not isinstance(value, str) or value.strip()[:1].isdigit())  # not 'now'
+        dates = pd.to_datetime(values.where(is_time), errors='coerce', utc=True, format='ISO8601')
+        bad = dates.isna() & is_time
         if bad.any():  # of what ISO 8601 does not have, one is common: 2019-10-01 00:00:00 UTC
             texts = values[bad].astype(str)
             dates[bad] = pd.to_datetime(texts.where(~texts.str.fullmatch(r'.*\d ?(?:UTC|GMT)'),

@@ -22,6 +22,11 @@ DAY = 86_400  # seconds
 TIME_UNITS = {'s': 1, 'ms': 1000, 'us': 1_000_000, 'ns': 1_000_000_000}  # in a second
 ID_TYPES = (str, int, float, np.number, np.bool_, datetime.date, np.datetime64, datetime.timedelta, np.timedelta64)
 WHAT_IDS_ARE = 'numbers, text, dates or truth values'
+TODAY = (630_000_000, 4_200_000_000)  # seconds since 1970: 1989 to 2103
+LAST_SECOND = 7_258_118_400  # of 2199
+NUMBER_DATES = {  # number of digits -> dates that are written so
+    4: ('%y%m',), 6: ('%Y%m', '%y%m%d'), 8: ('%Y%m%d', '%y%m%d%H'), 10: ('%Y%m%d%H', '%y%m%d%H%M'),
+    12: ('%Y%m%d%H%M', '%y%m%d%H%M%S'), 14: ('%Y%m%d%H%M%S',)}
 UNIT_NAMES = {'s': 'seconds', 'ms': 'milliseconds', 'us': 'microseconds', 'ns': 'nanoseconds'}
 MIN_SESSION_LENGTH = 2  # a session of a single event has no next item
 MIN_ITEM_EVENTS = 5
@@ -68,42 +73,101 @@ def check_times(times: pd.Series) -> None:
         raise TypeError(f'column {times.name!r} must hold numbers or timestamps, not text such as {times.iloc[0]!r}')
 
 
-def in_seconds(times: pd.Series, unit: str | None = None) -> pd.Series:
-    """Times as seconds since 1970, of timestamps or of numbers; numbers of seconds are returned as they are.
+def in_seconds(times: pd.Series, unit: str | None = None, where: Callable[[int], str] | None = None) -> pd.Series:
+    """Return times, timestamps or numbers, as seconds since 1970; numbers of seconds are returned as they are.
 
     Parameters
     ----------
     unit : of numbers: 's', 'ms', 'us' or 'ns'; None to tell them apart by the largest one.  1e11 seconds are the year
         5138, and 1e11 milliseconds 1973: below it they are seconds, below 1e14 milliseconds, below 1e17 microseconds.
-        Whatever is not taken for seconds is said, as a warning of the logger ``gru4rec.events``
+        Numbers that are all dates, such as 20140407 or 20140407105109, are read as such.  Whatever is not taken for
+        seconds is reported, as a warning of the logger ``gru4rec.events``
+    where : position of a row -> its name in messages, such as a file and a line
 
     Raises
     ------
-    TypeError or ValueError for text, for numbers that are negative or not finite, and for another unit
+    TypeError or ValueError for text, for another unit, and for what is no time: numbers that are negative, not finite,
+    of another unit than the others, or perhaps dates; timestamps that are not from 1970 to 2199
     """
     name = times.name
     if unit is not None and unit not in TIME_UNITS:
         raise ValueError(f'time_unit={unit!r}: must be one of {", ".join(map(repr, TIME_UNITS))}, or None')
+    if isinstance(times.dtype, pd.CategoricalDtype):
+        times = times.astype(times.cat.categories.dtype)
+    if times.dtype == object:
+        times = times.infer_objects()
+
+    def require(good: ArrayLike, wanted: str) -> None:
+        if not np.all(good):
+            row = int(np.argmin(good))
+            value = times.iloc[row]
+            place = f'{where(row)}: {name} is {value}' if where else f'{name} is {value} in row {row}'
+            raise ValueError(f'{place}, not {wanted}')
+
+    in_span = 'a time from 1970 to 2199'
     if times.dtype == object and isinstance(times.iloc[0], datetime.date):  # of Python: dates, or with a time
+        require([1970 <= time.year < 2200 for time in times], in_span)
         times = pd.to_datetime(times, utc=True)
     if pd.api.types.is_datetime64_any_dtype(times):
+        require(times.dt.year.between(1970, 2199).to_numpy(), in_span)
         utc = times.dt.tz_localize('UTC') if times.dt.tz is None else times.dt.tz_convert('UTC')
         return (utc - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(seconds=1)
     if not pd.api.types.is_numeric_dtype(times) or pd.api.types.is_bool_dtype(times):
         raise TypeError(f'{name} must be timestamps or a number of seconds since 1970, not {times.dtype}')
     values = times.to_numpy()
-    valid = np.isfinite(values) & (values >= 0)
-    if not valid.all():
-        row = int(valid.argmin())
-        raise ValueError(f'{name} must be finite and not negative, but is {times.iloc[row]} in row {row}')
+    if values.dtype.itemsize < 4:  # too small for the seconds of a day
+        times = times.astype('int64' if values.dtype.kind in 'iu' else 'float64')
+        values = times.to_numpy()
+    require(np.isfinite(values) & (values >= 0), 'a time: it must be finite and not negative')
+    dates = None
+    if unit is None:
+        dates = _dates_in(values, f'{where(0)}: {name}' if where and len(times) else str(name))
+    if dates is not None:
+        return in_seconds(pd.Series(dates, times.index, name=name), None, where)
     largest = values.max(initial=0)
     taken = unit or next(found for found in TIME_UNITS if largest < 1e11 * TIME_UNITS[found] or found == 'ns')
     if taken == 's':
         return times
     if not unit:
+        other = np.zeros(len(values), bool)
+        for size in TIME_UNITS.values():
+            if size != TIME_UNITS[taken]:
+                other |= (values >= TODAY[0] * size) & (values < TODAY[1] * size)
+        if other.mean() >= 0.5:  # a few large numbers, which decided on the unit, stand among them
+            other = values == largest
+        require(~other & (values < LAST_SECOND * TIME_UNITS[taken]), 'a time in the unit of the others (time_unit, '
+                '--time-unit)')
         logger.warning('%s: numbers such as %.0f are taken for %s since 1970 (another unit: time_unit, --time-unit)',
                        name, largest, UNIT_NAMES[taken])
     return times / TIME_UNITS[taken]
+
+
+def _dates_in(values: np.ndarray, name: str) -> pd.DatetimeIndex | None:
+    """Return dates that are written as numbers; None for other numbers, ValueError where only the year is in doubt."""
+    if not len(values):
+        return None
+    smallest, largest = values.min(), values.max()
+    n_digits = len(f'{largest:.0f}')
+    if n_digits > 14 or smallest < 10 ** (n_digits - 1):
+        return None
+    for form in NUMBER_DATES.get(n_digits, ()):
+        for part in (values[:1000], values):  # nearly all numbers are told apart by the first ones
+            distinct = pd.unique(part)
+            if (distinct % 1 != 0).any():
+                return None
+            texts = pd.Index(distinct.astype('int64')).astype(str)
+            dates = pd.to_datetime(texts, format=form, errors='coerce')
+            if dates.isna().any() or not ((dates.year >= 1970) & (dates.year < 2200)).all():
+                break
+        else:
+            if form in ('%Y%m%d', '%Y%m%d%H%M', '%Y%m%d%H%M%S'):
+                logger.warning('%s: numbers such as %s are taken for dates (another meaning: time_unit, --time-unit)',
+                               name, texts[0])
+                return dates[pd.factorize(values)[0]]
+            if len(distinct) >= 3:
+                raise ValueError(f'{name}: numbers such as {texts[0]} look like dates ({form}); write them as '
+                                 f'{dates[0]:%Y-%m-%d}, or give the unit (time_unit, --time-unit)')
+    return None
 
 
 def check_one_type(ids: pd.Series) -> None:
@@ -339,6 +403,8 @@ def session_of_event(offsets: np.ndarray) -> np.ndarray:
 def sort_events(data: pd.DataFrame) -> pd.DataFrame:
     """Order events by session, then by time; events of a session with equal times keep their order."""
     session, time = data['SessionId'].to_numpy(), data['Time'].to_numpy()
+    if session.dtype == object:  # perhaps of several types, which have an order in pandas only
+        session = pd.factorize(session, sort=True)[0]
     same = session[1:] == session[:-1]
     if np.all((session[1:] > session[:-1]) | (same & (time[1:] >= time[:-1]))):
         return data

@@ -32,8 +32,8 @@ except ImportError:  # not on Windows, where unfinished files of processes that 
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """OSError, before any work, if a file cannot be written to `path`."""
-    path = Path(path)
+    """Raise OSError or ValueError, before any work, if a file cannot be written to `path`."""
+    path = _target(path)
     if path.is_dir():
         raise IsADirectoryError(f'{path}: is a folder; give the name of a file')
     if not path.parent.is_dir():
@@ -45,12 +45,23 @@ def check_writable(path: str | os.PathLike) -> None:
         raise type(error)(f'{path}: cannot be written: {error.strerror}') from None
 
 
+def _target(path: str | os.PathLike) -> Path:
+    """Return the file behind a symbolic link, which need not exist; ValueError for what is no file, like a device."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise ValueError(f'{path}: is a device or a pipe, not a file')
+    return target if os.path.islink(path) else Path(path)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends, and is gone when the block raises.
 
+    Of a symbolic link it takes the place of the target.
+
     What a process that was killed has left of the same file is removed.
     """
+    path = _target(path)
     remove_leftovers(path.parent, glob.escape(path.name[:100]))
     with temporary_file(path) as file:
         try:
@@ -152,7 +163,7 @@ def files_together(folder: str | os.PathLike) -> Iterator[str]:
                 yield unfinished
                 # A synthetic log, whose presence marks the other files as synthetic, comes first.
                 for name in sorted(os.listdir(unfinished), reverse=True):
-                    os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
+                    os.replace(os.path.join(unfinished, name), _target(os.path.join(folder, name)))
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):  # not empty: somebody else has put something there
