@@ -22,7 +22,6 @@ import contextlib
 import copy
 import itertools
 import logging
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +51,7 @@ from gru4rec_pytensor.activations import (
     scaled_elu,
 )
 from gru4rec_pytensor.arguments import Arguments, argument_names, changed_arguments, plain_arguments
-from gru4rec_pytensor.backends import FLOAT, Variables, free_arrays, shared
+from gru4rec_pytensor.backends import FLOAT, Variables, free_with, shared
 from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number, first_few, warn
 from gru4rec_pytensor.events import (
     IdIndex,
@@ -1260,7 +1259,7 @@ class GRU4Rec(Arguments):
         settings, n_epochs = self.settings(), n_epochs or self.n_epochs
         states = {name: shared(name, state) for name, state in initial_states(settings, self.batch_size).items()}
         events = shared('events', items)
-        weakref.finalize(drawn, free_arrays, [events, *states.values()])  # which this call alone refers to
+        free_with(drawn, [events, *states.values()])  # which this call alone refers to
         trained = {variable.name: variable for group in (*self.variables_, states) for variable in group.values()}
         saved = checkpoint.restore(trained, drawn, n_threads) if checkpoint else {}
         position = model_file.TrainingPosition(*saved.get('position', ()))

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import pandas as pd
 
 from gru4rec_pytensor.checks import check_whole_number, first_few
 from gru4rec_pytensor.events import as_ids, check_listed
+from gru4rec_pytensor.turns import ProcessLock
 
 
 class Session:
@@ -27,18 +27,18 @@ class Session:
         self._top: np.ndarray | None = None
         self._states = model.initial_states(1)
         self._seen: set[int] = set()
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != '_lock'}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=ProcessLock())
 
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:
         """Admit one thread at a time, while the model is as it was when the session began."""
-        with self._lock, self._model.in_use():
+        with self._lock.held(), self._model.in_use():
             if self._model.items_ is not self._items:
                 raise RuntimeError('the model was trained since this session began: begin another one')
             yield

@@ -8,27 +8,45 @@ from collections import Counter
 from collections.abc import Iterator
 
 
+class ProcessLock:
+    """A lock for the threads of one process: a forked child finds it free, whichever thread of its parent held it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock within."""
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
+            yield
+
+
 class Turns:
     """Threads that read one model, and those that train it.
 
     A thread that starts to train waits until the readers have finished.  One that comes while another trains, or waits
-    to train, gets a RuntimeError.  So a reader never sees half of the old model and half of the new one.
+    to train, gets a RuntimeError.  So a reader never sees half of the old model and half of the new one.  Nor does a
+    child that is forked meanwhile, whose copy of the model nobody will finish: it gets a RuntimeError from then on.
     """
 
     def __init__(self) -> None:
+        self._trainer: int | None = None
         self._begin()
 
     def _begin(self) -> None:
         self._process = os.getpid()
         self._change = threading.Condition()
         self._readers: Counter[int] = Counter()  # thread -> how many of its calls, one within another, read
-        self._trainer: int | None = None
+        self._is_half_trained = self._trainer not in (None, threading.get_ident())
         self._predictor: int | None = None
 
     def _changing(self) -> threading.Condition:
         """Return the lock of all attributes; a forked child, which has none of its parent's threads, gets a new one."""
         if self._process != os.getpid():
             self._begin()
+        if self._is_half_trained:
+            raise RuntimeError('this process was forked while another thread trained this GRU4Rec, which is half '
+                               'trained here: load or make another one')
         return self._change
 
     @contextlib.contextmanager

@@ -6,9 +6,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numba
 import pytest
 
 import gru4rec_pytensor
+from gru4rec_pytensor.backends.numba_cache import CodeFiles
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,3 +133,75 @@ def test_an_import_leaves_nothing_beside_the_installed_files_where_that_is_not_w
                           env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(tree.rglob('*')) == before
+
+
+# --- Files that are damaged -----------------------------------------------------------------------------------------
+
+
+DAMAGES = {'empty': lambda content: b'', 'cut': lambda content: content[:-9],
+           'half': lambda content: content[:len(content) // 2]}
+
+
+def damage(file, kind):
+    file.write_bytes(DAMAGES[kind](file.read_bytes()))
+
+
+@pytest.mark.parametrize('kind', DAMAGES)
+@pytest.mark.parametrize('ending', ['.nbi', '.nbc'])
+def test_a_damaged_file_of_compiled_code_is_named_and_made_again(tmp_path, monkeypatch, caplog, ending, kind):
+    monkeypatch.setattr('numba.config.CACHE_DIR', str(tmp_path))
+    path, names = tmp_path / 'twice.py', {}
+    path.write_text('def twice(x):\n    return 2 * x\n')
+    exec(compile(path.read_text(), path, 'exec'), names)
+
+    def result():
+        return numba.njit(cache=True)(names['twice'])(3)
+
+    assert result() == 6
+    (file,) = tmp_path.rglob(f'*{ending}')
+    damage(file, kind)
+    assert result() == 6
+    assert str(file) in caplog.text and 'is damaged: compiling again' in caplog.text
+    caplog.clear()
+    assert result() == 6 and not caplog.text
+
+
+@pytest.mark.promise
+@pytest.mark.parametrize('ending', ['.nbi', '.nbc'])
+def test_damaged_code_of_a_step_is_made_again_that_of_its_parts_too(tmp_path, ending):
+    program = """
+        import numpy as np, pytensor.tensor as pt
+        from gru4rec_pytensor import backends
+        x = pt.fmatrix('x')
+        step = backends.compile_step({'x': x}, {'y': pt.tanh(x).sum(axis=0)}, backend='numba')
+        print(step({'x': np.ones((2, 3), 'float32')})['y'])
+    """
+
+    def run():
+        return subprocess.run([sys.executable, '-c', textwrap.dedent(program)], capture_output=True, text=True,
+                              env=os.environ | {'PYTENSOR_FLAGS': f'base_compiledir={tmp_path}',
+                                                'PYTHONPATH': str(ROOT)})
+
+    first = run()
+    files = [*tmp_path.rglob(f'*{ending}')]
+    assert len(files) > 1, first.stderr
+    for file in files:
+        damage(file, 'cut')
+    again = run()
+    assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+    assert 'is damaged: compiling again' in again.stderr
+    assert run().stderr == first.stderr == ''
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr('numba.config.CACHE_DIR', str(tmp_path))
+    path, names = tmp_path / 'thrice.py', {}
+    path.write_text('def thrice(x):\n    return 3 * x\n')
+    exec(compile(path.read_text(), path, 'exec'), names)
+
+    def full(*_arguments):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(CodeFiles, '_save_data', full)
+    with pytest.raises(OSError, match='No space left on device: .*thrice.*nbi'):
+        numba.njit(cache=True)(names['thrice'])(3)

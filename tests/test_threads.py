@@ -1,13 +1,16 @@
 """A model in a process that does other things: threads that share it, fits beside others, children, copies."""
+import _thread
 import contextlib
 import copy
 import multiprocessing
+import operator
 import os
 import pickle
 import subprocess
 import sys
 import textwrap
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -562,6 +565,117 @@ def test_a_child_that_was_forked_beside_a_prediction_waits_for_nobody_in_it():
         thread.join()
     """), PYTHONWARNINGS='ignore')
     assert output == 'trained\n'
+
+
+FORKED = textwrap.dedent("""
+    import os, sys, threading
+    from common import few_items_log, small_model
+    log = few_items_log()
+    model = small_model(n_epochs=1, backend=sys.argv[1]).fit(log)
+    visit = model.session()
+    visit.click(10)
+    inside, done = threading.Event(), threading.Event()
+
+    def waiting(*_arguments):
+        inside.set()
+        done.wait()
+
+    def in_child(*calls):
+        thread.start()
+        inside.wait()
+        child = os.fork()
+        if not child:
+            for call in calls:
+                try:
+                    print(len(call()), flush=True)
+                except RuntimeError as error:
+                    print(error, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        done.set()
+        thread.join()
+""")
+forks = pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
+
+
+@pytest.mark.promise
+@forks
+def test_a_child_that_was_forked_while_other_threads_predict_does_not_wait_for_them():
+    """They hold the locks of the compiled step, of a session, of BLAS's threads and of `predict_next_batch`."""
+    output = run_python(FORKED + textwrap.dedent("""
+        import contextlib
+        from gru4rec_pytensor.backends import blas_threads
+
+        def hold():
+            with contextlib.ExitStack() as held:
+                for lock in (model._state_function._lock.held(), visit._lock.held(), model._turns.predicting(),
+                             blas_threads._lock):
+                    held.enter_context(lock)
+                waiting()
+
+        thread = threading.Thread(target=hold)
+        in_child(lambda: model.recommend([10], k=3), lambda: visit.click(20, k=3),
+                 lambda: model.predict_next_batch([1], [10], None, 1),
+                 lambda: model.fit(log).recommend([10], k=3))
+        print(len(model.recommend([10], k=3)))
+    """), 'python', PYTHONWARNINGS='ignore')
+    assert output.split() == ['3', '3', '5', '3', '3']
+
+
+@pytest.mark.promise
+@forks
+def test_a_child_that_was_forked_while_the_model_trained_does_not_take_it_for_trained():
+    output = run_python(FORKED + textwrap.dedent("""
+        thread = threading.Thread(target=lambda: model.fit(log, callback=waiting))
+        in_child(lambda: model.recommend([10]), visit.recommend, lambda: model.fit_more(log),
+                 lambda: model.predict_next_batch([1], [10], None, 1), model.weights,
+                 lambda: small_model(n_epochs=1).fit(log).recommend([10], k=3))
+        print(len(model.recommend([10], k=3)))
+    """), 'python', PYTHONWARNINGS='ignore')
+    message = ('this process was forked while another thread trained this GRU4Rec, which is half trained here: load or '
+               'make another one')
+    assert output.splitlines() == 5 * [message] + ['3', '3']
+
+
+@pytest.mark.promise
+@forks
+@needs_jax
+def test_a_forked_child_is_told_that_jax_does_not_work_in_it():
+    output = run_python(FORKED + textwrap.dedent("""
+        from evaluation import next_item_ranks
+        thread = threading.Thread(target=waiting)
+        in_child(lambda: model.recommend([10]), lambda: visit.click(20), lambda: next_item_ranks(model, log),
+                 lambda: small_model(backend='jax').fit(log), lambda: model.fit_more(log),
+                 lambda: small_model(n_epochs=1).fit(log).recommend([10], k=3))
+    """), 'jax', PYTHONWARNINGS='ignore')
+    message = ("this process was forked from one that had JAX's threads, and so cannot use JAX: start it with "
+               "multiprocessing's method 'spawn' or 'forkserver'")
+    assert output.splitlines() == 5 * [message] + ['3']
+
+
+@pytest.mark.promise
+def test_without_a_compiler_the_backend_that_needs_it_says_so_and_the_interpreter_trains():
+    output = run_python(textwrap.dedent("""
+        from common import few_items_log, small_model
+        for backend in ('numba', 'auto', 'python'):
+            try:
+                print(len(small_model(n_epochs=1, backend=backend).fit(few_items_log()).recommend([10], k=3)))
+            except ValueError as error:
+                print(error)
+    """), NUMBA_DISABLE_JIT='1', PYTHONWARNINGS='ignore')
+    assert output.splitlines() == 2 * ["backend='numba' compiles, which NUMBA_DISABLE_JIT=1 forbids: unset that "
+                                       "variable, or take backend='python'"] + ['3']
+
+
+def test_a_ctrl_c_while_arrays_are_freed_is_not_lost():
+    """All of it runs in C, so that nothing looks for the signal before the callback is called."""
+    model = small_model(n_epochs=1).fit(LOG)
+    cell = model.variables_.weights['Wy'].container.storage
+    owners = [model.__dict__.pop('variables_')]
+    with pytest.raises(KeyboardInterrupt):
+        deque(map(operator.call, [_thread.interrupt_main, owners.clear]))
+        sum(range(1000))
+    assert not owners and not isinstance(cell[0], np.ndarray)
 
 
 @pytest.mark.promise

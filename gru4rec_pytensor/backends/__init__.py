@@ -20,7 +20,6 @@ be called by several at once.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from glob import glob
 from hashlib import sha256
@@ -44,13 +43,15 @@ from gru4rec_pytensor.backends.common import (
     symbols_of_float32,
     version_of,
 )
+from gru4rec_pytensor.backends.numba_cache import guard_code_on_disk
 from gru4rec_pytensor.backends.numba_ops import fast_activations
 from gru4rec_pytensor.backends.numba_tricks import TRICKS, numba_mode
 from gru4rec_pytensor.backends.python_ops import python_mode
 from gru4rec_pytensor.backends.repeats import summed_repeats
 from gru4rec_pytensor.backends.threads import available_cores, blas_threads
-from gru4rec_pytensor.backends.variables import Variables, free_arrays, shared
+from gru4rec_pytensor.backends.variables import Variables, free_with, shared
 from gru4rec_pytensor.checks import check_choice
+from gru4rec_pytensor.turns import ProcessLock
 
 if TYPE_CHECKING:
     from gru4rec_pytensor.backends.jax_loops import JaxRanks
@@ -59,9 +60,8 @@ Symbols = Mapping[str, Variable]  # by name
 Arrays = dict[str, Any]
 
 __all__ = ['BACKENDS', 'FLOAT', 'TRICKS', 'Variables', 'available_cores', 'blas_threads', 'check_working_directory',
-           'compile_function', 'compile_loop', 'compile_ranks', 'compile_step', 'fast_activations', 'free_arrays',
-           'loop_source', 'resolve', 'row_update', 'shared', 'summed_repeats',
-           'symbols_of_float32']
+           'compile_function', 'compile_loop', 'compile_ranks', 'compile_step', 'fast_activations', 'free_with',
+           'loop_source', 'resolve', 'row_update', 'shared', 'summed_repeats', 'symbols_of_float32']
 
 logger = logging.getLogger('gru4rec')
 
@@ -69,12 +69,17 @@ BACKENDS = ('auto', 'numba', 'jax', 'python')
 GPU_FILES = ('/dev/nvidia[0-9]*', '/dev/kfd', '/dev/dxg')  # which drivers make for a GPU: NVIDIA's, AMD's, Windows's
 VERSION = version_of(__file__)
 
+guard_code_on_disk()
+
 
 def resolve(backend: str) -> str:
-    """Return the backend that a name stands for; ValueError if it is none, or JAX and JAX does not work."""
+    """Return the backend that a name stands for; ValueError if it is none, or one that does not work here."""
     check_choice('backend', backend, BACKENDS)
     if backend == 'auto':
-        return 'jax' if _gpu() else 'numba'
+        backend = 'jax' if _gpu() else 'numba'
+    if backend == 'numba' and numba.config.DISABLE_JIT:
+        raise ValueError("backend='numba' compiles, which NUMBA_DISABLE_JIT=1 forbids: unset that variable, or take "
+                         "backend='python'")
     if backend == 'jax':
         try:
             import jax
@@ -174,10 +179,10 @@ class PythonStep:
     def __init__(self, inputs: Symbols, outputs: Symbols) -> None:
         self._function: Any = compile_function([*inputs.values()], [*outputs.values()], backend='python')
         self._inputs, self._outputs = [*inputs], [*outputs]
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def __call__(self, arrays: Arrays) -> Arrays:
-        with self._lock, np.errstate(all='ignore'):  # as PyTensor's own element-wise operations
+        with self._lock.held(), np.errstate(all='ignore'):  # as PyTensor's own element-wise operations
             found = self._function(*in_order(arrays, self._inputs))
             return {name: np.array(value) for name, value in zip(self._outputs, found)}
 
@@ -303,8 +308,8 @@ def add_code_on_disk(function: Any, signature: tuple) -> None:
         try:
             compiler.compile(signature)
         except OSError as error:
-            raise OSError(f'compiled code cannot be written to {NUMBA_CACHE_PATH}: {error.strerror}; set '
-                          'PYTENSOR_FLAGS=base_compiledir=FOLDER for another folder') from error
+            raise OSError(f'compiled code cannot be written to {error.filename or NUMBA_CACHE_PATH}: '
+                          f'{error.strerror}; set PYTENSOR_FLAGS=base_compiledir=FOLDER for another folder') from error
         code = cache.load_overload(signature, engine) or compiler.overloads[signature]  # if it cannot be cached
     function.add_overload(code)
 

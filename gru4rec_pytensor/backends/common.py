@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,8 +54,13 @@ COMPILER_LOCK = threading.RLock()
 FORKED_WHILE_COMPILING = threading.Event()
 
 
+FORKED_WITH_JAX = threading.Event()
+
+
 def _after_fork() -> None:
-    """Notice, in a new child process, a lock whose holder is a thread of the parent: nobody will ever release it."""
+    """Notice, in a new child process, what only threads of the parent could do: release a lock, or run JAX."""
+    if 'jax' in sys.modules:
+        FORKED_WITH_JAX.set()
     for lock in (COMPILER_LOCK, global_compiler_lock._lock):
         if lock.acquire(blocking=False):
             lock.release()

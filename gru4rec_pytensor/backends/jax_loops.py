@@ -20,7 +20,14 @@ from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.link.jax.linker import JAXLinker
 
-from gru4rec_pytensor.backends.common import BEFORE_FUSION, FLOAT, ROW_UPDATES, RowUpdate, sums_in_own_precision
+from gru4rec_pytensor.backends.common import (
+    BEFORE_FUSION,
+    FLOAT,
+    FORKED_WITH_JAX,
+    ROW_UPDATES,
+    RowUpdate,
+    sums_in_own_precision,
+)
 from gru4rec_pytensor.backends.repeats import Occurrences, RunningSums
 
 NOWHERE = 2 ** 30  # number of a row that no table has
@@ -185,6 +192,13 @@ def jax_mode(linker: type[JAXLinker] = JAXLinker) -> Mode:
                                            many_row_updates_without_race)))
 
 
+def check_not_forked() -> None:
+    """Raise RuntimeError in a child of a process that had imported JAX: it would wait for JAX's threads for ever."""
+    if FORKED_WITH_JAX.is_set():
+        raise RuntimeError("this process was forked from one that had JAX's threads, and so cannot use JAX: start it "
+                           "with multiprocessing's method 'spawn' or 'forkserver'")
+
+
 class JaxFunction:
     """A graph as a pure function for JAX: ``function(*inputs, *values of the shared variables)`` -> outputs.
 
@@ -194,6 +208,7 @@ class JaxFunction:
 
     def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable],
                  updates: dict | None = None) -> None:
+        check_not_forked()
         mode = jax_mode(PureLinker)
         function = pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
         fgraph = function.maker.fgraph
@@ -202,7 +217,8 @@ class JaxFunction:
         self.new_value = {i - len(inputs): o for o, i in fgraph.update_mapping.items()}
 
     def values(self) -> list:
-        """Values of the shared variables, on the device."""
+        """Return the values of the shared variables, on the device."""
+        check_not_forked()
         for cell in self.storage:
             cell[0] = jnp.asarray(cell[0])
         return [cell[0] for cell in self.storage]

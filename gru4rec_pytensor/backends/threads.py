@@ -77,3 +77,5 @@ class BlasThreads:
 
 
 blas_threads = BlasThreads()
+if hasattr(os, 'register_at_fork'):  # a thread of the parent may hold the lock
+    os.register_at_fork(after_in_child=lambda: vars(blas_threads).update(_lock=threading.Lock()))

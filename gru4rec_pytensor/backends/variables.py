@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +18,15 @@ def shared(name: str, value: np.ndarray) -> Any:
     return pytensor.shared(value, name=name, shape=value.shape, borrow=True)
 
 
-def free_arrays(variables: list) -> None:
-    """Free the arrays of shared variables that nobody needs any more."""
+def free_with(owner: Any, variables: Iterable) -> None:
+    """Free the arrays of shared variables as soon as `owner` is gone.
+
+    Numba never forgets what it compiled, and that refers to the variables.  Python drops an exception in the callback
+    of a reference, so a Ctrl-C that came within a function of Python would be lost.  So the callback is a method in C:
+    it puts the dead reference in the place of the array.
+    """
     for variable in variables:
-        variable.container.storage[0] = None
+        variable.tag.freed_with = weakref.ref(owner, partial(variable.container.storage.__setitem__, 0))
 
 
 class Variables(NamedTuple):
@@ -37,14 +44,13 @@ class Variables(NamedTuple):
            vel: dict[str, np.ndarray] | None = None) -> Variables:
         """Make variables with these values; accumulators and velocities that are not given are zero.
 
-        The arrays are freed with the last reference to a group: Numba never forgets what it compiled, and that refers
-        to the variables.
+        The arrays are freed with the last reference to a group.
         """
         def group(prefix: str, used: Any, values: dict[str, np.ndarray] | None) -> dict[str, Any]:
             # Ordered, since a plain dictionary cannot be referred to weakly.
             variables = OrderedDict((name, shared(prefix + name, values[name] if values else np.zeros(w.shape, FLOAT)))
                                     for name, w in weights.items() if used)
-            weakref.finalize(variables, free_arrays, [*variables.values()])
+            free_with(variables, variables.values())
             return variables
 
         return cls(group('', True, weights), group('acc_', settings.adapt in ('adagrad', 'rmsprop'), acc),

@@ -1,0 +1,49 @@
+"""Numba's cache of compiled code on disk: a damaged file is compiled again, and one that cannot be written is named.
+
+Numba, and PyTensor's own functions for it, would end in an EOFError or UnpicklingError until the file is removed by
+hand.  Nothing changes for files that are whole.
+"""
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from numba.core import caching
+
+logger = logging.getLogger('gru4rec')
+
+
+class CodeFiles(caching.IndexDataCacheFile):
+    """The files of a function: an index, and machine code for each signature."""
+
+    def _load_index(self) -> dict:
+        try:
+            overloads = super()._load_index()
+            if isinstance(overloads, dict):
+                return overloads
+        except OSError:
+            raise
+        except Exception:  # damaged bytes can raise anything
+            pass
+        logger.warning('the index of compiled code %s is damaged: compiling again', self._index_path)
+        return {}
+
+    def _load_data(self, name: str) -> Any:
+        try:
+            return super()._load_data(name)
+        except OSError:
+            raise
+        except Exception as error:
+            logger.warning('the compiled code %s is damaged: compiling again', self._data_path(name))
+            raise FileNotFoundError(name) from error  # after which Numba compiles
+
+    def save(self, key: Any, data: Any) -> None:
+        try:
+            super().save(key, data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._index_path) from error
+
+
+def guard_code_on_disk() -> None:
+    """Use `CodeFiles` for the functions that are made from now on."""
+    caching.IndexDataCacheFile = CodeFiles
