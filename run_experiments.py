@@ -26,6 +26,7 @@ from pathlib import Path
 
 from evaluation import TIE_POLICIES
 from gru4rec_pytensor import backends
+from gru4rec_pytensor.events import EQUAL_TIMES, share_of_equal_times
 from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import Cell, Options, memory_of, plan, plan_files
 from gru4rec_pytensor.experiments.claims import claims_cells
@@ -215,6 +216,10 @@ def run(arguments: argparse.Namespace) -> None:
     if jobs > 1:  # the longest come last in the tables; first, no process is left with one at the end
         cells = cells[::-1]
     train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
+    if arguments.train and (share := share_of_equal_times(data.train)) >= EQUAL_TIMES:
+        note(f'{share:.1%} of the training events have the time of another one of their session, and GRU4Rec trains '
+             'them in the order of their items; equal_times = "frame" in a file of --parameters keeps the order of the '
+             'file')
     note(f'{data.name}: train {train}; test {test}; backend {options.backend}; {jobs} at a time')
     work = Work(data, events, results, engine, arguments.checkpoint_every)
     for _cell in run_cells(cells, work):
