@@ -26,6 +26,7 @@ from pathlib import Path
 
 from evaluation import TIE_POLICIES
 from gru4rec_pytensor import backends
+from gru4rec_pytensor.events import EQUAL_TIMES, share_of_equal_times
 from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import Cell, Request, memory_of, plan
 from gru4rec_pytensor.experiments.claims import claims_cells
@@ -181,6 +182,11 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
 
     engine, jobs = choose_engine(request, place, cells, len(data.train), n_workers)
     train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
+    equal = share_of_equal_times(data.train) if source.train else 0
+    if equal >= EQUAL_TIMES:
+        note(f'{equal:.1%} of the training events have the time of another one of their session, and GRU4Rec trains '
+             'them in the order of their items; equal_times = "frame" in a file of --parameters keeps the order of the '
+             'file')
     note(f'{data.name}: train {train}; test {test}; backend {request.backend}; {jobs} at a time')
     work = Work(data, results, engine, place.every)
     for _cell in run_cells(cells[::-1] if jobs > 1 else cells, work):  # the longest, which are the last, first

@@ -31,11 +31,13 @@ from gru4rec import INPUTS, LOSSES, UNITS, GRU4Rec, argument_names, check_argume
 from gru4rec_pytensor import backends, click_log, model_file
 from gru4rec_pytensor.events import (
     COLUMNS,
+    EQUAL_TIMES,
     MIN_ITEM_EVENTS,
     MIN_SESSION_LENGTH,
     TIME_UNITS,
     count,
     drop_short_sessions,
+    share_of_equal_times,
     spelling,
 )
 from gru4rec_pytensor.files import atomic_file, check_writable
@@ -68,6 +70,10 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
             raise ValueError(f'the model of --more was trained with --session-key {model.session_key} --item-key '
                              f'{model.item_key} --time-key {model.time_key}')
     data = read_log(arguments, columns_of(arguments, model))
+    share = share_of_equal_times(data, model.session_key, model.time_key)
+    if share >= EQUAL_TIMES and model.equal_times == 'item' and not arguments.quiet:
+        note(f'{share:.1%} of the events have the time of another one of their session, and are trained in the order '
+             'of their items; --equal-times frame keeps the order of the file')
     progress = TrainingProgress(f'{model.loss}, {"+".join(map(str, model.layers))} units', arguments.quiet)
     started = time.perf_counter()
     if arguments.more:
@@ -295,6 +301,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add('--unit', 'unit', choices=UNITS)
     add('--embedding', 'embedding', 'none', type=positive_number, metavar='WIDTH')
     add('--input-mode', 'input_mode', choices=INPUTS)
+    add('--equal-times', 'equal_times', choices=('item', 'frame'))
     add('--seed', 'seed', type=int)
     add('--backend', 'backend', choices=backends.BACKENDS)
     parser.add_argument('--checkpoint', metavar='FILE', help='save the state of the training there, and resume from it')

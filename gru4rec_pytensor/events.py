@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 logger = logging.getLogger('gru4rec.events')
 COLUMNS = ('SessionId', 'ItemId', 'Time')
 DAY = 86_400  # seconds
+EQUAL_TIMES = 0.01  # share of events from which on the order of equal times is worth a note
 TIME_UNITS = {'s': 1, 'ms': 1000, 'us': 1_000_000, 'ns': 1_000_000_000}  # in a second
 ID_TYPES = (str, int, float, np.number, np.bool_, datetime.date, np.datetime64, datetime.timedelta, np.timedelta64)
 WHAT_IDS_ARE = 'numbers, text, dates or truth values'
@@ -27,6 +28,7 @@ LAST_SECOND = 7_258_118_400  # of 2199
 NUMBER_DATES = {  # number of digits -> dates that are written so
     4: ('%y%m',), 6: ('%Y%m', '%y%m%d'), 8: ('%Y%m%d', '%y%m%d%H'), 10: ('%Y%m%d%H', '%y%m%d%H%M'),
     12: ('%Y%m%d%H%M', '%y%m%d%H%M%S'), 14: ('%Y%m%d%H%M%S',)}
+CERTAIN_DATES = ('%Y%m%d', '%Y%m%d%H%M', '%Y%m%d%H%M%S')  # which are no seconds or milliseconds of our time
 UNIT_NAMES = {'s': 'seconds', 'ms': 'milliseconds', 'us': 'microseconds', 'ns': 'nanoseconds'}
 MIN_SESSION_LENGTH = 2  # a session of a single event has no next item
 MIN_ITEM_EVENTS = 5
@@ -119,9 +121,7 @@ def in_seconds(times: pd.Series, unit: str | None = None, where: Callable[[int],
         times = times.astype('int64' if values.dtype.kind in 'iu' else 'float64')
         values = times.to_numpy()
     require(np.isfinite(values) & (values >= 0), 'a time: it must be finite and not negative')
-    dates = None
-    if unit is None:
-        dates = _dates_in(values, f'{where(0)}: {name}' if where and len(times) else str(name))
+    dates = _dates_in(values, f'{where(0)}: {name}' if where else str(name)) if unit is None and len(times) else None
     if dates is not None:
         return in_seconds(pd.Series(dates, times.index, name=name), None, where)
     largest = values.max(initial=0)
@@ -143,31 +143,33 @@ def in_seconds(times: pd.Series, unit: str | None = None, where: Callable[[int],
 
 
 def _dates_in(values: np.ndarray, name: str) -> pd.DatetimeIndex | None:
-    """Return dates that are written as numbers; None for other numbers, ValueError where only the year is in doubt."""
-    if not len(values):
-        return None
-    smallest, largest = values.min(), values.max()
-    n_digits = len(f'{largest:.0f}')
-    if n_digits > 14 or smallest < 10 ** (n_digits - 1):
+    """Return dates that are written as numbers, and None for other numbers; ValueError for numbers that may be both."""
+    n_digits = len(f'{values.max():.0f}')
+    if values.min() < 10 ** (n_digits - 1):
         return None
     for form in NUMBER_DATES.get(n_digits, ()):
-        for part in (values[:1000], values):  # nearly all numbers are told apart by the first ones
-            distinct = pd.unique(part)
-            if (distinct % 1 != 0).any():
-                return None
-            texts = pd.Index(distinct.astype('int64')).astype(str)
-            dates = pd.to_datetime(texts, format=form, errors='coerce')
-            if dates.isna().any() or not ((dates.year >= 1970) & (dates.year < 2200)).all():
-                break
-        else:
-            if form in ('%Y%m%d', '%Y%m%d%H%M', '%Y%m%d%H%M%S'):
-                logger.warning('%s: numbers such as %s are taken for dates (another meaning: time_unit, --time-unit)',
-                               name, texts[0])
-                return dates[pd.factorize(values)[0]]
-            if len(distinct) >= 3:
-                raise ValueError(f'{name}: numbers such as {texts[0]} look like dates ({form}); write them as '
-                                 f'{dates[0]:%Y-%m-%d}, or give the unit (time_unit, --time-unit)')
+        if _parsed(values[:1000], form) is None:  # which tells nearly all other numbers from dates
+            continue
+        codes, distinct = pd.factorize(values)
+        dates = _parsed(distinct, form)
+        if dates is None:
+            continue
+        if form in CERTAIN_DATES:
+            logger.warning('%s: numbers such as %d are taken for dates (another meaning: time_unit, --time-unit)', name,
+                           values[0])
+            return dates[codes]
+        if len(distinct) > 2:
+            raise ValueError(f'{name}: numbers such as {values[0]:.0f} look like dates ({form}); write them as '
+                             f'{dates[0]:%Y-%m-%d}, or give the unit (time_unit, --time-unit)')
     return None
+
+
+def _parsed(values: np.ndarray, form: str) -> pd.DatetimeIndex | None:
+    """Return the dates that numbers of such a form are; None if one of them is none, or not from 1970 to 2199."""
+    if (values % 1 != 0).any():
+        return None
+    dates = pd.to_datetime(pd.Index(values.astype('int64')).astype(str), format=form, errors='coerce')
+    return dates if ((dates.year >= 1970) & (dates.year < 2200)).all() else None
 
 
 def check_one_type(ids: pd.Series) -> None:
@@ -197,6 +199,15 @@ def left_by(step: str, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFram
 def count(data: pd.DataFrame) -> dict[str, int]:
     """How many sessions, events and items there are."""
     return {'sessions': int(data['SessionId'].nunique()), 'events': len(data), 'items': int(data['ItemId'].nunique())}
+
+
+def share_of_equal_times(data: pd.DataFrame, session_key: str = 'SessionId', time_key: str = 'Time') -> float:
+    """Return the share of events that have the time of another event of their session.
+
+    >>> share_of_equal_times(pd.DataFrame({'SessionId': [1, 1, 1, 2], 'Time': [5, 5, 6, 5]}))
+    0.5
+    """
+    return float(data.duplicated([session_key, time_key], keep=False).mean())
 
 
 def n_trainable_sessions(data: pd.DataFrame, session_key: str = 'SessionId') -> int:

@@ -46,7 +46,7 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def _target(path: str | os.PathLike) -> Path:
-    """Return the file behind a symbolic link, which need not exist; ValueError for what is no file, like a device."""
+    """Return the file behind a symbolic link, which may not exist yet; ValueError for a device or a pipe."""
     target = Path(os.path.realpath(path))
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise ValueError(f'{path}: is a device or a pipe, not a file')

@@ -1,6 +1,7 @@
 """Reading a session log of any kind, and preparing training and test data from it."""
 import bz2
 import csv
+import datetime
 import gzip
 import io
 import itertools
@@ -16,10 +17,12 @@ from time import process_time
 import numpy as np
 import pandas as pd
 import pytest
+from common import assert_same_bits, few_items_log, state_of
 from pandas.testing import assert_frame_equal
 
 import preprocess_rsc15
-from gru4rec_pytensor import click_log, events, text_table
+from gru4rec import GRU4Rec
+from gru4rec_pytensor import cli, click_log, events, text_table
 
 DAY = 86_400
 EVENTS = pd.DataFrame({'SessionId': [2, 2, 1], 'ItemId': [10, 7, 10], 'Time': [5, 6, 9]})
@@ -160,6 +163,118 @@ def test_ids_of_16_digits_stay_what_they_are_beside_rows_without_any(tmp_path, k
         plain = {name: arrow.array(log[name].astype(object).where(log[name].notna(), None).tolist()) for name in log}
         parquet.write_table(arrow.table(plain), path)
         assert_frame_equal(click_log.read_events(path, drop_without_session=True), found)
+
+
+# --- What is no id or no time ---------------------------------------------------------------------------------------
+
+
+def read_parquet(tmp_path, **columns):
+    """Read a Parquet file with these columns of Arrow; the others are running numbers."""
+    arrow, parquet = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    n = len(next(iter(columns.values())))
+    whole = {name: arrow.array(range(n)) for name in EVENTS} | columns
+    parquet.write_table(arrow.table(whole), tmp_path / 'log.parquet')
+    return click_log.read_events(tmp_path / 'log.parquet')
+
+
+def read_times(tmp_path, times, **options):
+    """Read a log of one session with these times."""
+    return click_log.read_events(written(tmp_path, 'SessionId,ItemId,Time\n' + ''.join(f'1,2,{t}\n' for t in times)),
+                                 **options).Time.tolist()
+
+
+@pytest.mark.parametrize('column', ['SessionId', 'ItemId', 'Time'])
+def test_columns_of_parquet_that_hold_no_ids_or_times_are_named(tmp_path, column):
+    arrow = pytest.importorskip('pyarrow')
+    eight = [int(number).to_bytes(8, 'big') for number in range(120)]
+    for values, kind in [
+            (arrow.array(eight), 'binary'), (arrow.array(eight, arrow.binary(8)), 'fixed_size_binary'),
+            (arrow.array(eight).dictionary_encode(), 'binary'), (arrow.array([[1], [2, 3]]), 'list'),
+            (arrow.array([{'a': 1}] * 2), 'struct'), (arrow.array([7, 8], arrow.time64('us')), 'time64'),
+            (arrow.array([[('a', 1)]] * 2, arrow.map_(arrow.string(), arrow.int64())), 'map'),
+            (arrow.array([7, 8], arrow.duration('s')), 'duration')]:
+        with pytest.raises(ValueError, match=f"log.parquet: column '{column}' holds {kind}"):
+            read_parquet(tmp_path, **{column: values})
+
+
+def test_columns_of_parquet_may_be_decimals_and_dictionaries(tmp_path):
+    arrow = pytest.importorskip('pyarrow')
+    found = read_parquet(tmp_path, SessionId=arrow.array(['b', 'a', 'b']).dictionary_encode(),
+                         ItemId=arrow.array([10 ** 17, 10 ** 17 + 1, 7]).cast(arrow.decimal128(20, 0)),
+                         Time=arrow.array(['2014-01-02', '2014-01-01', '2014-01-02']).dictionary_encode())
+    assert found.SessionId.tolist() == ['b', 'a', 'b'] and found.ItemId.tolist() == [10 ** 17, 10 ** 17 + 1, 7]
+    assert found.Time.tolist() == [1388620800, 1388534400, 1388620800]
+
+
+@pytest.mark.parametrize('day', ['9999-12-31', '0001-01-01', '2262-05-01', '1900-01-01', '1969-12-31'])
+def test_dates_that_stand_for_none_are_named_with_their_line(tmp_path, day):
+    message = rf'(Time is .*{day}.*, not a time from 1970 to 2199|Time is .*{day}.*not a number, or a date)'
+    with pytest.raises(ValueError, match=f'log, line 3: {message}'):
+        read_times(tmp_path, ['2014-01-01', day])
+    arrow = pytest.importorskip('pyarrow')
+    for kind in (arrow.date32(), arrow.timestamp('s'), arrow.timestamp('us', 'UTC')):
+        stamps = pd.Series(['2014-01-01', day]).map(datetime.datetime.fromisoformat).tolist()
+        values = [stamp.date() for stamp in stamps] if kind == arrow.date32() else stamps
+        with pytest.raises(ValueError, match=f'log.parquet, row 1: {message}'):
+            read_parquet(tmp_path, Time=arrow.array(values, kind))
+    with pytest.raises(ValueError, match=r'Time is .* in row 1, not a time from 1970 to 2199'):
+        click_log.prepare(EVENTS.assign(Time=[datetime.date(2014, 1, 1), datetime.date.fromisoformat(day)] + [
+            datetime.date(2014, 1, 1)]))
+
+
+@pytest.mark.parametrize('text', ['now', 'today', 'True', 'NaT', 'yesterday'])
+def test_words_are_no_times(tmp_path, text):
+    with pytest.raises(ValueError, match=f'log, line 3: Time is .*{text}.*, not a number'):
+        read_times(tmp_path, ['2014-01-01', text])
+    with pytest.raises(ValueError, match='log, line 2: Time is .*True'):
+        read_times(tmp_path, ['True', 'True'])
+
+
+@pytest.mark.parametrize('form', ['%Y%m%d', '%Y%m%d%H%M', '%Y%m%d%H%M%S'])
+def test_dates_that_are_written_as_numbers_are_read_as_such(tmp_path, caplog, form):
+    days = pd.Timestamp('2014-01-01') + pd.to_timedelta(np.arange(15) * 40, 'D')
+    assert read_times(tmp_path, days.strftime(form)) == [day.timestamp() for day in days]
+    assert f'numbers such as {days[0].strftime(form)} are taken for dates' in caplog.text
+    numbers = days.strftime(form).astype('int64').tolist()
+    assert read_times(tmp_path, numbers, time_unit='s') == numbers
+    assert events.in_seconds(pd.Series(numbers[:1])).tolist() == [1388534400]
+
+
+@pytest.mark.parametrize('form', ['%y%m', '%Y%m', '%y%m%d', '%y%m%d%H', '%Y%m%d%H', '%y%m%d%H%M', '%y%m%d%H%M%S'])
+def test_numbers_that_are_dates_or_not_are_refused_unless_their_unit_is_given(tmp_path, form):
+    numbers = (pd.Timestamp('2014-01-01') + pd.to_timedelta(np.arange(15) * 40, 'D')).strftime(form)
+    with pytest.raises(ValueError, match=f'log, line 2: Time: numbers such as {numbers[0]} look like dates .*2014-01-'):
+        read_times(tmp_path, numbers)
+    assert read_times(tmp_path, numbers, time_unit='s') == numbers.astype('int64').tolist()
+
+
+@pytest.mark.parametrize('times', [range(2000), range(1396310400, 1396312000), range(20140101, 20140201),
+                                   range(1000, 1013), [1401, 1402], [1401010000.5, 1401020000, 1401030000]])
+def test_running_numbers_and_seconds_are_no_dates(times):
+    assert events.in_seconds(pd.Series(times)).tolist() == list(times)
+
+
+@pytest.mark.parametrize('odd', ['1396310402000', '1e30', '253402214400', '9223372036854775807', '1396310402000000'])
+@pytest.mark.parametrize('place', [0, 3, 40])
+def test_one_time_in_another_unit_is_named_and_rescales_nothing(tmp_path, odd, place):
+    times = [str(1396310400 + k) for k in range(41)]
+    times[place] = odd
+    with pytest.raises(ValueError, match=rf'log, line {place + 2}: Time is \S+, not a time in the unit of the others'):
+        read_times(tmp_path, times)
+    times = [str(1396310400_000 + k) for k in range(41)]
+    times[place] = '1396310400'
+    with pytest.raises(ValueError, match=rf'log, line {place + 2}: Time is 1396310400, not a time in the unit'):
+        read_times(tmp_path, times)
+
+
+def test_rows_without_an_item_are_dropped_on_request_and_counted(tmp_path, caplog):
+    path = written(tmp_path, 'SessionId,ItemId,Time\na,x,5\na,,6\n,y,7\n')
+    with pytest.raises(ValueError, match='line 4: SessionId is missing'):
+        click_log.read_events(path, drop_without_item=True)
+    with pytest.raises(ValueError, match='line 3: ItemId is missing, not an id .--drop-without-item'):
+        click_log.read_events(path, drop_without_session=True)
+    found = click_log.read_events(path, drop_without_session=True, drop_without_item=True)
+    assert found.to_numpy().tolist() == [['a', 'x', 5]] and '1 of 2 rows have no ItemId and are left out' in caplog.text
 
 
 # --- Quotation marks ------------------------------------------------------------------------------------------------
@@ -626,6 +741,47 @@ def test_every_event_that_preparing_drops_is_counted(clicks, caplog):
     dropped = sum(int(record.args[1].replace(',', '')) for record in caplog.records)
     assert dropped == len(clicks) - len(train) - len(test)
     assert len(caplog.records) >= 4
+
+
+def test_preparing_takes_times_and_ids_of_every_kind_that_training_takes(clicks):
+    """Small integers, whose days would overflow, are sessions that are all of the last day."""
+    expected = click_log.prepare(clicks)
+    for times in (clicks.Time.astype(object), clicks.Time.astype('category'), clicks.Time.astype('Int64'),
+                  pd.to_datetime(clicks.Time, unit='s').astype('category'), clicks.Time.astype('uint64')):
+        for frame, wanted in zip(click_log.prepare(clicks.assign(Time=times)), expected):
+            assert_frame_equal(frame, wanted, check_dtype=False)
+    names = 's' + clicks.SessionId.astype(str)
+    mixed = clicks.assign(SessionId=clicks.SessionId.astype(object).where(clicks.SessionId < 200, names),
+                          ItemId=clicks.ItemId.astype(object).where(clicks.ItemId > 1, 'one'))
+    options = dict(drop_repeats=True, until_stable=True, test_by='first', test_fraction=0.2)
+    for more in ({}, options):
+        for frame, wanted in zip(click_log.prepare(mixed, **more), click_log.prepare(clicks, **more)):
+            assert sorted(frame.Time) == sorted(wanted.Time)
+            assert frame.ItemId.tolist().count('one') == (wanted.ItemId == 1).sum()
+    small = EVENTS.assign(Time=np.array([5, 6, 100], 'int8'))
+    with pytest.raises(ValueError, match='no event is left after setting the last 0.0005 day'):
+        click_log.prepare(small, min_item_events=1, test_days=0.0005)
+    assert events.in_seconds(small.Time).dtype == 'int64'
+
+
+def test_events_of_equal_times_are_counted_and_trained_in_the_order_that_is_asked_for(tmp_path, capsys):
+    log = few_items_log(n_sessions=60, n_items=9, seed=1)
+    log.assign(Time=log.groupby('SessionId').cumcount() // 2).to_csv(tmp_path / 'log', index=False)
+    data = click_log.read_events(tmp_path / 'log')
+    share = sum(len(same) for _key, same in data.groupby(['SessionId', 'Time']) if len(same) > 1) / len(data)
+    command = f'fit {tmp_path}/log -o {tmp_path}/model --layers 4 --batch-size 5 --epochs 1 --backend python'
+    for words, order in (('', 'item'), (' --equal-times frame', 'frame'), (f' --more {tmp_path}/first', 'item')):
+        assert cli.main((command + words).split()) == 0
+        error = capsys.readouterr().err
+        noted = f'{share:.1%} of the events have the time of another one of their session' in error
+        assert noted == (order == 'item')
+        if not (tmp_path / 'first').exists():
+            (tmp_path / 'model').rename(tmp_path / 'first')
+        if 'more' not in words:
+            trained = GRU4Rec([4], batch_size=5, n_epochs=1, backend='python', equal_times=order).fit(data)
+            found = GRU4Rec.load(tmp_path / ('first' if order == 'item' else 'model'))
+            assert_same_bits(state_of(found), state_of(trained))
+    assert cli.main(f'{command} --quiet'.split()) == 0 and capsys.readouterr().err == ''
 
 
 def test_preparing_refuses_times_that_are_text():

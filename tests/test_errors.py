@@ -1,6 +1,7 @@
 """What the commands say about wrong input: one line that names it, exit code 2, and nothing half-written."""
 import gzip
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -236,3 +237,38 @@ def test_a_full_disk_is_reported_and_leaves_the_old_model(world, tmp_path, monke
     monkeypatch.setattr('os.fsync', full)
     assert 'No space left on device' in complaint(cli, FIT, capsys)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('kind', ['device', 'pipe', 'link to a pipe'])
+def test_what_is_no_file_is_not_replaced(world, tmp_path, monkeypatch, capsys, kind):
+    shutil.copy(world / 'good', tmp_path / 'good')
+    monkeypatch.chdir(tmp_path)
+    path = {'device': '/dev/null', 'pipe': 'pipe', 'link to a pipe': 'link'}[kind]
+    os.mkfifo('pipe')
+    os.symlink('pipe', 'link')
+    os.mkdir('folder')
+    os.symlink(os.path.abspath(path), 'folder/train.tsv')
+    before = os.stat(path)
+    for command in (FIT.replace('-o new', f'-o {path}'), f'{FIT} --checkpoint {path}', 'prepare good -o folder'):
+        assert 'is a device or a pipe, not a file' in complaint(cli, command, capsys)
+    assert os.stat(path) == before and os.path.islink('folder/train.tsv') and not os.path.exists('new')
+
+
+@pytest.mark.parametrize('target', ['file', 'elsewhere/file', 'elsewhere/new', '../{}/elsewhere/file'])
+def test_a_link_is_followed_to_the_file_that_is_written(world, tmp_path, monkeypatch, capsys, target):
+    """To a file that is there or not yet, by a relative or an absolute name."""
+    shutil.copy(world / 'good', tmp_path / 'good')
+    monkeypatch.chdir(tmp_path)
+    os.mkdir('elsewhere')
+    for name in ('file', 'elsewhere/file'):
+        (tmp_path / name).write_text('old')
+    target = target.format(tmp_path.name)
+    for path in (target, os.path.abspath(target)):
+        os.symlink(path, 'link')
+        assert cli.main((FIT.replace('-o new', '-o link') + '--quiet').split()) == 0
+        assert os.readlink('link') == path and cli.main(['info', target]) == 0
+        os.unlink('link')
+    assert {path.name for path in (tmp_path / 'elsewhere').iterdir()} <= {'file', 'new'}
+    os.symlink('nowhere/file', 'link')
+    capsys.readouterr()
+    assert 'there is no folder' in complaint(cli, FIT.replace('-o new', '-o link'), capsys)

@@ -77,7 +77,7 @@ def resolve(backend: str) -> str:
     check_choice('backend', backend, BACKENDS)
     if backend == 'auto':
         backend = 'jax' if _gpu() else 'numba'
-    if backend == 'numba' and numba.config.DISABLE_JIT:
+    if backend == 'numba' and getattr(numba.config, 'DISABLE_JIT', False):
         raise ValueError("backend='numba' compiles, which NUMBA_DISABLE_JIT=1 forbids: unset that variable, or take "
                          "backend='python'")
     if backend == 'jax':
