@@ -46,4 +46,4 @@ class CodeFiles(caching.IndexDataCacheFile):
 
 def guard_code_on_disk() -> None:
     """Use `CodeFiles` for the functions that are made from now on."""
-    caching.IndexDataCacheFile = CodeFiles
+    caching.IndexDataCacheFile = CodeFiles  # type: ignore[misc]
