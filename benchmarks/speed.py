@@ -1,9 +1,9 @@
-"""How fast training and evaluation are, next to what the arithmetic allows.
+"""Speed of training and evaluation, next to what the arithmetic allows.
 
     python benchmarks/speed.py            # the main table: a few minutes on an idle machine
     python benchmarks/speed.py --sizes    # the same work over events, items, units and batch sizes
     python benchmarks/speed.py --threads  # training with 1 thread of BLAS and with all, idle and beside a busy process
-    python benchmarks/speed.py --tricks   # training without each trick of `backends`, which compiles anew: 20 minutes
+    python benchmarks/speed.py --tricks   # training without each trick of `backends`, compiled each time: 15 minutes
     python benchmarks/speed.py --tricks row_updates joint_row_updates  # without these alone
 
 Every ratio comes from one run: both of its times are measured here, in turns, and the best of several is taken.  One
@@ -74,7 +74,7 @@ def yardstick_rate(units: int = 100, batch_size: int = 50, n_items: int = N_ITEM
 
 
 def product_rate(units: int, batch_size: int) -> float:
-    """Seconds of a step's ten matrix products alone, in NumPy, into arrays that are there already."""
+    """Seconds of a step's ten matrix products alone, in NumPy, into existing arrays."""
     rng = np.random.default_rng(0)
     h, sampled, gate = rng.random((3, batch_size, units), dtype='float32')
     W = rng.random((units, units), dtype='float32')
@@ -105,7 +105,7 @@ def stream_rate(units: int, batch_size: int) -> float:
 
 
 def many_negatives_rate(units: int, batch_size: int, n_sample: int) -> float:
-    """Seconds of what a step with additional negatives cannot do without, in NumPy, into arrays that are there already.
+    """Seconds of the work that a step with additional negatives has to do, in NumPy, into existing arrays.
 
     The products of a step without them; those of scores, their gradients by states and by rows; exp over all scores,
     once for the softmax and once for the sigmoid; and what is read and written once of the rows, which lie side by side
@@ -194,7 +194,7 @@ print(first[0] - started, time.perf_counter() - trained)
 
 
 def start_up_rows():
-    """From the call of `fit` to its first mini-batches, in new processes: first with an empty compile cache."""
+    """Seconds from the call of `fit` to its first mini-batches, in new processes: first with an empty compile cache."""
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {'PYTENSOR_FLAGS': f'base_compiledir={cache}', 'NUMBA_CACHE_DIR': cache,
                                     'PYTHONPATH': str(ROOT)}
@@ -235,7 +235,7 @@ def size_rows():
 
 @contextlib.contextmanager
 def busy_process():
-    """Meanwhile another process uses a core."""
+    """Let another process use a core meanwhile."""
     process = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
     try:
         yield
@@ -245,11 +245,11 @@ def busy_process():
 
 
 def thread_rows():
-    """Seconds per mini-batch with one thread of BLAS, with one for each core, and with the number that `fit` chooses;
-    and how many of a thousand weights differ in the first two cases after 100 mini-batches."""
+    """Seconds per mini-batch with one thread of BLAS and with one for each core, and how many of a thousand weights
+    differ between the two after 100 mini-batches."""
     for units, parameters in ((100, TOP1), (100, CROSS_ENTROPY), (200, TOP1), (300, TOP1), (500, TOP1), (1000, TOP1)):
-        numbers, few = (1, os.cpu_count(), None), events(100 * parameters['batch_size'])
-        weights = [GRU4Rec([units], n_epochs=1, **parameters).fit(few, threads=n).weights()['Wh0'] for n in numbers[:2]]
+        numbers, few = (1, os.cpu_count()), events(100 * parameters['batch_size'])
+        weights = [GRU4Rec([units], n_epochs=1, **parameters).fit(few, threads=n).weights()['Wh0'] for n in numbers]
         differ = 1000 * (weights[0] != weights[1]).mean()
         frame = events(1500 * parameters['batch_size'])
         for name, others in (('idle', contextlib.nullcontext()), ('beside a busy process', busy_process())):
@@ -292,7 +292,7 @@ def main():
                 print(f'{name:<74} {seconds * 1e6:>7.0f} µs {seconds / batch_size * 1e6:>7.2f} µs', flush=True)
         return
     if arguments.threads:
-        print(f"{'ms a mini-batch':<44} {'1 thread':>9} {f'{os.cpu_count()} threads':>9} {'chosen':>9} {'differ':>9}")
+        print(f"{'ms a mini-batch':<44} {'1 thread':>9} {f'{os.cpu_count()} threads':>9} {'differ':>9}")
         for name, *seconds, differ in thread_rows():
             print(f'{name:<44}', *[f'{1e3 * value:>9.3f}' for value in seconds], f'{differ:>8.0f}‰', flush=True)
         return

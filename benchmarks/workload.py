@@ -1,4 +1,4 @@
-"""What the benchmarks of speed measure: the settings of trainings, a synthetic log, and the fastest of some calls."""
+"""The work of the benchmarks of speed: settings of trainings, a synthetic log, and the fastest of some calls."""
 import time
 from typing import Any
 

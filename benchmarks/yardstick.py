@@ -2,8 +2,9 @@
 
 One layer, TOP1, tanh, adagrad, dropout; the weights lie as in the model ([h | r | z] side by side in the input matrix,
 three recurrent matrices).  Products are BLAS calls, everything between them is fused into as few loops as the data
-flow permits, rows are updated in place.  It is not what ships: it says what careful work by hand reaches, and the
-compiled graph, whose loops are made of vectors more often, is faster by now (README.md beside this file).
+flow permits, rows are updated in place.  It is not part of the package: it shows what careful work by hand
+reaches, and the compiled graph, whose loops are made of vectors more often, is faster by now (README.md beside this
+file).
 """
 import numpy as np
 from numba import njit
@@ -71,7 +72,7 @@ def top1_loss(raw, bias, target, scores, d_scores):
 
 @njit(fastmath=FLAGS, error_model='numpy')
 def state_backward(dH, mask, scale, H0, z, c, d_c, d_z):
-    """Through dropout, the new state and the candidate's tanh."""
+    """Gradients through dropout, the new state and the candidate's tanh."""
     B, n = dH.shape
     for b in range(B):
         for k in range(n):

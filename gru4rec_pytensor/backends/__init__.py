@@ -1,4 +1,4 @@
-"""The way from a symbolic graph to a program: the only package that knows a linker.
+"""Compilation of symbolic graphs to programs: the only package that knows a linker.
 
 The model (`gru4rec.py`) hands over a step, written once in symbols, and gets back a function that runs it on a chunk of
 mini-batches.  Inputs and outputs are dictionaries, by name.  Three backends are offered:
@@ -11,11 +11,11 @@ mini-batches.  Inputs and outputs are dictionaries, by name.  Three backends are
 ``'auto'`` is JAX where it sees a GPU, and Numba elsewhere.
 
 This file is the interface, with what runs on the CPU.  `numba_ops` has operations for Numba and the rewrites that put
-them into a graph, `numba_rows` those that update rows; `jax_loops` has what runs on JAX, and is imported only where JAX
-is asked for; `common` is what both share.  Importing them changes nothing for other graphs of the process.
+them into a graph, `numba_rows` those that update rows; `jax_loops` has what runs on JAX, and is imported only for that
+backend; `common` is what both share.  Importing them changes nothing for other graphs of the process.
 
-Graphs are made (`symbols_of_float32`) and compiled by one thread of a process at a time.  What `compile_step` gives may
-be called by several at once.
+One thread of a process at a time makes graphs (`symbols_of_float32`) and compiles them.  Several may call what
+`compile_step` returns.
 """
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def resolve(backend: str) -> str:
     check_choice('backend', backend, BACKENDS)
     if backend == 'auto':
         backend = 'jax' if _gpu() else 'numba'
-    if backend == 'numba' and getattr(numba.config, 'DISABLE_JIT', False):
+    if backend == 'numba' and numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         raise ValueError("backend='numba' compiles, which NUMBA_DISABLE_JIT=1 forbids: unset that variable, or take "
                          "backend='python'")
     if backend == 'jax':
@@ -112,7 +112,7 @@ def _gpu() -> bool:
 
 def compile_function(inputs: Sequence[Variable], outputs: Variable | Sequence[Variable], updates: dict | None = None, *,
                      backend: str) -> Function:
-    """`pytensor.function` for a backend.  What it gives is for one thread at a time."""
+    """Compile as `pytensor.function` does, for a backend.  One thread at a time may call the result."""
     check_choice('backend', backend, BACKENDS[1:])
     if backend == 'python':
         mode = python_mode()
@@ -174,7 +174,7 @@ def compile_ranks(inputs: Symbols, outputs: Symbols, scores: Variable, activated
 
 
 class PythonStep:
-    """A graph run by PyTensor's interpreter, which keeps what it computes in one place: one thread at a time."""
+    """A graph run by PyTensor's interpreter: one thread at a time, since intermediate results are kept in one place."""
 
     def __init__(self, inputs: Symbols, outputs: Symbols) -> None:
         self._function: Any = compile_function([*inputs.values()], [*outputs.values()], backend='python')
@@ -221,14 +221,14 @@ class NumbaFunction:
         self.storage = [function.vm.storage_map[variable] for variable in self.fgraph.inputs[len(inputs):]]
 
     def arrays(self) -> list[np.ndarray]:
-        """Return those of the shared variables, as they are now."""
+        """Return the present arrays of the shared variables."""
         return [cell[0] for cell in self.storage]
 
     def within(self, name: str, source: str) -> Any:
         """Return a function of this name and source, in which the graph's function is called ``step``."""
-        # PyTensor has a key for the step's machine code on disk; with a key made of it this one's is found again, too.
-        # PyTensor puts there a function that does nothing but call the step.  Calling the step itself compiles it once
-        # less, which saves a seventh of the time.
+        # A key made of PyTensor's key for the step lets the machine code of this function be found on disk, too.
+        # PyTensor's function does nothing but call the step: calling the step itself saves a compilation, a seventh of
+        # the time.
         py_func = self._function.py_func
         step_key, step = CACHED_SRC_FUNCTIONS.get(py_func), py_func.__globals__.get('jitable_func', self._function)
         key = step_key and sha256(f'{step_key} {source} {VERSION}'.encode()).hexdigest()
@@ -284,7 +284,7 @@ def in_order(arrays: Arrays, names: list[str]) -> list:
 
 
 def call(function: Any, arguments: tuple) -> Any:
-    """Call a function of Numba; before the first call the code that is on disk is put into it."""
+    """Call a function of Numba; the first call loads its code from disk."""
     if not function.overloads and function.stats.cache_path:
         with compiling():
             if not function.overloads:
@@ -293,13 +293,12 @@ def call(function: Any, arguments: tuple) -> Any:
 
 
 def add_code_on_disk(function: Any, signature: tuple) -> None:
-    """Give a function that Numba caches its machine code as it is on disk, where it is written first if need be.
+    """Load the machine code of a function that Numba caches from disk, and compile it to there first if it is missing.
 
-    In the process that compiles it, the functions that it calls are those that were compiled one by one; what is on
-    disk is one piece, which was optimised as a whole.  Both are right, but last digits differ.  And of parts that have
-    one name, an execution engine takes those that it was given first.  So the code is loaded from disk into an engine
-    of its own: the first run of a model on a machine gives the same bits as all later ones, whatever else the process
-    has compiled.
+    In the process that compiles it, a function calls others that were compiled one by one; the code on disk is one
+    piece, optimised as a whole.  Both are right, but last digits differ.  And of several parts with one name, an
+    execution engine takes the first.  So the code is loaded from disk into an engine of its own: the first run of a
+    model on a machine gives the same bits as later ones, whatever else the process has compiled.
     """
     cache, engine = function._cache, type(cpu_target.target_context)(cpu_target.typing_context)
     code = cache.load_overload(signature, engine)

@@ -1,4 +1,4 @@
-"""What the rooms of Numba and of JAX share."""
+"""Definitions that the backends for Numba and JAX share: locks, updates of rows, two rewrites."""
 from __future__ import annotations
 
 import os
@@ -24,11 +24,11 @@ from pytensor.tensor.variable import TensorVariable
 
 FLOAT = 'float32'  # of weights and scores, as in the release's own scripts
 # Positions among PyTensor's rewrites: before element-wise operations are fused into loops, where operations may
-# overwrite their inputs, and when it is known which do.
+# overwrite their inputs, and after all others.
 BEFORE_FUSION, IN_PLACE, AFTER_ALL = 48.9, 70, 1000
 
-# PyTensor's rewrites that ask of each matrix whether it is diagonal, symmetric or a selection: none is here, and the
-# asking takes a fifth of the time of all rewrites.
+# PyTensor's rewrites for diagonal, symmetric and selection matrices: there are none here, and looking for them takes a
+# fifth of the time of all rewrites.
 ABOUT_SPECIAL_MATRICES = ('dot_diag_to_elemwise', 'selection_dot_to_indexing', 'useless_symmetric_transpose')
 
 # Rows of an array increased or set; PyTensor 3.0 and 3.1 have two operations for it, later ones have one.
@@ -74,7 +74,7 @@ if hasattr(os, 'register_at_fork'):
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """For one thread at a time: PyTensor's settings, which it changes while it compiles, are those of the process."""
+    """Let one thread in at a time: PyTensor changes settings of the whole process while it compiles."""
     if FORKED_WHILE_COMPILING.is_set():
         raise RuntimeError('this process was forked while another thread compiled, and so cannot compile: start it '
                            "with multiprocessing's method 'spawn' or 'forkserver'")
@@ -83,7 +83,7 @@ def compiling() -> Iterator[None]:
 
 
 def check_working_directory() -> None:
-    """OSError where it is gone: Numba, which looks at it, cannot compile then."""
+    """Raise OSError if the working directory is gone, which Numba reads before it compiles."""
     try:
         os.getcwd()
     except OSError as error:
@@ -93,7 +93,7 @@ def check_working_directory() -> None:
 
 @contextmanager
 def symbols_of_float32() -> Iterator[None]:
-    """Within it, the numbers in a graph are float32; for one thread at a time."""
+    """Make numbers in a graph float32 within; for one thread at a time."""
     with compiling(), pytensor.config.change_flags(floatX=FLOAT):
         yield
 
@@ -104,7 +104,7 @@ def symbols_of_float32() -> Iterator[None]:
 
 def row_update(table: TensorVariable, rows: TensorVariable, values: TensorVariable,
                changes: TensorVariable | None = None, *, store: bool) -> TensorVariable:
-    """`table` with values (n, ...) added to its rows (n,), or stored there: of several occurrences of a row, the last.
+    """Return `table` with values (n, ...) added to its rows (n,), or stored there: the last of a repeated row.
 
     An occurrence for which `changes`, bool (n,), is False does nothing.
     """
@@ -116,17 +116,17 @@ def row_update(table: TensorVariable, rows: TensorVariable, values: TensorVariab
 
 
 class TableUpdate(Op):
-    """An operation whose outputs are new values of tables; a copy of it overwrites them."""
+    """An operation whose outputs are new values of tables; `overwriting` makes one that changes them in place."""
     __props__: tuple[str, ...]
     inplace: bool
 
     def overwriting(self) -> TableUpdate:
-        """The copy."""
+        """Return the same operation in place."""
         return type(self)(**{name: getattr(self, name) for name in self.__props__} | {'inplace': True})
 
 
 class RowUpdate(TableUpdate):
-    """What `row_update` says: table, values, rows and, if there is a fourth input, which occurrences change something.
+    """The operation of `row_update`: table, values, rows and, as an optional fourth input, `changes`.
 
     PyTensor's operations for it mean different things by version where a row occurs twice, and are compiled to loops
     that wait for the memory of one row after the other.

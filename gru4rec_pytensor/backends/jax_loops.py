@@ -43,7 +43,7 @@ NOWHERE = 2 ** 30  # number of a row that no table has
 # make it copy the table first.
 
 class SortedRows(Op):
-    """Rows (n,), and if there is a second input which of them change something, to their order and the sorted rows.
+    """The order of rows (n,), and the sorted rows; an optional second input says which of them change something.
 
     The sort is stable, so that the occurrences of a row lie together as they came; those that change nothing come last,
     as `NOWHERE`.
@@ -75,14 +75,14 @@ class FinalRows(Op):
 
 
 def sorted_rows(rows: Array, changes: Array | None = None) -> tuple[Array, Array]:
-    """What `SortedRows` says."""
+    """Compute `SortedRows`."""
     rows = rows if changes is None else jnp.where(changes, rows, NOWHERE)
     order = jnp.argsort(rows, stable=True)
     return order.astype(rows.dtype), rows[order]
 
 
 def final_rows(table: Array, values: Array, order: Array, rows: Array, store: bool) -> Array:
-    """What `FinalRows` says; the last occurrence of a row writes."""
+    """Compute `FinalRows`; the last occurrence of a row writes."""
     values = values[order]
     if not store:
         values = table[rows] + sums_of_rows(rows, values)
@@ -92,7 +92,7 @@ def final_rows(table: Array, values: Array, order: Array, rows: Array, store: bo
 
 
 def sums_of_rows(rows: Array, values: Array) -> Array:
-    """Of each of the sorted rows (n,), the sum of the values (n, ...) of its occurrences so far, itself included.
+    """Return, for each of the sorted rows (n,), the sum of the values (n, ...) of its occurrences up to and with it.
 
     By blocks of about sqrt(n) occurrences: one product with the table of which are the same adds up within each block;
     the row that a block begins with may also end those before it, and has their sums added.  So n occurrences take
@@ -225,7 +225,7 @@ class JaxFunction:
 
 
 def padded(rows: np.ndarray, length: int) -> np.ndarray:
-    """Rows with zeros after them up to `length`, since XLA compiles a program for each shape."""
+    """Return rows with zeros up to `length`, since XLA compiles a program for each shape."""
     return np.concatenate([rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
@@ -245,7 +245,7 @@ class JaxStep:
 class JaxLoop:
     """The step and the loop around it as one program of XLA, which owns the weights and overwrites them.
 
-    The arrays that the step updates are donated to each call and come back from it, so that no matrix is copied.  They
+    The arrays that the step updates are donated to each call and returned by it, so that no matrix is copied.  They
     stay on the device between calls; `SharedVariable.get_value` gives JAX arrays then.
     """
 
@@ -313,7 +313,7 @@ class JaxRanks:
 
     def _counts(self, H: Array, target: Array, column: Array, all_Wy: Array, all_By: Array, Wy: Array,
                 By: Array) -> tuple[Array, Array, Array]:
-        """Of one mini-batch: other items that score higher than the target, those that score the same, and NaN."""
+        """Count, for one mini-batch, the other items that score higher than the target and the same, and find NaN."""
         size = min(self._block, len(By))
 
         def activation(scores: Array) -> Array:

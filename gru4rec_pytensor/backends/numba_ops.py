@@ -1,7 +1,7 @@
 """Numba: operations, and rewrites that put them into a graph.
 
-PyTensor's own operations stay as they are, since other graphs of the same process may hold them.  What is compiled in
-another way is an operation of ours, which a rewrite puts in its place in the graphs that `numba_mode` compiles.
+PyTensor's own operations stay as they are, since other graphs of the same process may hold them.  A rewrite replaces
+them by operations of ours in the graphs that `numba_mode` compiles.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pytensor.link.numba.dispatch.basic import (
     register_funcify_and_cache_key,
     register_funcify_default_op_cache_key,
 )
-from pytensor.scalar.basic import Composite, Exp, Tanh, same_out
+from pytensor.scalar.basic import Composite, Exp, ScalarOp, Tanh, same_out
 from pytensor.scalar.math import Sigmoid
 from pytensor.tensor.basic import Split
 from pytensor.tensor.elemwise import Elemwise
@@ -42,7 +42,7 @@ float_order = register_jitable(floats.float_order)
 # ---------------------------------------------------------------------------------------------------------------------
 
 class FastTanh(Tanh):
-    """tanh of a float32 as a quotient of two polynomials, to 3e-7; LLVM can vectorise it, libm's tanhf it cannot."""
+    """tanh of a float32 as a quotient of two polynomials, to 3e-7, which LLVM vectorises, unlike libm's tanhf."""
 
 
 class FastSigmoid(Sigmoid):
@@ -102,22 +102,15 @@ def sigmoid(x: np.float32) -> np.float32:
     return np.float32(1) / (np.float32(1) + exp(-x))
 
 
-@register_funcify_and_cache_key(FastTanh)
-def _funcify_fast_tanh(op: FastTanh, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
-    return tanh, f'gru4rec_tanh_{VERSION}'
-
-
-@register_funcify_and_cache_key(FastSigmoid)
-def _funcify_fast_sigmoid(op: FastSigmoid, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
-    return sigmoid, f'gru4rec_sigmoid_{VERSION}'
-
-
-@register_funcify_and_cache_key(FastExp)
-def _funcify_fast_exp(op: FastExp, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
-    return exp, f'gru4rec_exp_{VERSION}'
-
-
+COMPILED: dict[type, Any] = {FastTanh: tanh, FastSigmoid: sigmoid, FastExp: exp}
 APPROXIMATIONS: dict[type, type] = {Tanh: FastTanh, Sigmoid: FastSigmoid, Exp: FastExp}
+
+
+@register_funcify_and_cache_key(FastTanh)
+@register_funcify_and_cache_key(FastSigmoid)
+@register_funcify_and_cache_key(FastExp)
+def _funcify_approximation(op: ScalarOp, node: Apply, **kwargs: Any) -> tuple[Callable, str]:
+    return COMPILED[type(op)], f'gru4rec_{type(op).__name__}_{VERSION}'
 
 
 @node_rewriter([Elemwise])
@@ -147,7 +140,7 @@ def _funcify_inlined_composite(op: InlinedComposite, node: Apply, **kwargs: Any)
 
 
 def with_inlined_bodies(op: Op) -> Op:
-    """An operation that does the same, with each `Composite` replaced by `InlinedComposite`; `op` if it has none."""
+    """Return an equal operation with `InlinedComposite` for each `Composite`; `op` itself if it has none."""
     if type(op) is Composite:
         return InlinedComposite(op.inputs, op.outputs)
     if isinstance(op, Elemwise):
@@ -179,10 +172,10 @@ def inlined_bodies(fgraph: FunctionGraph, node: Apply) -> list | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class SplitColumns(Op):
-    """A matrix taken apart into matrices of as many columns each, as contiguous copies.
+    """The equal parts of a matrix's columns, as contiguous copies.
 
-    PyTensor's Split gives views.  Numba does not know that neighbours in a row of a view are neighbours in memory, and
-    a loop that reads one stays scalar: that costs more than the copy.
+    PyTensor's Split gives views, whose rows Numba does not know to be contiguous: a loop that reads one stays scalar,
+    which costs more than the copy.
     """
     __props__ = ('n_splits',)
 
@@ -247,7 +240,7 @@ class ColumnSums(Op):
 class RowMaxima(Op):
     """Largest number of each row of a float32 matrix; of a row with NaN, NaN or any number.
 
-    Found among integers in the same order: floats have no maximum that LLVM would make vectors of.
+    Computed of integers in the same order: LLVM makes no vectors of a maximum of floats.
     """
     __props__ = ()
 

@@ -1,8 +1,8 @@
 """Numba: reading and updating many rows of a table, and rewrites that put this into a graph.
 
 A mini-batch with 2,048 additional negatives reads as many rows, and changes them in three tables: the weights, their
-accumulators and their velocities.  They lie anywhere in memory, and what takes time is not arithmetic but waiting for
-it.  So each row is asked for some rows ahead of its turn, and the three tables are read and written in one go.
+accumulators and their velocities.  They lie anywhere in memory, so that most of the time goes into waiting for it.  So
+each row is prefetched some rows ahead of its turn, and one loop reads and writes the three tables.
 """
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CACHE_LINE = 16  # float32 numbers in it
 
 @intrinsic
 def prefetch(typing_context: Any, table: Any, row: Any, column: Any) -> tuple[Any, Callable]:
-    """Ask for the piece of memory that holds table[row, column], to be written soon; for compiled functions."""
+    """Prefetch the cache line of table[row, column], which is written soon; for compiled functions."""
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind, *index_types = signature.args
         array = context.make_array(kind)(context, builder, arguments[0])
@@ -58,7 +58,7 @@ def prefetch(typing_context: Any, table: Any, row: Any, column: Any) -> tuple[An
 
 @numba_njit
 def fetch_row(table: np.ndarray, row: int) -> None:
-    """Ask for the memory of a row of a matrix."""
+    """Prefetch a row of a matrix."""
     for j in range(0, table.shape[1], CACHE_LINE):
         prefetch(table, row, j)  # type: ignore[call-arg]
 
@@ -74,7 +74,7 @@ AdvancedIncSubtensor1: Any = getattr(subtensor, 'AdvancedIncSubtensor1', ())
 
 
 def is_reading_of_rows(node: Apply | None) -> bool:
-    """Whether a node is table[rows], of a matrix and a vector of whole numbers."""
+    """Return whether a node is table[rows], of a matrix and a vector of whole numbers."""
     return node is not None and isinstance(node.op, READING) and [
         (variable.type.ndim, variable.type.dtype[:3] in ('int', 'uin')) for variable in node.inputs] == [
         (2, False), (1, True)]
@@ -157,16 +157,15 @@ def row_updates(fgraph: FunctionGraph, node: Apply) -> list | None:
 class JointRowUpdate(TableUpdate):
     """The `RowUpdate` of several tables at the same rows, with the loop that computes their values.
 
-    Inputs are rows (n,), in `conditional` updates which of them change something (n,), the tables, and what else the
-    body takes, which is broadcast to (n, columns).  Whichever way a row's occurrences follow each other, each reads the
-    tables as they were before all of them.
+    Inputs are rows (n,), for `conditional` updates `changes` (n,), the tables, and other arguments of the body, to be
+    broadcast to (n, columns).  Each occurrence of a row reads the tables as they were before all of them.
 
     Parameters
     ----------
     body : of the loop, a function of numbers
-    operands : of each of its inputs, the number of the table whose row it is, or None for what else it takes
-    outputs : of each table, the number of the body's output that is added or stored
-    stores : of each table, True to store, False to add
+    operands : for each of its inputs, the number of the table whose row it is, or None
+    outputs : for each table, the number of the body's output that is added or stored
+    stores : for each table, True to store, False to add
     """
     __props__ = ('body', 'operands', 'outputs', 'stores', 'conditional', 'inplace')
 
@@ -182,11 +181,11 @@ class JointRowUpdate(TableUpdate):
         return Apply(self, [*inputs], [table.type() for table in self.tables_of(inputs)])
 
     def tables_of(self, inputs: Sequence) -> Sequence:
-        """Of the inputs, the tables."""
+        """Return the tables among the inputs."""
         return inputs[self.first_table:self.first_table + len(self.outputs)]
 
     def operands_of(self, inputs: Sequence, row_of: Callable[[int, Any], Any]) -> list:
-        """Of the inputs, what the body takes: `row_of` (number, table) for rows of tables."""
+        """Return the arguments of the body, with `row_of` (number, table) for rows of tables."""
         others = iter(inputs[self.first_table + len(self.outputs):])
         tables = self.tables_of(inputs)
         return [next(others) if k is None else row_of(k, tables[k]) for k in self.operands]
@@ -202,8 +201,12 @@ class JointRowUpdate(TableUpdate):
 
 @numba_njit
 def repeated_rows(rows: np.ndarray) -> tuple[np.ndarray, int]:
-    """Of each occurrence, int32 (n,), -1 if its row occurs once, else its row's number among those that occur again;
-    and how many these are."""
+    """Number the rows that occur several times.
+
+    Returns
+    -------
+    for each occurrence, int32 (n,), the number of its row, -1 if that occurs once; and how many numbers there are
+    """
     size = 1
     while size < 4 * len(rows):
         size *= 2
@@ -225,10 +228,10 @@ def repeated_rows(rows: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def joint_row_update_source(op: JointRowUpdate, operands: Sequence[Variable]) -> str:
-    """Source of a `JointRowUpdate`; the operands' types say which are the same for all rows or columns.
+    """Return the source of a `JointRowUpdate`; the types of `operands` say which are the same for all rows or columns.
 
-    The body's values go to arrays of one row, so that each loop is over few arrays: of many, LLVM does not see that
-    they do not overlap, and makes no vectors.
+    The body's values go to arrays of one row, so that each loop is over few arrays: LLVM makes no vectors where
+    it would have to compare many arrays for overlap.
     """
     tables = [f'table{k}' for k in range(len(op.outputs))]
     others = [f'other{i}' for i in range(op.operands.count(None))]
@@ -282,7 +285,7 @@ def _funcify_joint_row_update(op: JointRowUpdate, node: Apply, **kwargs: Any) ->
 
 @node_rewriter([RowUpdate])
 def joint_row_updates(fgraph: FunctionGraph, node: Apply) -> dict | None:
-    """Rewrite: the `RowUpdate` of all tables whose values come from one loop, which nothing else needs, to one."""
+    """Rewrite: `RowUpdate` of several tables, whose values one loop computes for them alone, to `JointRowUpdate`."""
     loop, rows, changes = node.inputs[1].owner, node.inputs[2], node.inputs[3:]
     if loop is None or not isinstance(loop.op, Elemwise):
         return None
@@ -303,7 +306,7 @@ def joint_row_updates(fgraph: FunctionGraph, node: Apply) -> dict | None:
 
 
 def row_of_table(variable: Variable, tables: list[Variable], rows: Variable) -> int | None:
-    """The number of the table whose rows the variable is, if it is that of one."""
+    """Return the number of the table that a variable is rows of, or None."""
     if not is_reading_of_rows(variable.owner):
         return None
     table, index = variable.owner.inputs

@@ -36,7 +36,7 @@ TRICKS = {rewrite.__name__: (rewrite, position) for position, rewrites in (
 
 
 def switched_off() -> set[str]:
-    """Names of the tricks, of those in `TRICKS`, that the environment variable GRU4REC_WITHOUT switches off.
+    """Return the names in `TRICKS` that the environment variable GRU4REC_WITHOUT switches off.
 
     For measuring what each brings: ``GRU4REC_WITHOUT=fast_activations,row_updates python ...``.
     """
@@ -47,9 +47,9 @@ def switched_off() -> set[str]:
 
 
 def numba_mode() -> Mode:
-    """PyTensor's mode for Numba, with the tricks that are not switched off."""
+    """Return PyTensor's mode for Numba, with the tricks that are not switched off."""
     off = switched_off()
-    # 'local_log_sum_exp': cross_entropy takes off the largest itself.
+    # 'local_log_sum_exp': cross_entropy subtracts the largest score itself.
     return get_mode('NUMBA').excluding('local_log_sum_exp', *ABOUT_SPECIAL_MATRICES).register(
         *((in2out(rewrite, name=name, ignore_newtrees=position == IN_PLACE), position)
           for name, (rewrite, position) in TRICKS.items() if name not in off))

@@ -54,9 +54,9 @@ class NumpyCall(Op):
 
 
 def is_numpy_call(node: Apply) -> bool:
-    """Whether NumPy has a function for an operation of PyTensor's that makes a new array.
+    """Return whether NumPy has a function for an operation of PyTensor's that makes a new array.
 
-    Not for floats of integers: PyTensor's own tells NumPy their precision.
+    Floats of integers are left to PyTensor's own operation, which tells NumPy their precision.
     """
     if not isinstance(node.op, Elemwise) or not node.op.nfunc_spec or node.op.inplace_pattern:
         return False
@@ -69,8 +69,8 @@ def is_numpy_call(node: Apply) -> bool:
 class NumpyCalls(GraphRewriter):
     """Rewrite: element-wise operations to `NumpyCall`.
 
-    It comes last, so that nothing else looks at the graph any more, and exchanges the operation within each node: new
-    nodes would take longer than these calls save in a short training.
+    It comes last and exchanges the operation within each node: new nodes would take longer than these calls save in a
+    short training.
     """
     name = 'numpy_calls'
 
@@ -82,8 +82,8 @@ class NumpyCalls(GraphRewriter):
 def python_mode() -> Mode:
     """PyTensor's mode for its interpreter.
 
-    Fused loops, and sums and products of three and more, would run element by element in Python.  To find out which
-    loops may overwrite their inputs takes a third of the time of a compilation, and brings nothing here.
+    Fused loops, and sums and products of three and more, would run element by element in Python.  Finding loops that
+    may overwrite their inputs takes a third of the time of a compilation, and brings nothing here.
     """
     mode = Mode(linker='py', optimizer='fast_run').excluding('fusion', 'inplace_elemwise', *ABOUT_SPECIAL_MATRICES)
     return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION),

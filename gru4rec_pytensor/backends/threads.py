@@ -1,4 +1,4 @@
-"""Threads of BLAS: the cores that a process has been given, and how many of them products of matrices use.
+"""Threads of BLAS: the cores that a process may use, and how many of them products of matrices take.
 
 OpenBLAS's threads wait for one another, and for the next product, by spinning.  So they bring something where products
 are large and cores are free; where another process has a core, the others wait for the thread that shares it.
@@ -18,23 +18,23 @@ CONTROL_GROUP = Path('/sys/fs/cgroup')  # where Linux says what a container may 
 
 
 def available_cores() -> int:
-    """Cores that this process may use: those that it is bound to, or fewer where its container gets less time."""
+    """Return how many cores this process may use: those it is bound to, or fewer if its container has less time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     quota, period = (*limits('cpu.max'), *limits('cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us'), -1, 1)[:2]
     return max(1, min(cores, quota // period)) if quota > 0 else cores
 
 
 def limits(*names: str) -> list[int]:
-    """What files of the container's control group say; empty where they are not there, or set no limit."""
+    """Return the numbers in files of the container's control group, none where they are missing or set no limit."""
     with contextlib.suppress(OSError, ValueError):
         return [int(word) for name in names for word in (CONTROL_GROUP / name).read_text().split()]
     return []
 
 
 class BlasThreads:
-    """The number of BLAS's threads, which the whole process has one of.
+    """The number of BLAS's threads, of which the whole process has one.
 
-    Of several that are within `limited` at once, in threads of Python, the one who wants fewest decides.
+    Where several threads of Python are within `limited` at once, the smallest number counts.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class BlasThreads:
 
     @contextlib.contextmanager
     def limited(self, n: int) -> Iterator[None]:
-        """Within it BLAS has n threads; afterwards as many as before."""
+        """Let BLAS have n threads within, and afterwards as many as before."""
         with self._lock:
             self._look()
             self._wanted.append(n)
@@ -58,7 +58,7 @@ class BlasThreads:
                 self._set()
 
     def allowed(self) -> int:
-        """How many threads BLAS may use: what it has when nobody is within, but no more than there are cores.
+        """Return how many threads BLAS may use: its number outside of `limited`, but no more than there are cores.
 
         The first is what `OMP_NUM_THREADS` or `threadpoolctl.threadpool_limits` say, or else the number of cores.
         """
