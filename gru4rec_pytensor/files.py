@@ -1,5 +1,5 @@
-"""Files that are whole or not there, locks that end with their process, checks before work is lost, and the text in a
-file that may be compressed."""
+"""Files that are whole or absent, locks that end with their process, checks before any work, and text that may be
+compressed."""
 from __future__ import annotations
 
 import bz2
@@ -54,7 +54,7 @@ def _target(path: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends, and is gone when the block raises.
+    """Binary file that takes the place of `path` when the block ends, and is gone when the block raises.
 
     Of a symbolic link it takes the place of the target.
 
@@ -79,7 +79,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def temporary_file(path: Path) -> BinaryIO:
-    """A new file beside `path`, which is locked, so that `remove_leftovers` knows that it is in use.
+    """Open a new file beside `path`, and lock it, so that `remove_leftovers` knows that it is in use.
 
     Not mkstemp, whose files are for their owner alone: it gets the mode that the process's umask gives any file.
     """
@@ -169,7 +169,7 @@ def _lock(handle: int, wait: bool) -> bool:
 
 
 def _is_file(handle: int, path: str | os.PathLike) -> bool:
-    """Whether `path` is still the name of an open file."""
+    """Return whether `path` is still the name of an open file."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -178,7 +178,7 @@ def _is_file(handle: int, path: str | os.PathLike) -> bool:
 
 @contextlib.contextmanager
 def files_together(folder: str | os.PathLike) -> Iterator[str]:
-    """A folder to write files into that move to `folder` when the block ends well, and vanish when it does not.
+    """Temporary folder whose files move to `folder` when the block ends well, and vanish when it does not.
 
     It lies inside `folder`, so each file moves in one step, and a place that cannot be written to is noticed before
     the work is done.  The steps follow one another at once: a process that is killed between two of them leaves whole

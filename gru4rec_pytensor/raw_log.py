@@ -1,4 +1,4 @@
-"""The raw log of RSC15, and the files that the protocol makes of it: read and written by compiled code."""
+"""Raw log of RSC15 and files of its protocol, read and written by compiled code."""
 from __future__ import annotations
 
 import os
@@ -8,7 +8,7 @@ import pandas as pd
 from numba import njit
 
 from gru4rec_pytensor.events import COLUMNS
-from gru4rec_pytensor.files import text_blocks, whole_lines
+from gru4rec_pytensor.files import BLOCK_BYTES, text_blocks, whole_lines
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading. Text is parsed by compiled code, byte by byte: 33 million lines take seconds, not minutes, and whatever is
@@ -17,7 +17,6 @@ from gru4rec_pytensor.files import text_blocks, whole_lines
 
 RAW_COLUMNS = ['session', 'time', 'item', 'category']
 RAW_EXAMPLE = '1,2014-04-07T10:51:09.277Z,214536502,0'
-BLOCK_BYTES = 1 << 25  # parsed at a time
 NEWLINE, COMMA, TAB, DOT, ZERO = (ord(c) for c in '\n,\t.0')
 TIME_SHAPE = np.frombuffer(b'0000-00-00T00:00:00.000Z', np.uint8)
 DAYS_BEFORE_MONTH = np.array([0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 365])
@@ -44,7 +43,7 @@ def read_clicks(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def _parse(text: bytes) -> tuple[tuple[np.ndarray, ...], str | None]:
-    """Columns (session, millis, item) of the lines up to the first bad one, and what is wrong with that, or None."""
+    """Return columns (session, millis, item) up to the first bad line, and what is wrong with that line, or None."""
     columns = tuple(np.empty(text.count(b'\n'), np.int64) for _ in range(3))
     n_lines, bad_start, bad_column = _parse_lines(np.frombuffer(text, np.uint8), *columns)
     if bad_start < 0:
@@ -88,7 +87,7 @@ def _parse_lines(text: np.ndarray, session: np.ndarray, millis: np.ndarray, item
 
 @njit(cache=True)
 def _parse_number(text: np.ndarray, start: int) -> tuple[int, int]:
-    """The whole number between `start` and the next comma, and where that comma is; -1 if there is none."""
+    """Return the whole number between `start` and the next comma, -1 if there is none, and the place of the comma."""
     value, end = 0, start
     while ZERO <= text[end] <= ZERO + 9:
         value = 10 * value + text[end] - ZERO
@@ -100,7 +99,7 @@ def _parse_number(text: np.ndarray, start: int) -> tuple[int, int]:
 
 @njit(cache=True)
 def _parse_time(text: np.ndarray, start: int) -> int:
-    """Milliseconds since 1970 of 2014-04-07T10:51:09.277Z and the comma behind it; -1 if it is not such a time."""
+    """Return the milliseconds since 1970 of a time like 2014-04-07T10:51:09.277Z before a comma; -1 for other text."""
     for k in range(TIME_SHAPE.size):
         is_digit = ZERO <= text[start + k] <= ZERO + 9
         if not (is_digit if TIME_SHAPE[k] == ZERO else text[start + k] == TIME_SHAPE[k]):
