@@ -6,7 +6,6 @@ import bz2
 import codecs
 import contextlib
 import glob
-import gzip
 import importlib
 import io
 import itertools
@@ -20,6 +19,7 @@ import stat
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -194,8 +194,10 @@ def files_together(folder: str | os.PathLike) -> Iterator[str]:
             with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=folder) as unfinished:
                 yield unfinished
                 # A synthetic log, whose presence marks the other files as synthetic, comes first.
-                for name in sorted(os.listdir(unfinished), reverse=True):
-                    os.replace(os.path.join(unfinished, name), _target(os.path.join(folder, name)))
+                names = sorted(os.listdir(unfinished), reverse=True)
+                targets = [_target(os.path.join(folder, name)) for name in names]  # all, before the first one moves
+                for name, target in zip(names, targets):
+                    os.replace(os.path.join(unfinished, name), target)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):  # not empty: somebody else has put something there
@@ -212,11 +214,6 @@ BLOCK_BYTES = 1 << 25
 EXCEL_LINE = re.compile(rb'\A"?sep=."?(?=[\r\n])')
 
 
-def _is_device(path: str | os.PathLike) -> bool:
-    mode = os.stat(path).st_mode
-    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-
-
 def check_readable(path: str | os.PathLike) -> None:
     """Raise OSError or ValueError unless there is something to read: a file, a pipe, or standard input."""
     if str(path) == STANDARD_INPUT:
@@ -225,7 +222,8 @@ def check_readable(path: str | os.PathLike) -> None:
         raise FileNotFoundError(f'{path}: no such file')
     if os.path.isdir(path):
         raise IsADirectoryError(f'{path}: is a folder, not a file')
-    if _is_device(path):
+    mode = os.stat(path).st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         raise ValueError(f'{path}: is a device, not a file')
 
 
@@ -253,12 +251,11 @@ def _zstandard() -> Any:
         raise ValueError('is compressed with zstandard, which needs a package: pip install zstandard') from None
 
 
-# How a file begins -> what it is, and what reads it as a file, or what decompresses a stream of it.
-COMPRESSED: dict[bytes, tuple[str, Callable[..., Any] | None, Callable[[], Any] | None]] = {
-    b'\x1f\x8b': ('gzip', lambda file: gzip.GzipFile(fileobj=file), None), b'PK\x03\x04': ('zip', _only_member, None),
-    b'\xfd7zXZ\0': ('xz', None, lzma.LZMADecompressor), b'BZh': ('bzip2', None, bz2.BZ2Decompressor),
-    b'\x28\xb5\x2f\xfd': ('zstandard', None, _zstandard)}
-
+# How a file begins -> what it is, and what decompresses a stream of it; a zip archive is none.
+COMPRESSED: dict[bytes, tuple[str, Callable[[], Any] | None]] = {
+    b'\x1f\x8b': ('gzip', lambda: zlib.decompressobj(16 + zlib.MAX_WBITS)), b'PK\x03\x04': ('zip', None),
+    b'\xfd7zXZ\0': ('xz', lzma.LZMADecompressor), b'BZh': ('bzip2', bz2.BZ2Decompressor),
+    b'\x28\xb5\x2f\xfd': ('zstandard', _zstandard)}
 NOT_PLAIN = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, *COMPRESSED)
 
 
@@ -291,13 +288,12 @@ def text_blocks(path: str | os.PathLike, size: int = BLOCK_BYTES) -> Iterator[by
 def _unpacked(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
     """Read blocks of a file, decompressed; ValueError that names it if it is damaged."""
     head = file.peek(8)  # type: ignore[attr-defined]
-    kind, reader, new_stream = next((found for start, found in COMPRESSED.items() if head.startswith(start)),
-                                    ('', lambda file: file, None))
+    kind, new_stream = next((found for start, found in COMPRESSED.items() if head.startswith(start)), ('', None))
     try:
         if new_stream:
             yield from _streams(file, new_stream)
             return
-        unpacked = reader(file)  # type: ignore[misc]
+        unpacked = _only_member(file) if kind == 'zip' else file
         while block := unpacked.read(size):
             yield block
     except ValueError as error:
@@ -318,7 +314,7 @@ def _streams(file: BinaryIO, new_stream: Callable[[], Any]) -> Iterator[bytes]:
     while packed := file.read(1 << 16):
         while packed:
             if stream.eof:
-                packed = packed.lstrip(b'\0')  # xz may have zeros between streams
+                packed = packed.lstrip(b'\0')  # there may be zeros between streams
                 if not packed:
                     break
                 stream = new_stream()
