@@ -1,12 +1,12 @@
-"""The RSC15 protocol of section 4: from the raw click log to training, validation and test files.
+"""RSC15 protocol of section 4: from the raw click log to training, validation and test files.
 
     python preprocess_rsc15.py CLICKS OUT           the challenge's yoochoose-clicks.dat, plain or compressed
-    python preprocess_rsc15.py --synthetic OUT      a made-up log of the same kind, then the same protocol
+    python preprocess_rsc15.py --synthetic OUT      the same for a made-up log
     python preprocess_rsc15.py CLICKS OUT --fraction 64      the most recent 1/64 of the training prefixes, or 1/4
     python preprocess_rsc15.py CLICKS OUT --protocol 2023    as the authors prepare data since 2023
 
-OUT receives `rsc15_train_full.txt` and `rsc15_test.txt`, and, for tuning, the same split made once more inside
-the training part: `rsc15_train_tr.txt` and `rsc15_train_valid.txt`. All are tab-separated with the columns
+OUT receives `rsc15_train_full.txt` and `rsc15_test.txt`, and, for tuning, those of the same split inside the
+training part: `rsc15_train_tr.txt` and `rsc15_train_valid.txt`. All are tab-separated with the columns
 SessionId, ItemId and Time. A table compares sessions, events and items with the published counts.
 
 Two things the paper does not say, but its counts need: items with fewer than five clicks are dropped, and sessions
@@ -68,7 +68,7 @@ PUBLISHED = {
     'train_full': {'sessions': 7_966_257, 'events': 31_637_239, 'items': 37_483},
     'test': {'sessions': 15_324, 'events': 71_222},
 }
-PROTOCOLS = ('2016', '2023')
+PROTOCOL_YEARS = ('2016', '2023')
 PUBLISHED_FRACTIONS = {  # of NARM (Li et al., 2017) and those who use its data
     64: {'training prefixes': 369_859, 'test prefixes': 55_898, 'clicks': 557_248, 'items': 16_766},
     4: {'training prefixes': 5_917_746, 'test prefixes': 55_898, 'clicks': 8_326_407, 'items': 29_618},
@@ -86,7 +86,7 @@ def preprocess(clicks: pd.DataFrame, protocol: str = '2016') -> dict[str, pd.Dat
     ----------
     clicks : DataFrame with SessionId, ItemId (numbers, text, dates) and Time (timestamps, or numbers as `in_seconds`
         takes them), one row an event, in any order. It is not modified, and other columns are left out.
-    protocol : '2016', or '2023', as the text of this module describes it
+    protocol : '2016', or '2023', as the docstring of this module describes it
 
     Returns
     -------
@@ -97,7 +97,7 @@ def preprocess(clicks: pd.DataFrame, protocol: str = '2016') -> dict[str, pd.Dat
     ------
     TypeError or ValueError for a frame that is not a click log, and ValueError when a step leaves nothing.
     """
-    check_choice('protocol', protocol, PROTOCOLS)
+    check_choice('protocol', protocol, PROTOCOL_YEARS)
     check_events(clicks, *COLUMNS)
     for name in COLUMNS[:2]:
         check_one_type(clicks[name])
@@ -115,14 +115,14 @@ def preprocess(clicks: pd.DataFrame, protocol: str = '2016') -> dict[str, pd.Dat
 
 
 def _split_twice(events: pd.DataFrame, by: Callable) -> dict[str, pd.DataFrame]:
-    """Return the four files of all events; `by` divides them."""
+    """Return the frames of the four files; `by` divides events into training and test data."""
     train_full, test = split(events, 'test', by)
     train_tr, valid = split(train_full, 'validation', by)
     return {'train_full': train_full, 'test': test, 'train_tr': train_tr, 'valid': valid}
 
 
 def most_recent_fraction(parts: dict[str, pd.DataFrame], share: int) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
-    """Return the parts with the most recent 1 / `share` of the prefixes in both training files, and counts.
+    """Cut both training frames of `preprocess` to the most recent 1 / `share` of their prefixes; also return counts.
 
     The counts are of prefixes, of the clicks of all sessions that have one of these prefixes or are test sessions, and
     of the items there, as the papers that use such data count them.
@@ -189,8 +189,8 @@ def make_synthetic(out_dir: str | os.PathLike, n_sessions: int = SYNTHETIC_SESSI
 
 
 def _check_protocol(protocol: str, fraction: int | None) -> None:
-    """Raise TypeError or ValueError, before a log is read for minutes, unless there are files of this kind."""
-    check_choice('protocol', protocol, PROTOCOLS)
+    """Raise TypeError or ValueError unless there are files of this kind, before a log is read for minutes."""
+    check_choice('protocol', protocol, PROTOCOL_YEARS)
     if fraction is None:
         return
     check_whole_number('fraction', fraction)
@@ -199,7 +199,7 @@ def _check_protocol(protocol: str, fraction: int | None) -> None:
 
 
 def _write_files(clicks: pd.DataFrame, folder: str, protocol: str, fraction: int | None) -> dict[str, dict[str, int]]:
-    """Write the four files of a log; return their counts."""
+    """Write the four files of a log, and return their counts."""
     parts, of_fraction = preprocess(clicks, protocol), {}
     if fraction is not None:
         parts, of_fraction['fraction'] = most_recent_fraction(parts, fraction)
@@ -210,7 +210,7 @@ def _write_files(clicks: pd.DataFrame, folder: str, protocol: str, fraction: int
 
 def format_counts(counts: dict[str, dict[str, int]], synthetic: bool = False, protocol: str = '2016',
                   fraction: int | None = None) -> str:
-    """Return the counts of `preprocess_log` as a table of text, beside the published ones where there are some.
+    """Format the counts of `preprocess_log` as a table of text, beside the published ones where there are some.
 
     There are none for a synthetic log and for the protocol of 2023; the training files of a fraction have their own.
     """
@@ -221,19 +221,19 @@ def format_counts(counts: dict[str, dict[str, int]], synthetic: bool = False, pr
     for name, found in counts.items():
         if name in FILES:
             line = f"{FILES[name]:<24}{found['sessions']:>12,}{found['events']:>12,}{found['items']:>10,}"
-            lines.append(line + (f'   {verdict(found, published[name])}' if name in published else ''))
+            lines.append(line + (f'   {agreement(found, published[name])}' if name in published else ''))
     if fraction:
         numbers = ', '.join(f'{number:,} {key}' for key, number in counts['fraction'].items())
         lines.append(f'the most recent 1/{fraction}: {numbers}')
         if fraction in PUBLISHED_FRACTIONS and not synthetic:
-            lines.append(f'   published: {verdict(counts["fraction"], PUBLISHED_FRACTIONS[fraction], each=True)}')
+            lines.append(f'   published: {agreement(counts["fraction"], PUBLISHED_FRACTIONS[fraction], each=True)}')
     if synthetic:
         lines.append('This log is synthetic: the published counts do not apply to it.')
     return '\n'.join(lines)
 
 
-def verdict(found: dict[str, int], published: dict[str, int], each: bool = False) -> str:
-    """Return whether counts are the published ones, for all of them together or for each."""
+def agreement(found: dict[str, int], published: dict[str, int], each: bool = False) -> str:
+    """Say whether counts are the published ones, for all of them together or for each."""
     same = {key: 'matches' if found[key] == number else 'differs' for key, number in published.items()}
     if each:
         return ', '.join(f'{number:,} {key} {same[key]}' for key, number in published.items())
@@ -251,11 +251,12 @@ def _parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace
     )
     parser.add_version()
     parser.add_argument('paths', nargs='+', metavar='PATH', help='CLICKS, the raw log, and OUT, the folder to write to')
-    parser.add_argument('--synthetic', action='store_true', help='make a log up, in place of reading CLICKS')
+    parser.add_argument('--synthetic', action='store_true', help='make up a log instead of reading CLICKS')
     parser.add_argument('--sessions', type=int, help=f'synthetic sessions (default {SYNTHETIC_SESSIONS})')
     parser.add_argument('--items', type=int, help=f'synthetic items (default {SYNTHETIC_ITEMS})')
     parser.add_argument('--seed', type=int, help='seed of the synthetic log (default 42)')
-    parser.add_argument('--protocol', choices=PROTOCOLS, default='2016', help="the paper's or the authors' later one")
+    parser.add_argument('--protocol', choices=PROTOCOL_YEARS, default='2016',
+                        help="the paper's or the authors' later one")
     parser.add_argument('--fraction', type=positive_number, metavar='N', help='keep the most recent 1/N of the '
                         'training prefixes, for example 64 or 4')
     args = parser.parse_args(argv)
@@ -271,7 +272,7 @@ def _parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line, see the module's text; wrong input ends with one line on stderr and exit code 2."""
+    """Run the command line that the module's docstring describes; wrong input ends with one line and exit code 2."""
     parser, args = _parse_arguments(argv)
     logging.basicConfig(level='WARNING', format='%(message)s')
     logging.getLogger('gru4rec.events').setLevel('INFO')  # how many events each filter drops

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 
 def first_few(values: ArrayLike, n: int = 5) -> str:
-    """The first few values, for a message.
+    """Format the first few values for a message.
 
     >>> first_few([3, 1, 4, 1, 5, 9])
     '3, 1, 4, 1, 5, ...'
@@ -21,7 +21,7 @@ def first_few(values: ArrayLike, n: int = 5) -> str:
 
 
 def is_whole_number(value: Any) -> bool:
-    """Whether it is an integer, of Python or NumPy; True and False are none."""
+    """Return whether a value is an integer of Python or NumPy; True and False are none."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -45,9 +45,9 @@ def check_whole_numbers(name: str, values: Any, what: str, at_least: int = 0) ->
 
 def check_number(name: str, value: Any, low: float = 0, high: float = np.inf, *, above: bool = False,
                  below: bool = False) -> None:
-    """Raise unless it is a number from `low` to `high`; these themselves do not count with `above` and `below`.
+    """Raise unless it is a number from `low` to `high`; `above` and `below` exclude the ends.
 
-    An infinite `high` is never reached: infinity and NaN are no numbers here.
+    Infinity and NaN are never allowed.
     """
     allowed = f'{"a" if high < np.inf else "a finite"} number {"above" if above else "of at least"} {low:g}'
     if high < np.inf:
@@ -75,7 +75,7 @@ OURS = ('gru4rec', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experimen
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Give a warning that points at the line of the user's code: the innermost one outside of this project."""
+    """Warn at the line of the user's code: the innermost frame outside this project."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get('__name__', '').split('.')[0] in (*OURS, 'contextlib'):
         frame, level = frame.f_back, level + 1

@@ -31,7 +31,7 @@ from gru4rec_pytensor.files import name_of, plain_text
 from gru4rec_pytensor.text_table import DELIMITERS, line_of, open_table, read_table
 
 logger = logging.getLogger('gru4rec.events')
-Where = Callable[[int], str]  # what to call a row of a file, counted from 0, in messages
+Where = Callable[[int], str]  # row of a file, counted from 0 -> its name in messages
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ Where = Callable[[int], str]  # what to call a row of a file, counted from 0, in
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Format(NamedTuple):
-    """Which columns a log has, and what to make of them.
+    """Columns of a log, and their meaning.
 
     title : what to call it
     columns : of sessions, items and times
@@ -56,7 +56,7 @@ class Format(NamedTuple):
 
     @property
     def needed(self) -> list[str]:
-        """All columns that are read."""
+        """Return the names of all columns that are read."""
         others = (self.day, self.event_key if self.event_types else None)
         return [*self.columns, *(name for name in others if name)]
 
@@ -72,11 +72,11 @@ FORMATS = (  # that are known by their headers
 def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit: str | None = None,
                 drop_without_session: bool = False, drop_without_item: bool = False, event_key: str | None = None,
                 event_types: Sequence[str] = (), session_gap: float | None = None) -> pd.DataFrame:
-    """The events of a file: Parquet, or text with a header and tabs, commas, semicolons or bars.
+    """Read the events of a file: Parquet, or text with a header and tabs, commas, semicolons or bars.
 
     Text may be compressed (gzip, zip, bzip2, xz, zstandard), and UTF-8 or UTF-16; ``-`` is standard input.  Files
     without the `columns` SessionId, ItemId and Time are read as they are if their header is one of `FORMATS`.  What was
-    taken, and how many rows are left out, is said by the logger ``gru4rec.events``.
+    assumed, and how many rows were left out, goes to the logger ``gru4rec.events``.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
     with plain_text(path) as plain:
         is_parquet = plain.read(4) == b'PAR1' or Path(path).suffix in ('.parquet', '.pq')
         plain.seek(0)
-        read = _read_parquet if is_parquet else _read_text
-        frame, where, form = read(plain, title, asked)
+        reader = _read_parquet if is_parquet else _read_text
+        frame, where, form = reader(plain, title, asked)
         if frame.empty:
             raise ValueError(f'{title}: has no events')
         frame = _of_types(title, frame, form)
@@ -124,7 +124,7 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
 
 
 def _checked(where: Where, frame: pd.DataFrame, form: Format, time_unit: str | None) -> pd.DataFrame:
-    """Ids of sessions, ids of items, and seconds; ValueError that names the first line where they are none."""
+    """Convert columns to ids and seconds; ValueError that names the first line where that is impossible."""
     session, item, time = form.columns
 
     def where_is(row: int) -> str:
@@ -139,7 +139,7 @@ def _checked(where: Where, frame: pd.DataFrame, form: Format, time_unit: str | N
 
 
 def _chosen(title: str, names: list[str], asked: Format) -> Format:
-    """What was asked for, or else the format that is known by such names; ValueError unless the columns are there."""
+    """Return the format asked for, or the known one with such names; ValueError for a column that stands twice."""
     form = asked
     if asked.columns == COLUMNS and not set(COLUMNS) <= set(names):
         known = next((known for known in FORMATS if set(known.needed) <= set(names)), None)
@@ -158,7 +158,7 @@ def _chosen(title: str, names: list[str], asked: Format) -> Format:
 
 
 def _of_types(title: str, frame: pd.DataFrame, form: Format) -> pd.DataFrame:
-    """The events of the wanted kinds; says how many others there are."""
+    """Keep the events of the wanted kinds, and report how many others there are."""
     if not form.event_types:
         return frame
     kinds = frame[form.event_key].astype(str)
@@ -177,7 +177,7 @@ NO_IDS = ('binary', 'large_binary', 'fixed_size_binary', 'time32', 'time64', 'du
 
 
 def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
-    """The needed columns of a Parquet file; whole numbers stay whole beside missing values."""
+    """Read the needed columns of a Parquet file; whole numbers stay whole beside missing values."""
     try:  # optional
         parquet, types = (importlib.import_module(f'pyarrow.{name}') for name in ('parquet', 'types'))
     except ImportError:
@@ -203,7 +203,7 @@ def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFr
 
 
 def _read_text(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
-    """A text file; the delimiter is the one by which the header has most of the columns."""
+    """Read a text file; the delimiter is the one by which the header has most of the columns."""
     known = [asked, *(FORMATS if asked.columns == COLUMNS else ())]
     table = open_table(plain, title, lambda names: (max(sum(name in names for name in form.needed) for form in known),))
     form = _chosen(title, table.names, asked)
@@ -217,7 +217,7 @@ def _read_text(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame
 
 
 def _what_is_expected(names: list[str], columns: Sequence[str]) -> str:
-    """What to do about a file whose first line, with these fields, has not the columns."""
+    """Return advice about a file whose first line has these fields and lacks the columns."""
     if any(re.fullmatch(r'[\d.:TZ/ +-]+', name) for name in names):
         if len(names) == 4 and re.fullmatch(r'\d{4}-\d\d-\d\dT[\d:.]+Z', names[1]):
             return "It looks like the raw log of RSC15, which has no header: preprocess_rsc15.py reads it"
@@ -236,7 +236,7 @@ def _with_id(title: str, frame: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _ids(where: Where, values: pd.Series, hint: str = '') -> pd.Series:
-    """Ids as int64 if the column holds whole numbers, else as text."""
+    """Convert ids to int64 if the column holds whole numbers, else to text."""
     _require(where, values.notna(), values, f'an id{hint}')
     if pd.api.types.is_bool_dtype(values):
         return values.astype(str)
@@ -254,7 +254,7 @@ def _ids(where: Where, values: pd.Series, hint: str = '') -> pd.Series:
 
 
 def _times(where: Where, values: pd.Series) -> pd.Series:
-    """Times as numbers or timestamps; days too."""
+    """Convert times or days to numbers or timestamps."""
     if pd.api.types.is_datetime64_any_dtype(values):
         _require(where, values.notna(), values, 'a time')
         return values
@@ -278,7 +278,7 @@ def _times(where: Where, values: pd.Series) -> pd.Series:
 
 
 def _require(where: Where, good: pd.Series, values: pd.Series, wanted: str) -> None:
-    """ValueError that names the first line whose column is not what it should be."""
+    """Raise ValueError that names the first line where the values are not `good`."""
     if not good.all():
         first = int((~good).to_numpy().argmax())
         value = values.iloc[first]
@@ -295,12 +295,12 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
             test_days: float | None = None, test_fraction: float | None = None, time_unit: str | None = None,
             drop_repeats: bool = False, until_stable: bool = False, test_by: str = 'last',
             ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and test data of a log, by the filters of the paper's section 4.
+    """Make training and test data of a log, by the filters of the paper's section 4.
 
-    Sessions that are too long, then those too short, items that are too rare, and sessions that these left too short
-    are dropped.  The sessions that end last are set apart as test data, whole; of these, items that training does not
-    have are dropped, and then sessions with fewer than two events.  The last three arguments of the list make it the
-    protocol that the paper's authors use since 2023: ``drop_repeats=True, until_stable=True, test_by='first'``.
+    Too long sessions are dropped, then too short ones, rare items, and sessions that have become too short.  The
+    sessions that end last are set apart as test data, whole; items that training does not have are dropped there, and
+    then sessions with fewer than two events.  The last three arguments of the list make it the protocol that the
+    paper's authors use since 2023: ``drop_repeats=True, until_stable=True, test_by='first'``.
 
     Parameters
     ----------
@@ -313,7 +313,7 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     drop_repeats : of events of an item that follow one another in a session, keep the first
     until_stable : drop short sessions and rare items until nothing changes, not just once
     test_by : 'last' for the sessions that end last; 'first' for those that start last, and training ends where the
-        first of them starts: sessions that go on are cut there
+        first of them starts, which cuts sessions that are longer
 
     Returns
     -------

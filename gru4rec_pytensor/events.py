@@ -1,6 +1,7 @@
-"""What is known about a frame of events, which has a row for each and columns of sessions, items and times.
+"""Frames of events, with a row for each event and columns of sessions, items and times: checks, order, numbers for
+ids, filters and splits.
 
-Order of sessions, numbers in place of ids, filters and splits.  Functions that take no names of columns expect those of
+Functions that take no names of columns expect those of
 the paper's data, `COLUMNS`.
 """
 from __future__ import annotations
@@ -40,7 +41,7 @@ MAX_SESSION_LENGTH = 200  # about as long as RSC15's sessions get; longer ones a
 # ---------------------------------------------------------------------------------------------------------------------
 
 def check_events(data: pd.DataFrame, *columns: str) -> None:
-    """TypeError or ValueError unless `data` is a frame that has these columns, once each, events, and no gaps."""
+    """Raise TypeError or ValueError unless `data` is a frame with events and these columns, without missing values."""
     if not isinstance(data, pd.DataFrame):
         kind = type(data)
         found = f'{kind.__module__.partition(".")[0]}.{kind.__name__}'.removeprefix('builtins.')
@@ -61,7 +62,7 @@ def check_events(data: pd.DataFrame, *columns: str) -> None:
 
 
 def _check_types(values: pd.Series) -> None:
-    """TypeError unless all values are of a type that can be compared, and saved."""
+    """Raise TypeError unless all values are of a type that can be compared, and saved."""
     for kind in values.map(type).unique() if values.dtype == object else [type(values.iloc[0])]:
         if not issubclass(kind, ID_TYPES):
             example = next(value for value in values if type(value) is kind)
@@ -70,7 +71,7 @@ def _check_types(values: pd.Series) -> None:
 
 
 def check_times(times: pd.Series) -> None:
-    """TypeError if these are text, whose order is not that of time."""
+    """Raise TypeError for text, whose order is not that of time."""
     if pd.api.types.is_string_dtype(times):
         raise TypeError(f'column {times.name!r} must hold numbers or timestamps, not text such as {times.iloc[0]!r}')
 
@@ -173,22 +174,22 @@ def _parsed(values: np.ndarray, form: str) -> pd.DatetimeIndex | None:
 
 
 def check_one_type(ids: pd.Series) -> None:
-    """TypeError if some ids are of another type than others, such as text beside numbers: they have no order."""
+    """Raise TypeError for ids of several types, such as text beside numbers, which have no order."""
     if ids.dtype == object and ids.map(type).nunique() > 1:
         raise TypeError(f'{ids.name} must have values of one type, not {ids.map(type).unique().tolist()}')
 
 
 def require_events(data: pd.DataFrame, step: str) -> pd.DataFrame:
-    """`data`; ValueError that says which step left no event."""
+    """Return `data`, or raise ValueError that says which step left no event."""
     if data.empty:
         raise ValueError(f'no event is left after {step}')
     return data
 
 
 def left_by(step: str, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """`after`, what a step left of `before`; ValueError if that is no event.
+    """Return `after`, the events that a step left of `before`; ValueError if there are none.
 
-    What it dropped is said, at level INFO of the logger ``gru4rec.events``.
+    The logger ``gru4rec.events`` reports at level INFO how many were dropped.
     """
     require_events(after, step)
     if len(after) < len(before):
@@ -197,7 +198,7 @@ def left_by(step: str, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFram
 
 
 def count(data: pd.DataFrame) -> dict[str, int]:
-    """How many sessions, events and items there are."""
+    """Count sessions, events and items."""
     return {'sessions': int(data['SessionId'].nunique()), 'events': len(data), 'items': int(data['ItemId'].nunique())}
 
 
@@ -211,7 +212,7 @@ def share_of_equal_times(data: pd.DataFrame, session_key: str = 'SessionId', tim
 
 
 def n_trainable_sessions(data: pd.DataFrame, session_key: str = 'SessionId') -> int:
-    """How many sessions have an event to predict: those of two or more."""
+    """Count the sessions with an event to predict: those of two or more events."""
     return int((data[session_key].value_counts(sort=False) >= MIN_SESSION_LENGTH).sum())
 
 
@@ -220,7 +221,7 @@ def n_trainable_sessions(data: pd.DataFrame, session_key: str = 'SessionId') -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 def check_listed(name: str, ids: Any) -> None:
-    """TypeError unless these are ids in an order: a list, an array, a Series."""
+    """Raise TypeError unless these are ids in an order: a list, an array, a Series."""
     if isinstance(ids, (str, bytes, dict, set, frozenset, pd.DataFrame)) or not hasattr(ids, '__len__'):
         hint = ', such as [1001]' if np.isscalar(ids) else ''
         found = f'{type(ids).__name__} {ids!r}' if np.isscalar(ids) else f'a {type(ids).__name__}'
@@ -228,13 +229,13 @@ def check_listed(name: str, ids: Any) -> None:
 
 
 def as_ids(ids: ArrayLike, name: str = 'ids') -> np.ndarray:
-    """Ids as an array that keeps the type of each: NumPy alone would make strings of numbers beside a string."""
+    """Make an array of ids that keeps the type of each: NumPy alone turns numbers beside a string into strings."""
     check_listed(name, ids)
     return pd.Series(ids if hasattr(ids, 'dtype') else list(ids)).to_numpy()  # type: ignore[arg-type]
 
 
 def spelling(value: Any) -> str:
-    """One text for the ways in which files and types write an id.
+    """Return the same text for all ways in which files and types write an id.
 
     >>> [spelling(value) for value in (7, 7.0, '7', '7.0', np.float32(7), '007', 'a ')]
     ['7', '7', '7', '7', '7', '007', 'a']
@@ -262,10 +263,9 @@ def spelling(value: Any) -> str:
 
 
 class IdIndex:
-    """Places of ids in a list, found also where they are spelled in another way, see `spelling`.
+    """Index from ids to their places in a list, which also finds other spellings, see `spelling`.
 
-    An id that is in the list as it is comes first: a list that has both '7' and '7.0' keeps them apart, and then has no
-    place for 7.
+    An exact match comes first: a list with both '7' and '7.0' keeps them apart, and then has no place for 7.
     """
 
     def __init__(self, ids: np.ndarray) -> None:
@@ -273,18 +273,18 @@ class IdIndex:
         self._index = _with_table(pd.Index(ids, tupleize_cols=False))
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles make their tables anew."""
+        """Rebuild the tables in copies and pickles."""
         return IdIndex, (self.ids,)
 
     @functools.cached_property
     def _by_spelling(self) -> tuple[pd.Index, np.ndarray]:
-        """Spellings that are of one id only, and the places of these."""
+        """Spellings of a single id each, and the places of these ids."""
         spelled = pd.Index([*map(spelling, self.ids)], dtype=object)
         places = np.flatnonzero(~spelled.duplicated(keep=False))
         return _with_table(spelled[places]), places
 
     def get_indexer(self, ids: ArrayLike) -> np.ndarray:
-        """int64 places of the ids of an array, -1 for those that are not there."""
+        """Return the places of ids, int64, -1 for those that are not in the list."""
         wanted = as_ids(ids)
         try:
             codes, distinct = pd.factorize(wanted)
@@ -301,9 +301,9 @@ class IdIndex:
         return np.append(places, -1)[codes]  # missing ids have the code -1
 
     def like(self, ids: pd.Series) -> np.ndarray:
-        """These ids as the list has them, and those that are not there as it would have them.
+        """Return ids in the spelling and the type of the list, new ones included.
 
-        ValueError, which gives an example, for those that cannot be: a word in a list of numbers.
+        ValueError, with an example, for ids that cannot have that type, such as a word for a list of numbers.
         """
         codes, distinct = index_by_appearance(ids)
         places = self.get_indexer(distinct)
@@ -319,7 +319,7 @@ class IdIndex:
         return own[codes]
 
     def _converted(self, value: Any) -> Any:
-        """An id as one of the list's own type."""
+        """Convert an id to the type of the list."""
         kind, text = self.ids.dtype.kind, spelling(value)
         if kind not in 'OU' and np.asarray(value).dtype.kind == kind:
             return value
@@ -335,13 +335,13 @@ class IdIndex:
 
 
 def _with_table(index: pd.Index) -> pd.Index:
-    """`index`, whose table pandas would make when it is asked first, while other threads look into it."""
+    """Return `index` with its table, which pandas would make at the first look-up, while other threads use it."""
     index.get_indexer(index[:1])
     return index
 
 
 def _kind(ids: np.ndarray) -> str:
-    """Which ids can be compared as they are: numbers with numbers, text with text, days with days."""
+    """Return a letter that is the same for ids that can be compared: numbers, text, days."""
     return {'i': 'n', 'u': 'n', 'f': 'n', 'U': 'O', 'T': 'O'}.get(ids.dtype.kind, ids.dtype.kind)
 
 
@@ -357,7 +357,7 @@ def index_by_appearance(ids: pd.Series | np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def most_frequent(ids: pd.Series, n: int | None) -> np.ndarray | None:
-    """The n ids with the most events, of equally frequent ones the first; None when there are no more than that."""
+    """Return the n ids with the most events, of equally frequent ones the first; None if there are no more than n."""
     index, distinct = index_by_appearance(ids)
     if n is None or n >= len(distinct):
         return None
@@ -370,7 +370,7 @@ def most_frequent(ids: pd.Series, n: int | None) -> np.ndarray | None:
 
 def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: str = 'ItemId',
                   time_key: str = 'Time', then_by: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a frame by session and time, and where each session begins.
+    """Order the rows of a frame by session and time, and find where each session begins.
 
     Parameters
     ----------
@@ -390,7 +390,7 @@ def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: 
 
 
 def sessions_by_start(rows: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What `session_order` returned, with the sessions in the order of their first events' times; equal ones stay.
+    """Reorder the sessions of `session_order` by the times of their first events; a stable order.
 
     >>> rows, offsets = sessions_by_start(np.arange(5), np.array([0, 3, 5]), np.array([7, 8, 9, 1, 2]))
     >>> rows.tolist(), offsets.tolist()
@@ -403,7 +403,7 @@ def sessions_by_start(rows: np.ndarray, offsets: np.ndarray, times: np.ndarray) 
 
 
 def session_of_event(offsets: np.ndarray) -> np.ndarray:
-    """Number of the session that each event belongs to, int64 (n_events,), from where sessions begin.
+    """Return the number of the session of each event, int64 (n_events,), from the places where sessions begin.
 
     >>> session_of_event(np.array([0, 3, 5])).tolist()
     [0, 0, 0, 1, 1]
@@ -427,7 +427,7 @@ def sort_events(data: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def size_of_group(ids: pd.Series) -> pd.Series:
-    """For each row, in how many rows its id occurs."""
+    """Return for each row the number of rows with its id."""
     return ids.groupby(ids, sort=False).transform('size')
 
 
@@ -456,7 +456,7 @@ def drop_repeats(data: pd.DataFrame) -> pd.DataFrame:
 
 def filter_until_stable(data: pd.DataFrame, min_length: int = MIN_SESSION_LENGTH,
                         min_events: int = MIN_ITEM_EVENTS) -> pd.DataFrame:
-    """`drop_short_sessions` and `drop_rare_items`, one after the other, until neither drops an event."""
+    """Apply `drop_short_sessions` and `drop_rare_items` in turn until neither drops an event."""
     while True:
         kept = drop_rare_items(drop_short_sessions(data, min_length), min_events)
         if len(kept) == len(data):
@@ -466,7 +466,7 @@ def filter_until_stable(data: pd.DataFrame, min_length: int = MIN_SESSION_LENGTH
 
 def sessions_by_gap(data: pd.DataFrame, gap: float, visitor_key: str = 'SessionId',
                     time_key: str = 'Time') -> np.ndarray:
-    """Number of the session of each event, int64 (n_events,), where a log has visitors and no sessions.
+    """Return the number of the session of each event, int64 (n_events,), for a log of visitors without sessions.
 
     A visitor's session ends where the next event is more than `gap` seconds later.  Sessions are numbered from 0 in the
     order of their first events.
@@ -487,7 +487,7 @@ def sessions_by_gap(data: pd.DataFrame, gap: float, visitor_key: str = 'SessionI
 
 
 def most_recent_prefixes(data: pd.DataFrame, share: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The most recent 1 / `share` of all prefixes, as the sessions that have just these.
+    """Keep the most recent 1 / `share` of all prefixes, as the sessions that have just these.
 
     A session of n events has n - 1 prefixes, each with the event after it as target.  Sessions are in the order of
     their last events, and within a session longer prefixes come before shorter ones; so of the session in which the
@@ -513,7 +513,7 @@ def split_at_start(data: pd.DataFrame, seconds: float = DAY) -> tuple[pd.DataFra
     """Split by the time of each session's first event.
 
     Returns (train, test): test holds the sessions that start at most `seconds` before the last event of the frame;
-    training ends there, so that sessions that go on are cut.
+    training ends there, which cuts sessions that are longer.
     """
     border = data['Time'].max() - seconds
     in_test = data.groupby('SessionId', sort=False)['Time'].transform('min') >= border
@@ -534,7 +534,7 @@ def split_last_share(data: pd.DataFrame, share: float, by: str = 'last') -> tupl
     """Split by the order of the sessions' last events, or, with ``by='first'``, by that of their first ones.
 
     Returns (train, test): test holds this share of the sessions, at least one, those that end or start last.  With
-    'first' training ends where the first of them starts, so that sessions that go on are cut.
+    'first' training ends where the first of them starts, which cuts sessions that are longer.
     """
     times = data.groupby('SessionId').Time.agg({'last': 'max', 'first': 'min'}[by]).sort_values(kind='stable')
     times = times[len(times) - max(1, round(share * len(times))):]
@@ -544,7 +544,7 @@ def split_last_share(data: pd.DataFrame, share: float, by: str = 'last') -> tupl
 
 def keep_known_items(test: pd.DataFrame, known: ArrayLike, session_key: str = 'SessionId',
                      item_key: str = 'ItemId') -> pd.DataFrame:
-    """Of test events, those that the protocol keeps: of known items, then of sessions that still have two or more.
+    """Keep the test events of the protocol: those of known items, then those of sessions that still have two or more.
 
     A collaborative filter can recommend no item that training does not have.
     """
@@ -554,7 +554,7 @@ def keep_known_items(test: pd.DataFrame, known: ArrayLike, session_key: str = 'S
 def split(data: pd.DataFrame, held_out: str,
           by: Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]] = split_last_seconds, step: str | None = None,
           min_session_length: int = MIN_SESSION_LENGTH) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One train/test split as section 4 describes it, cleaned.
+    """Split events into training and test data as section 4 describes it, and clean both.
 
     Parameters
     ----------

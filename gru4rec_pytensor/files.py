@@ -1,12 +1,11 @@
-"""Files that are whole or not there, locks that end with their process, checks before work is lost, and the text in a
-file that may be compressed."""
+"""Files that are whole or absent, locks that end with their process, checks before any work, and text that may be
+compressed."""
 from __future__ import annotations
 
 import bz2
 import codecs
 import contextlib
 import glob
-import gzip
 import importlib
 import io
 import itertools
@@ -19,6 +18,7 @@ import stat
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,7 +55,7 @@ def _target(path: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends, and is gone when the block raises.
+    """Binary file that takes the place of `path` when the block ends, and is gone when the block raises.
 
     Of a symbolic link it takes the place of the target.
 
@@ -80,7 +80,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def temporary_file(path: Path) -> BinaryIO:
-    """A new file beside `path`, which is locked, so that `remove_leftovers` knows that it is in use.
+    """Open a new file beside `path`, and lock it, so that `remove_leftovers` knows that it is in use.
 
     Not mkstemp, whose files are for their owner alone: it gets the mode that the process's umask gives any file.
     """
@@ -137,7 +137,7 @@ def _lock(handle: int, wait: bool) -> bool:
 
 
 def _is_file(handle: int, path: str | os.PathLike) -> bool:
-    """Whether `path` is still the name of an open file."""
+    """Return whether `path` is still the name of an open file."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -146,7 +146,7 @@ def _is_file(handle: int, path: str | os.PathLike) -> bool:
 
 @contextlib.contextmanager
 def files_together(folder: str | os.PathLike) -> Iterator[str]:
-    """A folder to write files into that move to `folder` when the block ends well, and vanish when it does not.
+    """Temporary folder whose files move to `folder` when the block ends well, and vanish when it does not.
 
     It lies inside `folder`, so each file moves in one step, and a place that cannot be written to is noticed before
     the work is done.  The steps follow one another at once: a process that is killed between two of them leaves whole
@@ -162,8 +162,10 @@ def files_together(folder: str | os.PathLike) -> Iterator[str]:
             with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=folder) as unfinished:
                 yield unfinished
                 # A synthetic log, whose presence marks the other files as synthetic, comes first.
-                for name in sorted(os.listdir(unfinished), reverse=True):
-                    os.replace(os.path.join(unfinished, name), _target(os.path.join(folder, name)))
+                names = sorted(os.listdir(unfinished), reverse=True)
+                targets = [_target(os.path.join(folder, name)) for name in names]  # all, before the first one moves
+                for name, target in zip(names, targets):
+                    os.replace(os.path.join(unfinished, name), target)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):  # not empty: somebody else has put something there
@@ -180,11 +182,6 @@ BLOCK_BYTES = 1 << 25
 EXCEL_LINE = re.compile(rb'\A"?sep=."?(?=[\r\n])')
 
 
-def _is_device(path: str | os.PathLike) -> bool:
-    mode = os.stat(path).st_mode
-    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-
-
 def check_readable(path: str | os.PathLike) -> None:
     """Raise OSError or ValueError unless there is something to read: a file, a pipe, or standard input."""
     if str(path) == STANDARD_INPUT:
@@ -193,7 +190,8 @@ def check_readable(path: str | os.PathLike) -> None:
         raise FileNotFoundError(f'{path}: no such file')
     if os.path.isdir(path):
         raise IsADirectoryError(f'{path}: is a folder, not a file')
-    if _is_device(path):
+    mode = os.stat(path).st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         raise ValueError(f'{path}: is a device, not a file')
 
 
@@ -221,12 +219,11 @@ def _zstandard() -> Any:
         raise ValueError('is compressed with zstandard, which needs a package: pip install zstandard') from None
 
 
-# How a file begins -> what it is, and what reads it as a file, or what decompresses a stream of it.
-COMPRESSED: dict[bytes, tuple[str, Callable[..., Any] | None, Callable[[], Any] | None]] = {
-    b'\x1f\x8b': ('gzip', lambda file: gzip.GzipFile(fileobj=file), None), b'PK\x03\x04': ('zip', _only_member, None),
-    b'\xfd7zXZ\0': ('xz', None, lzma.LZMADecompressor), b'BZh': ('bzip2', None, bz2.BZ2Decompressor),
-    b'\x28\xb5\x2f\xfd': ('zstandard', None, _zstandard)}
-
+# How a file begins -> what it is, and what decompresses a stream of it; a zip archive is none.
+COMPRESSED: dict[bytes, tuple[str, Callable[[], Any] | None]] = {
+    b'\x1f\x8b': ('gzip', lambda: zlib.decompressobj(16 + zlib.MAX_WBITS)), b'PK\x03\x04': ('zip', None),
+    b'\xfd7zXZ\0': ('xz', lzma.LZMADecompressor), b'BZh': ('bzip2', bz2.BZ2Decompressor),
+    b'\x28\xb5\x2f\xfd': ('zstandard', _zstandard)}
 NOT_PLAIN = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, *COMPRESSED)
 
 
@@ -259,13 +256,12 @@ def text_blocks(path: str | os.PathLike, size: int = BLOCK_BYTES) -> Iterator[by
 def _unpacked(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
     """Read blocks of a file, decompressed; ValueError that names it if it is damaged."""
     head = file.peek(8)  # type: ignore[attr-defined]
-    kind, reader, new_stream = next((found for start, found in COMPRESSED.items() if head.startswith(start)),
-                                    ('', lambda file: file, None))
+    kind, new_stream = next((found for start, found in COMPRESSED.items() if head.startswith(start)), ('', None))
     try:
         if new_stream:
             yield from _streams(file, new_stream)
             return
-        unpacked = reader(file)  # type: ignore[misc]
+        unpacked = _only_member(file) if kind == 'zip' else file
         while block := unpacked.read(size):
             yield block
     except ValueError as error:
@@ -286,7 +282,7 @@ def _streams(file: BinaryIO, new_stream: Callable[[], Any]) -> Iterator[bytes]:
     while packed := file.read(1 << 16):
         while packed:
             if stream.eof:
-                packed = packed.lstrip(b'\0')  # xz may have zeros between streams
+                packed = packed.lstrip(b'\0')  # there may be zeros between streams
                 if not packed:
                     break
                 stream = new_stream()

@@ -1,8 +1,4 @@
-"""The raw click log of RSC15, and the files that the protocol makes of it: read and written by compiled code.
-
-The real log has 33 million lines, and the two training files 63 million.  Compiled code that goes byte by byte takes
-seconds for them, not minutes, and finds whatever is not a click at its line.
-"""
+"""Raw log of RSC15 and files of its protocol, read and written by compiled code."""
 from __future__ import annotations
 
 import os
@@ -12,7 +8,7 @@ import pandas as pd
 from numba import njit
 
 from gru4rec_pytensor.events import COLUMNS
-from gru4rec_pytensor.files import text_blocks, whole_lines
+from gru4rec_pytensor.files import BLOCK_BYTES, text_blocks, whole_lines
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -20,7 +16,6 @@ from gru4rec_pytensor.files import text_blocks, whole_lines
 
 RAW_COLUMNS = ['session', 'time', 'item', 'category']
 RAW_EXAMPLE = '1,2014-04-07T10:51:09.277Z,214536502,0'
-PARSED_BYTES = 1 << 25  # at a time
 NEWLINE, COMMA, TAB, DOT, ZERO = (ord(c) for c in '\n,\t.0')
 TIME_SHAPE = np.frombuffer(b'0000-00-00T00:00:00.000Z', np.uint8)
 DAYS_BEFORE_MONTH = np.array([0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 365])
@@ -34,7 +29,7 @@ def read_clicks(path: str | os.PathLike) -> pd.DataFrame:
     the file's order; the category is not used. Raises ValueError naming file, line and column for anything else.
     """
     parts, line = [], 1
-    for text in whole_lines(text_blocks(path, PARSED_BYTES)):
+    for text in whole_lines(text_blocks(path, BLOCK_BYTES)):
         columns, bad_line = _parse(text)
         if bad_line is not None:
             raise ValueError(f'{path}, line {line + len(columns[0])}: {bad_line}')
@@ -47,7 +42,7 @@ def read_clicks(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def _parse(text: bytes) -> tuple[tuple[np.ndarray, ...], str | None]:
-    """Return (session, millis, item) of the lines before the first bad one, and what is wrong with that, or None."""
+    """Return columns (session, millis, item) up to the first bad line, and what is wrong with that line, or None."""
     columns = tuple(np.empty(text.count(b'\n'), np.int64) for _ in range(3))
     n_lines, bad_start, bad_column = _parse_lines(np.frombuffer(text, np.uint8), *columns)
     if bad_start < 0:
@@ -91,7 +86,7 @@ def _parse_lines(text: np.ndarray, session: np.ndarray, millis: np.ndarray, item
 
 @njit(cache=True)
 def _parse_number(text: np.ndarray, start: int) -> tuple[int, int]:
-    """Return the whole number between `start` and the next comma, -1 if there is none, and the comma's place."""
+    """Return the whole number between `start` and the next comma, -1 if there is none, and the place of the comma."""
     value, end = 0, start
     while ZERO <= text[end] <= ZERO + 9:
         value = 10 * value + text[end] - ZERO
@@ -103,7 +98,7 @@ def _parse_number(text: np.ndarray, start: int) -> tuple[int, int]:
 
 @njit(cache=True)
 def _parse_time(text: np.ndarray, start: int) -> int:
-    """Return milliseconds since 1970 of a time such as 2014-04-07T10:51:09.277Z and a comma; -1 if it is none."""
+    """Return the milliseconds since 1970 of a time like 2014-04-07T10:51:09.277Z before a comma; -1 for other text."""
     for k in range(TIME_SHAPE.size):
         is_digit = ZERO <= text[start + k] <= ZERO + 9
         if not (is_digit if TIME_SHAPE[k] == ZERO else text[start + k] == TIME_SHAPE[k]):

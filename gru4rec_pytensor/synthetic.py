@@ -1,4 +1,4 @@
-"""The synthetic click log: small, and of sessions that follow an order which a recurrent network can use."""
+"""Synthetic click log: small, with sessions whose order a recurrent network can use."""
 from __future__ import annotations
 
 import numpy as np
@@ -30,7 +30,7 @@ DRIFT = 0.15  # standard deviation of a shelf's log-popularity from week to week
 
 def synthetic_clicks(n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHETIC_ITEMS,
                      seed: int = 42) -> pd.DataFrame:
-    """A made-up click log whose sessions a recurrent network can follow better than an item-to-item method can.
+    """Make up a click log whose sessions a recurrent network can follow better than an item-to-item method can.
 
     Each popular item stands on three shelves (think of kind, brand and offer), and a session walks along one shelf in
     one direction, mostly forward. The last click alone leaves three shelves and two directions open; the clicks
@@ -73,14 +73,14 @@ def synthetic_clicks(n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHE
 
 
 def _session_lengths(n_sessions: int, rng: np.random.Generator) -> np.ndarray:
-    """Mostly short, some very long: a log-normal tail behind the second click, mean near 4."""
+    """Draw lengths: mostly short, some very long; a log-normal tail behind the second click, mean near 4."""
     length = np.minimum(1 + np.ceil(rng.lognormal(0.5, 1.0, n_sessions)), LONGEST_SESSION).astype(np.int64)
     length[rng.random(n_sessions) < P_ONE_CLICK] = 1
     return length
 
 
 def _click_times(start: np.ndarray, first: np.ndarray, length: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Time of each click, whole milliseconds: the session's start plus the gaps up to the click."""
+    """Draw the time of each click, whole milliseconds: the session's start plus the gaps up to the click."""
     gap = np.ceil(rng.exponential(MEAN_GAP, length.sum())).astype(np.int64)
     gap[rng.random(len(gap)) < P_SAME_TIME] = 0
     time = gap.cumsum()
@@ -88,9 +88,9 @@ def _click_times(start: np.ndarray, first: np.ndarray, length: np.ndarray, rng: 
 
 
 def _fill_shelves(n_items: int, rng: np.random.Generator) -> np.ndarray:
-    """Item numbers on each shelf, (shelves, SHELF_SIZE); an item's neighbours are about as popular as itself.
+    """Draw the item numbers on each shelf, (shelves, SHELF_SIZE); neighbours are about equally popular.
 
-    Item numbers are ranks of popularity. Sorting them after a random push puts each into another company each time.
+    Item numbers are ranks of popularity. Adding noise before sorting gives an item other neighbours on each shelf.
     """
     n_shelved = int(SHARE_SHELVED * n_items) // SHELF_SIZE * SHELF_SIZE
     log_rank = np.log(np.arange(1, n_shelved + 1))
@@ -99,7 +99,7 @@ def _fill_shelves(n_items: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _choose_shelves(popularity: np.ndarray, week: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The shelf of each session: drawn by popularity, which takes a random step in each week."""
+    """Draw the shelf of each session by popularity, which takes a random step in each week."""
     shelf = np.empty(len(week), np.int64)
     log_popularity = np.log(popularity)
     for w in range(week.max() + 1):
@@ -141,7 +141,7 @@ def _categories(shelves: np.ndarray, n_items: int) -> np.ndarray:
 
 def _bring_out_new_items(item: np.ndarray, millis: np.ndarray, shelves: np.ndarray, new_items: np.ndarray,
                          rng: np.random.Generator) -> None:
-    """In place: in the last day, as many items from the shelves as there are new ones are clicked under a new id."""
+    """Replace, in place, some items of the shelves by the new ones in the clicks of the last day."""
     sold_now = np.arange(new_items[-1] + 1)
     sold_now[rng.choice(np.unique(shelves), size=len(new_items), replace=False)] = new_items
     late = millis >= millis.max() - 1000 * DAY

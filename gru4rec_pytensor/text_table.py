@@ -1,9 +1,9 @@
-"""A text file with a header as a frame: what separates its fields, what its quotation marks mean, which line is which.
+"""Text files with a header as frames: delimiters, quotation marks, and the line of each row.
 
-A quotation mark before a field promises another one behind it, and whatever stands between them, line ends too, is one
-field.  Where the second one is missing, a reader that trusts the first swallows the rows up to the next quotation mark.
-So marks are trusted only where they have to be: if every line by itself has as many fields as the header, each line is
-a row.  Else fields may span lines, unless those lines look like rows of their own, which is an error.
+A quotation mark before a field promises another one behind it, and everything between them, line ends included, is one
+field.  If the second mark is missing, a reader that trusts the first one swallows the rows up to the next mark.  So
+marks are trusted only where they must be: if every line by itself has as many fields as the header, each line is a row.
+Otherwise fields may span lines, unless these lines look like rows, which is an error.
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ END_OF_FILE = '\0end of file'
 
 
 class Lines(NamedTuple):
-    """What `look_through` found; of lines that are not blank.
+    """Findings of `look_through` about lines that are not blank.
 
     same_length : whether every line has as many fields as the header, if quotation marks are letters like others
     closed : whether quotation marks stand around fields only, each pair within a line
@@ -43,7 +43,7 @@ class Lines(NamedTuple):
 
 
 class TextTable(NamedTuple):
-    """A text file with a header, looked through but not read yet."""
+    """Text file with a header, examined but not read yet."""
     file: BinaryIO
     title: str  # what messages call it
     names: list[str]  # of its columns
@@ -53,7 +53,7 @@ class TextTable(NamedTuple):
 
 
 def open_table(file: BinaryIO, title: str, value_of: Callable[[list[str]], tuple]) -> TextTable:
-    """Look a text file through.
+    """Examine a text file: its header, its delimiter and its quotation marks.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def open_table(file: BinaryIO, title: str, value_of: Callable[[list[str]], tuple
 
 
 def clean(text: str) -> str:
-    """A field without spaces and quotation marks around it.
+    """Strip spaces and quotation marks from around a field.
 
     >>> clean(' "a ""b"" c" '), clean('"Live')
     ('a "b" c', '"Live')
@@ -87,7 +87,7 @@ def clean(text: str) -> str:
 
 
 def header_names(head: str, delimiter: str) -> list[str]:
-    """Names of the columns, from text that begins with a header; a name in quotation marks may hold what it likes.
+    """Return the names of the columns from text that begins with a header; names in quotation marks may hold anything.
 
     >>> header_names('a, "b, c", "d"', ','), header_names('a,5" b,"c', ',')
     (['a', 'b, c', 'd'], ['a', '5" b', '"c'])
@@ -126,7 +126,7 @@ def head_of(file: BinaryIO, title: str) -> str:
 
 
 def look_through(file: BinaryIO, delimiter: str, n_delimiters: int) -> Lines:
-    """Count the fields of every line and look at its quotation marks; block by block, with NumPy."""
+    """Count the fields of every line and examine its quotation marks, block by block, with NumPy."""
     file.seek(0)
     found, n_lines = Lines(True, True, True, None, False), 0
     for text in whole_lines(iter(lambda: file.read(BLOCK_BYTES), b'')):
@@ -139,7 +139,7 @@ def look_through(file: BinaryIO, delimiter: str, n_delimiters: int) -> Lines:
 
 
 def _look_at(text: bytes, delimiter: str, n_delimiters: int) -> tuple[Lines, int]:
-    """`look_through` for a block of whole lines, and how many it has."""
+    """Return the findings about a block of whole lines, and the number of its lines."""
     letters = np.frombuffer(text, np.uint8)
     ends, separators = np.flatnonzero(letters == NEWLINE), np.flatnonzero(letters == ord(delimiter))
     marks = np.flatnonzero(letters == QUOTE)
@@ -161,7 +161,7 @@ def _look_at(text: bytes, delimiter: str, n_delimiters: int) -> tuple[Lines, int
 
 
 def _are_closed(letters: np.ndarray, marks: np.ndarray, ends: np.ndarray, delimiter: int) -> bool:
-    """Whether quotation marks come in pairs around fields, doubled ones within, and no line end between them."""
+    """Return whether marks come in pairs around fields, doubled ones inside, with no line end between them."""
     if marks.size % 2 or (np.searchsorted(marks, ends) % 2).any():
         return False
     before, behind = letters[marks[::2] - 1], letters[marks[1::2] + 1]
@@ -172,7 +172,7 @@ def _are_closed(letters: np.ndarray, marks: np.ndarray, ends: np.ndarray, delimi
 
 
 def _have_odd_numbers(letters: np.ndarray, starts: np.ndarray) -> bool:
-    """Whether one of the fields that start there begins like 007, -0 or +7, or with too many spaces to tell."""
+    """Return whether a field at one of the `starts` begins like 007, -0 or +7, or with too many spaces to tell."""
     for _letter in range(3):
         starts = starts + np.isin(letters[starts], [SPACE, QUOTE])
     negative = letters[starts] == MINUS
@@ -184,7 +184,7 @@ def _have_odd_numbers(letters: np.ndarray, starts: np.ndarray) -> bool:
 
 
 def records(table: TextTable) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Every record of a file, blank lines left out: number of its first line, its fields, and its lines."""
+    """Yield the number of the first line, the fields and the lines of every record that is not blank."""
     lines: list[str] = []
 
     def kept() -> Iterator[str]:
@@ -211,12 +211,12 @@ def records(table: TextTable) -> Iterator[tuple[int, list[str], list[str]]]:
 
 
 def line_of(table: TextTable, row: int) -> int:
-    """Number of the line where a row, counted from 0, begins."""
+    """Return the number of the line where a row, counted from 0, begins."""
     return next(start for k, (start, _fields, _lines) in enumerate(records(table)) if k == row + 1)
 
 
 def check_records(table: TextTable, time: str) -> None:
-    """ValueError for a row that is too long, or a field that swallows what looks like rows, with a `time` in each."""
+    """Raise ValueError for a row that is too long, or a field that swallows rows, each with something like a `time`."""
     n, place = len(table.names), table.names.index(time)
     for start, fields, lines in records(table):
         if fields and fields[-1].endswith(END_OF_FILE):
@@ -233,7 +233,7 @@ def check_records(table: TextTable, time: str) -> None:
 
 
 def read_table(table: TextTable, columns: list[str], ids: list[str], time: str) -> pd.DataFrame:
-    """These columns of a file, rows in its order; `ids` are int64 where all of a column are whole numbers, else text.
+    """Read columns of a file, rows in its order; `ids` are int64 if all of a column are whole numbers, else text.
 
     Numbers are read ten times faster than text, and take a tenth of the room; but the ids 007 and 7 are not the same.
     """

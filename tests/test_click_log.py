@@ -21,6 +21,7 @@ from common import assert_same_bits, few_items_log, state_of
 from pandas.testing import assert_frame_equal
 
 import preprocess_rsc15
+import run_experiments
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import cli, click_log, events, text_table
 
@@ -417,7 +418,7 @@ def test_a_compressed_log_is_read_whole_or_refused(tmp_path, name):
     path.write_bytes(packed)
     expected = click_log.read_events(written(tmp_path, text, 'plain'))
     assert_frame_equal(click_log.read_events(path), expected)
-    if name == 'lzma':
+    if name in ('lzma', 'gzip'):
         path.write_bytes(packed[:second] + bytes(8) + packed[second:] + bytes(4))
         assert_frame_equal(click_log.read_events(path), expected)
     damaged = [packed[:end] for end in (len(packed) - 1, second + 3, second - 2, len(packed) // 3, 9)]
@@ -782,6 +783,16 @@ def test_events_of_equal_times_are_counted_and_trained_in_the_order_that_is_aske
             found = GRU4Rec.load(tmp_path / ('first' if order == 'item' else 'model'))
             assert_same_bits(state_of(found), state_of(trained))
     assert cli.main(f'{command} --quiet'.split()) == 0 and capsys.readouterr().err == ''
+
+
+def test_the_experiments_note_equal_times_of_own_files(tmp_path, capsys):
+    log = few_items_log(n_sessions=60, n_items=9, seed=1)
+    words = f'--train {tmp_path}/log --test {tmp_path}/log --out {tmp_path}/out --table 1 --models POP --jobs 1'.split()
+    share = (log.groupby('SessionId').ItemId.transform('size') > 1).mean()
+    for data, noted in ((log.assign(Time=0), True), (log.assign(Time=range(len(log))), False)):
+        data.to_csv(tmp_path / 'log', sep='\t', index=False)
+        assert run_experiments.main(words) == 0
+        assert (f'{share:.1%} of the training events have the time of another one' in capsys.readouterr().err) == noted
 
 
 def test_preparing_refuses_times_that_are_text():

@@ -3,6 +3,7 @@ import bz2
 import codecs
 import gzip
 import lzma
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -303,13 +304,13 @@ def test_lines_across_blocks_and_ends_of_line_of_windows_are_read(tmp_path, monk
     (tmp_path / 'windows').write_bytes('\r\n'.join([*lines, '']).encode())
     expected = rsc15.read_clicks(tmp_path / 'unix')
     assert list(expected['ItemId']) == [k * k for k in range(300)]
-    monkeypatch.setattr('gru4rec_pytensor.raw_log.PARSED_BYTES', 64)
+    monkeypatch.setattr('gru4rec_pytensor.raw_log.BLOCK_BYTES', 64)
     pd.testing.assert_frame_equal(rsc15.read_clicks(tmp_path / 'unix'), expected)
     pd.testing.assert_frame_equal(rsc15.read_clicks(tmp_path / 'windows'), expected)
 
 
 def test_the_line_of_an_error_is_counted_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr('gru4rec_pytensor.raw_log.PARSED_BYTES', 64)
+    monkeypatch.setattr('gru4rec_pytensor.raw_log.BLOCK_BYTES', 64)
     (tmp_path / 'clicks.dat').write_text(GOOD_LINE * 99 + 'x' + GOOD_LINE)
     with pytest.raises(ValueError, match='clicks.dat, line 100: session '):
         rsc15.read_clicks(tmp_path / 'clicks.dat')
@@ -359,6 +360,23 @@ def test_an_interrupted_run_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
             rsc15.make_synthetic(out, n_sessions=2000, n_items=200)
     assert {path.name for path in tmp_path.iterdir()} == {'rsc15_test.txt', rsc15.SYNTHETIC_LOG}
     assert all(path.read_text() == 'of an earlier run' for path in tmp_path.iterdir())
+
+
+def test_a_link_in_the_folder_is_followed_and_a_pipe_there_is_left_alone(tmp_path, capsys):
+    out, elsewhere = tmp_path / 'out', tmp_path / 'elsewhere'
+    out.mkdir()
+    elsewhere.write_text('old')
+    (out / 'rsc15_test.txt').symlink_to('../elsewhere')
+    (out / rsc15.SYNTHETIC_LOG).write_text('old')
+    rsc15.make_synthetic(out, n_sessions=3000, n_items=200)
+    assert (out / 'rsc15_test.txt').is_symlink() and len(pd.read_csv(elsewhere, sep='\t')) > 0
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.name != 'rsc15_train_full.txt'}
+    (out / 'rsc15_train_full.txt').unlink()
+    os.mkfifo(out / 'rsc15_train_full.txt')
+    with pytest.raises(ValueError, match='rsc15_train_full.txt: is a device or a pipe, not a file'):
+        rsc15.make_synthetic(out, n_sessions=4000, n_items=200)
+    assert all((out / name).read_bytes() == content for name, content in before.items())
+    assert (out / 'rsc15_train_full.txt').is_fifo()
 
 
 # --- Synthetic log -------------------------------------------------------------------------------------------------
