@@ -58,7 +58,8 @@ def test_arguments_have_the_names_order_and_defaults_of_the_release():
         session_key='SessionId', item_key='ItemId', time_key='Time', input_mode='item', session_decay=0.5,
         embedding=None, unit='gru', input_to_all_layers=False, feedforward=(), negatives='minibatch',
         equal_times='item', n_sample=0, sample_alpha=0.75, sample_store=10_000_000, bpreg=1.0, logq=0.0,
-        constrained_embedding=False, dropout_p_embed=0.0, time_sort=False, drop_tail=True, seed=42, backend='auto')
+        constrained_embedding=False, dropout_p_embed=0.0, time_sort=False, drop_tail=True, repeats='each', seed=42,
+        backend='auto')
     in_order = [[3], 2, 4, 0.1, 0.2, 0.3, 'rmsprop', 0.8, 1, 0.5, True, False, 'bpr', 'relu', 'linear', True, 0.6,
                 'a', 'b', 'c']
     assert list(vars(GRU4Rec(*in_order)).values())[:len(in_order)] == in_order

@@ -264,6 +264,12 @@ def test_a_changed_byte_is_noticed_or_changes_nothing(model, path):
     assert noticed > 30
 
 
+def test_the_checksum_is_of_names_types_and_shapes_too():
+    x = np.zeros(4, 'float32')
+    others = {'y': x}, {'x': x.reshape(2, 2)}, {'x': x.view('int32')}
+    assert len({model_file.checksum(arrays) for arrays in ({'x': x}, *others)}) == 4
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='nothing: no such model file'):
         GRU4Rec.load(tmp_path / 'nothing')
