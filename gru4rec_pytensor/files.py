@@ -33,13 +33,13 @@ except ImportError:  # not on Windows, where unfinished files of processes that 
 
 def check_writable(path: str | os.PathLike) -> None:
     """Raise OSError or ValueError, before any work, if a file cannot be written to `path`."""
-    path = _target(path)
-    if path.is_dir():
+    target = _target(path)
+    if target.is_dir():
         raise IsADirectoryError(f'{path}: is a folder; give the name of a file')
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'{path}: there is no folder {path.parent}')
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f'{path}: there is no folder {target.parent}')
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
         raise type(error)(f'{path}: cannot be written: {error.strerror}') from None
@@ -47,10 +47,9 @@ def check_writable(path: str | os.PathLike) -> None:
 
 def _target(path: str | os.PathLike) -> Path:
     """Return the file behind a symbolic link, which may not exist yet; ValueError for a device or a pipe."""
-    target = Path(os.path.realpath(path))
-    if target.exists() and not (target.is_file() or target.is_dir()):
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise ValueError(f'{path}: is a device or a pipe, not a file')
-    return target if os.path.islink(path) else Path(path)
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 @contextlib.contextmanager
