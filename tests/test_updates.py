@@ -224,12 +224,12 @@ def updated_by_loop(table, values, rows, changes, store):
 
 
 RNG = np.random.RandomState(0)
-OCCURRENCES = RNG.randint(50, size=80)
+OCCURRENCES = RNG.randint(5000, size=50)[RNG.randint(50, size=80)]  # far enough apart to meet in a hash table
 SOME = RNG.rand(80) < 0.6
 
 
 def test_numba_reads_rows_and_stores_the_last_occurrence_that_changes_something():
-    table, values = RNG.rand(50, 3).astype('float32'), RNG.rand(80, 3).astype('float32')
+    table, values = RNG.rand(5000, 3).astype('float32'), RNG.rand(80, 3).astype('float32')
     nodes = [numba_rows.ReadRows().make_node(pt.fmatrix(), pt.lvector()),
              RowUpdate(store=True).make_node(pt.fmatrix(), pt.fmatrix(), pt.lvector(), pt.vector(dtype='bool'))]
     read, update = (numba_funcify_and_cache_key(node.op, node=node)[0] for node in nodes)
@@ -245,7 +245,7 @@ def test_a_joint_update_of_tables_reads_rows_as_they_were_before_all_occurrences
     def body(w, v, x):
         return x - w * v, v + x
 
-    weight, velocity, x = RNG.rand(50, 3), RNG.rand(50, 3), RNG.rand(80, 3)
+    weight, velocity, x = RNG.rand(5000, 3), RNG.rand(5000, 3), RNG.rand(80, 3)
     op = numba_rows.JointRowUpdate(SimpleNamespace(nout=2), operands=(0, 1, None), outputs=(0, 1), stores=(False, True),
                                    conditional=not changes.all())
     names = {'np': np, 'body': body, 'repeated_rows': numba_rows.repeated_rows.py_func, 'fetch_row': lambda *row: None}
