@@ -350,7 +350,7 @@ def test_the_arrays_of_a_model_that_is_gone_are_freed_though_its_compiled_code_s
     del shallow
     gc.collect()
     gc.unfreeze()
-    assert [variable.container.storage for variable in variables] == [[None]] * len(variables)
+    assert not any(isinstance(cell, np.ndarray) for variable in variables for cell in variable.container.storage)
     assert state_of(model)['Wy'].shape == before['Wy'].shape
 
 

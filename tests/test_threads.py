@@ -6,6 +6,7 @@ import multiprocessing
 import operator
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -672,9 +673,13 @@ def test_a_ctrl_c_while_arrays_are_freed_is_not_lost():
     model = small_model(n_epochs=1).fit(LOG)
     cell = model.variables_.weights['Wy'].container.storage
     owners = [model.__dict__.pop('variables_')]
-    with pytest.raises(KeyboardInterrupt):
-        deque(map(operator.call, [_thread.interrupt_main, owners.clear]))
-        sum(range(1000))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which processes of xdist ignore
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            deque(map(operator.call, [_thread.interrupt_main, owners.clear]))
+            sum(range(1000))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not owners and not isinstance(cell[0], np.ndarray)
 
 
