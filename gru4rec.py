@@ -751,7 +751,7 @@ def training_step(settings: Settings, events: Symbol, variables: Variables, stat
     gradients = gradients_of(loss, [*parameters.values()])
     if settings.repeats == 'sum':
         for k, (name, parameter) in enumerate(parameters.items()):
-            parameters[name], gradients[k] = with_repeats_summed(parameter, gradients[k])
+            parameters[name], gradients[k] = with_repeats_summed(parameter, gradients[k], bool(settings.grad_cap))
     if settings.grad_cap:
         gradients = capped(gradients, settings.grad_cap)
     for (name, parameter), gradient in zip(parameters.items(), gradients):
@@ -856,18 +856,19 @@ def embedded(read: InputRows, rows: Symbols, mask: Symbol | None, rates: Symbols
     return {name: product * (mask * rates['kept_scale_embed']) for name, product in products.items()}
 
 
-def with_repeats_summed(parameter: Parameter, gradient: Symbol) -> tuple[Parameter, Symbol]:
+def with_repeats_summed(parameter: Parameter, gradient: Symbol, with_zeros: bool) -> tuple[Parameter, Symbol]:
     """Return a parameter whose distinct rows are updated once each, by the sum of their occurrences' gradients.
 
     That is how the authors' PyTorch code, with its sparse gradients, applies every rule.  The sum stands at a row's
-    last occurrence, with zeros at the others, which change nothing.
+    last occurrence; the others change nothing, and are zero for a norm that adds up all of them.
     """
     if parameter.rows is None:
         return parameter, gradient
     counts = pt.ones(parameter.rows.type.shape, 'bool') if parameter.changes is None else parameter.changes
     sums, is_last = backends.summed_repeats(gradient, parameter.rows, counts)
-    shape = (-1, 1) if gradient.type.ndim == 2 else (-1,)
-    return parameter._replace(changes=is_last), pt.switch(pt.reshape(is_last, shape), sums, np.float32(0))
+    if with_zeros:
+        sums = pt.switch(is_last[:, None] if gradient.type.ndim == 2 else is_last, sums, np.float32(0))
+    return parameter._replace(changes=is_last), sums
 
 
 def log_popularity(settings: Settings, log_counts: Symbol, target: Symbol, negatives: list[Symbol]) -> Symbol:

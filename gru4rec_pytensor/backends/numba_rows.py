@@ -32,6 +32,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from gru4rec_pytensor.backends.common import FEW, FLOAT, ROW_UPDATES, RowUpdate, TableUpdate, version_of
 from gru4rec_pytensor.backends.numba_ops import with_inlined_bodies
+from gru4rec_pytensor.backends.repeats import Occurrences
 
 VERSION = version_of(__file__)
 AHEAD = 4  # rows: long enough for memory, and few enough for the nearest cache
@@ -166,13 +167,14 @@ class JointRowUpdate(TableUpdate):
     operands : for each of its inputs, the number of the table whose row it is, or None
     outputs : for each table, the number of the body's output that is added or stored
     stores : for each table, True to store, False to add
+    distinct : whether no row changes twice
     """
-    __props__ = ('body', 'operands', 'outputs', 'stores', 'conditional', 'inplace')
+    __props__ = ('body', 'operands', 'outputs', 'stores', 'conditional', 'distinct', 'inplace')
 
     def __init__(self, body: ScalarOp, operands: tuple[int | None, ...], outputs: tuple[int, ...],
-                 stores: tuple[bool, ...], conditional: bool, inplace: bool = False) -> None:
+                 stores: tuple[bool, ...], conditional: bool, distinct: bool = False, inplace: bool = False) -> None:
         self.body, self.operands, self.outputs, self.stores = body, operands, outputs, stores
-        self.conditional, self.inplace = conditional, inplace
+        self.conditional, self.distinct, self.inplace = conditional, distinct, inplace
         self.first_table = 2 if conditional else 1  # number of the input
         if inplace:
             self.destroy_map = {k: [self.first_table + k] for k in range(len(outputs))}
@@ -246,23 +248,26 @@ def joint_row_update_source(op: JointRowUpdate, operands: Sequence[Variable]) ->
         number_at(other, variable.type) for other, variable in zip(others, operands)], lambda k, _table: f'old{k}[j]')
     results = ', '.join(f'value{k}[j]' if k in written else '_' for k in range(op.body.nout))
     arguments = ['rows', *['changes'] * op.conditional, *tables, *others]
+    keep = [] if op.distinct else [  # what this occurrence writes, a later one must not read
+        '        if number[i] >= 0:',
+        '            if not is_kept[number[i]]:',
+        *[f'                kept{k}[number[i], :] = old{k}' for k in read],
+        '            is_kept[number[i]] = True',
+        *[f'            old{k} = kept{k}[number[i]]' for k in read]]
     return '\n'.join([
         f"def joint_row_update({', '.join(arguments)}):",
         *[f'    {table} = {table}.copy()' for table in tables if not op.inplace],
-        '    number, n_repeated = repeated_rows(rows)',
-        '    is_kept = np.zeros(n_repeated, np.bool_)',
-        *[f'    kept{k} = np.empty((n_repeated, table{k}.shape[1]), table{k}.dtype)' for k in read],
+        *([] if op.distinct else [
+            '    number, n_repeated = repeated_rows(rows)',
+            '    is_kept = np.zeros(n_repeated, np.bool_)',
+            *[f'    kept{k} = np.empty((n_repeated, table{k}.shape[1]), table{k}.dtype)' for k in read]]),
         *[f'    value{k} = np.empty(table0.shape[1], table0.dtype)' for k in written],
         '    for i in range(len(rows)):',
         f'        row, later = rows[i], rows[min(i + {AHEAD}, len(rows) - 1)]',
         *[f'        fetch_row({table}, later)' for table in tables],
         *['        if not changes[i]:', '            continue'] * op.conditional,
         *[f'        old{k} = table{k}[row]' for k in read],
-        '        if number[i] >= 0:',  # what this occurrence writes, a later one must not read
-        '            if not is_kept[number[i]]:',
-        *[f'                kept{k}[number[i], :] = old{k}' for k in read],
-        '            is_kept[number[i]] = True',
-        *[f'            old{k} = kept{k}[number[i]]' for k in read],
+        *keep,
         '        for j in range(table0.shape[1]):',
         f"            {results} = body({', '.join(numbers)})",
         *[line for table, output, store in zip(tables, op.outputs, op.stores) for line in (
@@ -299,7 +304,8 @@ def joint_row_updates(fgraph: FunctionGraph, node: Apply) -> dict | None:
         return None
     operands = [row_of_table(variable, tables, rows) for variable in loop.inputs]
     op = JointRowUpdate(loop.op.scalar_op, tuple(operands), tuple(loop.outputs.index(u.inputs[1]) for u in updates),
-                        tuple(update.op.store for update in updates), conditional=bool(changes))
+                        tuple(update.op.store for update in updates), conditional=bool(changes),
+                        distinct=any(isinstance(getattr(which.owner, 'op', None), Occurrences) for which in changes))
     others = [variable for variable, k in zip(loop.inputs, operands) if k is None]
     joint = op.make_node(rows, *changes, *tables, *others)
     return dict(zip([update.outputs[0] for update in updates], joint.outputs))

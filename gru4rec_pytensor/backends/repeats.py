@@ -61,7 +61,7 @@ def occurrences(rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nd
     size = 1
     while size < 2 * len(rows):
         size *= 2
-    latest = np.full(size, -1, np.int64)  # number of the latest occurrence of the row that has this place
+    latest = np.full(size, -1, np.int32)  # number of the latest occurrence of the row that has this place
     before, is_last = np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.bool_)
     for i in range(len(rows)):
         if not counts[i]:
@@ -83,16 +83,18 @@ def _funcify_occurrences(op: Occurrences, node: Apply, **kwargs: Any) -> tuple[C
 
 @register_funcify_default_op_cache_key(RunningSums)
 def _funcify_running_sums(op: RunningSums, node: Apply, **kwargs: Any) -> tuple[Callable, int]:
-    inplace = op.inplace
+    inplace, of_vector = op.inplace, node.inputs[0].type.ndim == 1
 
     @numba_njit
     def running_sums(values: np.ndarray, before: np.ndarray) -> np.ndarray:
         values = values if inplace else values.copy()
+        rows = values.reshape(-1, 1) if of_vector else values
         for i in range(len(before)):
             if before[i] >= 0:
-                values[i] += values[before[i]]
+                for j in range(rows.shape[1]):
+                    rows[i, j] += rows[before[i], j]
         return values
-    return running_sums, VERSION
+    return running_sums, VERSION + of_vector
 
 
 def summed_repeats(values: TensorVariable, rows: TensorVariable,
