@@ -222,7 +222,7 @@ def with_random_inputs(chunks: Iterator, random_inputs: RandomInputs, ahead: boo
     with ThreadPoolExecutor(1) as thread:
         before: Any = None
         for chunk in chunks:
-            drawn = thread.submit(draw, chunk).result if ahead else partial(tuple, draw(chunk))
+            drawn = thread.submit(draw, chunk).result if ahead else partial(draw, chunk)
             if before:
                 yield *before(), False
             before = drawn

@@ -2,14 +2,13 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from gru4rec_pytensor.checks import check_whole_number, first_few
+from gru4rec_pytensor.checks import check_whole_number, first_few, warn
 from gru4rec_pytensor.events import as_ids, check_listed
 from gru4rec_pytensor.turns import ProcessLock
 
@@ -56,23 +55,22 @@ class Session:
         with self._in_turn():
             return self.best(k, exclude_seen)
 
-    def take(self, item_ids: Sequence, stacklevel: int = 3) -> None:
-        """Feed events one after the other.  A warning names unknown items, at the line that called the caller."""
+    def take(self, item_ids: Sequence) -> None:
+        """Feed events one after the other.  A warning names unknown items."""
         ids = as_ids(item_ids, 'session_items')
         indices = self._model.known_indices(ids)
         if (indices < 0).any():
             unknown = first_few(ids[indices < 0])
-            warnings.warn(f'skipped item id(s) that are not in the training data: {unknown}', stacklevel=stacklevel)
+            warn(f'skipped item id(s) that are not in the training data: {unknown}')
         for index in indices[indices >= 0]:
             self._top, self._states = self._model.next_states(np.array([index]), np.array([False]), self._states)
             self._seen.add(int(index))
 
-    def best(self, k: int, exclude_seen: bool, stacklevel: int = 3) -> pd.DataFrame:
-        """Return the k best next items, without a check of `k`; warnings are at the line that called the caller."""
+    def best(self, k: int, exclude_seen: bool) -> pd.DataFrame:
+        """Return the k best next items, without a check of `k`."""
         model = self._model
         if self._top is None:
-            warnings.warn('the session has no item that the model knows: these are the most popular ones',
-                          stacklevel=stacklevel)
+            warn('the session has no item that the model knows: these are the most popular ones')
             scores = model.item_counts_ / model.item_counts_.sum()
         else:
             Wy, By = model.output_weights()
@@ -97,7 +95,7 @@ def recommendations(model: Any, session_items: Sequence, k: int, exclude_seen: b
     frames = []
     for number, items in enumerate(session_items if several else [session_items]):
         session = Session(model)
-        session.take(items, stacklevel=4)
-        frame = session.best(k, exclude_seen, stacklevel=4)
+        session.take(items)
+        frame = session.best(k, exclude_seen)
         frames.append(frame.assign(Session=number)[['Session', *frame.columns]] if several else frame)
     return pd.concat(frames, ignore_index=True)

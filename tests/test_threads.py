@@ -498,11 +498,27 @@ def test_a_first_training_ends_with_the_bits_of_later_ones_whatever_the_process_
         assert_same_bits(dict(first), dict(second))
 
 
+IN_CHILD = textwrap.dedent("""
+    import os
+
+    def in_child(*calls):
+        child = os.fork()
+        if not child:
+            for call in calls:
+                try:
+                    print(call(), flush=True)
+                except RuntimeError as error:
+                    print(error, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+""")
+
+
 @pytest.mark.promise
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
 def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_not_hang():
-    output = run_python(textwrap.dedent("""
-        import os, threading
+    output = run_python(IN_CHILD + textwrap.dedent("""
+        import threading
         from common import few_items_log, small_model
         from gru4rec_pytensor.backends import common
 
@@ -516,23 +532,12 @@ def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_
             thread = threading.Thread(target=hold, args=[lock, held, done])
             thread.start()
             held.wait()
-            child = os.fork()
-            if not child:
-                try:
-                    small_model().fit(few_items_log())
-                except RuntimeError as error:
-                    print(error, flush=True)
-                os._exit(0)
-            os.waitpid(child, 0)
+            in_child(lambda: small_model().fit(few_items_log()))
             done.set()
             thread.join()
             small_model(n_epochs=1).fit(few_items_log())  # the parent's locks are as they were
-            child = os.fork()
-            if not child:
-                small_model(n_epochs=1).fit(few_items_log())  # and so are those of a child of a quiet moment
-                print('trained', flush=True)
-                os._exit(0)
-            os.waitpid(child, 0)
+            # and so are those of a child of a quiet moment
+            in_child(lambda: small_model(n_epochs=1).fit(few_items_log()) and 'trained')
     """), PYTHONWARNINGS='ignore')
     assert output.splitlines() == 2 * [
         "this process was forked while another thread compiled, and so cannot compile: start it with multiprocessing's "
@@ -542,7 +547,7 @@ def test_a_child_that_was_forked_while_another_thread_compiled_says_so_and_does_
 @pytest.mark.promise
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
 def test_a_child_that_was_forked_beside_a_prediction_waits_for_nobody_in_it():
-    output = run_python(textwrap.dedent("""
+    output = run_python(IN_CHILD + textwrap.dedent("""
         import os, threading
         from common import few_items_log, small_model
         model = small_model(n_epochs=1).fit(few_items_log())
@@ -556,20 +561,15 @@ def test_a_child_that_was_forked_beside_a_prediction_waits_for_nobody_in_it():
         thread = threading.Thread(target=predict)
         thread.start()
         inside.wait()
-        child = os.fork()
-        if not child:
-            model.fit(few_items_log())
-            print('trained', flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
+        in_child(lambda: model.fit(few_items_log()) and 'trained')
         done.set()
         thread.join()
     """), PYTHONWARNINGS='ignore')
     assert output == 'trained\n'
 
 
-FORKED = textwrap.dedent("""
-    import os, sys, threading
+FORKED = IN_CHILD + textwrap.dedent("""
+    import sys, threading
     from common import few_items_log, small_model
     log = few_items_log()
     model = small_model(n_epochs=1, backend=sys.argv[1]).fit(log)
@@ -581,18 +581,10 @@ FORKED = textwrap.dedent("""
         inside.set()
         done.wait()
 
-    def in_child(*calls):
+    def beside_thread(*calls):
         thread.start()
         inside.wait()
-        child = os.fork()
-        if not child:
-            for call in calls:
-                try:
-                    print(len(call()), flush=True)
-                except RuntimeError as error:
-                    print(error, flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
+        in_child(*[lambda call=call: len(call()) for call in calls])
         done.set()
         thread.join()
 """)
@@ -615,7 +607,7 @@ def test_a_child_that_was_forked_while_other_threads_predict_does_not_wait_for_t
                 waiting()
 
         thread = threading.Thread(target=hold)
-        in_child(lambda: model.recommend([10], k=3), lambda: visit.click(20, k=3),
+        beside_thread(lambda: model.recommend([10], k=3), lambda: visit.click(20, k=3),
                  lambda: model.predict_next_batch([1], [10], None, 1),
                  lambda: model.fit(log).recommend([10], k=3))
         print(len(model.recommend([10], k=3)))
@@ -628,7 +620,7 @@ def test_a_child_that_was_forked_while_other_threads_predict_does_not_wait_for_t
 def test_a_child_that_was_forked_while_the_model_trained_does_not_take_it_for_trained():
     output = run_python(FORKED + textwrap.dedent("""
         thread = threading.Thread(target=lambda: model.fit(log, callback=waiting))
-        in_child(lambda: model.recommend([10]), visit.recommend, lambda: model.fit_more(log),
+        beside_thread(lambda: model.recommend([10]), visit.recommend, lambda: model.fit_more(log),
                  lambda: model.predict_next_batch([1], [10], None, 1), model.weights,
                  lambda: small_model(n_epochs=1).fit(log).recommend([10], k=3))
         print(len(model.recommend([10], k=3)))
@@ -645,7 +637,7 @@ def test_a_forked_child_is_told_that_jax_does_not_work_in_it():
     output = run_python(FORKED + textwrap.dedent("""
         from evaluation import next_item_ranks
         thread = threading.Thread(target=waiting)
-        in_child(lambda: model.recommend([10]), lambda: visit.click(20), lambda: next_item_ranks(model, log),
+        beside_thread(lambda: model.recommend([10]), lambda: visit.click(20), lambda: next_item_ranks(model, log),
                  lambda: small_model(backend='jax').fit(log), lambda: model.fit_more(log),
                  lambda: small_model(n_epochs=1).fit(log).recommend([10], k=3))
     """), 'jax', PYTHONWARNINGS='ignore')

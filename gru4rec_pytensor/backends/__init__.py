@@ -12,7 +12,8 @@ mini-batches.  Inputs and outputs are dictionaries, by name.  Three backends are
 
 This file is the interface, with what runs on the CPU.  `numba_ops` has operations for Numba and the rewrites that put
 them into a graph, `numba_rows` those that update rows; `jax_loops` has what runs on JAX, and is imported only for that
-backend; `common` is what both share.  Importing them changes nothing for other graphs of the process.
+backend; `common` is what both share.  Importing them changes nothing for other graphs of the process, but that damaged
+files of Numba's cache are compiled again (`numba_cache`).
 
 One thread of a process at a time makes graphs (`symbols_of_float32`) and compiles them.  Several may call what
 `compile_step` returns.
