@@ -1,7 +1,8 @@
 """Ranks of the next item in test sessions, and Recall@N and MRR@N from them (section 4).
 
 Ranks come first, metrics second: `next_item_ranks` gives one rank for each prediction, `recall_mrr` any number of
-cut-offs from them.  `evaluate_sessions_batch` and `evaluate_sessions` are the functions of the authors' release.
+cut-offs from them.  `interval` and `compare` say how much of a number is due to the choice of test sessions.
+`evaluate_sessions_batch` and `evaluate_sessions` are the functions of the authors' release.
 """
 from __future__ import annotations
 
@@ -46,13 +47,30 @@ def recall_mrr(ranks: np.ndarray, cut_off: int | Sequence[int] = CUT_OFF, hit_ru
     >>> recall_mrr(np.array([1.0, 4.0, 20.0, 21.0]))
     (0.75, 0.325)
     """
+    hits = hits_of(ranks, cut_off, hit_rule)
+    recall, mrr = hits.mean(axis=1), (hits / ranks).mean(axis=1)
+    return (recall, mrr) if np.ndim(cut_off) else (float(recall[0]), float(mrr[0]))
+
+
+def ndcg(ranks: np.ndarray, cut_off: int | Sequence[int] = CUT_OFF, hit_rule: str = 'rank<=cut_off') -> Any:
+    """NDCG@N of ranks: the mean of 1 / log2(1 + rank) with 0 for a miss, since each prediction has one relevant item.
+
+    The arguments are those of `recall_mrr`.
+
+    >>> ndcg(np.array([1.0, 3.0, 21.0, 21.0]))
+    0.375
+    """
+    found = (hits_of(ranks, cut_off, hit_rule) / np.log2(1 + ranks)).mean(axis=1)
+    return found if np.ndim(cut_off) else float(found[0])
+
+
+def hits_of(ranks: np.ndarray, cut_off: int | Sequence[int], hit_rule: str = 'rank<=cut_off') -> np.ndarray:
+    """Return which ranks are hits, bool (number of cut-offs, n_predictions)."""
     check_choice('hit_rule', hit_rule, HIT_RULES)
     for n in np.ravel(cut_off).tolist():
         check_whole_number('cut_off', n)
     limits = np.reshape(cut_off, (-1, 1))
-    hits = ranks < limits if hit_rule == 'rank<cut_off' else ranks <= limits
-    recall, mrr = hits.mean(axis=1), (hits / ranks).mean(axis=1)
-    return (recall, mrr) if np.ndim(cut_off) else (float(recall[0]), float(mrr[0]))
+    return ranks < limits if hit_rule == 'rank<cut_off' else ranks <= limits
 
 
 def ranks_from_ties(greater: np.ndarray, equal: np.ndarray, tie_policy: str = 'standard') -> np.ndarray:
@@ -65,6 +83,133 @@ def ranks_from_ties(greater: np.ndarray, equal: np.ndarray, tie_policy: str = 's
     """
     share = {'standard': 0.0, 'conservative': 1.0, 'median': 0.5}[tie_policy]
     return 1.0 + greater + share * equal
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Is A better than B?
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Comparison(NamedTuple):
+    """Difference of a metric between two models, its 95% interval over test sessions, and the two-sided p-value."""
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def interval(ranks: np.ndarray, offsets: np.ndarray, metric: str = 'recall@20', seed: int = 42) -> tuple[float, float]:
+    """95% interval of a metric over the choice of test sessions: a bootstrap of sessions, percentiles of 10,000 draws.
+
+    The predictions of a session depend on one another, so that sessions are drawn and not predictions.
+
+    Parameters
+    ----------
+    ranks : float (n_predictions,) as `next_item_ranks` returns them, or (n_seeds, n_predictions) of one model trained
+        with several seeds, for the interval of the mean over these
+    offsets : int64 (n_sessions + 1,), as `events.session_order` returns them of the test data
+    metric : 'recall@N', 'mrr@N' or 'ndcg@N'
+    seed : of the draws; two calls with the same one draw the same sessions
+
+    >>> low, high = interval(np.array([1.0, 30.0, 2.0, 30.0]), np.array([0, 2, 4, 6, 8]))
+    >>> low, high
+    (0.0, 1.0)
+    """
+    low, high = percentiles(bootstrap(*session_sums(gains(ranks, metric)[:, None], offsets), seed))[:, 0].tolist()
+    return low, high
+
+
+def compare(ranks_a: np.ndarray, ranks_b: np.ndarray, offsets: np.ndarray,
+            metrics: Sequence[str] = ('recall@20', 'mrr@20'), seed: int = 42) -> dict[str, Comparison]:
+    """Compare two models on the same test sessions, session by session: `Comparison` of A minus B, by metric.
+
+    The interval is that of `interval`.  The p-value is that of a permutation test, which exchanges A and B in sessions
+    at random: the share of 10,000 exchanges after which the difference is at least as large.
+
+    >>> a, b = np.array([1.0, 2.0, 1.0, 1.0]), np.array([2.0, 2.0, 4.0, 1.0])
+    >>> compare(a, b, np.array([0, 3, 6]), ['mrr@20'])['mrr@20'].difference
+    0.3125
+    """
+    values = np.column_stack([gains(ranks_a, metric) - gains(ranks_b, metric) for metric in metrics])
+    return dict(zip(metrics, paired_tests(*session_sums(values, offsets), seed)))
+
+
+def paired_tests(sums: np.ndarray, counts: np.ndarray, seed: int) -> list[Comparison]:
+    """Return a `Comparison` for each column of differences, which `session_sums` has summed by session."""
+    rng, found = np.random.default_rng(seed), np.abs(sums.sum(axis=0))
+    n_draws, n_as_large = 0, np.zeros(sums.shape[1])
+    for size in draws_at_once(len(sums)):
+        signs = 2.0 * rng.integers(2, size=(size, len(sums)), dtype=np.int8) - 1
+        n_as_large += (np.abs(signs @ sums) >= found * (1 - 1e-9)).sum(axis=0)  # but for rounding
+        n_draws += size
+    p_values = (1 + n_as_large) / (1 + n_draws)
+    low, high = percentiles(bootstrap(sums, counts, seed))
+    return [Comparison(*map(float, row)) for row in zip(sums.sum(axis=0) / counts.sum(axis=0), low, high, p_values)]
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Correct the p-values of several comparisons, so that all are right at once, by Holm's step-down method.
+
+    >>> holm(np.array([0.01, 0.5, 0.02])).tolist()
+    [0.03, 0.5, 0.04]
+    """
+    order = np.argsort(p_values)
+    corrected = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1))
+    return np.minimum(corrected, 1.0)[np.argsort(order)]
+
+
+def gains(ranks: np.ndarray, metric: str) -> np.ndarray:
+    """Return what each prediction adds to a metric such as 'mrr@20', mean over seeds, float64 (n_predictions,)."""
+    kind, _, cut_off = metric.partition('@')
+    check_choice('metric', kind, GAINS)
+    ranks = np.atleast_2d(ranks).astype(np.float64)
+    return np.mean([hits_of(of_seed, int(cut_off))[0] * GAINS[kind](of_seed) for of_seed in ranks], axis=0)
+
+
+GAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    'recall': np.ones_like, 'mrr': np.reciprocal, 'ndcg': lambda ranks: 1 / np.log2(1 + ranks)}
+
+
+def session_sums(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum values (n_predictions, k) over each session; return (n_sessions, k), and the predictions of each as a column.
+    """
+    lengths = np.diff(offsets) - 1
+    lengths = lengths[lengths > 0]
+    if lengths.sum() != len(values):
+        raise ValueError(f'offsets: the sessions have {lengths.sum()} predictions, and there are {len(values)} ranks')
+    return np.add.reduceat(values, np.cumsum(lengths) - lengths, axis=0), lengths[:, None].astype(np.float64)
+
+
+def bootstrap(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
+    """Draw as many sessions as there are, with replacement, 10,000 times; return the mean of each draw.
+
+    Parameters
+    ----------
+    sums : float64 (n_sessions, k), of the values of each session's predictions
+    counts : float64 (n_sessions, 1) or (n_sessions, k), of the predictions
+
+    Returns
+    -------
+    float64 (10,000, k), sums over counts
+    """
+    rng, n = np.random.default_rng(seed), len(sums)
+    means = []
+    for size in draws_at_once(n):
+        drawn = rng.integers(n, size=(size, n), dtype=np.int32)
+        times = np.stack([np.bincount(of_draw, minlength=n) for of_draw in drawn]).astype(np.float64)
+        with np.errstate(invalid='ignore'):  # a draw without any prediction has no mean
+            means.append((times @ sums) / (times @ counts))
+    return np.concatenate(means)
+
+
+def draws_at_once(n_sessions: int, n_draws: int = 10_000) -> list[int]:
+    """Return sizes of blocks of draws that take about 20 MB each, 10,000 draws in all."""
+    block = max(1, 1_000_000 // n_sessions)
+    return [min(block, n_draws - first) for first in range(0, n_draws, block)]
+
+
+def percentiles(means: np.ndarray) -> np.ndarray:
+    """Return the bounds of the 95% interval of each column of `bootstrap`, float64 (2, k)."""
+    return np.nanpercentile(means, [2.5, 97.5], axis=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

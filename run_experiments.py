@@ -7,6 +7,8 @@
     python run_experiments.py --table 2 --trials 100   # the parameter search
     python run_experiments.py --claims --quick         # the claims of sections 3 and 4, with small networks
     python run_experiments.py --parameters FILE...     # networks of later papers, with the parameters of parameters/
+    python run_experiments.py --models mine:MyModel    # a model of your own, a class in mine.py, as a row of Table 1
+    python run_experiments.py --compare                # all rows in OUT against the best: intervals and p-values
     python run_experiments.py --figures                # Figures 1 and 2 and training curves too, as SVG and PNG
 
 A cell is a model that is trained and evaluated for one number.  Each finished one is a file in OUT/cells and is not run
@@ -32,8 +34,9 @@ from gru4rec_pytensor.experiments.cells import Cell, Request, memory_of, plan
 from gru4rec_pytensor.experiments.claims import claims_cells
 from gru4rec_pytensor.experiments.datasets import Source, load_dataset, share, size_in_words, validation_data
 from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
+from gru4rec_pytensor.experiments.own import EXAMPLE, keep_source, own_row
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, PROTOCOLS, REVISION, RSC15, VIDEO
-from gru4rec_pytensor.experiments.publish import keep_request, publish
+from gru4rec_pytensor.experiments.publish import cells_without_ranks, keep_request, publish
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.experiments.tables import rows_of_tables
 from gru4rec_pytensor.experiments.work import Place, TasksFailed, Work, run_cells, run_searches
@@ -55,13 +58,23 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
         setattr(given, name, tuple(dict.fromkeys(value for values in getattr(given, name) for value in values)))
     if problem := contradiction(given):
         parser.error(problem)
-    tables = given.table or (() if given.parameters or given.claims else (1, 3))
+    own = [name for name in given.models if ':' in name]
+    names = [*given.name, *[None] * len(own)]
+    try:
+        rows = tuple(own_row(*named) for named in zip(own, names))
+    except ValueError as error:
+        parser.error(f'--models {error}')
+    only_files = given.parameters or given.claims or given.compare is not None
+    tables = given.table or (() if only_files and not given.models else (1, 3))
     units = given.units or ((100,) if not given.claims else (50, 200) if given.is_quick else (100, 1000))
-    request = Request(tables, given.models or (*[row for row in RSC15.published if row in BASELINES], NETWORK),
+    models = tuple(name for name in given.models if name not in own)
+    if not given.models:
+        models = (*[row for row in RSC15.published if row in BASELINES], NETWORK)
+    request = Request(tables, models,
                       given.loss or (*RSC15.parameters,), units, given.epochs or (3 if given.is_quick else 10),
                       given.seeds or ((42, 43, 44) if given.claims else (42,)), given.tie_policy, given.backend,
                       tuple(given.parameters), given.epochs, given.claims, given.is_quick, given.trials or 100,
-                      given.prune, given.figures)
+                      given.prune, given.figures, rows, given.compare, given.rerun)
     source = Source(PROTOCOLS[given.dataset], given.train, given.test, given.data, given.cache, given.sessions,
                     given.items)
     folder = given.out.absolute() if given.scheduler else given.out
@@ -87,8 +100,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     models = (*BASELINES, NETWORK)
     group.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=[],
                        help='tables to run (1 3)')
-    group.add_argument('--models', type=listed(str, models), nargs='+', default=[],
-                       help=f'rows to run, of {", ".join(models)} (those of the paper)')
+    group.add_argument('--models', type=lambda text: [text] if ':' in text else listed(str, models)(text), nargs='+',
+                       default=[], help=f'rows to run, of {", ".join(models)} (those of the paper), and models of your '
+                       f'own, such as {EXAMPLE}')
+    group.add_argument('--name', nargs='+', default=[], metavar='TITLE', help='titles of the rows of your own, in the '
+                       'order of the command line (the name of the class)')
+    group.add_argument('--compare', nargs='*', metavar='ROW', help='compare rows of the tables, by their titles: '
+                       'several with one another, all with one, or all with the best; without --table and --models '
+                       'nothing else is run')
+    group.add_argument('--rerun', action='store_true', help='run the cells of --compare again that were kept without '
+                       'ranks, by an earlier version')
     group.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[],
                        help=f'rows of Tables 2 and 3, of {", ".join(RSC15.parameters)} (all); Table 2 also takes mrr')
     group.add_argument('--units', type=listed(positive_number), nargs='+', default=[],
@@ -140,6 +161,10 @@ def contradiction(given: argparse.Namespace) -> str | None:
         return 'give either --data, or --train and --test'
     if (given.sessions or given.items) and (given.data or given.train):
         return '--sessions and --items are sizes of the synthetic log; they do not go with --data or --train'
+    if len(given.name) > (n_own := sum(':' in name for name in given.models)):
+        return f'--name gives {len(given.name)} titles to {n_own} rows of your own'
+    if given.rerun and given.compare is None:
+        return '--rerun goes with --compare'
     if given.is_quick and not given.claims:
         return '--quick goes with --claims'
     if given.claims and of_tables:
@@ -178,7 +203,11 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
     data = share(load_dataset(source), results.folder / 'data')
     if request.claims:
         cells = claims_cells(data, request)
-    keep_request(results, data, request)
+    for row in request.own:
+        keep_source(row, results.sources)
+    keep_request(results, data, request, cells)
+    if request.again:
+        cells = [*cells, *cells_without_ranks(results, data, cells)]
 
     engine, jobs = choose_engine(request, place, cells, len(data.train), n_workers)
     train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
@@ -188,7 +217,7 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
              'them in the order of their items; equal_times = "frame" in a file of --parameters keeps the order of the '
              'file')
     note(f'{data.name}: train {train}; test {test}; backend {request.backend}; {jobs} at a time')
-    work = Work(data, results, engine, place.every)
+    work = Work(data, results, engine, place.every, request.again)
     for _cell in run_cells(cells[::-1] if jobs > 1 else cells, work):  # the longest, which are the last, first
         publish(results, data)
     if 2 in request.tables:

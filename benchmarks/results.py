@@ -2,6 +2,7 @@
 
     python benchmarks/results.py rsc15_recent64=FOLDER rsc15_week=FOLDER       # says which rows still hold
     python benchmarks/results.py rsc15_recent64=FOLDER --rows POP --keep       # keeps what it finds, and says the same
+    python benchmarks/results.py rsc15_recent64=FOLDER --cells CELLS --keep    # compares the five best rows, too
     python benchmarks/results.py                                               # writes the tables from what is kept
 
 A folder has the files of preprocess_rsc15.py; RESULTS.md says where each data set is to be had.  Every row is a
@@ -16,6 +17,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,13 +30,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from evaluation import Comparison
 from gru4rec_pytensor import parameters
 from gru4rec_pytensor.click_log import read_events
 from gru4rec_pytensor.events import count
-from gru4rec_pytensor.experiments.datasets import DATA, RECENT64, size_in_words
+from gru4rec_pytensor.experiments.comparisons import INTERVALS, Pair, compare_rows, table_of_pairs, with_intervals
+from gru4rec_pytensor.experiments.datasets import DATA, RECENT64, Source, load_dataset, size_in_words
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, RSC15
 from gru4rec_pytensor.experiments.published import LATER_NETWORKS, RECORDED, ROWS, by_yardstick, rows_for
-from gru4rec_pytensor.experiments.results import Results, write_text
+from gru4rec_pytensor.experiments.results import Results, digits_of, write_text
 from gru4rec_pytensor.experiments.tables import (
     YARDSTICK,
     Table,
@@ -50,6 +54,7 @@ from preprocess_rsc15 import FILES
 KEPT, PAGE = ROOT / 'benchmarks' / 'results.json', ROOT / 'RESULTS.md'
 README, FRONT = ROOT / 'README.md', re.compile(r'(?<=<!-- written by benchmarks/results.py -->\n)(?:\|.*\n)*')
 METRICS = ('Recall@20', 'MRR@20')
+SHOWN = (*METRICS, 'NDCG@20')
 SEEDS = '42,43,44'
 WEEK = 'rsc15_week'
 ORIGINS = {data.title: data.origin for data in DATA} | {
@@ -67,8 +72,9 @@ WHY = {  # why numbers differ from the published ones by more than 5%
 
 
 # Of a cell's result; all else of it is the work of one run.
+KEY = ('model', 'loss', 'units', 'epochs', 'seed', 'parameters')
 KEEP = ('model', 'loss', 'units', 'epochs', 'seed', 'parameters', 'tie_policy', 'candidates', 'backend', 'recall@20',
-        'mrr@20', 'fit_seconds', 'eval_seconds', 'versions')
+        'mrr@20', 'ndcg@20', 'fit_seconds', 'eval_seconds', 'versions')
 
 
 class Run(NamedTuple):
@@ -144,8 +150,11 @@ def runs_of_others() -> list[tuple[Any, Run | None]]:
 # Making them
 # ---------------------------------------------------------------------------------------------------------------------
 
-def measure(run: Run, folder: Path) -> dict:
-    """Run the command of a row; return the part of its results that is kept.  SystemExit if it fails."""
+def measure(run: Run, folder: Path, cells: Path | None) -> dict:
+    """Run the command of a row; return the part of its results that is kept.  SystemExit if it fails.
+
+    cells : folder for the cells with their ranks, to be compared with those of other rows
+    """
     with tempfile.TemporaryDirectory() as out:
         arguments = [folder if word == 'DATA' else word for word in run.command.split(' ')[1:]]
         process = subprocess.Popen([sys.executable, *map(str, arguments), '--jobs', '1', '--out', out], cwd=ROOT,
@@ -154,14 +163,33 @@ def measure(run: Run, folder: Path) -> dict:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             sys.exit(f'{run.command}: exit code {process.returncode}')
-        results = Results(Path(out)).load('cells')
+        results = Results(Path(out))
+        found = with_intervals(results.load('cells'), results, load_dataset(Source(folder=folder)))
+        if cells:
+            shutil.copytree(Path(out) / 'cells', cells / run.data / 'cells', dirs_exist_ok=True,
+                            ignore=shutil.ignore_patterns('*.lock'))
     titled = {'title': run.title} if '--parameters' in run.arguments else {}
-    kept = [{name: result[name] for name in KEEP} | titled | {
-        'details': result['details'] and {name: result['details'][name] for name in ('recall', 'mrr')}}
-        for result in sorted(results, key=lambda result: result['seed'] or 0)]
+    kept = [{name: result[name] for name in (*KEEP, 'intervals')} | titled | {
+        'details': result['details'] and {name: result['details'][name] for name in ('recall', 'mrr', 'ndcg')}}
+        for result in sorted(found, key=lambda result: result['seed'] or 0)]
     return {'data': run.data, 'title': run.title, 'command': run.command, 'commit': commit(), 'machine': machine(),
             'date': datetime.now(UTC).date().isoformat(), 'results': kept,
             'peak_memory': usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)}
+
+
+def best_compared(name: str, folder: Path, cells: Path, kept: list[dict]) -> dict:
+    """Return the comparison of the five best rows of a data set, by Recall@20, among those with ranks in `cells`."""
+    results = Results(cells / name)
+    titles = {digits_of([own[field] for field in KEY]): row['title'] for row in kept if row['data'] == name
+              for own in row['results']}
+    found = [result | {'title': title} for result in results.load('cells')
+             if (title := titles.get(digits_of([result[field] for field in KEY])))]
+    recalls = {title: mean_metric([result for result in found if result['title'] == title], 'recall@20') or 0.0
+               for title in titles.values()}
+    best = sorted(recalls, key=lambda title: -recalls[title])[:5]
+    pairs = compare_rows([result for result in found if result['title'] in best], results,
+                         load_dataset(Source(folder=folder)), best)
+    return {'data': name, 'pairs': [[pair.first, pair.second, pair.tests] for pair in pairs]}
 
 
 def commit() -> str:
@@ -218,6 +246,7 @@ benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To make r
 hold: `python benchmarks/results.py rsc15_recent64=DATA`.
 
 Ours: mean ± standard deviation over the seeds 42, 43 and 44, equal scores conservative, a hit is a rank of at most N.
+{intervals}
 Seconds are those of one training and one evaluation, the median of the seeds, in one process, with other work on the
 machine; those of a model without seeds include up to 10 seconds of compilation. Peak memory is that of the whole
 command. Versions: `constraints/python3.12.txt`. {yardstick}
@@ -228,19 +257,24 @@ named source reports.
 
 def page(kept: dict) -> str:
     """Return RESULTS.md."""
-    parts = [INTRODUCTION.format(yardstick=YARDSTICK)]
+    parts = [INTRODUCTION.format(yardstick=YARDSTICK, intervals=INTERVALS)]
     for data in kept['data']:
-        parts += data_section(data, [row for row in kept['rows'] if row['data'] == data['data']])
+        compared = [one for one in kept.get('comparisons', []) if one['data'] == data['data']]
+        parts += data_section(data, [row for row in kept['rows'] if row['data'] == data['data']], compared)
     return '\n'.join([*parts, *others_section()]) + '\n'
 
 
-def data_section(data: dict, rows: list[dict]) -> list[str]:
-    """Return the section of a data set: its origin, our numbers, all published ones, and the commands."""
+def data_section(data: dict, rows: list[dict], compared: list[dict]) -> list[str]:
+    """Return the section of a data set: origin, our numbers, comparisons, all published numbers, and the commands."""
     name = data['data']
     train, test = (size_in_words(data['counts'][part]) for part in ('train_full', 'test'))
     files = '; '.join(f'`{file}` {digits}' for file, digits in data['files'].items())
     parts = [f'## {name}', '', f'{ORIGINS[name]}. Train {train}; test {test}. SHA-256: {files}.', '',
              *markdown_rows(own_table(name, rows)), '']
+    for comparison in compared:
+        section = table_of_pairs([Pair(first, second, {metric: Comparison(*test) for metric, test in tests.items()})
+                                  for first, second, tests in comparison['pairs']], [])
+        parts += ['### The five best rows, compared', '', *markdown_rows(section.tables[0]), '', *section.notes, '']
     if any(row.data == name for row in ROWS):
         table = table_published([result for row in rows for result in row['results']], name)
         parts += [f'### {table.title}', '', *markdown_rows(table), '']
@@ -263,9 +297,9 @@ def own_table(name: str, rows: list[dict]) -> Table:
             judged = ' / '.join(by_yardstick(mean, number) if mean else '-' for mean, number in zip(means, numbers))
         seconds = [f'{np.median(values):.1f} s' if (values := stable_values(results, key)) else '-'
                    for key in ('fit_seconds', 'eval_seconds')]
-        lines.append((row['title'], *[metric_in_words(results, metric) for metric in METRICS], theirs, judged, *seconds,
+        lines.append((row['title'], *[metric_in_words(results, metric) for metric in SHOWN], theirs, judged, *seconds,
                       f"{row['peak_memory'] / 1e9:.1f} GB"))
-    return Table('', ('Model', *METRICS, 'published', 'verdict', 'fit', 'evaluation', 'peak memory'), lines)
+    return Table('', ('Model', *SHOWN, 'published', 'verdict', 'fit', 'evaluation', 'peak memory'), lines)
 
 
 def front(kept: dict) -> str:
@@ -324,11 +358,12 @@ def write(kept: dict) -> None:
     write_text(README, FRONT.sub(front(kept), README.read_text()))
 
 
-def parse(argv: list[str] | None) -> tuple[dict[str, Path], list[Run], bool]:
-    """Return folders by data set, rows to run, and whether to keep them."""
+def parse(argv: list[str] | None) -> tuple[dict[str, Path], list[Run], Path | None, bool]:
+    """Return folders by data set, rows to run, the folder for cells, and whether to keep the numbers."""
     parser = Parser(prog='results.py', description=__doc__)
     parser.add_argument('data', nargs='*', metavar='NAME=FOLDER', help=f'of {RECENT64} and {WEEK}')
     parser.add_argument('--rows', nargs='+', metavar='TITLE', help='only these rows')
+    parser.add_argument('--cells', type=Path, metavar='FOLDER', help='keep ranks there, and compare the five best rows')
     parser.add_argument('--keep', action='store_true', help='keep the numbers, and write RESULTS.md')
     arguments = parser.parse_args(argv)
     folders = {}
@@ -341,12 +376,12 @@ def parse(argv: list[str] | None) -> tuple[dict[str, Path], list[Run], bool]:
     titles = {run.title for run in runs}
     if unknown := [title for title in arguments.rows or [] if title not in titles]:
         parser.error(f'--rows {unknown[0]!r}: is none of {"; ".join(sorted(titles))}')
-    return folders, [run for run in runs if run.title in (arguments.rows or titles)], arguments.keep
+    return folders, [run for run in runs if run.title in (arguments.rows or titles)], arguments.cells, arguments.keep
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the wanted rows; return 1 if one does not hold."""
-    folders, runs, keep = parse(argv)
+    folders, runs, cells, keep = parse(argv)
     kept, all_hold = load(KEPT), True
     for name, folder in folders.items():
         data = described(name, folder)
@@ -355,7 +390,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         put(kept['data'], data, 'data')
     for run in runs:
-        found = measure(run, folders[run.data])
+        found = measure(run, folders[run.data], cells)
         before = next((row for row in kept['rows'] if (row['data'], row['title']) == (run.data, run.title)), None)
         holds = before is None or still_holds(before, found)
         all_hold &= holds
@@ -366,7 +401,10 @@ def main(argv: list[str] | None = None) -> int:
         if keep:
             put(kept['rows'], found, 'data', 'title')
             write(kept)
-    if not folders:
+    if cells and keep:
+        for name, folder in folders.items():
+            put(kept.setdefault('comparisons', []), best_compared(name, folder, cells, kept['rows']), 'data')
+    if keep or not folders:
         write(kept)
     return 0 if all_hold else 1
 

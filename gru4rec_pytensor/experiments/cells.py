@@ -14,15 +14,16 @@ import numpy as np
 import pandas as pd
 import pytensor
 
-from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks_with_misses, recall_mrr
+from evaluation import CUT_OFF, TIE_POLICIES, ndcg, next_item_ranks_with_misses, recall_mrr
 from gru4rec import GRU4Rec, changed_arguments, final_activation
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset, Events
+from gru4rec_pytensor.experiments.own import OwnRow, own_class
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, Protocol
 from gru4rec_pytensor.terminal import TrainingProgress
 
-# What is kept of each cell beside its key; its table and the published numbers are looked up.
-RESULT_KEYS = ('recall@20', 'recall@19', 'mrr@20', 'fit_seconds', 'eval_seconds', 'train_events_per_second',
+# What is kept of each cell beside its key and its ranks; its table and the published numbers are looked up.
+RESULT_KEYS = ('recall@20', 'recall@19', 'mrr@20', 'ndcg@20', 'fit_seconds', 'eval_seconds', 'train_events_per_second',
                'eval_events_per_second', 'epoch_losses', 'details', 'versions')
 
 # The details of a result.  Bins by name: the last position of each, and the share of the items up to its end.
@@ -37,6 +38,7 @@ class Request:
 
     tables : of 1, 2 and 3
     models : rows of Tables 1 and 3, of `BASELINES` and `NETWORK`
+    own : rows of models of one's own
     losses : rows of Tables 2 and 3, of `protocols.LOSS_NAMES`
     units : hidden units of the networks; for the claims two numbers, of small and of large ones
     epochs : training epochs of the networks
@@ -48,6 +50,8 @@ class Request:
     claims, is_quick : whether to compare the variants of the claims, and with fewer random points
     n_trials, prune : random points of the search, and whether it stops trials early
     figures : whether to draw figures
+    compared : titles of rows to compare, none for all; None without a comparison
+    again : whether cells that kept no ranks are run again
     """
     tables: tuple[int, ...]
     models: tuple[str, ...]
@@ -64,6 +68,9 @@ class Request:
     n_trials: int = 100
     prune: bool = False
     figures: bool = False
+    own: tuple[OwnRow, ...] = ()
+    compared: tuple[str, ...] | None = None
+    again: bool = False
 
 
 class Cell(NamedTuple):
@@ -77,6 +84,7 @@ class Cell(NamedTuple):
     tie_policy: str
     candidates: int | None = None  # see `Protocol`
     backend: str | None = None  # of a network
+    source: str | None = None  # of a model of one's own, see `own`: changes with the text of its module
 
     @property
     def title(self) -> str:
@@ -85,7 +93,10 @@ class Cell(NamedTuple):
 
     def key(self, fingerprint: str) -> dict:
         """Return all that its number depends on; `fingerprint` is that of the data."""
-        return {'data': fingerprint, 'revision': REVISION} | self._asdict()
+        fields = self._asdict()
+        if self.source is None:  # so that cells from before there were models of one's own keep their keys
+            del fields['source']
+        return {'data': fingerprint, 'revision': REVISION} | fields
 
 
 def network_cell(loss: str, units: int | None, epochs: int, seed: int, parameters: dict, request: Request,
@@ -106,6 +117,10 @@ def plan(protocol: Protocol, request: Request) -> list[Cell]:
             n_epochs = parameters.get('n_iterations')
             for seed in request.seeds if model == 'BPR-MF' else [None]:
                 cells.append(Cell(model, None, None, n_epochs, seed, parameters, request.tie_policy, candidates))
+    for row in request.own:
+        for seed in request.seeds if row.is_seeded else [None]:
+            cells.append(Cell(row.model, None, None, None, seed, row.parameters, request.tie_policy, candidates,
+                              source=row.source))
     if 3 in tables and NETWORK in models:
         cells += [network_cell(loss, n, request.epochs, seed, protocol.parameters[loss], request, candidates)
                   for n in request.units for loss in request.losses for seed in request.seeds]
@@ -177,14 +192,16 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None, every: float = 600.0,
-             report: Callable[[str, bool], None] | None = None) -> dict:
-    """Train and evaluate; return the result as it is kept, with `RESULT_KEYS`.
+             report: Callable[[str, bool], None] | None = None,
+             sources: Path | None = None) -> tuple[dict, np.ndarray | None]:
+    """Train and evaluate; return the result as it is kept, with `RESULT_KEYS`, and the ranks of a stable network.
 
     Parameters
     ----------
     checkpoint : file of a network's training, which continues from it if it is there
     every : seconds between two times that it is written
     report : is called with the progress of the training, and whether an epoch has ended
+    sources : folder of copies of the user's modules, see `own.keep_source`
     """
     goes_on = bool(checkpoint and checkpoint.exists())
     started = time.perf_counter()
@@ -196,16 +213,18 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
             goes_on = False
         events_per_second = progress.close(time.perf_counter() - started)  # compilation left out
     else:
-        model = BASELINES[cell.model][0](**cell.parameters, **({} if cell.seed is None else {'seed': cell.seed}))
+        kind = own_class(cell.model, cell.source, sources) if cell.source else BASELINES[cell.model][0]
+        model = kind(**cell.parameters, **({} if cell.seed is None else {'seed': cell.seed}))
         model.fit(data.train)
         events_per_second = len(data.train) * (cell.epochs or 1) / (time.perf_counter() - started)
     result = dict.fromkeys(RESULT_KEYS) | {
         'fit_seconds': None if goes_on else time.perf_counter() - started,  # the first part was not measured
         'train_events_per_second': None if goes_on else events_per_second, 'versions': versions(),
         'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None}  # BPR-MF has some, too
-    if not getattr(model, 'error_during_train', False):
-        result |= evaluate(model, cell, data)
-    return result
+    if getattr(model, 'error_during_train', False):
+        return result, None
+    found, ranks = evaluate(model, cell, data)
+    return result | found, ranks
 
 
 def fit_from_checkpoint(model: GRU4Rec, train: pd.DataFrame, checkpoint: Path | None, every: float,
@@ -224,25 +243,37 @@ def fit_from_checkpoint(model: GRU4Rec, train: pd.DataFrame, checkpoint: Path | 
     return True
 
 
-def evaluate(model: Any, cell: Cell, data: Dataset | Events) -> dict:
-    """Return the metrics of a trained model, and the duration of the evaluation."""
+def evaluate(model: Any, cell: Cell, data: Dataset | Events) -> tuple[dict, np.ndarray]:
+    """Return the metrics of a trained model with the duration of the evaluation, and the ranks."""
     started = time.perf_counter()
     candidates = most_frequent(data.train.ItemId, cell.candidates)
+    if cell.source and not hasattr(model, 'items_'):  # optional in a model of one's own
+        model.items_ = data.train.ItemId.unique()
     ranks = next_item_ranks_with_misses(model, data.test, candidates, tie_policy=cell.tie_policy)
     seconds = time.perf_counter() - started
     recall, mrr = recall_mrr(ranks, CUT_OFF)
     result = {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
-              'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds,
+              'ndcg@20': ndcg(ranks, CUT_OFF), 'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds,
               'details': rank_details(ranks, data)}
     if cell.model == 'Item-KNN':
         result['other_tie_policies'] = {
             policy: recall_mrr(next_item_ranks_with_misses(model, data.test, candidates, tie_policy=policy), CUT_OFF)
             for policy in TIE_POLICIES if policy != cell.tie_policy}
-    return result
+    return result, ranks
 
 
 def rank_details(ranks: np.ndarray, data: Dataset | Events) -> dict:
-    """Return Recall and MRR by cut-off, and Recall@20 by position in the session and by popularity of the next item.
+    """Return Recall, MRR and NDCG by cut-off, and Recall@20 in each bin of `bins_of_predictions` that is not empty."""
+    recall, mrr = recall_mrr(ranks, CUT_OFFS)
+    details: dict = {'recall': recall.tolist(), 'mrr': mrr.tolist(), 'ndcg': ndcg(ranks, CUT_OFFS).tolist()}
+    for kind, (names, bin_of) in bins_of_predictions(data).items():
+        details[kind] = [[name, int((bin_of == k).sum()), float((ranks[bin_of == k] <= CUT_OFF).mean())]
+                         for k, name in enumerate(names) if (bin_of == k).any()]
+    return details
+
+
+def bins_of_predictions(data: Dataset | Events) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Return names of bins, and the bin of each prediction, by position in the session and by popularity of its item.
 
     An item that training lacks is in no bin of popularity.
     """
@@ -253,14 +284,8 @@ def rank_details(ranks: np.ndarray, data: Dataset | Events) -> dict:
     place = by_popularity.get_indexer(target)
     popularity = np.where(place < 0, len(by_popularity), place) / len(by_popularity)
 
-    def recall_by_bin(values: np.ndarray, bins: dict[str, float], right: bool) -> list[list]:
-        bin_of = np.searchsorted(list(bins.values()), values, side='left' if right else 'right')
-        return [[name, int((bin_of == k).sum()), float((ranks[bin_of == k] <= CUT_OFF).mean())]
-                for k, name in enumerate(bins) if (bin_of == k).any()]
-
-    recall, mrr = zip(*[recall_mrr(ranks, n) for n in CUT_OFFS])
-    return {'recall': list(recall), 'mrr': list(mrr), 'by_position': recall_by_bin(position, POSITIONS, True),
-            'by_popularity': recall_by_bin(popularity, POPULARITY, False)}
+    return {'by_position': ([*POSITIONS], np.searchsorted([*POSITIONS.values()], position, side='left')),
+            'by_popularity': ([*POPULARITY], np.searchsorted([*POPULARITY.values()], popularity, side='right'))}
 
 
 def versions() -> dict[str, str]:

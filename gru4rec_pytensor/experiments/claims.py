@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy
 
-from evaluation import CUT_OFF
+from evaluation import CUT_OFF, bootstrap, gains, percentiles, session_sums
 from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import Cell, Request, network_cell
+from gru4rec_pytensor.experiments.comparisons import SEED, ranks_of_seeds
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, VIDEO_CANDIDATES, VIDEO_ITEMS
-from gru4rec_pytensor.experiments.results import digits_of
+from gru4rec_pytensor.experiments.results import Results, digits_of
 from gru4rec_pytensor.experiments.tables import Section, Table, mean_and_deviation
 
 VERDICTS = """\
@@ -25,9 +26,12 @@ it is below 0 for one. That one does not improve on the other holds if each inte
 otherwise does not hold if one is above 0. That one is like the other holds if each interval is within 1%, and does not
 hold if one is outside. Stability: Fisher's exact test, 2.5% on each side. Everything else is too close to tell, and so
 is a comparison with fewer than two seeds for which both networks were numerically stable. For the training loss, better
-is lower."""
+is lower. Square brackets: the 95% interval of the difference over the choice of test sessions; a difference is within
+the interval of the test set if that of Recall@20 or of MRR@20 includes 0."""
 MARGIN = 0.01  # relative: a difference that does not matter
 METRICS = {'recall@20': 'Recall@20', 'mrr@20': 'MRR@20', 'loss': 'training loss'}
+RANKED = ('recall@20', 'mrr@20')  # metrics of test sessions, which come first in each claim
+NO_INTERVAL = (np.inf, -np.inf)
 POINTWISE, PAIRWISE = ('cross-entropy', 'mrr'), ('top1', 'bpr')
 RMSPROP_RATE = 0.001  # rmsprop's steps do not shrink, as Adagrad's do
 STABILITY_EPOCHS = 2  # at most, since an unstable network fails early
@@ -178,21 +182,29 @@ def claims_cells(data: Dataset, request: Request) -> list[Cell]:
     return [cell for k, cell in enumerate(cells) if cell not in cells[:k]]
 
 
-def claims_section(results: list[dict], data: Dataset, request: Request) -> Section:
+def claims_section(cells: list[dict], results: Results, data: Dataset, request: Request) -> Section:
     """Return the table of the claims that can be judged by these results, and a note."""
-    by_cell = {digits_of({name: result[name] for name in Cell._fields}): result for result in results}
+    by_cell = {digits_of({name: result.get(name) for name in Cell._fields}): result for result in cells}
 
     def results_of(cells: list[Cell]) -> list[dict]:
         found = [by_cell.get(digits_of(cell._asdict())) for cell in cells]
         return [] if None in found else [result for result in found if result]
 
-    rows, n_seeds = [], len(request.seeds)
+    compared: list[tuple] = []
     for claim in paper_claims(*request.units):
         first, second = (results_of(setting_cells(setting, data, request)) for setting in (claim.first, claim.second))
         if first and second:
-            verdict, details = judge(claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds))
-            rows.append((claim.section, claim.text, f'{claim.first.label} / {claim.second.label}', *details,
-                         *['-'] * (len(METRICS) - len(details)), verdict))
+            compared.append((claim, first, second))
+    rows, n_seeds = [], len(request.seeds)
+    intervals = test_intervals([sides for _claim, *sides in compared], results, data)
+    for (claim, first, second), of_test in zip(compared, intervals):
+        verdict, details = judge(claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds))
+        details = [detail + (f' [{low:+.4f}, {high:+.4f}]' if (low, high) != NO_INTERVAL else '')
+                   for detail, (low, high) in zip(details, [*of_test, NO_INTERVAL])]
+        if any(low <= 0 <= high for low, high in of_test):
+            verdict += ', within the interval of the test set'
+        rows.append((claim.section, claim.text, f'{claim.first.label} / {claim.second.label}', *details,
+                     *['-'] * (len(METRICS) - len(details)), verdict))
     stable = {loss: results_of(cells) for loss, cells in stability_cells(data, request).items()}
     if all(stable.values()):
         rows.append(stability_row({
@@ -200,6 +212,22 @@ def claims_section(results: list[dict], data: Dataset, request: Request) -> Sect
             for loss, of_loss in stable.items()}))
     header = ('Section', 'Claim', 'First / second', *METRICS.values(), 'Verdict')
     return Section([Table('Claims', header, rows)], [claims_note(data, request), VERDICTS])
+
+
+def test_intervals(sides: list[list[list[dict]]], results: Results, data: Dataset) -> list[list[tuple]]:
+    """Return the intervals, over test sessions, of the differences in Recall@20 and MRR@20 between two sides.
+
+    `NO_INTERVAL` where a cell of an earlier version kept no ranks.
+    """
+    ranks = [[ranks_of_seeds(of_side, results) for of_side in of_claim] for of_claim in sides]
+    columns = [gains(first, metric) - gains(second, metric) for first, second in ranks
+               if first is not None and second is not None for metric in RANKED]
+    if not columns:
+        return [[NO_INTERVAL] * len(RANKED) for _claim in sides]
+    bounds = percentiles(bootstrap(*session_sums(np.column_stack(columns), data.test_offsets), SEED)).T.tolist()
+    found = iter(map(tuple, bounds))
+    return [[NO_INTERVAL if first is None or second is None else next(found) for _metric in RANKED]
+            for first, second in ranks]
 
 
 def setting_cells(setting: Setting, data: Dataset, request: Request) -> list[Cell]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 import preprocess_rsc15
 from gru4rec_pytensor import click_log, synthetic
-from gru4rec_pytensor.events import COLUMNS, count, drop_long_sessions, keep_known_items, split
+from gru4rec_pytensor.events import COLUMNS, count, drop_long_sessions, keep_known_items, session_order, split
 from gru4rec_pytensor.experiments.protocols import RSC15, VIDEO, Protocol
 from gru4rec_pytensor.files import files_together
 from gru4rec_pytensor.terminal import note
@@ -127,6 +127,11 @@ class Dataset:
     def counts(self) -> dict[str, dict[str, int]]:
         """Sessions, events and items of 'train' and 'test'."""
         return {'train': count(self.train), 'test': count(self.test)}
+
+    @cached_property
+    def test_offsets(self) -> np.ndarray:
+        """Where each session begins in the ordered test events, see `events.session_order`."""
+        return session_order(self.test)[1]
 
     @property
     def n_items(self) -> int:

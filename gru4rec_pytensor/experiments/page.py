@@ -98,13 +98,14 @@ def difference(ours: float | None, published: float | None, is_comparable: bool)
 # Pictures
 # ---------------------------------------------------------------------------------------------------------------------
 
-def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list[str]) -> str:
+def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list[str], height: float = 3.2) -> str:
     """Return a picture as SVG within the page.
 
     Parameters
     ----------
     panels : description of a panel -> a function that draws it on its axes
     labels : of the lines, for the legend; empty for none
+    height : of each panel, in inches
     """
     try:
         import matplotlib
@@ -115,7 +116,7 @@ def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list
     drawn = []
     with matplotlib.rc_context(PLOT_SETTINGS):
         for alternative, draw in panels.items():
-            picture = Figure(figsize=(4.6, 3.2), layout='constrained')
+            picture = Figure(figsize=(4.6, height), layout='constrained')
             draw(picture.subplots())
             label = html.escape(alternative, quote=True)
             drawn.append(svg_of(picture).replace('<svg', f'<svg role="img" aria-label="{label}"', 1))
@@ -143,12 +144,22 @@ def line_style(k: int) -> tuple[str, str]:
     return COLOURS[k % len(COLOURS)], [*MARKERS][k % len(MARKERS)]
 
 
-def draw_lines(series: dict[str, tuple], xlabel: str, ylabel: str) -> Callable[[Axes], None]:
-    """Return a function that draws a panel with a line for each of `series`, label -> (x, y)."""
+def draw_lines(series: dict[str, tuple], xlabel: str, ylabel: str,
+               intervals: dict[str, np.ndarray] | None = None) -> Callable[[Axes], None]:
+    """Return a function that draws a panel with a line for each of `series`, label -> (x, y).
+
+    intervals : label -> bounds (len(x), 2) of some of the lines over names, drawn as bars
+    """
     def draw(ax: Axes) -> None:
         for k, (label, (x, y)) in enumerate(series.items()):
             colour, marker = line_style(k)
-            ax.plot(x, y, label=label, color=colour, marker=marker, markersize=4.5, linewidth=1.6)
+            places = x
+            if isinstance(x[0], str):  # lines stand beside one another, so that their bars do not hide one another
+                places = np.arange(len(x)) + 0.6 * ((k + 0.5) / len(series) - 0.5)
+                ax.set_xticks(range(len(x)), x)
+                if intervals and label in intervals:
+                    ax.vlines(places, *intervals[label].T, color=colour, linewidth=0.8)
+            ax.plot(places, y, label=label, color=colour, marker=marker, markersize=4.5, linewidth=1.6)
         ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
         ax.set_ylim(bottom=0)
@@ -158,6 +169,25 @@ def draw_lines(series: dict[str, tuple], xlabel: str, ylabel: str) -> Callable[[
             ax.set_xscale('log')
             ax.set_xticks([1, 2, 5, 10, 20, 50, 100], ['1', '2', '5', '10', '20', '50', '100'])
             ax.minorticks_off()
+    return draw
+
+
+def draw_differences(rows: list[tuple[str, float, float, float]], xlabel: str) -> Callable[[Axes], None]:
+    """Return a function that draws a difference and its interval for each row (title, difference, low, high).
+
+    Titles stand above their lines, since they are long, and the picture is as narrow as a telephone.
+    """
+    def draw(ax: Axes) -> None:
+        for y, (title, difference, low, high) in enumerate(rows):
+            ax.plot([low, high], [y, y], color=COLOURS[0], linewidth=1.6)
+            ax.plot(difference, y, color=COLOURS[0], marker='o', markersize=4.5)
+            ax.text(0, y - 0.2, title, transform=ax.get_yaxis_transform(), fontsize=7.5)
+        ax.axvline(0, color=COLOURS[-1], linewidth=1.2, linestyle='--')
+        ax.set_ylim(len(rows) - 0.5, -0.8)  # the first row on top
+        ax.set_yticks([])
+        ax.spines['left'].set_visible(False)
+        ax.set_xlabel(xlabel)
+        ax.tick_params(axis='x', labelsize=8.5)
     return draw
 
 

@@ -2,8 +2,17 @@
 from __future__ import annotations
 
 from gru4rec_pytensor import parameters
-from gru4rec_pytensor.experiments.cells import Request, file_cells
+from gru4rec_pytensor.experiments.cells import Cell, Request, file_cells
 from gru4rec_pytensor.experiments.claims import claims_section
+from gru4rec_pytensor.experiments.comparisons import (
+    INTERVALS,
+    compare_rows,
+    ranks_of_rows,
+    table_of_pairs,
+    titles_of_rows,
+    with_intervals,
+    without_ranks,
+)
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.report import format_report
@@ -19,30 +28,61 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
     """
     with locked(results.folder / '.publish.lock'):
         cells = results.load('cells', data.fingerprint)
-        paper = rows_of_tables(cells, data.protocol)
-        later = rows_of_later(cells, results.load('parameters', data.fingerprint), data.protocol)
+        paper, later = rows_of(cells, results, data)
+        both = with_intervals([*paper, *later], results, data)
+        paper, later = both[:len(paper)], both[len(paper):]
         searches = tables_2([found for found in results.load('searches', data.fingerprint)
                              if found['candidates'] == data.protocol.candidates], data)
-        claims = [claims_section(cells, data, Request(
+        claims = [claims_section(cells, results, data, Request(
             (), (), (), tuple(asked['units']), asked['epochs'], tuple(asked['seeds']), asked['tie_policy'],
             asked['backend'], is_quick=asked['is_quick'])) for asked in results.load('claims', data.fingerprint)
             if asked['protocol'] == data.protocol.title]
         claims = [section for section in claims if section.tables[0].rows]
-        tables = [tables_1_and_3(paper, later, data)] if paper or later else []
+        tables = [tables_1_and_3(paper, later, data)] if both else []
+        if any(result['intervals'] for result in both):
+            tables[0].notes.insert(1, INTERVALS)
+        pairs = {tuple(asked['rows']): compare_rows(both, results, data, asked['rows'])
+                 for asked in results.load('comparisons', data.fingerprint)}
+        compared = [table_of_pairs(of_request, without_ranks(both, results)) for of_request in pairs.values()]
+        for section in compared:
+            tables[0].tables.extend(section.tables)
+            tables[0].notes.extend(section.notes)
+        files = {'tables.md': [*tables, *searches], 'claims.md': claims}
         texts = {name: '\n'.join(as_markdown(data, section) for section in sections)
-                 for name, sections in (('tables.md', [*tables, *searches]), ('claims.md', claims)) if sections}
+                 for name, sections in files.items() if sections}
         if with_report:
             commands = sorted(results.load('commands', data.fingerprint), key=lambda command: command['began'])
-            texts['report.html'] = format_report(paper, later, data, [*searches, *claims],
-                                                 [command['command'] for command in commands])
+            texts['report.html'] = format_report(paper, later, data, [*compared, *searches, *claims],
+                                                 [command['command'] for command in commands],
+                                                 [*pairs.values()], ranks_of_rows(both, results))
         for name, text in texts.items():
             write_text(results.folder / name, text)
     return texts
 
 
-def keep_request(results: Results, data: Dataset, request: Request) -> None:
-    """Note which claims and files of parameters were asked for, so that they are published from now on."""
+def rows_of(cells: list[dict], results: Results, data: Dataset) -> tuple[list[dict], list[dict]]:
+    """Return the cells of a folder that are rows of Tables 1 and 3, and those that are rows of later papers."""
+    own, asked = (results.load(kind, data.fingerprint) for kind in ('rows', 'parameters'))
+    return rows_of_tables(cells, data.protocol, own), rows_of_later(cells, asked, data.protocol)
+
+
+def cells_without_ranks(results: Results, data: Dataset, planned: list[Cell]) -> list[Cell]:
+    """Return the cells of the tables' rows, beside those planned, that an earlier version kept without ranks."""
+    paper, later = rows_of(results.load('cells', data.fingerprint), results, data)
+    found = [Cell._make(result.get(name) for name in Cell._fields) for result in (*paper, *later)
+             if result['recall@20'] is not None and not result.get('ranks')]
+    return [cell for cell in found if cell not in planned]
+
+
+def keep_request(results: Results, data: Dataset, request: Request, planned: list[Cell]) -> None:
+    """Note which claims, files of parameters, rows of one's own and comparisons were asked for, to be published.
+
+    ValueError if a row to compare is neither in the folder nor planned.
+    """
     base = {'data': data.fingerprint, 'revision': REVISION}
+    for row in request.own:
+        results.save('rows', base | {'model': row.model, 'parameters': row.parameters},
+                     {'source': row.source, 'title': row.title})
     if request.claims:
         results.save('claims', base | {
             'protocol': data.protocol.title, 'units': request.units, 'epochs': request.epochs, 'seeds': request.seeds,
@@ -52,3 +92,13 @@ def keep_request(results: Results, data: Dataset, request: Request) -> None:
         if cell.parameters != data.protocol.parameters.get(cell.loss or ''):  # otherwise it is a row of Table 3
             results.save('parameters', base | {'loss': cell.loss, 'parameters': cell.parameters},
                          {'title': parameters.read(path).title or path.stem})
+    if request.compared is not None:
+        unrun: list[dict] = [cell._asdict() | {'recall@20': None} for cell in planned]
+        paper, later = rows_of([*results.load('cells', data.fingerprint), *unrun], results, data)
+        known = titles_of_rows([*paper, *later]).values()
+        if not known:
+            raise ValueError(f'--compare: {results.folder} has no rows of tables for this data')
+        for title in request.compared:
+            if title not in known:
+                raise ValueError(f"--compare {title!r}: no such row; there are {'; '.join(known)}")
+        results.save('comparisons', base | {'rows': request.compared}, {})

@@ -10,6 +10,7 @@ import numpy as np
 
 from gru4rec_pytensor.experiments import page
 from gru4rec_pytensor.experiments.cells import CUT_OFFS, versions
+from gru4rec_pytensor.experiments.comparisons import COMPARED, Pair, intervals_of_bins
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK
 from gru4rec_pytensor.experiments.tables import (
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def format_report(paper: list[dict], later: list[dict], data: Dataset, sections: list[Section],
-                  commands: list[str]) -> str:
+                  commands: list[str], comparisons: list[list[Pair]], ranks: dict[tuple, np.ndarray]) -> str:
     """Return the whole page.
 
     Parameters
@@ -41,6 +42,8 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
     paper, later : results as `tables.rows_of_tables` and `tables.rows_of_later` return them
     sections : Table 2 and the claims, if they were run
     commands : that make the page again
+    comparisons : pairs of rows that were asked for, see `comparisons.compare_rows`
+    ranks : of rows, see `comparisons.ranks_of_rows`
     """
     results = [*paper, *later]
     parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>', comparison_section(paper, data)]
@@ -48,7 +51,8 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
     tables += [(table, section.notes) for section in sections for table in section.tables]
     parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, notes))
               for table, notes in tables]
-    parts += picture_sections(results)
+    parts += [comparison_picture(pairs) for pairs in comparisons if pairs]
+    parts += picture_sections(results, intervals_of_bins(ranks, data) if ranks else {})
     counts = []
     for name, numbers in data.counts.items():
         for kind, found in numbers.items():
@@ -103,19 +107,42 @@ def comparison_table(results: list[dict], data: Dataset, caption: str) -> str:
     return page.table(header, rows, caption)
 
 
-def picture_sections(results: list[dict]) -> list[str]:
-    """Return sections with pictures of the results that have details; means over seeds."""
+def comparison_picture(pairs: list[Pair]) -> str:
+    """Return a section with a picture of the differences between pairs of rows."""
+    seconds = {pair.second for pair in pairs}
+    against = f' to {pairs[0].second}' if len(seconds) == 1 else ', first − second'
+    panels = {}
+    for metric, name in COMPARED.items():
+        rows = [(pair.first + f' − {pair.second}' * (len(seconds) > 1), *pair.tests[metric][:3]) for pair in pairs]
+        words = '; '.join(f'{title}: {found:+.4f}, {low:+.4f} to {high:+.4f}' for title, found, low, high in rows)
+        panels[f'Difference in {name}{against}. {words}'] = page.draw_differences(rows, f'difference in {name}')
+    return page.section(f'Differences{against}', page.figure(
+        'Difference in the mean over seeds, and its 95% interval over the choice of test sessions. The dashed line is '
+        'at 0: no difference. The table has p-values, which are corrected.', panels, [],
+        height=0.9 + 0.4 * len(pairs)))
+
+
+def picture_sections(results: list[dict], intervals: dict[str, dict[tuple, np.ndarray]]) -> list[str]:
+    """Return sections with pictures of the results that have details; means over seeds.
+
+    intervals : of the bins, see `comparisons.intervals_of_bins`
+    """
     rows = by_row([result for result in results if result.get('details')])
     if not rows:
         return []
     settings = row_settings(results)
-    details = {title_of(ours[0], settings, with_seed=False): [result['details'] for result in ours]
-               for ours in rows.values()}
+    titles = {row: title_of(ours[0], settings, with_seed=False) for row, ours in rows.items()}
+    details = {titles[row]: [result['details'] for result in ours] for row, ours in rows.items()}
 
     def mean_of_bins(bins: str) -> dict[str, tuple]:  # whose names are the same for all seeds
-        return {title: ([name for name, _n, _recall in of_seeds[0][bins]], np.mean([
+        return {title: ([f'{name}\nn {n:,}' for name, n, _recall in of_seeds[0][bins]], np.mean([
             [recall for _name, _n, recall in one[bins]] for one in of_seeds], axis=0).tolist())
             for title, of_seeds in details.items()}
+
+    def bars(bins: str) -> dict[str, np.ndarray]:
+        of_rows = {titles[row]: of_row[~np.isnan(of_row[:, 0])] for row, of_row in intervals.get(bins, {}).items()
+                   if row in titles}
+        return {title: of_row for title, of_row in of_rows.items() if len(of_row) == len(details[title][0][bins])}
 
     def draw_loss(title: str, values: list[float]) -> Callable[[Axes], None]:
         return lambda ax: page.draw_losses(ax, title, values, *page.line_style([*details].index(title)))
@@ -129,12 +156,13 @@ def picture_sections(results: list[dict]) -> list[str]:
     by_position, by_popularity = mean_of_bins('by_position'), mean_of_bins('by_popularity')
     panels = {
         f'Recall@20 by position in the session. {page.in_words(by_position, "at position")}': page.draw_lines(
-            by_position, 'position of the predicted event in its session', 'Recall@20'),
+            by_position, 'position of the predicted event in its session', 'Recall@20', bars('by_position')),
         f'Recall@20 by popularity of the next item. {page.in_words(by_popularity, "for")}': page.draw_lines(
-            by_popularity, 'items by number of training events', 'Recall@20')}
+            by_popularity, 'items by number of training events', 'Recall@20', bars('by_popularity'))}
     sections.append(page.section('Where in the session, and which items', page.figure(
         'Recall@20 by position in the session, and by popularity of the next item: from the most popular 1% of the '
-        'items to the less popular half.', panels, [*details])))
+        'items to the less popular half; n predictions in each. Bars: 95% intervals over the choice of test sessions.',
+        panels, [*details])))
     if losses := mean_losses(results):
         panels = {'Training loss. ' + page.in_words({title: (range(1, len(values) + 1), values)}, 'in epoch'):
                   draw_loss(title, values) for title, values in losses.items()}

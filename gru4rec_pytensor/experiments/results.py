@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.files import atomic_file, check_writable, locked, remove_leftovers
 
 FORMAT = 1  # of the files; raised when what they hold changes
-KINDS = ('cells', 'searches', 'claims', 'parameters', 'commands')
+KINDS = ('cells', 'searches', 'claims', 'parameters', 'rows', 'comparisons', 'commands')
 
 
 class Results:
     """A folder of finished cells and searches, and of the claims, parameters and commands that were asked for.
 
-    Each is a file KIND/TITLE-DIGITS.json, which is whole or not there, and the digits are those of its key.  So
+    Each is a file KIND/TITLE-DIGITS.json, which is whole or not there, and the digits are those of its key.  The ranks
+    of a cell's predictions, from which its numbers are, lie beside it as a float32 array, TITLE-DIGITS.npy.  So
     processes that share the folder, on a shared disk too, write without regard to one another; a process that trains a
     cell holds it meanwhile.  Checkpoints lie beside them, in a folder of their own.
     """
@@ -71,8 +74,20 @@ class Results:
         """Return whether there is something under a key."""
         return self.path(kind, key).exists()
 
-    def save(self, kind: str, key: dict, result: dict) -> None:
-        """Keep a result under a key."""
+    def has_cell(self, key: dict, with_ranks: bool) -> bool:
+        """Return whether a cell is finished, and, if asked, has ranks or no need of them."""
+        if not with_ranks or not self.has('cells', key):
+            return self.has('cells', key)
+        result = self.load_file(self.path('cells', key))
+        return bool(result.get('ranks')) or result['recall@20'] is None
+
+    def save(self, kind: str, key: dict, result: dict, ranks: np.ndarray | None = None) -> None:
+        """Keep a result under a key, and the ranks of a cell, which are there before it."""
+        if ranks is not None:
+            ranks = ranks.astype(np.float32)
+            with atomic_file(self.path(kind, key).with_suffix('.npy')) as file:
+                np.save(file, ranks)
+            result = result | {'ranks': hashlib.sha256(ranks.tobytes()).hexdigest()}
         text = json.dumps({'format': FORMAT, 'key': key, 'result': result, 'digits': digits_of(result)}, indent=1)
         write_text(self.path(kind, key), text + '\n')
 
@@ -92,6 +107,24 @@ class Results:
         if self._loaded.get(path, (None,))[0] != state:
             self._loaded[path] = state, read_result(path)
         return self._loaded[path][1]
+
+    def ranks(self, result: dict) -> np.ndarray | None:
+        """Return the ranks of a cell's result, float32 (n_predictions,), in the order of `evaluation.next_item_ranks`.
+
+        None for an unstable network, and for a cell of an earlier version, which kept none.  ValueError names a file
+        that is damaged or gone.
+        """
+        if not result.get('ranks'):
+            return None
+        path = result['path'].with_suffix('.npy')
+        try:
+            ranks = np.load(path)
+        except (OSError, ValueError, EOFError):
+            ranks = np.empty(0)
+        if hashlib.sha256(ranks.tobytes()).hexdigest() != result['ranks']:
+            raise ValueError(f'{path}: not the ranks of {path.stem}.json, or damaged; move both away, and the cell is '
+                             'run again')
+        return ranks
 
     @contextlib.contextmanager
     def hold(self, key: dict) -> Iterator[str | None]:
@@ -117,6 +150,11 @@ class Results:
         with locked(path, wait=False) as lock:
             return lock is None
 
+    @property
+    def sources(self) -> Path:
+        """Return the folder for copies of the modules of models of one's own."""
+        return self.folder / 'sources'
+
     def checkpoint(self, key: dict) -> Path:
         """Return the file for the checkpoint of a cell."""
         return self.folder / 'checkpoints' / self.path('cells', key).stem
@@ -136,7 +174,7 @@ def read_result(path: Path) -> dict:
             raise KeyError('format')
         if content.get('digits', digits_of(result)) != digits_of(result):  # which files of older commands lack
             raise ValueError('result')
-        return {name: key[name] for name in ('data', 'revision')} | key | result
+        return {name: key[name] for name in ('data', 'revision')} | key | result | {'path': path}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f'{path}: not a result of this version of the program, or damaged; move it away, or choose '
                          'another --out') from None

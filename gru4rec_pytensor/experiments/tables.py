@@ -14,7 +14,8 @@ from gru4rec_pytensor.experiments.published import RECORDED, ROWS, Row, by_yards
 TITLES = {1: 'Table 1: baselines', 2: 'Table 2: best parameters', 3: 'Table 3: GRU4Rec, one layer',
           'later': 'Later papers', 'published': 'Published for this data, and ours'}
 YARDSTICK = ("Verdicts are by the authors' own yardstick for relative differences: below 1% the same, which is within "
-             'the spread of two seeds, below 5% the same level.')
+             'the spread of two seeds, below 5% the same level. Within the interval: of the choice of test sessions, '
+             'which the published number may come from as well as ours.')
 
 # Rows of a table may differ in these, beside model, loss and units; seeds are put together.
 SETTINGS = {'epochs': 'Epochs', 'tie_policy': 'Ties', 'backend': 'Backend'}
@@ -46,9 +47,8 @@ def tables_1_and_3(paper: list[dict], later: list[dict], data: Dataset) -> Secti
     paper, later : results as `rows_of_tables` and `rows_of_later` return them
     """
     tables = []
-    if any(result['model'] in BASELINES for result in paper):
-        tables.append(table_of_models(TITLES[1], 'Baseline', [
-            result for result in paper if result['model'] in BASELINES], data))
+    if baselines := [result for result in paper if result['model'] != NETWORK]:
+        tables.append(table_of_models(TITLES[1], 'Baseline', baselines, data))
     if networks_among(paper):
         tables.append(table_3(paper, data))
     others = other_tables(paper, later, data)
@@ -82,21 +82,31 @@ def other_tables(paper: list[dict], later: list[dict], data: Dataset) -> list[tu
     return tables
 
 
-def rows_of_tables(results: list[dict], protocol: Protocol) -> list[dict]:
-    """Return the results of Tables 1 and 3, in the paper's order: those with its parameters and candidates."""
+def rows_of_tables(results: list[dict], protocol: Protocol, own: Sequence[dict] = ()) -> list[dict]:
+    """Return the results of Tables 1 and 3, in the paper's order: those with its parameters and candidates.
+
+    own : model, parameters, source and title of each row of one's own, which follow the baselines
+    """
+    titles = {str((row['model'], row['parameters'], row['source'])): row['title'] for row in own}
+    losses, models = [*protocol.parameters], [*BASELINES, None, NETWORK]  # None: one's own
+
     def preset(result: dict) -> dict | None:
         model, loss = result['model'], result['loss']
         return protocol.parameters.get(loss) if model == NETWORK else BASELINES.get(model, (None, None))[1]
 
     def place(result: dict) -> tuple:
-        losses = [*protocol.parameters]
         rank = losses.index(result['loss']) if result['loss'] in losses else -1
-        return ([*BASELINES, NETWORK].index(result['model']), result['units'] or 0, rank,
-                *[str(result[name]) for name in SETTINGS], result['seed'] or 0)
+        return (models.index(None if result.get('source') else result['model']), result.get('title', ''),
+                result['units'] or 0, rank, *[str(result[name]) for name in SETTINGS], result['seed'] or 0)
 
-    return sorted((result for result in results if preset(result) is not None
-                   and result['parameters'] == preset(result) and result['candidates'] == protocol.candidates),
-                  key=place)
+    found = []
+    for result in results:
+        if result.get('source'):
+            if title := titles.get(str((result['model'], result['parameters'], result['source']))):
+                found.append(result | {'title': title})
+        elif result['parameters'] == preset(result):
+            found.append(result)
+    return sorted((result for result in found if result['candidates'] == protocol.candidates), key=place)
 
 
 def rows_of_later(results: list[dict], asked: list[dict], protocol: Protocol) -> list[dict]:
@@ -142,9 +152,9 @@ def table_of_models(title: str, kind: str, results: list[dict], data: Dataset) -
         for metric, number in zip(metrics, numbers):
             row += [f'{number:.4f}' if number else '-'] * any(map(any, published))
             row.append(metric_in_words(ours, metric.lower()))
-        rows.append((*row, *durations(ours)))
+        rows.append((*row, metric_in_words(ours, 'ndcg@20'), *durations(ours)))
     columns = [f'{metric} {whose}' for metric in metrics for whose in ('published', 'ours')
-               if any(map(any, published)) or whose == 'ours']
+               if any(map(any, published)) or whose == 'ours'] + ['NDCG@20']
     return Table(title, (kind, *[SETTINGS[name] for name in settings], *columns, 'fit', 'evaluation'), rows)
 
 
@@ -172,7 +182,11 @@ def table_published(results: list[dict], title: str) -> Table:
             others = [other for other in others if other is not row]
             for metric, published in metrics_of(row).items():
                 mean = mean_metric(ours, metric)
-                judged = ('-', '-') if mean is None else (f'{mean / published - 1:+.1%}', by_yardstick(mean, published))
+                judged = ('-', '-')
+                if mean is not None:
+                    low, high = ours[0].get('intervals', {}).get(metric.lower(), (np.inf, -np.inf))
+                    judged = (f'{mean / published - 1:+.1%}',
+                              by_yardstick(mean, published) + ', within the interval' * (low <= published <= high))
                 rows.append((title_of(ours[0], settings, with_seed=False), metric, f'{published:.4f}',
                              metric_in_words(ours, metric), *judged, row.source))
     rows += [(row.model, metric, f'{published:.4f}', *['-'] * 3, row.source)
@@ -241,11 +255,11 @@ def table_3(results: list[dict], data: Dataset) -> Table:
             mean, base = mean_metric(ours, metric), mean_metric(knn, metric)
             gain = f' ({mean / base - 1:+.2%})' if mean is not None and base else ''
             row.append(metric_in_words(ours, metric) + gain)
-        rows.append((*row, *durations(ours)))
+        rows.append((*row, metric_in_words(ours, 'ndcg@20'), *durations(ours)))
     columns = ('Recall@20 published (gain over Item-KNN)', 'Recall@20 ours (gain)', 'MRR@20 published (gain)',
                'MRR@20 ours (gain)') if with_published else ('Recall@20 (gain over Item-KNN)', 'MRR@20 (gain)')
-    return Table(TITLES[3], ('Loss', 'Units', *[SETTINGS[name] for name in settings], *columns, 'fit', 'evaluation'),
-                 rows)
+    return Table(TITLES[3], ('Loss', 'Units', *[SETTINGS[name] for name in settings], *columns, 'NDCG@20', 'fit',
+                             'evaluation'), rows)
 
 
 def paper_note(data: Dataset) -> str:
@@ -289,12 +303,13 @@ def stable_values(results: list[dict], metric: str) -> list[float]:
 
 
 def metric_of(result: dict, metric: str) -> float | None:
-    """Return a number of a result, or Recall or MRR at one of `CUT_OFFS`, by a name such as 'MRR@5'."""
+    """Return a number of a result, or Recall, MRR or NDCG at one of `CUT_OFFS`, by a name such as 'MRR@5'."""
     name = metric.lower()
     kind, _, cut_off = name.partition('@')
     if name in result:
         return result[name]
-    return result['details'] and result['details'][kind][CUT_OFFS.index(int(cut_off))]
+    values = (result.get('details') or {}).get(kind)  # earlier versions kept no NDCG
+    return values and values[CUT_OFFS.index(int(cut_off))]
 
 
 def mean_metric(results: list[dict], metric: str) -> float | None:
@@ -304,10 +319,12 @@ def mean_metric(results: list[dict], metric: str) -> float | None:
 
 
 def metric_in_words(results: list[dict], metric: str) -> str:
-    """Return mean and standard deviation over seeds, and the number of numerically unstable networks."""
+    """Return mean and standard deviation over seeds, the interval, and the number of numerically unstable networks."""
     values = stable_values(results, metric)
-    unstable = len(results) - len(values)
-    text = mean_and_deviation(values) if values else ''
+    unstable = len(results) - len(stable_values(results, 'recall@20'))
+    text = mean_and_deviation(values) if values else '-' * (not unstable)
+    if interval := results[0].get('intervals', {}).get(metric.lower()):
+        text += f' [{interval[0]:.4f}, {interval[1]:.4f}]'
     return text + (f' {unstable} of {len(results)} numerically unstable' if unstable else '')
 
 
@@ -328,7 +345,7 @@ def durations(results: list[dict]) -> tuple[str, ...]:
 
 def title_of(result: dict, settings: Sequence[str] = (), with_seed: bool = True) -> str:
     """Return 'TOP1, 100 units, seed 42', or a file's title or baseline's name, then the wanted `SETTINGS`."""
-    words = [result['model']]
+    words = [result.get('title') or result['model']]
     if result['model'] == NETWORK:
         words = [result.get('title') or f"{LOSS_NAMES[result['loss']]}, {result['units']} units"]
         words += [f"seed {result['seed']}"] * with_seed

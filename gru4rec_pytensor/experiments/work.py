@@ -49,12 +49,14 @@ class Work:
 
     data : shared, see `datasets.share`
     every : seconds between two times that a checkpoint is written
+    with_ranks : whether cells that an earlier version kept without ranks are run again
     failures : reasons by title
     """
     data: Dataset
     results: Results
     engine: Engine
     every: float
+    with_ranks: bool = False
     failures: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -79,7 +81,8 @@ def run_cells(cells: list[Cell], work: Work) -> Iterator[None]:
         note(f'{len(cells) - len(missing)} of {len(cells)} cells are in {results.folder} already')
     waits, reported = False, dict[str, float]()
     while missing:
-        tasks = [Task(title, train_cell, (cell, results.folder, work.data.folder, work.data.fingerprint, work.every))
+        tasks = [Task(title, train_cell, (cell, results.folder, work.data.folder, work.data.fingerprint, work.every,
+                                         work.with_ranks))
                  for title, cell in missing.items()
                  if title not in reported and not results.is_held(cell.key(work.data.fingerprint))]
         is_new = False
@@ -110,26 +113,27 @@ def missing_cells(cells: list[Cell], work: Work) -> dict[str, Cell]:
     missing = {}
     for number, cell in enumerate(cells, 1):
         title = cell.title if titles[cell.title] == 1 else f'{cell.title} (cell {number})'
-        if title not in work.failures and not work.results.has('cells', cell.key(work.data.fingerprint)):
+        if title not in work.failures and not work.results.has_cell(
+                cell.key(work.data.fingerprint), work.with_ranks):
             missing[title] = cell
     return missing
 
 
-def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: float,
+def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: float, with_ranks: bool,
                report: Callable[[str, bool], None]) -> str:
     """Train a cell and keep its result; return a line about it, or '' if another process trains it."""
     results, key = Results(folder), cell.key(fingerprint)
     with results.hold(key) as last_holder:
         if last_holder is None:
             return ''
-        if results.has('cells', key):
+        if results.has_cell(key, with_ranks):
             return 'was trained by another command'
         if last_holder:
             report(f'taken over from {last_holder}, which was killed', True)
         report('begins', False)
         checkpoint = results.checkpoint(key)
-        result = run_cell(cell, open_events(events), checkpoint, every, report)
-        results.save('cells', key, result)
+        result, ranks = run_cell(cell, open_events(events), checkpoint, every, report, results.sources)
+        results.save('cells', key, result, ranks)
         checkpoint.unlink(missing_ok=True)
     return 'numerically unstable' if result['recall@20'] is None else f"Recall@20 {result['recall@20']:.4f}"
 

@@ -1,0 +1,107 @@
+"""Models of one's own as rows of Table 1: classes in modules of the user's, run like the baselines."""
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import inspect
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from gru4rec_pytensor.files import atomic_file
+
+EXAMPLE = 'my_module:MyModel or my_module:MyModel(k=100)'
+
+
+class OwnRow(NamedTuple):
+    """A row of one's own.
+
+    model : name of a class, MODULE:CLASS
+    parameters : its arguments
+    source : digits that change with the text of the module's file
+    title : of the row
+    is_seeded : whether the class takes a seed that `parameters` does not give
+    """
+    model: str
+    parameters: dict[str, Any]
+    source: str
+    title: str
+    is_seeded: bool
+
+
+def own_row(text: str, title: str | None = None) -> OwnRow:
+    """Return the row of a class as the command line names it; ValueError, in one line, if it is no model.
+
+    The module is imported from the working directory or from where Python looks.
+    """
+    found = re.fullmatch(r'([\w.]+:\w+)(?:\((.*)\))?', text)
+    if not found:
+        raise ValueError(f'{text!r}: a model of your own looks like {EXAMPLE}')
+    try:
+        call: Any = ast.parse(f'f({found[2] or ""})', mode='eval').body
+        parameters = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if call.args or None in parameters:
+            raise ValueError('no names')
+    except (SyntaxError, ValueError):
+        raise ValueError(f'{text}: its arguments must be names with plain values, as in {EXAMPLE}') from None
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    model, name = own_class(found[1]), found[1].partition(':')[2]
+    try:
+        inspect.signature(model).bind(**parameters)
+    except TypeError as error:
+        raise ValueError(f'{text}: {error}') from None
+    if not hasattr(model, 'fit'):
+        raise ValueError(f'{found[1]}: lacks fit(train)')
+    if not hasattr(model, 'predict_next') and not hasattr(model, 'predict_next_batch'):
+        raise ValueError(f'{found[1]}: lacks predict_next(session_id, input_item_id, predict_for_item_ids), or '
+                         'predict_next_batch(session_ids, input_item_ids, predict_for_item_ids, batch)')
+    module = sys.modules[found[1].partition(':')[0]]
+    is_seeded = 'seed' in inspect.signature(model).parameters and 'seed' not in parameters
+    written = name + (f'({found[2]})' if found[2] else '')
+    return OwnRow(found[1], parameters, source_digits(module), title or written, is_seeded)
+
+
+def own_class(name: str, source: str | None = None, folder: Path | None = None) -> type:
+    """Return the class MODULE:CLASS; ValueError if it cannot be imported.
+
+    source : digits that the text of its module must have
+    folder : of copies of modules, see `keep_source`, which go before what lies elsewhere
+    """
+    module_name, _, class_name = name.partition(':')
+    copy = folder and folder / str(source)
+    if copy and (copy / f'{module_name}.py').exists() and str(copy) not in sys.path:
+        sys.path.insert(0, str(copy))
+    loaded = sys.modules.get(module_name)
+    if loaded and source and source_digits(loaded) != source:  # an earlier text, in a process that lives long
+        del sys.modules[module_name]
+        importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ValueError(f'{name}: {module_name} cannot be imported: {type(error).__name__}: {error}') from None
+    found = getattr(module, class_name, None)
+    if not inspect.isclass(found):
+        raise ValueError(f'{name}: {module_name} has no class {class_name}')
+    if source and source_digits(module) != source:
+        raise ValueError(f'{name}: {module.__file__} is not the file that the command read: all machines need the same')
+    return found
+
+
+def source_digits(module: ModuleType) -> str:
+    """Return digits that change with the text of a module's file."""
+    return hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()[:16]
+
+
+def keep_source(row: OwnRow, folder: Path) -> None:
+    """Copy the module of a row into a folder that all workers see, unless it is part of a package."""
+    module_name = row.model.partition(':')[0]
+    if '.' not in module_name:
+        path = folder / row.source / f'{module_name}.py'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file, open(str(sys.modules[module_name].__file__), 'rb') as text:
+            shutil.copyfileobj(text, file)
