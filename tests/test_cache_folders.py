@@ -69,14 +69,14 @@ def test_variables_that_are_set_are_left_as_they_are_and_nothing_warns(bare, tmp
     assert not any((tmp_path / 'tmp').iterdir())
 
 
-@pytest.mark.promise
+@pytest.mark.slow
 def test_other_flags_of_pytensor_are_kept(bare):
     program = 'import gru4rec; print(gru4rec.pytensor.config.optimizer_verbose)'
     done = bare(program, PYTENSOR_FLAGS='optimizer_verbose=True')
     assert done.stdout == 'True\n' and done.stderr.count('UserWarning') == 1
 
 
-@pytest.mark.promise
+@pytest.mark.slow
 def test_a_folder_in_the_settings_file_of_pytensor_counts(bare, tmp_path):
     (tmp_path / 'settings').write_text(f'[global]\nbase_compiledir = {tmp_path}/compiled\n')
     done = bare("import gru4rec; print(gru4rec.pytensor.config.base_compiledir)", PYTENSORRC=f'{tmp_path}/settings',
@@ -121,7 +121,7 @@ def test_without_even_a_temporary_folder_one_clear_error_names_the_variables(mon
 
 
 @pytest.mark.parametrize('variables', [{'PYTHONDONTWRITEBYTECODE': '1'}, pytest.param(
-    {'NUMBA_CACHE_DIR': 'numba', 'PYTHONPYCACHEPREFIX': 'bytecode'}, marks=pytest.mark.promise)],
+    {'NUMBA_CACHE_DIR': 'numba', 'PYTHONPYCACHEPREFIX': 'bytecode'}, marks=pytest.mark.slow)],
     ids=['no bytecode', 'a folder for each'])
 def test_an_import_leaves_nothing_beside_the_installed_files_where_that_is_not_wanted(tree, tmp_path, variables):
     foreign = ('NUMBA_CACHE_DIR', 'XDG_CACHE_HOME', 'PYTHONDONTWRITEBYTECODE')
@@ -166,8 +166,8 @@ def test_a_damaged_file_of_compiled_code_is_named_and_made_again(tmp_path, monke
     assert result() == 6 and not caplog.text
 
 
-@pytest.mark.promise
-@pytest.mark.parametrize('ending', ['.nbi', '.nbc'])
+@pytest.mark.parametrize('ending', [
+    pytest.param('.nbi', marks=pytest.mark.slow), pytest.param('.nbc', marks=pytest.mark.promise)])
 def test_damaged_code_of_a_step_is_made_again_that_of_its_parts_too(tmp_path, ending):
     program = """
         import numpy as np, pytensor.tensor as pt

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 from common import (
     FAST_CASE,
-    PROMISE,
     TEST,
     TRAIN,
     click_log,
@@ -86,7 +85,7 @@ def test_equal_scores_count_as_lower_higher_or_half(target, ranks):
 
 
 # 0.5 + 1e-8 is 0.5 in float32
-both_precisions = pytest.mark.parametrize('dtype', ['float32', pytest.param('float64', marks=PROMISE)])
+both_precisions = pytest.mark.parametrize('dtype', ['float32', pytest.param('float64', marks=pytest.mark.slow)])
 
 
 @both_precisions
@@ -151,7 +150,7 @@ NETWORKS = {
 AGAIN = ('two layers', 'linear', 'cross-entropy of tanh')
 
 
-@pytest.fixture(scope='module', params=[pytest.param(name, marks=PROMISE if name in AGAIN else ())
+@pytest.fixture(scope='module', params=[pytest.param(name, marks=pytest.mark.slow if name in AGAIN else ())
                                         for name in NETWORKS])
 def network(request):
     """A model, its activated scores for all predictions of the test data, and the targets."""

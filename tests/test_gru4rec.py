@@ -13,7 +13,6 @@ from common import (
     CASES,
     CROSS_ENTROPY_CASE,
     FAST_CASE,
-    PROMISE,
     TRAIN,
     assert_same_bits,
     click_log,
@@ -328,7 +327,7 @@ def test_weights_that_overflow_in_the_very_last_minibatch_do_not_predict():
     assert_cannot_predict(model)
 
 
-@pytest.mark.parametrize('backend', [pytest.param('numba', marks=PROMISE), 'python'])
+@pytest.mark.parametrize('backend', [pytest.param('numba', marks=pytest.mark.slow), 'python'])
 def test_initial_weights_near_the_largest_float_stop_both_backends_at_once(backend):
     # sigma is not compiled in, so that the recorded case's compiled step serves
     arguments = CASES[CROSS_ENTROPY_CASE]['arguments']

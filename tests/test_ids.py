@@ -34,7 +34,7 @@ KINDS = {
 AGAIN = ('small unsigned integers', 'negative', 'halves', 'text', 'leading zeros', 'days', 'category of integers')
 
 
-@pytest.fixture(scope='module', params=[pytest.param(kind, marks=pytest.mark.promise if kind in AGAIN else ())
+@pytest.fixture(scope='module', params=[pytest.param(kind, marks=pytest.mark.slow if kind in AGAIN else ())
                                         for kind in KINDS])
 def world(request, tmp_path_factory):
     """A log with ids of a kind for items and sessions, the model that it gives, the saved one, and the log as CSV."""

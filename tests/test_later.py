@@ -163,7 +163,7 @@ QUICK = ('shared matrix, two layers, capped', 'embedding, dropout', 'selu', 'ses
          'no additional negatives', 'top1', 'bpr', 'mrr')
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=() if name in QUICK else PROMISE)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
                                   for name in CONFIGURATIONS])
 def test_training_is_that_of_the_numpy_reference(name):
     arguments = dict(layers=[4], n_epochs=2, batch_size=6, dropout_p_hidden=0.0, learning_rate=0.1) | CONFIGURATIONS[

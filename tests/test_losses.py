@@ -159,8 +159,8 @@ def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(losses, back
 HOPELESS = np.array([5, 12, 18, 25, 40, 54, 58, 70, 85], dtype='float32')  # by how much a target scores too low
 
 
-@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=PROMISE),
-                                     pytest.param('jax', marks=[needs_jax, PROMISE])])
+@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=pytest.mark.slow),
+                                     pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
 @pytest.mark.parametrize('loss', ['cross-entropy', 'bpr-max'])
 def test_a_target_far_below_its_negatives_costs_and_teaches_what_it_does_in_the_later_release(loss, backend):
     scores = random_scores(0.5, n=len(HOPELESS)).astype('float32')

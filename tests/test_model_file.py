@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
-from common import PROMISE, assert_same_bits, few_items_log, needs_jax, scores_by_hand, small_model, state_of
+from common import assert_same_bits, few_items_log, needs_jax, scores_by_hand, small_model, state_of
 from numpy.testing import assert_allclose, assert_array_equal
 
 import gru4rec
@@ -84,7 +84,8 @@ def test_a_loaded_model_has_the_arguments_the_state_and_the_predictions_of_the_s
     assert_array_equal(scores_by_hand(loaded, LOG)[0], scores_by_hand(model, LOG)[0])
 
 
-@pytest.mark.parametrize('backend', [pytest.param('numba', marks=PROMISE), pytest.param('jax', marks=needs_jax)])
+@pytest.mark.parametrize('backend', [
+    pytest.param('numba', marks=pytest.mark.slow), pytest.param('jax', marks=needs_jax)])
 def test_a_model_can_be_loaded_for_another_backend_and_copied_there(model, path, backend):
     loaded = GRU4Rec.load(path, backend=backend)
     other = pickle.loads(pickle.dumps(loaded))

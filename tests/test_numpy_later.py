@@ -9,7 +9,6 @@ from common import (
     ARRAYS,
     LATER_ARRAYS,
     LATER_CASES,
-    PROMISE,
     TEST,
     TRAIN,
     arguments_later,
@@ -193,7 +192,7 @@ def summed(model, dense, rows):
 
 
 @pytest.mark.parametrize("arguments", CONFIGURATIONS, ids=lambda a: "-".join(map(str, a.values())))
-@pytest.mark.parametrize("layers", [[3], pytest.param([3, 2], marks=PROMISE)], ids=["one layer", "two layers"])
+@pytest.mark.parametrize("layers", [[3], pytest.param([3, 2], marks=pytest.mark.slow)], ids=["one layer", "two layers"])
 def test_gradients_of_a_step_with_dropout_agree_with_finite_differences(arguments, layers):
     model, step = small_model(layers, **arguments)
     _, _, dense, rows = model.gradients(*step)

@@ -4,11 +4,11 @@ import functools
 
 import numpy as np
 import pytest
-from common import ARRAYS, CASES, PROMISE, TEST, TRAIN, assert_close, assert_same_bits, recorded, recorded_masks
+from common import ARRAYS, CASES, TEST, TRAIN, assert_close, assert_same_bits, recorded, recorded_masks
 from numpy_gru4rec import NumpyGRU4Rec, losses, minibatches
 
 every_case = pytest.mark.parametrize("case", CASES)
-both_precisions = pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=PROMISE)])
+both_precisions = pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 
 
 @functools.cache
@@ -147,7 +147,7 @@ with_and_without_repeats = pytest.mark.parametrize("repeats", [False, True], ids
 
 
 @every_configuration
-@pytest.mark.parametrize("layers", [[3], pytest.param([3, 2], marks=PROMISE)], ids=["one layer", "two layers"])
+@pytest.mark.parametrize("layers", [[3], pytest.param([3, 2], marks=pytest.mark.slow)], ids=["one layer", "two layers"])
 @with_and_without_repeats
 def test_gradients_of_a_step_with_dropout_agree_with_finite_differences(arguments, layers, repeats):
     model, step = small_model(layers, repeats, **arguments)

@@ -10,7 +10,6 @@ from common import (
     CROSS_ENTROPY_CASE,
     FAST_CASE,
     GOLDEN,
-    PROMISE,
     TEST,
     TRAIN,
     assert_close,
@@ -39,10 +38,10 @@ with np.load(GOLDEN / 'dropout.npz') as archive:
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
-every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in CASES]
-                                     + [(FAST_CASE, 'numba'), pytest.param(CROSS_ENTROPY_CASE, 'numba', marks=PROMISE)]
-                                     + [pytest.param(case, 'jax', marks=[needs_jax] if case == FAST_CASE else
-                                                     [needs_jax, pytest.mark.slow]) for case in CASES])
+every_case = pytest.mark.parametrize('case, backend', [
+    *[(case, 'python') for case in CASES],
+    (FAST_CASE, 'numba'), pytest.param(CROSS_ENTROPY_CASE, 'numba', marks=pytest.mark.slow),
+    *[pytest.param(case, 'jax', marks=[needs_jax, *[pytest.mark.slow] * (case != FAST_CASE)]) for case in CASES]])
 
 
 def test_items_are_numbered_and_minibatches_formed_as_recorded():
@@ -102,8 +101,8 @@ def test_recall_and_mrr_are_those_recorded_for_every_rule_policy_and_cut_off(cas
 # --- A recorded run with the release's own random masks --------------------------------------------------------------
 
 
-@pytest.fixture(scope='module', params=['python', pytest.param('numba', marks=PROMISE),
-                                        pytest.param('jax', marks=[needs_jax, PROMISE])])
+@pytest.fixture(scope='module', params=['python', pytest.param('numba', marks=pytest.mark.slow),
+                                        pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
 def with_masks_of_the_release(request):
     """A model trained as the recorded run was: nothing but the seed decides its masks."""
     return GRU4Rec(**DROPOUT['arguments'], backend=request.param).fit(TRAIN)

@@ -21,7 +21,6 @@ import pytest
 from common import (
     CASES,
     FAST_CASE,
-    PROMISE,
     TRAIN,
     assert_same_bits,
     few_items_log,
@@ -41,7 +40,8 @@ from gru4rec_pytensor.backends.threads import BlasThreads
 
 LOG = few_items_log(n_sessions=60, n_items=30)
 PATH = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))  # of the project and the tests
-every_backend = pytest.mark.parametrize('backend', ['python', 'numba', pytest.param('jax', marks=[needs_jax, PROMISE])])
+every_backend = pytest.mark.parametrize('backend', [
+    'python', 'numba', pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_a_number_of_threads_that_is_none_is_named(train, wrong, error):
         train(LOG, threads=wrong)
 
 
-@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=PROMISE)])
+@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=pytest.mark.slow)])
 def test_a_training_has_the_threads_that_it_is_given_and_those_before_afterwards(monkeypatch, backend):
     seen, set_threads = [], BlasThreads._set
     monkeypatch.setattr(BlasThreads, '_set', lambda blas: [set_threads(blas), seen.append(threads_of_blas())])
@@ -261,7 +261,7 @@ def test_item_ids_are_looked_up_in_a_table_that_was_finished_before():
 # --- Trainings ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=PROMISE),
+@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=pytest.mark.slow),
                                      pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
 def test_trainings_in_several_threads_give_the_bits_of_one_after_the_other(hurried, backend, monkeypatch):
     inside, training_step = [], gru4rec.training_step
@@ -733,8 +733,8 @@ def test_a_copy_made_before_or_after_prediction_predicts_the_same(backend, way, 
         assert answer.equals(right)
 
 
-@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=PROMISE),
-                                     pytest.param('jax', marks=[needs_jax, PROMISE])])
+@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=pytest.mark.slow),
+                                     pytest.param('jax', marks=[needs_jax, pytest.mark.slow])])
 def test_models_go_to_processes_of_a_pool_before_and_after_they_predicted(backend, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', PATH)
     fresh, used = (copy.copy(trained(FAST_CASE, backend)) for _model in range(2))

@@ -9,7 +9,6 @@ import pytensor.tensor as pt
 import pytest
 from common import (
     CROSS_ENTROPY_CASE,
-    PROMISE,
     TRAIN,
     assert_close,
     few_items_log,
@@ -193,7 +192,7 @@ def test_training_is_that_of_the_reference_for_every_loss_and_update_rule(loss, 
     dict(train_random_order=True),
     pytest.param(dict(batch_size=1), marks=pytest.mark.filterwarnings('ignore:nothing can be learned')),
     dict(batch_size=13, layers=[1]),
-    *[pytest.param(again, marks=PROMISE) for again in (
+    *[pytest.param(again, marks=pytest.mark.slow) for again in (
         dict(lmbd=0.02, momentum=0.2, adapt=None), dict(grad_cap=0.05, loss='bpr'), dict(final_act='relu'),
         dict(final_act='relu', loss='cross-entropy'), dict(decay=0.6, adapt='rmsprop', learning_rate=0.01))],
 ], ids=lambda arguments: ' '.join(f'{name}={value}' for name, value in arguments.items()))
@@ -256,7 +255,7 @@ def test_a_joint_update_of_tables_reads_rows_as_they_were_before_all_occurrences
         assert_allclose(new, updated_by_loop(table, step, OCCURRENCES, changes, store), rtol=1e-12)
 
 
-@pytest.mark.promise
+@pytest.mark.slow
 def test_numba_trains_like_the_reference_cross_entropy_rmsprop():
     arguments = {**vars(trained_as_recorded(CROSS_ENTROPY_CASE, 'numba'))}
     model = GRU4Rec(**{name: arguments[name] for name in ('layers', 'batch_size', 'dropout_p_hidden', 'learning_rate',
