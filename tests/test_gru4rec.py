@@ -165,13 +165,6 @@ def test_a_store_of_negatives_holds_two_minibatches_at_least():
         gru4rec.check_arguments(small_model(n_sample=5, sample_store=9))
 
 
-def test_arguments_may_be_numbers_and_text_of_numpy():
-    arguments = dict(layers=[np.int64(4)], batch_size=np.int32(6), learning_rate=np.float32(0.05), loss=np.str_('top1'),
-                     reset_after_session=np.bool_(True), n_epochs=np.int64(1))
-    plain = dict(layers=[4], batch_size=6, learning_rate=float(np.float32(0.05)), loss='top1', n_epochs=1)
-    assert_same_bits(state_of(small_model(**arguments).fit(LOG)), state_of(small_model(**plain).fit(LOG)))
-
-
 @pytest.mark.parametrize('log, message', [
     (LOG.drop(columns='SessionId'), "no column 'SessionId'"),
     (LOG.drop(columns='ItemId'), "no column 'ItemId'"),
