@@ -3,7 +3,10 @@ import functools
 import importlib.util
 import itertools
 import json
+import os
+import subprocess
 import sys
+import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +43,8 @@ CROSS_ENTROPY_CASE = 'cross-entropy_rmsprop_m00'  # on Numba, a promise
 
 PROMISE = pytest.mark.promise  # a slow test that .ci/run runs nevertheless: conftest.py marks it as slow, too
 needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX, an extra, is not installed')
+FAST_BACKENDS = [pytest.param('numba', marks=pytest.mark.slow),  # for tests that 'python' runs in seconds
+                 pytest.param('jax', marks=[needs_jax, pytest.mark.slow])]
 
 
 # --- Compilation ----------------------------------------------------------------------------------------------------
@@ -74,6 +79,19 @@ def graphs_compiled_once():
             traceback__limit=0, mode='FAST_COMPILE', cxx=''):
         patch.setattr(backends, 'compile_function', compile_or_copy)
         yield
+
+
+# --- Processes ------------------------------------------------------------------------------------------------------
+
+PATH = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))  # of the project and the tests
+
+
+def run_python(program, *arguments, **environment):
+    """Run a program in a process of its own, which must end well; return what it wrote, with `stdout` and `stderr`."""
+    done = subprocess.run([sys.executable, '-c', textwrap.dedent(program), *map(str, arguments)], capture_output=True,
+                          env=os.environ | {'PYTHONPATH': PATH} | environment, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 # --- Click logs -----------------------------------------------------------------------------------------------------
@@ -114,6 +132,25 @@ def arguments_later(case):
 def recorded_masks(case):
     """The fixed dropout masks of a recorded case, or None."""
     return [ARRAYS[key] for key in sorted(ARRAYS) if key.startswith(f'{case}/dropout_mask')] or None
+
+
+@contextmanager
+def minibatches_recorded():
+    """Collect the losses of each chunk of mini-batches that is trained, and its sequences: places, masks, negatives."""
+    seen, compile_loop = [], backends.compile_loop
+
+    def recording_loop(*arguments, **options):
+        run = compile_loop(*arguments, **options)
+
+        def recording_run(sequences):
+            given = {name: np.array(array) for name, array in sequences.items()}
+            seen.append((np.array(run(sequences)), given))
+            return seen[-1][0]
+        return recording_run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, 'compile_loop', recording_loop)
+        yield seen
 
 
 @functools.cache

@@ -12,16 +12,7 @@ Shapes: B = `batch_size`; M <= B lanes are left in a mini-batch; N = M + `n_samp
 import math
 
 import numpy as np
-from numpy_gru4rec import (
-    EPSILON,
-    NumpyGRU4Rec,
-    activation,
-    gru_backward,
-    gru_forward,
-    minibatches,
-    sigmoid,
-    softmax,
-)
+from numpy_gru4rec import EPSILON, NumpyGRU4Rec, activation, gru_backward, gru_forward, minibatches, sigmoid, softmax
 
 TINY = 1e-24  # inside the logarithms of the loss
 

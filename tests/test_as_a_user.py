@@ -3,20 +3,27 @@
 The other tests change them, and compile a graph once (conftest.py).
 """
 import os
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
-from common import CASES, CROSS_ENTROPY_CASE, FAST_CASE, GOLDEN, PROMISE, TEST, assert_close, recorded, recorded_masks
+from common import (
+    CASES,
+    CROSS_ENTROPY_CASE,
+    FAST_CASE,
+    GOLDEN,
+    PROMISE,
+    TEST,
+    assert_close,
+    recorded,
+    recorded_masks,
+    run_python,
+)
 from numpy.testing import assert_allclose
-from test_threads import PATH
 
 import evaluation
 from gru4rec import GRU4Rec
 
-PROGRAM = textwrap.dedent("""
+PROGRAM = """
     import sys
     import numpy as np, pandas as pd
     from gru4rec import GRU4Rec
@@ -29,7 +36,7 @@ PROGRAM = textwrap.dedent("""
         np.savez(f'{folder}/{case} losses.npz', losses=model.epoch_losses_)
         np.savez(f'{folder}/{case} accumulators.npz', **model.optimizer_state())
         model.save(f'{folder}/{case}')
-""")
+"""
 
 
 @pytest.mark.parametrize('cases, backend', [((FAST_CASE, CROSS_ENTROPY_CASE), 'python'),
@@ -38,10 +45,8 @@ def test_what_a_user_compiles_gives_the_numbers_of_the_release(tmp_path, cases, 
     arguments = {case: CASES[case]['arguments'] | {'backend': backend} for case in cases}
     for case in cases:
         np.savez(tmp_path / f'{case}.npz', *(recorded_masks(case) or []))
-    environment = {name: value for name, value in os.environ.items() if name != 'PYTENSOR_FLAGS' or 'dir' in value}
-    done = subprocess.run([sys.executable, '-c', PROGRAM, GOLDEN / 'train.tsv', tmp_path, repr(arguments)], text=True,
-                          env=environment | {'PYTHONPATH': PATH}, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    flags = os.environ.get('PYTENSOR_FLAGS', '')
+    run_python(PROGRAM, GOLDEN / 'train.tsv', tmp_path, arguments, PYTENSOR_FLAGS=flags if 'dir' in flags else '')
     for case in cases:
         model = GRU4Rec.load(tmp_path / case, backend='python')
         with np.load(tmp_path / f'{case} losses.npz') as saved:

@@ -371,7 +371,7 @@ def test_many_rows_are_updated_as_by_a_loop_over_the_occurrences(monkeypatch, ma
             assert_allclose(variable.get_value(), expected[variable.name], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.promise
+@pytest.mark.slow
 def test_operations_on_rows_do_in_python_what_they_do_in_numba(many_rows_updated):
     """As the graph for Numba is, run by the interpreter."""
     inputs, output, updates = many_rows_updated
@@ -442,8 +442,8 @@ def test_the_interpreter_calls_numpy_once_for_an_operation_and_gives_the_bits_of
 # --- Other users of PyTensor in the same process --------------------------------------------------------------------
 
 
-@pytest.mark.promise
-@pytest.mark.parametrize('more', [[], ['executed']], ids=str)
+@pytest.mark.parametrize('more', [
+    pytest.param([], marks=PROMISE), pytest.param(['executed'], marks=pytest.mark.slow)], ids=str)
 def test_importing_the_project_changes_nothing_for_other_users_of_pytensor(more):
     """Neither how a graph of others is compiled, nor any setting of the process, nor what the graph computes."""
     script = Path(__file__).with_name('other_users.py')
@@ -587,7 +587,7 @@ def test_the_step_that_the_benchmark_writes_by_hand_is_that_of_the_graph():
 # --- One backend against the other ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('case', [FAST_CASE, pytest.param(CROSS_ENTROPY_CASE, marks=PROMISE)])
+@pytest.mark.parametrize('case', [FAST_CASE, pytest.param(CROSS_ENTROPY_CASE, marks=pytest.mark.slow)])
 def test_backends_agree_after_three_epochs(case):
     fast, slow = (trained_as_recorded(case, backend) for backend in ('numba', 'python'))
     assert_allclose(fast.epoch_losses_, slow.epoch_losses_, rtol=0, atol=1e-6)

@@ -7,14 +7,7 @@ import pytest
 from common import few_items_log
 
 from gru4rec_pytensor.experiments import cells
-from gru4rec_pytensor.experiments.cells import (
-    RESULT_KEYS,
-    Request,
-    check_batch_sizes,
-    plan,
-    rank_details,
-    run_cell,
-)
+from gru4rec_pytensor.experiments.cells import RESULT_KEYS, Request, check_batch_sizes, plan, rank_details, run_cell
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, RSC15, VIDEO
 from gru4rec_pytensor.experiments.results import Results, digits_of

@@ -187,12 +187,6 @@ def test_an_interrupted_training_ends_with_130_and_resumes_from_its_checkpoint(f
     assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(GRU4Rec.load(folder / 'model')))
 
 
-def test_the_module_is_the_command(folder):
-    result = subprocess.run([sys.executable, '-m', 'gru4rec_pytensor.cli', 'info', str(folder / 'model')],
-                            capture_output=True, text=True, cwd=Path(cli.__file__).parents[1])
-    assert result.returncode == 0 and result.stdout.startswith(f'{folder}/model: ')
-
-
 def test_the_rate_of_training_leaves_out_the_time_until_the_first_report(monkeypatch):
     times = iter([10.0, 12.0, 16.0, 20.0])
     monkeypatch.setattr('gru4rec_pytensor.terminal.time.perf_counter', lambda: next(times))
@@ -265,7 +259,8 @@ def test_notes_go_nowhere_and_not_into_the_results_where_standard_error_is_close
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no /dev/full')
-@pytest.mark.parametrize('script', ['-m gru4rec_pytensor.cli', 'run_experiments.py', 'preprocess_rsc15.py'])
+@pytest.mark.parametrize('script', [
+    pytest.param('-m gru4rec_pytensor.cli', marks=pytest.mark.slow), 'run_experiments.py', 'preprocess_rsc15.py'])
 def test_every_command_names_a_full_device_in_one_line(script):
     with open('/dev/full', 'w') as full:
         done = subprocess.run([sys.executable, *script.split(), '--help'], cwd=ROOT, stdout=full,

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from common import PROMISE, click_log, small_model
+from common import click_log, small_model
 
 pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed')
 
@@ -36,7 +36,7 @@ def test_figure_1_has_the_layers_of_the_model_bottom_to_top():
 
 
 @pytest.mark.parametrize('arguments', [
-    dict(layers=[8]), *[pytest.param(more, marks=PROMISE) for more in (
+    dict(layers=[8]), *[pytest.param(more, marks=pytest.mark.slow) for more in (
         dict(layers=[8, 6], input_to_all_layers=True), dict(layers=[8], unit='rnn', embedding=5))],
     dict(layers=[8, 8], unit='lstm', input_to_all_layers=True, embedding=8, feedforward=[4, 3])])
 def test_figure_1_names_every_weight_of_the_trained_model_with_its_shape(arguments):
@@ -121,7 +121,7 @@ def test_training_curves_have_a_panel_for_each_network_with_its_losses():
     assert {ax.get_title(): ax.lines[0].get_ydata().tolist() for ax in axes} == losses
 
 
-@pytest.mark.promise
+@pytest.mark.slow
 def test_run_experiments_draws_the_figures_of_its_networks_and_data(tmp_path, capsys):
     train, test = tmp_path / 'train.tsv', tmp_path / 'test.tsv'
     log = click_log(*[[1, 2, 3], [2, 3], [3, 1, 2, 1]] * 20)

@@ -13,7 +13,6 @@ from common import (
     CASES,
     CROSS_ENTROPY_CASE,
     FAST_CASE,
-    PROMISE,
     TRAIN,
     assert_same_bits,
     click_log,
@@ -164,13 +163,6 @@ def test_a_store_of_negatives_holds_two_minibatches_at_least():
     gru4rec.check_arguments(small_model(n_sample=5, sample_store=10))
     with pytest.raises(ValueError, match='sample_store=9: must hold at least two mini-batches, .* = 10'):
         gru4rec.check_arguments(small_model(n_sample=5, sample_store=9))
-
-
-def test_arguments_may_be_numbers_and_text_of_numpy():
-    arguments = dict(layers=[np.int64(4)], batch_size=np.int32(6), learning_rate=np.float32(0.05), loss=np.str_('top1'),
-                     reset_after_session=np.bool_(True), n_epochs=np.int64(1))
-    plain = dict(layers=[4], batch_size=6, learning_rate=float(np.float32(0.05)), loss='top1', n_epochs=1)
-    assert_same_bits(state_of(small_model(**arguments).fit(LOG)), state_of(small_model(**plain).fit(LOG)))
 
 
 @pytest.mark.parametrize('log, message', [
@@ -328,7 +320,7 @@ def test_weights_that_overflow_in_the_very_last_minibatch_do_not_predict():
     assert_cannot_predict(model)
 
 
-@pytest.mark.parametrize('backend', [pytest.param('numba', marks=PROMISE), 'python'])
+@pytest.mark.parametrize('backend', [pytest.param('numba', marks=pytest.mark.slow), 'python'])
 def test_initial_weights_near_the_largest_float_stop_both_backends_at_once(backend):
     # sigma is not compiled in, so that the recorded case's compiled step serves
     arguments = CASES[CROSS_ENTROPY_CASE]['arguments']

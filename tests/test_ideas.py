@@ -46,7 +46,7 @@ def test_the_learning_rate_is_halved_or_doubled_while_that_is_better(best, expec
     assert ideas.best_rate(lambda rate: -abs(np.log(rate / best)), 0.1) == pytest.approx(expected)
 
 
-@pytest.mark.promise
+@pytest.mark.slow
 def test_the_numbers_are_those_of_trained_networks_and_are_kept(tmp_path, monkeypatch, capsys):
     preprocess_rsc15.make_synthetic(tmp_path / 'data', n_sessions=400, n_items=200, seed=1)
     monkeypatch.setattr(ideas, 'LADDERS', {'cross-entropy': ['and logq']})

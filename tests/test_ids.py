@@ -34,7 +34,7 @@ KINDS = {
 AGAIN = ('small unsigned integers', 'negative', 'halves', 'text', 'leading zeros', 'days', 'category of integers')
 
 
-@pytest.fixture(scope='module', params=[pytest.param(kind, marks=pytest.mark.promise if kind in AGAIN else ())
+@pytest.fixture(scope='module', params=[pytest.param(kind, marks=pytest.mark.slow if kind in AGAIN else ())
                                         for kind in KINDS])
 def world(request, tmp_path_factory):
     """A log with ids of a kind for items and sessions, the model that it gives, the saved one, and the log as CSV."""
@@ -185,9 +185,10 @@ def test_data_that_is_no_frame_of_pandas_is_named(data, message):
             fit(data)
 
 
-def test_numbers_of_numpy_are_arguments_like_others():
+def test_numbers_and_text_of_numpy_are_arguments_like_others():
     arguments = dict(layers=[np.int64(4)], batch_size=np.int32(6), n_epochs=np.int8(2), feedforward=(np.uint8(3),),
-                     embedding=np.int64(5), seed=np.int64(7), learning_rate=np.float32(0.1), dropout_p_hidden=0.0)
+                     embedding=np.int64(5), seed=np.int64(7), learning_rate=np.float32(0.1), dropout_p_hidden=0.0,
+                     loss=np.str_('bpr'), reset_after_session=np.bool_(False))
     plain = {name: getattr(value, 'item', lambda value=value: value)() for name, value in arguments.items()}
     plain |= {'layers': [4], 'feedforward': [3]}
     found, expected = (GRU4Rec(**{'backend': 'python'} | given).fit(LOG) for given in (arguments, plain))

@@ -35,16 +35,10 @@ pytestmark = needs_jax
 LOG = few_items_log()
 EVERY_RULE = [(loss, adapt, momentum) for loss in reference_losses for adapt in ('adagrad', 'rmsprop', None)
               for momentum in (0, 0.2)]
-QUICK, PROMISED = ('top1', 'adagrad', 0.2), ('cross-entropy', 'rmsprop', 0)
+QUICK = ('top1', 'adagrad', 0.2)
 
 
 # --- Training -------------------------------------------------------------------------------------------------------
-
-
-def every_rule(marks):
-    """Some rules with the marks that are given, the others slow."""
-    return pytest.mark.parametrize('loss, adapt, momentum', [
-        pytest.param(*rule, marks=marks.get(rule, pytest.mark.slow)) for rule in EVERY_RULE])
 
 
 @pytest.fixture
@@ -64,14 +58,16 @@ def with_rule(loss, adapt, momentum):
                        dropout_p_hidden=0.3, n_epochs=3, backend='jax'), fixed_masks([4, 3], 6, 0.3)
 
 
-@every_rule({QUICK: (), PROMISED: PROMISE})
+@pytest.mark.parametrize('loss, adapt, momentum', [
+    pytest.param(*rule, marks=() if rule == QUICK else pytest.mark.slow) for rule in EVERY_RULE])
 def test_jax_trains_like_the_reference(loss, adapt, momentum, in_float64):
     model, masks = with_rule(loss, adapt, momentum)
     reference = reference_of(model, LOG, masks)
     assert_close(state_of(model.fit(LOG, dropout_masks=masks)), state_of(reference), 1e-11)
 
 
-@every_rule({QUICK: PROMISE})
+@pytest.mark.slow
+@pytest.mark.parametrize('loss, adapt, momentum', EVERY_RULE)
 def test_jax_rounds_to_float32_no_worse_than_the_reference_does(loss, adapt, momentum):
     """1e-5, or more where a rule makes rounding grow: MRR divides by the spread of scores, and adagrad by small g."""
     model, masks = with_rule(loss, adapt, momentum)
@@ -122,7 +118,7 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
 
 @pytest.mark.parametrize('shape', [pytest.param((), marks=pytest.mark.slow), (3,)], ids=['vector', 'matrix'])
 @pytest.mark.parametrize('store', [False, True], ids=['added', 'stored'])
-@pytest.mark.parametrize('some', [pytest.param(False, marks=PROMISE), True], ids=['all', 'some'])
+@pytest.mark.parametrize('some', [pytest.param(False, marks=pytest.mark.slow), True], ids=['all', 'some'])
 def test_final_rows_are_those_of_a_loop_over_the_occurrences(store, shape, some):
     import jax
 

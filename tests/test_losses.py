@@ -1,6 +1,5 @@
-"""The GRU step, the sampled scores, and the losses with their gradients, against NumPy and finite differences."""
+"""The sampled scores, and the losses with their gradients, against NumPy and values worked out by hand."""
 import statistics
-from functools import partial
 
 import numpy as np
 import numpy_gru4rec as reference
@@ -8,7 +7,7 @@ import numpy_later
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from common import PROMISE, needs_jax
+from common import FAST_BACKENDS, PROMISE, needs_jax
 from numpy.testing import assert_allclose
 
 import gru4rec
@@ -31,40 +30,6 @@ def loss_and_gradient(loss, scores):
         value = gru4rec.LOSSES[loss](scores)
         return [value, pytensor.grad(value, scores)]
     return evaluated(expression, scores=scores)
-
-
-# --- Equations 2 to 5 -----------------------------------------------------------------------------------------------
-
-
-def gru_inputs(n_lanes=3, n=4, seed=0):
-    rng = np.random.RandomState(seed)
-    return dict(gates=rng.randn(n_lanes, 3 * n), H=rng.randn(n_lanes, n),
-                **{name: rng.randn(n, n) for name in ('Wh', 'Whr', 'Whz')})
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def gru_by_equations(gates, H, Wh, Whr, Whz, hidden_act):
-    """Equations 2 to 5, one lane and one unit at a time."""
-    n = H.shape[1]
-    new = np.empty_like(H)
-    for lane, (x, h) in enumerate(zip(gates, H)):
-        reset = [sigmoid(x[n + unit] + sum(h[k] * Whr[k, unit] for k in range(n))) for unit in range(n)]
-        for unit in range(n):
-            update = sigmoid(x[2 * n + unit] + sum(h[k] * Whz[k, unit] for k in range(n)))
-            candidate = hidden_act(x[unit] + sum(reset[k] * h[k] * Wh[k, unit] for k in range(n)))
-            new[lane, unit] = (1 - update) * h[unit] + update * candidate
-    return new
-
-
-@pytest.mark.parametrize('hidden_act', ['tanh', 'relu'])
-def test_a_gru_step_follows_equations_2_to_5_with_the_reset_gate_before_the_product(hidden_act):
-    values = gru_inputs()
-    actual = evaluated(partial(gru4rec.gru_step, hidden_act=gru4rec.ACTIVATIONS[hidden_act]), **values)
-    expected = gru_by_equations(**values, hidden_act={'tanh': np.tanh, 'relu': lambda x: max(x, 0)}[hidden_act])
-    assert_allclose(actual, expected, rtol=0, atol=1e-14)
 
 
 # --- Scores and activations -----------------------------------------------------------------------------------------
@@ -107,6 +72,7 @@ def test_a_loss_and_its_gradient_are_those_derived_by_hand(loss, scale):
 
 
 Phi = statistics.NormalDist().cdf
+sigmoid = reference.sigmoid
 TWO_LANES = np.array([[1.0, 0.0], [2.0, -1.0]])  # positives 1 and -1, one negative each: 0 and 2
 
 
@@ -135,12 +101,9 @@ LARGE = np.array([[-60, 50, 3], [40, 0, -80], [90, 20, 30]], dtype='float32')
 LARGEST = {('top1', 'numba'): 18}
 
 
-PROMISED_ON_NUMBA = ('top1', 'cross-entropy')
-
-
 @pytest.mark.parametrize('losses, backend', [
-    (EVERY_LOSS, 'python'), pytest.param(PROMISED_ON_NUMBA, 'numba', marks=PROMISE),
-    pytest.param([loss for loss in EVERY_LOSS if loss not in PROMISED_ON_NUMBA], 'numba', marks=pytest.mark.slow),
+    (EVERY_LOSS, 'python'), pytest.param(['top1', 'cross-entropy'], 'numba', marks=PROMISE),
+    pytest.param(['bpr', 'mrr'], 'numba', marks=pytest.mark.slow),
     pytest.param(EVERY_LOSS, 'jax', marks=needs_jax)], ids=str)
 def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(losses, backend):
     # In one program, since each takes its time to compile.
@@ -159,8 +122,7 @@ def test_losses_of_large_scores_stay_exact_in_float32_when_compiled(losses, back
 HOPELESS = np.array([5, 12, 18, 25, 40, 54, 58, 70, 85], dtype='float32')  # by how much a target scores too low
 
 
-@pytest.mark.parametrize('backend', ['python', pytest.param('numba', marks=PROMISE),
-                                     pytest.param('jax', marks=[needs_jax, PROMISE])])
+@pytest.mark.parametrize('backend', ['python', *FAST_BACKENDS])
 @pytest.mark.parametrize('loss', ['cross-entropy', 'bpr-max'])
 def test_a_target_far_below_its_negatives_costs_and_teaches_what_it_does_in_the_later_release(loss, backend):
     scores = random_scores(0.5, n=len(HOPELESS)).astype('float32')

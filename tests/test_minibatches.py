@@ -44,13 +44,6 @@ def test_a_lane_whose_session_ends_takes_the_next_unused_session():
     assert starts.tolist() == [[True, True], [True, False], [False, False], [True, False]]
 
 
-def test_lanes_that_end_together_take_the_next_sessions_in_lane_order():
-    lengths = [3, 2, 4, 2, 2, 3]
-    position, starts = drawn(lengths, 4)
-    assert named(lengths, position)[:2] == [['i1,1', 'i2,1', 'i3,1', 'i4,1'], ['i1,2', 'i5,1', 'i3,2', 'i6,1']]
-    assert starts[1].tolist() == [False, True, False, True]
-
-
 def test_a_lane_that_draws_a_one_event_session_waits_for_the_next_round():
     # After the first mini-batch all three lanes end: lane 1 draws session 4, of one event, lane 2 session 5 and lane 3
     # session 6; only then does lane 1 take session 7.
@@ -65,12 +58,6 @@ def test_one_event_sessions_at_the_beginning_are_skipped_in_rounds():
     position, _starts = drawn(lengths, 3)
     # Round 1: sessions 1, 2, 3.  Round 2: lane 1 draws session 4, lane 3 session 5.  Round 3: lane 1 draws session 6.
     assert named(lengths, position) == [['i6,1', 'i2,1', 'i5,1']]
-
-
-def test_the_pass_ends_as_soon_as_one_lane_finds_no_session():
-    lengths = [2, 9, 2]
-    position, _starts = drawn(lengths, 2)
-    assert named(lengths, position) == [['i1,1', 'i2,1'], ['i3,1', 'i2,2']]  # six more events of session 2 are dropped
 
 
 def test_with_the_tail_lanes_fall_idle_one_by_one():
@@ -88,13 +75,6 @@ def test_with_the_tail_every_event_that_has_a_next_one_is_an_input_once(batch_si
     last_of_session = offsets[1:] - 1
     assert_array_equal(np.sort(position[position >= 0]), np.setdiff1d(np.arange(offsets[-1]), last_of_session))
     assert_array_equal(np.sort(position[starts]), offsets[:-1][lengths > 1])
-
-
-def test_an_idle_lane_stays_idle():
-    position, _starts = drawn(np.random.RandomState(5).randint(1, 9, 30), 6, drop_tail=False)
-    idle = position < 0
-    assert idle[-1].any() and not idle[0].any()
-    assert (np.diff(idle.astype(int), axis=0) >= 0).all()
 
 
 def test_fewer_sessions_than_lanes_give_no_minibatch_unless_the_tail_is_kept():

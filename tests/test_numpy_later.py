@@ -1,5 +1,4 @@
-"""The plain-NumPy reference of the later release against its recorded runs, finite differences and hand-drawn examples.
-"""
+"""The plain-NumPy reference of the later release against its recorded runs and hand-drawn examples."""
 
 import functools
 
@@ -9,7 +8,6 @@ from common import (
     ARRAYS,
     LATER_ARRAYS,
     LATER_CASES,
-    PROMISE,
     TEST,
     TRAIN,
     arguments_later,
@@ -18,11 +16,10 @@ from common import (
     recorded,
 )
 from numpy_gru4rec import activation
-from numpy_later import NumpyLater, losses, minibatches_to_the_end
-from test_numpy_reference import differences, finite_differences, rounding
+from numpy_later import NumpyLater, minibatches_to_the_end
+from test_numpy_reference import differences, rounding
 
 every_case = pytest.mark.parametrize("case", LATER_CASES)
-every_loss = pytest.mark.parametrize("loss", losses)
 
 
 def recorded_masks(case):
@@ -73,7 +70,7 @@ def test_weights_and_optimizer_state_after_training_are_those_recorded(case):
     assert_close({name: model.vel[name][:20] for name in vel}, vel, 2e-6)
     assert bool(vel) == (model.momentum > 0)
     for name, difference in differences({name: model.acc[name][:20] for name in acc}, acc).items():
-        assert difference <= rounding(len(model.costs), "float64"), name
+        assert difference <= rounding(len(model.costs)), name
 
 
 @pytest.mark.parametrize("change", [dict(bpreg=0.501), dict(momentum=0.101), dict(learning_rate=0.1001)],
@@ -124,14 +121,7 @@ def test_sessions_start_in_the_order_of_time_or_of_ids_or_at_random():
     assert list(order(train_random_order=True, time_sort=True)) == np.random.RandomState(0).permutation(30).tolist()
 
 
-# --- Activations and losses -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["leaky-0.1", "elu-0.5", "elu-2", "selu-1.05-1.67", "relu", "linear", "tanh"])
-def test_activation_derivative_agrees_with_finite_differences(name):
-    function, derivative = activation(name)
-    x = np.linspace(-2, 2, 10)
-    np.testing.assert_allclose(derivative(x), (function(x + 1e-6) - function(x - 1e-6)) / 2e-6, atol=1e-9)
+# --- Activations and logQ --------------------------------------------------------------------------------------------
 
 
 def test_activations_are_known_in_closed_form():
@@ -139,77 +129,6 @@ def test_activations_are_known_in_closed_form():
     for name, expected in (("leaky-0.1", [-0.1 * np.log(2), 0, 3]), ("elu-0.5", [-0.25, 0, 3]),
                            ("selu-2-0.5", [-0.5, 0, 6])):
         np.testing.assert_allclose(activation(name)[0](x), expected, rtol=1e-12)
-
-
-@every_loss
-@pytest.mark.parametrize("own", [0, 2])
-def test_loss_gradient_agrees_with_finite_differences(loss, own):
-    y = np.random.RandomState(1).randn(7)
-    expected = finite_differences(lambda: losses[loss](y, own, 0.7)[0], y)
-    np.testing.assert_allclose(losses[loss](y, own, 0.7)[1], expected, atol=1e-9)
-
-
-# --- Gradients against finite differences -----------------------------------------------------------------------------
-
-
-def small_model(layers, **arguments):
-    """A model with 7 items and 3 of 4 lanes left, in the middle of training, and the arguments of one step."""
-    defaults = dict(batch_size=4, dropout_p_hidden=0.25, learning_rate=0.1, adapt=None, n_sample=3, sample_alpha=0.5)
-    model = NumpyLater(layers, **{**defaults, **arguments})
-    rng = np.random.RandomState(3)
-    model.initialise(7, rng)
-    model.counts = np.array([5.0, 1, 2, 9, 3, 3, 1])
-    for p in model.weights.values():
-        p += 0.3 * rng.randn(*p.shape)
-    hidden = [rng.randn(3, units) for units in layers]
-    widths = [model.weights[model.table].shape[1] if model.table else 1, *layers]
-    masks = [(rng.rand(3, width) < 0.75) / 0.75 for width in widths]
-    inputs, columns = np.array([1, 3, 1]), np.array([3, 5, 5, 1, 0, 5])  # repeated; 1 is input, 3 both, 5 twice sampled
-    return model, (inputs, columns, hidden, masks)
-
-
-# Each loss with one of the tables that inputs are read from; what passes through a table does not depend on the loss.
-ONE_HOT, EMBEDDING, SHARED = {}, dict(embedding=4), dict(constrained_embedding=True)
-CONFIGURATIONS = [
-    dict(loss="bpr-max", bpreg=0.7, **SHARED),
-    dict(loss="bpr-max", final_act="elu-0.5", hidden_act="relu", logq=0.8, **EMBEDDING),
-    dict(loss="top1-max", final_act="tanh", **ONE_HOT),
-    dict(loss="top1-max", final_act="selu-1.05-1.67", hidden_act="elu-0.5", **SHARED),
-    dict(loss="cross-entropy", logq=1.0, **SHARED),
-    dict(loss="cross-entropy", final_act="leaky-0.1", **ONE_HOT),
-    dict(loss="top1", **EMBEDDING),
-    dict(loss="bpr", **ONE_HOT),
-]
-
-
-def summed(model, dense, rows):
-    """Gradients by whole weights: those of the occurrences of each row added up."""
-    found = dict(dense)
-    for name, (items, G) in rows.items():
-        found[name] = np.zeros_like(model.weights[name])
-        for item, g in zip(items, G):
-            found[name][item] += g
-    return found
-
-
-@pytest.mark.parametrize("arguments", CONFIGURATIONS, ids=lambda a: "-".join(map(str, a.values())))
-@pytest.mark.parametrize("layers", [[3], pytest.param([3, 2], marks=PROMISE)], ids=["one layer", "two layers"])
-def test_gradients_of_a_step_with_dropout_agree_with_finite_differences(arguments, layers):
-    model, step = small_model(layers, **arguments)
-    _, _, dense, rows = model.gradients(*step)
-    assert not dense.keys() & rows.keys()
-    found = summed(model, dense, rows)
-    assert found.keys() == model.weights.keys()
-    for name, p in model.weights.items():
-        expected = finite_differences(lambda: model.gradients(*step)[0], p)
-        np.testing.assert_allclose(found[name], expected, atol=1e-8, err_msg=name)
-
-
-def test_the_shared_matrix_has_one_occurrence_for_each_input_target_and_negative():
-    model, (inputs, columns, hidden, masks) = small_model([3], constrained_embedding=True, loss="bpr-max")
-    _, _, _, rows = model.gradients(inputs, columns, hidden, masks)
-    assert rows["Wy"][0].tolist() == [*inputs, *columns]
-    assert rows["By"][0].tolist() == [*columns]
 
 
 def test_logq_changes_scores_of_training_only():

@@ -5,7 +5,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from common import GOLDEN, PROMISE, TEST, TRAIN, assert_close, needs_jax, small_model, state_of
+from common import (
+    GOLDEN,
+    PROMISE,
+    TEST,
+    TRAIN,
+    assert_close,
+    minibatches_recorded,
+    needs_jax,
+    small_model,
+    state_of,
+)
 from numpy.testing import assert_allclose, assert_array_equal
 
 import gru4rec
@@ -45,25 +55,14 @@ def arguments_of(case):
 @functools.cache
 def trained_as_recorded(case, backend, **changes):
     """A model trained as the PyTorch code was, from its initial weights, and the loss of each mini-batch."""
-    losses, compile_loop = [], backends.compile_loop
-
-    def recording_loop(*arguments, **options):
-        run = compile_loop(*arguments, **options)
-
-        def recording_run(sequences):
-            losses.append(np.array(run(sequences)))
-            return losses[-1]
-        return recording_run
-
     def initial_weights(settings, rng):
         return model_file.join_parts(recorded(case, 'init'), gru4rec.weight_layout(settings), 'float32')
 
     model = GRU4Rec(**arguments_of(case) | changes, backend=backend)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, 'compile_loop', recording_loop)
+    with pytest.MonkeyPatch.context() as patch, minibatches_recorded() as chunks:
         patch.setattr(gru4rec, 'initial_weights', initial_weights)
         model.fit(TRAIN, sampled_negatives=ARRAYS.get(f'{case}/neg'))
-    return model, np.concatenate(losses)
+    return model, np.concatenate([losses for losses, _given in chunks])
 
 
 def all_lanes_until(case):

@@ -8,9 +8,9 @@ from common import (
     ARRAYS,
     CASES,
     CROSS_ENTROPY_CASE,
+    FAST_BACKENDS,
     FAST_CASE,
     GOLDEN,
-    PROMISE,
     TEST,
     TRAIN,
     assert_close,
@@ -39,10 +39,10 @@ with np.load(GOLDEN / 'dropout.npz') as archive:
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
-every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in CASES]
-                                     + [(FAST_CASE, 'numba'), pytest.param(CROSS_ENTROPY_CASE, 'numba', marks=PROMISE)]
-                                     + [pytest.param(case, 'jax', marks=[needs_jax] if case == FAST_CASE else
-                                                     [needs_jax, pytest.mark.slow]) for case in CASES])
+every_case = pytest.mark.parametrize('case, backend', [
+    *[(case, 'python') for case in CASES],
+    (FAST_CASE, 'numba'), pytest.param(CROSS_ENTROPY_CASE, 'numba', marks=pytest.mark.slow),
+    *[pytest.param(case, 'jax', marks=[needs_jax, *[pytest.mark.slow] * (case != FAST_CASE)]) for case in CASES]])
 
 
 def test_items_are_numbered_and_minibatches_formed_as_recorded():
@@ -102,8 +102,7 @@ def test_recall_and_mrr_are_those_recorded_for_every_rule_policy_and_cut_off(cas
 # --- A recorded run with the release's own random masks --------------------------------------------------------------
 
 
-@pytest.fixture(scope='module', params=['python', pytest.param('numba', marks=PROMISE),
-                                        pytest.param('jax', marks=[needs_jax, PROMISE])])
+@pytest.fixture(scope='module', params=['python', *FAST_BACKENDS])
 def with_masks_of_the_release(request):
     """A model trained as the recorded run was: nothing but the seed decides its masks."""
     return GRU4Rec(**DROPOUT['arguments'], backend=request.param).fit(TRAIN)
@@ -323,21 +322,15 @@ def test_carry_states_continues_the_states_of_the_evaluation_before():
     assert_array_equal(evaluation.next_item_ranks(model, log, batch_size=2), clean)
 
 
-def test_training_after_an_evaluation_is_training_from_scratch():
-    model = small_model(dropout_p_hidden=0.3, train_random_order=True).fit(few_items_log())
-    first, losses = state_of(model), model.epoch_losses_
-    evaluation.evaluate_sessions_batch(model, few_items_log())
-    assert model.fit(few_items_log()) is model
-    assert_same_bits(state_of(model), first)
-    assert model.epoch_losses_ == losses
-
-
-def test_a_model_can_be_trained_again_on_other_data():
+def test_a_model_that_was_evaluated_is_trained_again_from_the_start_on_other_data():
     other = few_items_log(n_items=9, seed=1)
-    again = small_model(momentum=0.2).fit(few_items_log()).fit(other)
-    fresh = small_model(momentum=0.2).fit(other)
+    arguments = dict(momentum=0.2, dropout_p_hidden=0.3, train_random_order=True)
+    again, fresh = small_model(**arguments).fit(few_items_log()), small_model(**arguments).fit(other)
+    evaluation.evaluate_sessions_batch(again, few_items_log())
+    assert again.fit(other) is again
     assert_same_bits(state_of(again), state_of(fresh))
     assert_array_equal(again.items_, fresh.items_)
+    assert again.epoch_losses_ == fresh.epoch_losses_
     assert_array_equal(evaluation.next_item_ranks(again, other), evaluation.next_item_ranks(fresh, other))
 
 

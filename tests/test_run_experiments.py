@@ -84,7 +84,7 @@ def test_tables_and_report_show_all_that_the_folder_has_whichever_command_made_i
     assert report.count('python run_experiments.py') == 3
 
 
-@pytest.mark.promise
+@pytest.mark.slow
 def test_a_command_reads_each_result_once_and_again_when_it_has_changed(data, tmp_path, monkeypatch):
     read, read_result = [], results.read_result
     monkeypatch.setattr(results, 'read_result', lambda path: read.append(path.name) or read_result(path))

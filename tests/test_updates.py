@@ -7,24 +7,13 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from common import (
-    CROSS_ENTROPY_CASE,
-    PROMISE,
-    TRAIN,
-    assert_close,
-    few_items_log,
-    fixed_masks,
-    reference_of,
-    small_model,
-    state_of,
-    trained_as_recorded,
-)
+from common import assert_close, few_items_log, fixed_masks, reference_of, small_model, state_of
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_gru4rec import losses as reference_losses
 from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key
 
 import gru4rec
-from gru4rec import GRU4Rec, Parameter
+from gru4rec import Parameter
 from gru4rec_pytensor import backends
 from gru4rec_pytensor.backends import numba_rows
 from gru4rec_pytensor.backends.common import RowUpdate
@@ -193,7 +182,7 @@ def test_training_is_that_of_the_reference_for_every_loss_and_update_rule(loss, 
     dict(train_random_order=True),
     pytest.param(dict(batch_size=1), marks=pytest.mark.filterwarnings('ignore:nothing can be learned')),
     dict(batch_size=13, layers=[1]),
-    *[pytest.param(again, marks=PROMISE) for again in (
+    *[pytest.param(again, marks=pytest.mark.slow) for again in (
         dict(lmbd=0.02, momentum=0.2, adapt=None), dict(grad_cap=0.05, loss='bpr'), dict(final_act='relu'),
         dict(final_act='relu', loss='cross-entropy'), dict(decay=0.6, adapt='rmsprop', learning_rate=0.01))],
 ], ids=lambda arguments: ' '.join(f'{name}={value}' for name, value in arguments.items()))
@@ -254,15 +243,6 @@ def test_a_joint_update_of_tables_reads_rows_as_they_were_before_all_occurrences
     steps = body(weight[OCCURRENCES], velocity[OCCURRENCES], x)
     for new, table, step, store in zip(actual, (weight, velocity), steps, (False, True), strict=True):
         assert_allclose(new, updated_by_loop(table, step, OCCURRENCES, changes, store), rtol=1e-12)
-
-
-@pytest.mark.promise
-def test_numba_trains_like_the_reference_cross_entropy_rmsprop():
-    arguments = {**vars(trained_as_recorded(CROSS_ENTROPY_CASE, 'numba'))}
-    model = GRU4Rec(**{name: arguments[name] for name in ('layers', 'batch_size', 'dropout_p_hidden', 'learning_rate',
-                                                          'loss', 'adapt')}, n_epochs=3, backend='numba')
-    few = TRAIN.assign(ItemId=TRAIN.ItemId.rank(method='dense').astype(int) % 7)  # fewer items than lanes
-    assert_trained_like_the_reference(model, few)
 
 
 @pytest.mark.slow

@@ -296,22 +296,22 @@ def test_uniform_negatives_of_idle_lanes_change_nothing(monkeypatch):
     assert_same_bits(trained_with(0), trained_with(1))
 
 
-@pytest.mark.parametrize('variant', [pytest.param(variant, marks=() if variant in QUICK else PROMISE)
+@pytest.mark.parametrize('variant', [pytest.param(variant, marks=() if variant in QUICK else pytest.mark.slow)
                                      for variant in VARIANTS + COMBINED], ids=str)
 def test_a_variant_trains_like_the_reference(variant, float64):
     assert_trained_like_the_reference(small_model(**{**TINY, **variant}))
 
 
-@pytest.mark.parametrize('arguments, variant', [
-    pytest.param(arguments, variant, marks=PROMISE if k < 2 and variant is COMBINED[0] else pytest.mark.slow)
-    for variant in (COMBINED[0], SESSION, COMBINED[1]) for k, arguments in enumerate([
-        dict(momentum=0.3, lmbd=0.05, adapt='rmsprop', learning_rate=0.01), dict(grad_cap=0.05), dict(momentum=0.3),
-        dict(adapt=None, momentum=0.3, lmbd=0.05), dict(reset_after_session=False, n_epochs=2)])], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', [COMBINED[0], SESSION, COMBINED[1]], ids=str)
+@pytest.mark.parametrize('arguments', [
+    dict(momentum=0.3, lmbd=0.05, adapt='rmsprop', learning_rate=0.01), dict(grad_cap=0.05), dict(momentum=0.3),
+    dict(adapt=None, momentum=0.3, lmbd=0.05), dict(reset_after_session=False, n_epochs=2)], ids=str)
 def test_every_update_rule_works_for_variants(arguments, variant, float64):
     assert_trained_like_the_reference(small_model(**{**TINY, **variant, **arguments}))
 
 
-@pytest.mark.parametrize('variant', [pytest.param(COMBINED[0], marks=PROMISE), COMBINED[1]], ids=str)
+@pytest.mark.parametrize('variant', [pytest.param(COMBINED[0], marks=pytest.mark.slow), COMBINED[1]], ids=str)
 def test_all_layers_of_a_variant_are_dropped_out(variant, float64):
     model = small_model(**{**TINY, **variant}, dropout_p_hidden=0.3)
     masks = fixed_masks([*model.layers, *model.feedforward], 3, 0.3)
@@ -337,9 +337,8 @@ def cycle_sessions(n_sessions, seed, n_items=12):
                        for start, length in zip(rng.randint(n_items, size=n_sessions), rng.randint(2, 7, n_sessions))])
 
 
-@pytest.mark.parametrize('variant', [
-    pytest.param(variant, marks=PROMISE if variant == dict(unit='lstm') else pytest.mark.slow)
-    for variant in VARIANTS + COMBINED], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', VARIANTS + COMBINED, ids=str)
 def test_a_variant_learns_a_cycle_of_items(variant):
     arguments = {'loss': 'cross-entropy', **variant, 'layers': [16] * len(variant.get('layers', [1])),
                  'embedding': variant.get('embedding') and 12,
@@ -352,7 +351,7 @@ def test_a_variant_learns_a_cycle_of_items(variant):
 # --- Prediction, files, interruptions -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope='module', params=[*COMBINED, pytest.param(MANY_EVENTS, marks=PROMISE)], ids=str)
+@pytest.fixture(scope='module', params=[*COMBINED, pytest.param(MANY_EVENTS, marks=pytest.mark.slow)], ids=str)
 def trained(request):
     """A trained model and the log that it was trained on."""
     return small_model(**{'layers': [3], **request.param}).fit(LOG), LOG

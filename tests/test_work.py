@@ -153,7 +153,9 @@ def outcomes(engine, tasks):
     return {task.title: outcome for task, outcome in engine(tasks, shown)}, shown.lines
 
 
-@pytest.mark.parametrize('engine', [in_this_process, in_processes(2)], ids=['this process', 'two processes'])
+@pytest.mark.parametrize('engine', [
+    pytest.param(in_this_process, id='this process'),
+    pytest.param(in_processes(2), id='two processes', marks=pytest.mark.promise)])
 def test_every_task_has_its_outcome_and_is_heard(engine):
     tasks = [Task(str(n), double, (n,)) for n in range(5)] + [
         Task('bad', fail, (ValueError('no'),)), Task('wrong', fail, (KeyError('x'),))]
@@ -176,7 +178,7 @@ def test_a_process_that_dies_costs_its_task_one_retry_and_is_reported_by_name(tm
     assert died == ['always', 'once'] and any('died (SIGKILL, perhaps out of memory)' in line for line in lines)
 
 
-@pytest.mark.promise
+@pytest.mark.slow
 def test_the_processes_share_the_cores_unless_the_environment_says_how_many_threads(monkeypatch):
     for name in engines.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
