@@ -228,11 +228,11 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
     key = {'data': data.fingerprint, 'revision': REVISION, 'command': command}
     if not results.has('commands', key):
         results.save('commands', key, {'began': began})
-    texts = publish(results, data, with_report=True)
     if request.figures:
         from gru4rec_pytensor.experiments.figures import write_figures  # which needs Matplotlib
         rows = rows_of_tables(results.load('cells', data.fingerprint), data.protocol)
         write_figures(results.folder / 'figures', rows, data, request.losses, request.units)
+    texts = publish(results, data, with_report=True)
     print_result(texts.get('claims.md' if request.claims else 'tables.md', ''))
     work.check()
 

@@ -66,8 +66,8 @@ def test_a_cell_that_needs_more_parallel_sessions_than_there_are_is_refused():
 def test_a_training_that_meets_nan_is_reported_as_unstable(data):
     cell = a_cell(NETWORK, parameters=dict(batch_size=10, dropout_p_hidden=0.0, learning_rate=1e38, adapt=None))
     with pytest.warns(RuntimeWarning, match='loss of epoch 0, mini-batch'):
-        result = run_cell(cell._replace(loss='cross-entropy'), data)
-    assert set(result) == set(RESULT_KEYS)
+        result, ranks = run_cell(cell._replace(loss='cross-entropy'), data)
+    assert set(result) == set(RESULT_KEYS) and ranks is None
     assert result['recall@20'] is None and result['eval_seconds'] is None
 
 
@@ -113,13 +113,14 @@ def test_a_network_goes_on_from_its_checkpoint_and_says_nothing_of_the_time_that
         if epoch_ended:
             raise Killed
     cell = a_cell(NETWORK, epochs=3, parameters={'batch_size': 10, 'dropout_p_hidden': 0.5})
-    whole = run_cell(cell, data)
+    whole, ranks = run_cell(cell, data)
     with pytest.raises(Killed):
         run_cell(cell, data, tmp_path / 'checkpoint', 0.0, killed)
     told = []
-    resumed = run_cell(cell, data, tmp_path / 'checkpoint', 600.0, lambda text, ended: told.append(text))
+    resumed, ranks_again = run_cell(cell, data, tmp_path / 'checkpoint', 600.0, lambda text, ended: told.append(text))
     for name in ('recall@20', 'mrr@20', 'epoch_losses', 'details'):
         assert resumed[name] == whole[name]
+    assert np.array_equal(ranks, ranks_again)
     assert resumed['fit_seconds'] is None and whole['fit_seconds'] > 0
     assert resumed['train_events_per_second'] is None
     assert told[0].startswith('epoch 2 of 3')
@@ -134,8 +135,8 @@ def test_a_checkpoint_that_cannot_be_continued_is_set_aside_and_the_training_beg
     else:
         path.write_bytes(damage)
     before = path.read_bytes()
-    result = run_cell(cell, data, path, 600.0, lambda text, is_milestone: told.append((text, is_milestone)))
-    assert result['epoch_losses'] == run_cell(cell, data)['epoch_losses'] and result['fit_seconds'] > 0
+    result, _ranks = run_cell(cell, data, path, 600.0, lambda text, is_milestone: told.append((text, is_milestone)))
+    assert result['epoch_losses'] == run_cell(cell, data)[0]['epoch_losses'] and result['fit_seconds'] > 0
     assert path.with_name('checkpoint.damaged').read_bytes() == before
     assert told[0][1] and told[0][0].startswith(f'{path}: ') and 'is now checkpoint.damaged' in told[0][0]
 

@@ -140,9 +140,9 @@ def test_items_that_a_fraction_lacks_stay_and_count_as_misses(tmp_path, monkeypa
     assert kept.published.title == 'RSC15 1/2' and 'RSC15 1/2: test events with items' in capsys.readouterr().err
     assert len(dropped.test) == 4 and len(kept.test) == 8 and dropped.fingerprint != kept.fingerprint
     cell = Cell('Markov', None, None, None, None, {}, 'conservative')
-    result = run_cell(cell, kept)  # of 1 -> 9, 1 -> 2 (9 is passed over), 9 -> 1, 1 -> 2, 9 -> 9 the second and fourth
+    result, _ranks = run_cell(cell, kept)  # of 1 -> 9, 1 -> 2 (9 is passed over), 9 -> 1, 1 -> 2, 9 -> 9 the second and fourth
     assert result['recall@20'] == result['mrr@20'] == 2 / 5
-    assert run_cell(cell, dropped)['recall@20'] == 1
+    assert run_cell(cell, dropped)[0]['recall@20'] == 1
     assert sum(n for _name, n, _recall in result['details']['by_popularity']) == 3  # of items that training has
     assert result['details']['by_position'] == [['2', 3, 0.0], ['3', 2, 1.0]]
 
@@ -163,7 +163,7 @@ def test_events_that_processes_share_give_the_numbers_of_those_that_were_read(tm
     for model in (*BASELINES, NETWORK):
         cell = Cell(model, 'top1' if model == NETWORK else None, 4, 1, 42 if model in (NETWORK, 'BPR-MF') else None,
                     {'batch_size': 10} if model == NETWORK else BASELINES[model][1], 'median', 5, 'python')
-        first, second = (run_cell(cell, events) for events in (read, shared))
+        first, second = (run_cell(cell, events)[0] for events in (read, shared))
         assert first['details'] == second['details'] and first['epoch_losses'] == second['epoch_losses']
 
 

@@ -28,16 +28,19 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top:
 .notice { border-left: .4rem solid #E69F00; background: #fdf4df; padding: .6rem 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-caption { text-align: left; color: var(--muted); padding-bottom: .4rem; }
+.caption { color: var(--muted); margin: 1.4rem 0 .4rem; }
+@media (max-width: 40rem) { td:first-child { white-space: normal; min-width: 7.5rem; } }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--ink); }
 td.number, th.number { text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 td.better { background: var(--better); } td.worse { background: var(--worse); }
-th.number { white-space: normal; } td:first-child { white-space: nowrap; } .scroll + .scroll { margin-top: 1.4rem; }
+th.number { white-space: normal; } td:first-child { white-space: nowrap; }
 figure { margin: 1rem 0; } figcaption { color: var(--muted); }
 .panels { display: flex; flex-wrap: wrap; gap: .5rem; } .panels svg { flex: 1 1 19rem; min-width: 0; height: auto; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; padding: 0; margin: .3rem 0; }
-pre { background: #f4f4f4; padding: .7rem 1rem; overflow-x: auto; } .muted { color: var(--muted); }
+pre { background: #f4f4f4; padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.muted { color: var(--muted); }
 @media print { body { max-width: none; font-size: 10.5pt; padding: 0; } .scroll { overflow: visible; }
   table { font-size: 8.5pt; } th, td { padding: .2rem .35rem; } .panels svg { flex-basis: 8cm; }
   td.number, th.number, td:first-child { white-space: normal; }
@@ -81,7 +84,9 @@ def table(header: Sequence, rows: Sequence[Sequence], caption: str = '') -> str:
             out.append(f'<{tag}{scope}{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}>{html.escape(text)}</{tag}>')
         return '<tr>' + ''.join(out) + '</tr>'
 
-    return ('<div class="scroll"><table>' + (f'<caption>{html.escape(caption)}</caption>' if caption else '')
+    label = html.escape(caption, quote=True)
+    title, name = (f'<p class="caption">{label}</p>\n', f' aria-label="{label}"') if caption else ('', '')
+    return (f'{title}<div class="scroll"><table{name}>'
             + f'<thead>{cells(header, "th")}</thead><tbody>' + '\n'.join(cells(row, 'td') for row in rows)
             + '</tbody></table></div>')
 
@@ -193,8 +198,9 @@ def draw_differences(rows: list[tuple[str, float, float, float]], xlabel: str) -
 
 def in_words(series: dict[str, tuple], what: str) -> str:
     """Return the lines of a picture as text, for readers who cannot see it."""
-    return '; '.join(f'{label}: ' + ', '.join(f'{value:.3f} {what} {place}' for place, value in zip(*xy))
-                     for label, xy in series.items())
+    names = {label: [str(place).partition('\n')[0] for place in x] for label, (x, _y) in series.items()}
+    return '; '.join(f'{label}: ' + ', '.join(f'{value:.3f} {what} {place}' for place, value in zip(names[label], y))
+                     for label, (_x, y) in series.items())
 
 
 def draw_losses(ax: Axes, title: str, values: list[float], colour: str, marker: str) -> None:

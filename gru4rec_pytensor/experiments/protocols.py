@@ -27,6 +27,18 @@ BASELINES: dict[str, tuple[type, dict]] = {
 }
 
 
+DESCRIPTIONS = {
+    'POP': 'the most frequent items, the same for all',
+    'S-POP': 'the items of the session so far by their number in it, then the most frequent ones',
+    'Item-KNN': 'the items that occur in the same sessions as the current one',
+    'BPR-MF': 'matrix factorisation, with the mean of the items so far as the user',
+    'Markov': 'the items that most often came right after the current one',
+    'S-KNN': 'the items of the most similar sessions',
+    'V-SKNN': 'the items of the most similar sessions, where recent events count more',
+    NETWORK: 'the recurrent network of the paper',
+}
+
+
 class Protocol(NamedTuple):
     """The paper's protocol for one of its two data sets, and its numbers.
 

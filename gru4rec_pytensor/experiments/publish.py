@@ -51,10 +51,11 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
         texts = {name: '\n'.join(as_markdown(data, section) for section in sections)
                  for name, sections in files.items() if sections}
         if with_report:
+            figures = [f'figures/{path.name}' for path in sorted((results.folder / 'figures').glob('*.svg'))]
             commands = sorted(results.load('commands', data.fingerprint), key=lambda command: command['began'])
             texts['report.html'] = format_report(paper, later, data, [*compared, *searches, *claims],
                                                  [command['command'] for command in commands],
-                                                 [*pairs.values()], ranks_of_rows(both, results))
+                                                 [*pairs.values()], ranks_of_rows(both, results), figures)
         for name, text in texts.items():
             write_text(results.folder / name, text)
     return texts

@@ -3,16 +3,17 @@ from __future__ import annotations
 
 import html
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gru4rec_pytensor.events import MIN_ITEM_EVENTS
 from gru4rec_pytensor.experiments import page
 from gru4rec_pytensor.experiments.cells import CUT_OFFS, versions
-from gru4rec_pytensor.experiments.comparisons import COMPARED, Pair, intervals_of_bins
+from gru4rec_pytensor.experiments.comparisons import COMPARED, INTERVALS, Pair, intervals_of_bins
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
-from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK
+from gru4rec_pytensor.experiments.protocols import DESCRIPTIONS, NETWORK
 from gru4rec_pytensor.experiments.tables import (
     TITLES,
     Section,
@@ -20,6 +21,7 @@ from gru4rec_pytensor.experiments.tables import (
     is_papers,
     mean_metric,
     metric_in_words,
+    networks_among,
     networks_note,
     other_tables,
     paper_note,
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
 
 def format_report(paper: list[dict], later: list[dict], data: Dataset, sections: list[Section],
-                  commands: list[str], comparisons: list[list[Pair]], ranks: dict[tuple, np.ndarray]) -> str:
+                  commands: list[str], comparisons: Sequence[list[Pair]] = (),
+                  ranks: dict[tuple, np.ndarray] | None = None, figures: Sequence[str] = ()) -> str:
     """Return the whole page.
 
     Parameters
@@ -44,6 +47,7 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
     commands : that make the page again
     comparisons : pairs of rows that were asked for, see `comparisons.compare_rows`
     ranks : of rows, see `comparisons.ranks_of_rows`
+    figures : addresses of the figures that were drawn, relative to the page
     """
     results = [*paper, *later]
     parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>', comparison_section(paper, data)]
@@ -58,7 +62,13 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
         for kind, found in numbers.items():
             published = data.protocol.counts[name].get(kind)
             counts.append([name, kind, f'{found:,}', f'{published:,}' if published else '-'])
-    parts.append(page.section('Data', page.table(['data', '', 'here', f'{data.protocol.title}, published'], counts)))
+    parts.append(page.section('Data', page.table(
+        ['data', '', 'here', f'{data.protocol.title}, published'], counts), page.paragraph(
+            'Sessions of one event are left out, and in the making of the training data items of fewer than '
+            f'{MIN_ITEM_EVENTS} events (section 4), so that there are fewer items than the log has.')))
+    if figures:
+        parts.append(page.section('Figures', '<p>' + ', '.join(
+            f'<a href="{html.escape(name, quote=True)}">{html.escape(name)}</a>' for name in figures) + '</p>'))
     if results:
         digits_of = {'fit_seconds': 1, 'train_events_per_second': 0, 'eval_seconds': 1, 'eval_events_per_second': 0}
         rows = [[title_of(result, row_settings(results)), *[
@@ -66,7 +76,8 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
             for result in results]
         parts.append(page.section('Speed', page.table(
             ['run', 'fit, s', 'training events/s', 'evaluation, s', 'predictions/s'], rows,
-            'Compilation is part of the seconds of the run that needs it first, not of the events per second.')))
+            'Compilation is part of the seconds of the run that needs it first, and of all its rates but the training '
+            'events/s of a network.')))
     software = ', '.join(f'{name} {version}' for name, version in versions().items())
     parts.append(page.section('How to make this report', f'<pre>{html.escape(chr(10).join(commands))}</pre>',
                               page.paragraph(f'{software}, on {platform.system()} {platform.machine()}.')))
@@ -77,34 +88,43 @@ def comparison_section(results: list[dict], data: Dataset) -> str:
     """Return Tables 1 and 3 with the differences to the published numbers; empty when there is no result."""
     if not results:
         return ''
-    tables = [comparison_table([result for result in results if result['model'] in models], data, title)
-              for title, models in ((TITLES[1], [*BASELINES]), (TITLES[3], [NETWORK]))]
+    baselines = [result for result in results if result['model'] != NETWORK]
+    tables = [comparison_table(shown, results, data, title) for title, shown in (
+        (TITLES[1], baselines), (TITLES[3], networks_among(results)))]
     words = ''
-    if is_papers(data):
-        colours = 'green is above, orange below the published number'
-        if data.is_synthetic:
-            colours = "neither better nor worse, since this is not the paper's data: a synthetic click log"
-        words = f'{paper_note(data)}Difference: ours to published, relative; {colours}. '
-    return page.section('Recall@20 and MRR@20, published and ours', *tables, page.paragraph(
-        f'{words}{networks_note(results)}{ties_note(results)}'))
+    if is_papers(data) and not data.is_synthetic:
+        words = (f'{paper_note(data)}Difference: ours to published, relative; green is above, orange below the '
+                 'published number. ')
+    models = dict.fromkeys(result['model'] for result in results)
+    described = '; '.join(f'{model}: {DESCRIPTIONS[model]}' for model in models if model in DESCRIPTIONS)
+    return page.section('Recall@20, MRR@20 and NDCG@20', *tables, page.paragraph(
+        f'{words}{networks_note(results)}{ties_note(results)}{INTERVALS}'), page.paragraph(f'{described}.'))
 
 
-def comparison_table(results: list[dict], data: Dataset, caption: str) -> str:
-    """Return a table of our numbers, with published ones and differences if there are any; empty without results."""
-    if not results:
+def comparison_table(shown: list[dict], results: list[dict], data: Dataset, caption: str) -> str:
+    """Return a table of our numbers, with published ones and differences if there are any; empty without results.
+
+    The gain over Item-KNN, the paper's yardstick, is that in Recall@20.  On a synthetic log nothing is published.
+    """
+    if not shown:
         return ''
+    knn = [result for result in results if result['model'] == 'Item-KNN']
     rows = []
-    published = [published_for(ours[0], data) for ours in by_row(results).values()]
+    published = [(None, None) if data.is_synthetic else published_for(ours[0], data) for ours in by_row(shown).values()]
     is_published = any(map(any, published))
-    for ours, numbers in zip(by_row(results).values(), published):
-        cells: list = [title_of(ours[0], row_settings(results), with_seed=False)]
+    for ours, numbers in zip(by_row(shown).values(), published):
+        cells: list = [title_of(ours[0], row_settings(shown), with_seed=False)]
         for metric, number in zip(('recall@20', 'mrr@20'), numbers):
-            cells += [f'{number:.4f}' if number else '-'] * is_published + [metric_in_words(ours, metric)]
-            cells += [page.difference(mean_metric(ours, metric), number, bool(data.published))] * is_published
+            cells.append(metric_in_words(ours, metric))
+            if is_published:
+                cells += [f'{number:.4f}' if number else '-', page.difference(mean_metric(ours, metric), number, True)]
+        cells.append(metric_in_words(ours, 'ndcg@20'))
+        if knn:
+            cells.append(page.difference(mean_metric(ours, 'recall@20'), mean_metric(knn, 'recall@20'), False))
         rows.append(cells)
-    kinds = ('published', 'ours', 'difference') if is_published else ('',)
-    header = ['', *[f'{metric} {which}'.strip() for metric in ('Recall@20', 'MRR@20') for which in kinds]]
-    return page.table(header, rows, caption)
+    kinds = ('ours', 'published', 'difference') if is_published else ('',)
+    header = ['', *[f'{metric} {which}'.strip() for metric in ('Recall@20', 'MRR@20') for which in kinds], 'NDCG@20']
+    return page.table(header + ['gain over Item-KNN'] * bool(knn), rows, caption)
 
 
 def comparison_picture(pairs: list[Pair]) -> str:
