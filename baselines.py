@@ -8,7 +8,7 @@ item that is clicked next should rank high:
     scores = model.predict_next(session_id, item_id, candidates)   # a Series: candidate -> score
 
 Each class says in one small method how it scores prefixes; `gru4rec_pytensor.prefix_scores` has what they share.
-Three simple methods of later papers stand in `gru4rec_pytensor.session_knn` and can be imported from here, too.
+Simple methods of later papers stand in `gru4rec_pytensor.session_knn` and can be imported from here, too.
 
 `fit` checks what it is given: an argument out of range, a missing column or id, or a frame without events is a
 ValueError; an argument of the wrong type is a TypeError. A model that is not trained yet gives a RuntimeError.
@@ -35,10 +35,10 @@ from gru4rec_pytensor.prefix_scores import (
     in_threads,
     number_values,
 )
-from gru4rec_pytensor.session_knn import SKNN, VSKNN, Markov
+from gru4rec_pytensor.session_knn import SKNN, STAN, VSKNN, VSTAN, Markov
 
-__all__ = ['BPR', 'SKNN', 'VSKNN', 'Baseline', 'CoOccurence', 'Cosine', 'ItemKNN', 'Markov', 'PersonalPop', 'Pop',
-           'Prefixes', 'RandomPred', 'SessionPop', 'SparseBaseline']
+__all__ = ['BPR', 'SKNN', 'STAN', 'VSKNN', 'VSTAN', 'Baseline', 'CoOccurence', 'Cosine', 'ItemKNN', 'Markov',
+           'PersonalPop', 'Pop', 'Prefixes', 'RandomPred', 'SessionPop', 'SparseBaseline']
 
 # Sums may be reordered, so that they vectorise, but NaN and infinity keep their meaning: they show a diverged model.
 FAST_SUMS = {'reassoc', 'contract', 'nsz'}

@@ -1,20 +1,31 @@
-"""Simple recommenders that later comparisons found hard to beat: a Markov chain, S-KNN and V-SKNN.
+"""Simple recommenders that later comparisons found hard to beat: a Markov chain, S-KNN, V-SKNN, STAN and VSTAN.
 
-The session kNN methods score the items of the training sessions that are most similar to the session so far.
+The session kNN methods score the items of the training sessions that are most similar to the session so far.  All of
+them are one definition, that of `SKNN`, with different weights.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numba
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
-from gru4rec_pytensor.checks import check_whole_number
-from gru4rec_pytensor.events import check_events, check_times, index_by_appearance, session_order
-from gru4rec_pytensor.prefix_scores import Prefixes, SparseBaseline, count_pairs
+from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number
+from gru4rec_pytensor.events import DAY, in_seconds, session_of_event, session_order
+from gru4rec_pytensor.prefix_scores import Prefixes, SparseBaseline
+
+DECAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of a distance, see `VSKNN`
+    'same': np.ones_like,
+    'div': lambda x: 1 / x,
+    'linear': lambda x: 1 - 0.1 * x,
+    'log': lambda x: 1 / np.log10(x + 1.7),
+    'quadratic': lambda x: x ** -2.0,
+}
 
 
 @dataclass(eq=False)
@@ -69,16 +80,16 @@ class SKNN(SparseBaseline):
     """S-KNN: the items of the most similar sessions (Jannach and Ludewig, "When Recurrent Neural Networks meet the
     Neighborhood for Session-Based Recommendation", RecSys 2017, and in the same form arXiv 1803.09587, see `Markov`).
 
-        score(j) = sum over the neighbours n of the session s, those that contain j, of sim(s, n)
-        sim(s, n) = |s and n| / sqrt(|s| |n|)
+        score(j) = sum over the neighbours n of the session s, those that contain j, of  sim(s, n) c(n, j)
+        sim(s, n) = a(n) (sum of w(i) over the items i that s and n share) / sqrt(|n| sum of w(i)^2 over the items of s)
 
-    Sessions count as sets of items, so that sim is the cosine of two vectors of zeros and ones. Neighbours are the `k`
-    most similar of the `sample_size` most recent training sessions that have an item of s at all, as both papers
-    sample them; a session is as recent as its last event. Of equally similar sessions at the cut the more recent are
-    taken, of equally recent ones those that appear later in the frame.
+    The methods below are this definition, too, with weights that depend on p(i) and q(i), the positions of the last
+    event of i in s and n, and on l, the length of s.  In S-KNN w, a and c are 1, and sim is the cosine of two sets.
 
-    The authors' code (rn5l/session-rec) has another factor in the cosine, sqrt(|s|) times and not over, which is the
-    same for all sessions of a prediction and so changes no rank; equally similar sessions are in no order there.
+    Neighbours are the `k` most similar of the `sample_size` most recent training sessions that have an item of s at
+    all, as the papers sample them; a session is as recent as its last event.  Of equally similar sessions at the cut
+    the more recent are taken, of equally recent ones those that appear later in the frame; the authors' code
+    (rn5l/session-rec) has them in no order.
 
     Parameters
     ----------
@@ -98,118 +109,178 @@ class SKNN(SparseBaseline):
     session_key: str = 'SessionId'
     item_key: str = 'ItemId'
     time_key: str = 'Time'
-    _by_position = False  # whether later clicks weigh more
+    weighting, weighting_score, similarity = 'same', 'same', 'cosine'  # no arguments here, but of the methods below
+    idf_weighting = lambda_idf = 0.0
+    lambda_spw = lambda_snh = lambda_inh = lambda_ipw = np.inf
     _block = 1024
 
     def fit(self, data: pd.DataFrame) -> Self:
         """Make an index of the sessions of `data`, a DataFrame with one row for each event; returns the model."""
-        check_whole_number('k', self.k)
-        check_whole_number('sample_size', self.sample_size)
+        for name in ('k', 'sample_size'):
+            check_whole_number(name, getattr(self, name))
+        for name, allowed in (('weighting', DECAYS), ('weighting_score', DECAYS), ('similarity', ('cosine', 'vec'))):
+            check_choice(name, getattr(self, name), allowed)
+        for name in ('idf_weighting', 'lambda_idf', 'lambda_spw', 'lambda_snh', 'lambda_inh', 'lambda_ipw'):
+            if getattr(self, name) != np.inf:
+                check_number(name, getattr(self, name), above='idf' not in name)
         items = self.learn_items(data)
-        check_events(data, self.session_key, self.time_key)
-        check_times(data[self.time_key])
-        pairs = count_pairs(_by_last_event(data[self.session_key], data[self.time_key]), items)
-        self.sessions_ = csr_array((np.ones(pairs.nnz), pairs.indices, pairs.indptr), shape=pairs.shape)
-        by_item = self.sessions_.tocsc()
-        self._sessions_of_items = by_item.indptr, by_item.indices
+        rows, offsets = session_order(data, self.session_key, self.item_key, self.time_key)
+        shape = len(offsets) - 1, len(self.items_)
+        self._item_weights = 1 + (self.idf_weighting + self.lambda_idf) * np.log(shape[0] / np.bincount(items))
+        times = data[self.time_key] if self.lambda_snh == np.inf else in_seconds(data[self.time_key])
+        session_ends = times.to_numpy()[rows[offsets[1:] - 1]]
+        by_end = np.lexsort((np.minimum.reduceat(rows, offsets[:-1]), session_ends))
+        sessions, items = session_of_event(offsets), items[rows]
+        last = np.flatnonzero(~pd.Series(sessions * shape[1] + items).duplicated(keep='last')).astype(np.int32)
+        offsets = np.searchsorted(last, offsets).astype(np.int32)
+        events = csr_array((last, items[last].astype(np.int32), offsets), shape=shape)[by_end]  # the last of each item
+        self.sessions_ = csr_array((np.ones(events.nnz), events.indices, events.indptr), shape=shape)
+        self._end, days = session_ends[by_end[-1]], DAY * self.lambda_snh
+        recency = np.exp((session_ends[by_end] - self._end) / days) if days < np.inf else np.ones(shape[0])
+        by_item = events.tocsc()
+        self._events = by_item.indptr, by_item.indices, events.indptr, events.indices, events.data, recency
         return self
 
     def sparse_scores(self, prefixes: Prefixes) -> tuple[np.ndarray, csr_array]:
-        found = _nearest_sessions(
-            prefixes.codes, prefixes.starts, prefixes.new, prefixes.ends, *self._sessions_of_items,
-            self.sessions_.indptr, self.k, self.sample_size, self._by_position)
-        similarities = csr_array(found, shape=(len(prefixes.ends), self.sessions_.shape[0]))
-        return np.zeros(len(self.items_)), similarities @ self.sessions_
+        n = np.arange((prefixes.ends - prefixes.starts).max(initial=0) + 1.0)
+        power = {'div': 1, 'quadratic': 2}.get(self.weighting, 0)
+        scale = n ** power  # divides sums of whole numbers, which are exact: so equal ones stay equal
+        by_position = np.where(n <= 10, 1.0, 0.0) if self.weighting == 'linear' else scale
+        by_distance = (np.ones_like if power else DECAYS[self.weighting])(n) * np.exp(-n / self.lambda_spw)
+        by_step = DECAYS[self.weighting_score](n + 1) * np.exp(-n / self.lambda_ipw)
+        found = _neighbour_scores(
+            (prefixes.codes, prefixes.starts, prefixes.new, prefixes.ends), self._events,
+            (by_position, by_distance, scale, by_step, self._item_weights), self.similarity == 'cosine',
+            self.lambda_inh, self.k, self.sample_size)
+        return np.zeros(len(self.items_)), csr_array(found, shape=(len(prefixes.ends), len(self.items_)))
 
 
+@dataclass(eq=False)
 class VSKNN(SKNN):
     """V-SKNN: S-KNN in which later clicks of the session count more ("Vector Multiplication Session-Based kNN" of
-    Ludewig and Jannach 2018, arXiv 1803.09587, see `Markov`).
+    Ludewig and Jannach 2018, arXiv 1803.09587, see `Markov`); as there by default, with options of their later papers.
 
-        sim(s, n) = sum over the items i that s and n share of  w(i),    w(i) = (position of i in s) / (length of s)
+        c(n, j) = d(step) (1 + idf_weighting log(number of training sessions / events of j)),
 
-    the product of a vector of weights that rise linearly to 1 for the last click, and one of zeros and ones. An item
-    that occurs several times has the position of its last click. All else, the arguments too, is as in `SKNN`.
+    where step is l - p(i) + 1 for the shared item i that stands last in s, and so 1 for the current item.
 
-    This is the method of the paper. The authors' code (rn5l/session-rec) divides by the number of distinct items of s,
-    which changes no rank, and has options that later papers of theirs tune, and call V-SKNN, too: other decays of w
-    (quadratic, logarithmic), a factor for each neighbour that falls with the distance of its last shared click from
-    the end of s, a weight of rare items (idf), and leaving out the items of s. Their numbers with such options are not
-    those of this class.
+    Parameters
+    ----------
+    k, sample_size, session_key, item_key, time_key : see `SKNN`
+    weighting : w(i), default 'div': p / l; 'same': 1; 'quadratic': (p / l)^2; 'linear': 1 - 0.1 (l - p), but 0 from the
+        11th event on; 'log': 1 / log10(l - p + 1.7)
+    weighting_score : d(step), default 'same': 1; 'div': 1 / step; 'quadratic': 1 / step^2; 'linear': 1 - 0.1 step;
+        'log': 1 / log10(step + 1.7)
+    idf_weighting : float, default 0
+    similarity : 'vec' without the root in sim, the default, or 'cosine'.  rn5l/session-rec divides 'vec' by the number
+        of distinct items of s, which changes no rank
     """
-    _by_position = True
+    weighting: str = 'div'
+    weighting_score: str = 'same'
+    idf_weighting: float = 0.0
+    similarity: str = 'vec'
 
 
-def _by_last_event(ids: pd.Series, times: pd.Series) -> np.ndarray:
-    """Number the sessions by the time of their last events, equal ones by appearance: (n_events,) int32."""
-    sessions, session_ids = index_by_appearance(ids)
-    times = pd.factorize(times, sort=True)[0]
-    last = np.zeros(len(session_ids), dtype=np.int64)
-    np.maximum.at(last, sessions, times)
-    number = np.empty(len(last), dtype=np.int32)
-    number[np.argsort(last, kind='stable')] = np.arange(len(last))
-    return number[sessions]
+@dataclass(eq=False)
+class STAN(SKNN):
+    """STAN: S-KNN with decays in the session, in its age, and in the neighbour (Garg et al., "Sequence and Time Aware
+    Neighborhood for Session-based Recommendations", SIGIR 2019).
+
+        w(i) = exp((p(i) - l) / lambda_spw)
+        a(n) = exp(-(days from the last event of n to the current event) / lambda_snh)
+        c(n, j) = exp(-|q(j) - q(i)| / lambda_inh),    i the shared item that stands last in n
+
+    The time of the current event is common to all neighbours, so that no rank depends on it: unless `predict_next` is
+    handed one, it is the end of the training data.
+
+    Parameters
+    ----------
+    k, sample_size, session_key, item_key, time_key : see `SKNN`
+    lambda_spw, lambda_snh, lambda_inh : float, default 1.02, 5 and 2.05; `np.inf` leaves the decay out
+    """
+    sample_size: int = 5000
+    lambda_spw: float = 1.02
+    lambda_snh: float = 5.0
+    lambda_inh: float = 2.05
+
+    def predict_next(self, session_id: Any, input_item_id: Any, predict_for_item_ids: ArrayLike,
+                     timestamp: Any = None) -> pd.Series:
+        """Score as all baselines do; `timestamp`, a date or seconds since 1970, is the time of this event."""
+        scores = super().predict_next(session_id, input_item_id, predict_for_item_ids)
+        now = self._end if timestamp is None else in_seconds(pd.Series([timestamp], name='timestamp'))[0]
+        return scores * np.exp((self._end - now) / (DAY * self.lambda_snh))
+
+
+@dataclass(eq=False)
+class VSTAN(STAN):
+    """VSTAN: STAN with ideas of V-SKNN (Ludewig et al., "Empirical Analysis of Session-based Recommendation
+    Algorithms", 2021, arXiv 1910.12781).  With step of `VSKNN`, the c(n, j) of `STAN` is multiplied by
+
+        exp((1 - step) / lambda_ipw) (1 + lambda_idf log(number of training sessions / events of j)).
+    """
+    k: int = 2000
+    sample_size: int = 10_000
+    lambda_spw: float = 4.0
+    lambda_snh: float = 20.0
+    lambda_inh: float = 0.5
+    lambda_ipw: float = 1.0
+    lambda_idf: float = 2.0
+    similarity: str = 'cosine'
 
 
 @numba.njit(cache=True, nogil=True)
-def _nearest_sessions(codes: np.ndarray, starts: np.ndarray, new: np.ndarray, ends: np.ndarray, item_ptr: np.ndarray,
-                      item_sessions: np.ndarray, session_ptr: np.ndarray, k: int, sample_size: int,
-                      by_position: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the neighbours of n prefixes, see `SKNN`: similarities, sessions and indptr of a csr matrix.
+def _neighbour_scores(prefixes: tuple, events: tuple, weights: tuple, cosine: bool, lambda_inh: float, k: int,
+                      sample_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of n prefixes, see `SKNN`: data, indices and indptr of a csr matrix (n, n_items).
 
-    Item i is in the sessions `item_sessions[item_ptr[i]:item_ptr[i + 1]]`, numbered by time; session n has
-    session_ptr[n + 1] - session_ptr[n] items. With each click the sample of the click before is merged with the
-    sessions of the item. The sample only becomes more recent, so that a session which has fallen out of it never
-    returns, and the items that its sessions share with the prefix need not be counted again.
+    Item i is in the sessions `item_sessions[item_ptr[i]:item_ptr[i + 1]]`, numbered by time.  With each new item the
+    sample of the click before only becomes more recent, so that a session which has left it never returns.
     """
-    place = np.zeros(len(item_ptr) - 1)  # of each item in the prefix; 0 where it is not
-    indptr, neighbours, similarities = np.zeros(len(ends) + 1, np.int32), np.empty(4096, np.int32), np.empty(4096)
-    sample, shared, n_items = np.empty(0, np.int32), np.empty(0), 0
+    codes, starts, new, ends = prefixes
+    item_ptr, item_sessions, session_ptr, session_items, last_events, recency = events
+    by_position, by_distance, scale, by_step, item_weights = weights
+    n_items, n_seen, sample = len(item_weights), 0, item_sessions[:0]
+    position, weight, seen = np.zeros(n_items, np.int64), np.zeros(n_items), np.empty(n_items, np.int64)
+    indptr, indices, scores = np.zeros(len(ends) + 1, np.int32), np.empty(0, np.int32), np.empty(0)
+    entry = np.full(n_items, -1)  # of the item in `indices`, if it is in the row
     for row in range(len(ends)):
-        if row and new[row] == starts[row]:
-            for item in codes[starts[row - 1]:ends[row - 1]]:
-                place[item] = 0
-            sample, shared, n_items = sample[:0], shared[:0], 0
+        if new[row] == starts[row]:
+            position[:], weight[:], n_seen, sample = 0, 0, 0, sample[:0]
         for event in range(new[row], ends[row]):
-            item, now = codes[event], event - starts[row] + 1.0 if by_position else 1.0
-            sample, shared = _merged(sample, shared, item_sessions[item_ptr[item]:item_ptr[item + 1]][::-1],
-                                     now - place[item], sample_size)
-            n_items += place[item] == 0
-            place[item] = now
-        similarity = np.empty(len(sample))
-        for i, session in enumerate(sample):
-            n_pairs = n_items * (session_ptr[session + 1] - session_ptr[session])
-            similarity[i] = shared[i] / (ends[row] - starts[row] if by_position else np.sqrt(n_pairs))
-        nearest = np.argsort(-similarity, kind='mergesort')[:k]  # stable: the more recent ones first
-        first, last = indptr[row], indptr[row] + len(nearest)
-        if last > len(neighbours):
-            neighbours = np.append(neighbours, np.empty(last, np.int32))
-            similarities = np.append(similarities, np.empty(last))
-        neighbours[first:last], similarities[first:last] = sample[nearest], similarity[nearest]
-        indptr[row + 1] = last
-    return similarities[:indptr[-1]], neighbours[:indptr[-1]], indptr
-
-
-@numba.njit(cache=True, nogil=True)
-def _merged(sample: np.ndarray, shared: np.ndarray, sessions: np.ndarray, weight: float,
-            most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the most recent of `sample` and `sessions`, both from the latest to the earliest.
-
-    Returns their numbers, and for each the sum of the weights of the items that it shares with the prefix: `shared`,
-    and `weight` more for `sessions`.
-    """
-    most = min(most, len(sample) + len(sessions))
-    numbers, sums = np.empty(most, dtype=np.int32), np.zeros(most)
-    a, b, n = 0, 0, 0
-    while n < most and (a < len(sample) or b < len(sessions)):
-        from_a = b == len(sessions) or (a < len(sample) and sample[a] >= sessions[b])
-        from_b = a == len(sample) or (b < len(sessions) and sessions[b] >= sample[a])
-        if from_a:
-            numbers[n], sums[n] = sample[a], shared[a]
-            a += 1
-        if from_b:
-            numbers[n] = sessions[b]
-            sums[n] += weight
-            b += 1
-        n += 1
-    return numbers[:n], sums[:n]
+            item = codes[event]
+            if position[item] == 0:
+                seen[n_seen], n_seen = item, n_seen + 1
+                latest = item_sessions[item_ptr[item]:item_ptr[item + 1]][-sample_size:]
+                sample = np.unique(np.append(sample, latest))[-sample_size:]
+            position[item] = event - starts[row] + 1
+        length, squares, recent = ends[row] - starts[row], 0.0, sample[::-1]
+        for item in seen[:n_seen]:
+            weight[item] = by_position[position[item]] * by_distance[length - position[item]]
+            squares += weight[item] ** 2
+        similarity = np.zeros(len(sample))
+        for k_th, session in enumerate(recent):
+            shared, size = 0.0, session_ptr[session + 1] - session_ptr[session]
+            for item in session_items[session_ptr[session]:session_ptr[session + 1]]:
+                shared += weight[item]
+            if shared > 0:
+                similarity[k_th] = shared / (np.sqrt(squares * size) if cosine else scale[length]) * recency[session]
+        end = indptr[row]
+        if len(scores) < end + n_items:
+            indices = np.append(indices, np.empty(end + n_items, np.int32))
+            scores = np.append(scores, np.empty(end + n_items))
+        for k_th in np.argsort(-similarity, kind='mergesort')[:k]:  # stable: the more recent ones first
+            if similarity[k_th] == 0:
+                break
+            neighbour = range(session_ptr[recent[k_th]], session_ptr[recent[k_th] + 1])  # its events, in their order
+            last_shared, anchor = 0, 0
+            for event in neighbour:
+                if position[session_items[event]] > 0:
+                    last_shared, anchor = max(last_shared, position[session_items[event]]), last_events[event]
+            for event in neighbour:
+                item, distance = session_items[event], abs(last_events[event] - anchor)
+                if entry[item] < indptr[row]:
+                    entry[item], indices[end], scores[end], end = end, item, 0, end + 1
+                scores[entry[item]] += (similarity[k_th] * by_step[length - last_shared]
+                                        * np.exp(-distance / lambda_inh) * item_weights[item])
+        indptr[row + 1] = end
+    return scores[:indptr[-1]], indices[:indptr[-1]], indptr

@@ -9,7 +9,20 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 
 import baselines
-from baselines import BPR, SKNN, VSKNN, CoOccurence, Cosine, ItemKNN, Markov, PersonalPop, Pop, RandomPred, SessionPop
+from baselines import (
+    BPR,
+    SKNN,
+    VSKNN,
+    VSTAN,
+    CoOccurence,
+    Cosine,
+    ItemKNN,
+    Markov,
+    PersonalPop,
+    Pop,
+    RandomPred,
+    SessionPop,
+)
 from evaluation import next_item_ranks
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -80,6 +93,7 @@ MODELS = {
     'Markov': Markov,
     'SKNN': lambda: SKNN(k=5, sample_size=8),
     'VSKNN': lambda: VSKNN(k=5, sample_size=8),
+    'VSTAN': lambda: VSTAN(k=5, sample_size=8),
     'BPR': lambda: BPR(n_factors=7, n_iterations=3, learning_rate=0.1),
     'BPR in float32': lambda: BPR(n_factors=7, n_iterations=3, learning_rate=0.1, dtype='float32'),
 }

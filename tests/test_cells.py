@@ -36,7 +36,7 @@ def test_the_plan_has_the_rows_of_both_tables_in_the_papers_order_with_each_seed
     assert rows_of(plan(RSC15, REQUEST)) == [
         ('POP', None, None, None), ('S-POP', None, None, None), ('Item-KNN', None, None, None),
         ('BPR-MF', None, None, 42), ('BPR-MF', None, None, 43),
-        *[(model, None, None, None) for model in ('Markov', 'S-KNN', 'V-SKNN')],
+        *[(model, None, None, None) for model in ('Markov', 'S-KNN', 'V-SKNN', 'V-SKNN-tuned', 'STAN', 'VSTAN')],
         *[(NETWORK, loss, units, seed) for units in (4, 8) for loss in ('top1', 'bpr') for seed in (42, 43)]]
 
 

@@ -145,7 +145,8 @@ def test_any_two_files_with_the_three_columns_will_do(tmp_path):
     (['--data', 'x', '--sessions', '5'], '--sessions and --items are sizes of the synthetic log'),
     (['--items', '0'], "'0' is not a whole number of at least 1"),
     (['--table', '4'], '4 is none of 1, 2, 3'),
-    (['--models', 'KNN'], "'KNN' is none of POP, S-POP, Item-KNN, BPR-MF, Markov, S-KNN, V-SKNN, GRU4Rec"),
+    (['--models', 'KNN'], "'KNN' is none of POP, S-POP, Item-KNN, BPR-MF, Markov, S-KNN, V-SKNN, V-SKNN-tuned, STAN, "
+                          'VSTAN, GRU4Rec'),
     (['--loss', 'hinge'], "'hinge' is none of top1, bpr, cross-entropy"),
     (['--loss', 'mrr'], '--loss mrr goes with --table 2'),
     (['--quick'], '--quick goes with --claims'),

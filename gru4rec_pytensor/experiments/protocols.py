@@ -24,7 +24,13 @@ BASELINES: dict[str, tuple[type, dict]] = {
     'Markov': (baselines.Markov, {}),  # from here on, those of later papers, which run on demand
     'S-KNN': (baselines.SKNN, dict(k=500, sample_size=1000)),
     'V-SKNN': (baselines.VSKNN, dict(k=500, sample_size=1000)),
+    'V-SKNN-tuned': (baselines.VSKNN, dict(k=500, sample_size=5000, weighting='quadratic', weighting_score='div',
+                                           idf_weighting=5)),
+    'STAN': (baselines.STAN, dict(k=500, sample_size=5000, lambda_spw=1.02, lambda_snh=5, lambda_inh=2.05)),
+    'VSTAN': (baselines.VSTAN, dict(k=2000, sample_size=10_000, lambda_spw=4, lambda_snh=20, lambda_inh=0.5,
+                                    lambda_ipw=1, lambda_idf=2)),
 }
+ROW_TITLES = {'V-SKNN': 'V-SKNN (2018)', 'V-SKNN-tuned': 'V-SKNN, tuned (session-rec)'}  # others have their names
 
 
 DESCRIPTIONS = {

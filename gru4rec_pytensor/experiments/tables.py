@@ -8,7 +8,7 @@ import numpy as np
 
 from gru4rec_pytensor.experiments.cells import CUT_OFFS
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
-from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, Protocol
+from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, ROW_TITLES, Protocol
 from gru4rec_pytensor.experiments.published import RECORDED, ROWS, Row, by_yardstick, rows_for
 
 TITLES = {1: 'Table 1: baselines', 2: 'Table 2: best parameters', 3: 'Table 3: GRU4Rec, one layer',
@@ -148,7 +148,7 @@ def table_of_models(title: str, kind: str, results: list[dict], data: Dataset) -
     metrics = ('Recall@20', 'MRR@20')
     rows = []
     for ours, numbers in zip(models, published):
-        row = [ours[0].get('title') or ours[0]['model'], *[ours[0][name] for name in settings]]
+        row = [title_of(ours[0], with_seed=False), *[ours[0][name] for name in settings]]
         for metric, number in zip(metrics, numbers):
             row += [f'{number:.4f}' if number else '-'] * any(map(any, published))
             row.append(metric_in_words(ours, metric.lower()))
@@ -345,7 +345,7 @@ def durations(results: list[dict]) -> tuple[str, ...]:
 
 def title_of(result: dict, settings: Sequence[str] = (), with_seed: bool = True) -> str:
     """Return 'TOP1, 100 units, seed 42', or a file's title or baseline's name, then the wanted `SETTINGS`."""
-    words = [result.get('title') or result['model']]
+    words = [result.get('title') or ROW_TITLES.get(result['model'], result['model'])]
     if result['model'] == NETWORK:
         words = [result.get('title') or f"{LOSS_NAMES[result['loss']]}, {result['units']} units"]
         words += [f"seed {result['seed']}"] * with_seed
