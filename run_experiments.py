@@ -32,7 +32,7 @@ from gru4rec_pytensor.events import EQUAL_TIMES, share_of_equal_times
 from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import Cell, Request, memory_of, plan
 from gru4rec_pytensor.experiments.claims import claims_cells
-from gru4rec_pytensor.experiments.datasets import Source, load_dataset, share, size_in_words, validation_data
+from gru4rec_pytensor.experiments.datasets import BY_TITLE, Source, load_dataset, share, size_in_words, validation_data
 from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
 from gru4rec_pytensor.experiments.own import EXAMPLE, keep_source, own_row
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, PROTOCOLS, REVISION, RSC15, VIDEO
@@ -76,7 +76,7 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
                       tuple(given.parameters), given.epochs, given.claims, given.is_quick, given.trials or 100,
                       given.prune, given.figures, rows, given.compare, given.rerun)
     source = Source(PROTOCOLS[given.dataset], given.train, given.test, given.data, given.cache, given.sessions,
-                    given.items)
+                    given.items, BY_TITLE.get(given.published))
     folder = given.out.absolute() if given.scheduler else given.out
     storage = given.storage or f"sqlite:///{folder / 'search.db'}"
     return request, source, Place(folder, given.jobs, given.scheduler, storage, given.checkpoint_every)
@@ -91,6 +91,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        help=f'folder with {FILES["train_full"]} and {FILES["test"]}')
     group.add_argument('--train', type=Path, metavar='F', help='tab-separated training events; goes with --test')
     group.add_argument('--test', type=Path, metavar='F', help='tab-separated test events; goes with --train')
+    group.add_argument('--published', type=str.lower, choices=BY_TITLE, metavar='TITLE', help='published data set that '
+                       f'the files are, for those that no counts tell: {", ".join(BY_TITLE)}')
     group.add_argument('--sessions', type=positive_number, metavar='N', help='size of the synthetic click log, in '
                        f'sessions ({RSC15.sessions:,}; with --dataset video {VIDEO.sessions:,})')
     group.add_argument('--items', type=positive_number, metavar='N', help='the same in items '
@@ -165,6 +167,8 @@ def contradiction(given: argparse.Namespace) -> str | None:
         return f'--name gives {len(given.name)} titles to {n_own} rows of your own'
     if given.rerun and given.compare is None:
         return '--rerun goes with --compare'
+    if given.published and not (given.data or given.train):
+        return '--published goes with --data or --train'
     if given.is_quick and not given.claims:
         return '--quick goes with --claims'
     if given.claims and of_tables:

@@ -37,7 +37,14 @@ from gru4rec_pytensor.events import count
 from gru4rec_pytensor.experiments.comparisons import INTERVALS, Pair, compare_rows, table_of_pairs, with_intervals
 from gru4rec_pytensor.experiments.datasets import DATA, RECENT64, Source, load_dataset, size_in_words
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, RSC15
-from gru4rec_pytensor.experiments.published import LATER_NETWORKS, RECORDED, ROWS, by_yardstick, rows_for
+from gru4rec_pytensor.experiments.published import (
+    COMPARISON_2023,
+    LATER_NETWORKS,
+    RECORDED,
+    ROWS,
+    by_yardstick,
+    rows_for,
+)
 from gru4rec_pytensor.experiments.results import Results, digits_of, write_text
 from gru4rec_pytensor.experiments.tables import (
     YARDSTICK,
@@ -86,7 +93,8 @@ class Run(NamedTuple):
     @property
     def command(self) -> str:
         """The command as it is typed."""
-        return ' '.join(['python run_experiments.py --data DATA', *self.arguments])
+        files = '--train DATA/train.tsv --test DATA/test.tsv' if '--published' in self.arguments else '--data DATA'
+        return ' '.join(['python run_experiments.py', files, *self.arguments])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,9 +112,9 @@ def network_run(data: str, loss: str, units: int = 100) -> Run:
         '--table', '3', '--models', NETWORK, '--loss', loss, *['--units', str(units)] * (units != 100), *of_network()])
 
 
-def file_run(data: str, path: str) -> Run:
+def file_run(data: str, path: str, *more: str) -> Run:
     """Return a row of later papers, or of parameters that were searched."""
-    return Run(data, parameters.read(ROOT / path).title, ['--parameters', path, *of_network()])
+    return Run(data, parameters.read(ROOT / path).title, [*more, '--parameters', path, *of_network()])
 
 
 def of_network() -> list[str]:
@@ -114,10 +122,11 @@ def of_network() -> list[str]:
     return ['--seeds', SEEDS, '--backend', 'numba']
 
 
-def file_of(title: str) -> str:
-    """Return the file in parameters/ with this title."""
-    return next(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob('parameters/*.toml'))
-                if parameters.read(path).title == title)
+def file_of(title: str, data: str | None = None) -> str:
+    """Return the file in parameters/ with this title, and of this data where titles repeat."""
+    files = {path: parameters.read(path) for path in sorted(ROOT.glob('parameters/*.toml'))}
+    return next(path.relative_to(ROOT).as_posix() for path, file in files.items()
+                if file.title == title and data in (None, file.data))
 
 
 def all_runs() -> list[Run]:
@@ -140,6 +149,8 @@ def runs_of_others() -> list[tuple[Any, Run | None]]:
                 run = baseline_run(row.data, row.model)
             elif row.model in LATER_NETWORKS:
                 run = file_run(row.data, file_of(row.model))
+            elif row.source == COMPARISON_2023:
+                run = file_run(row.data, file_of(row.model, row.data), '--published', row.data)
             elif row.arguments:
                 run = network_run(row.data, row.arguments['loss'], row.arguments['layers'][0])
             runs.append((row, run))
@@ -327,9 +338,9 @@ def others_section() -> list[str]:
     table = Table('', ('Data', 'Model', 'Recall@20 published', 'MRR@20 published', 'Source', 'Command'), lines)
     origins = [f'- {name}: {ORIGINS[name]}.' for name in dict.fromkeys(row.data for row, _run in runs_of_others())]
     return ['## Not run: the data is not ours to ship', '', 'RSC15 and its fractions, which a command knows by their '
-            'counts, so that it shows the published numbers beside its own with the verdict. `-`: a model that is not '
-            'here, or whose parameters the source does not give.', '', *origins, '',
-            *markdown_rows(table)]
+            'counts, and the data sets of 2023, which --published names, so that it shows the published numbers beside '
+            'its own with the verdict. `-`: a model that is not here, or whose parameters the source lacks.', '',
+            *origins, '', *markdown_rows(table)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from gru4rec_pytensor.events import (
 )
 from gru4rec_pytensor.files import atomic_file, check_writable
 from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, positive_number, print_result
+from preprocess_rsc15 import PROTOCOL_YEARS
 
 KEYS = ('session_key', 'item_key', 'time_key')
 
@@ -158,12 +159,16 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     for name in ('train.tsv', 'test.tsv') if out.exists() else ():
         check_output(out / name, arguments.file)
     check_writable(out / 'train.tsv' if out.exists() else out)
-    data = read_log(arguments, columns)
+    data, is_2023, days = read_log(arguments, columns), arguments.protocol == '2023', arguments.test_days
+    if is_2023 and days is None and arguments.test_fraction is None:
+        days = data.attrs['format'].test_days or 1
+        if not arguments.quiet:
+            note(f'the sessions of the last {days} day(s) are the test data; --test-days says otherwise')
     train, test = click_log.prepare(
         data, columns, min_session_length=arguments.min_session_length, max_session_length=arguments.max_session_length,
-        min_item_events=arguments.min_item_events, test_days=arguments.test_days, time_unit='s',  # by `read_log`
-        test_fraction=arguments.test_fraction, drop_repeats=arguments.drop_repeats, until_stable=arguments.until_stable,
-        test_by=arguments.test_by)
+        min_item_events=arguments.min_item_events, test_days=days, time_unit='s',  # by `read_log`
+        test_fraction=arguments.test_fraction, drop_repeats=arguments.drop_repeats or is_2023,
+        until_stable=arguments.until_stable or is_2023, test_by=arguments.test_by or ('first' if is_2023 else 'last'))
     out.mkdir(exist_ok=True)
     found: dict[str, Any] = {}
     for name, frame in (('train', train), ('test', test)):
@@ -271,10 +276,12 @@ def add_preparation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--max-session-length', type=positive_number, metavar='N', help='(no limit)')
     parser.add_argument('--min-item-events', type=positive_number, default=MIN_ITEM_EVENTS, metavar='N',
                         help=f'({MIN_ITEM_EVENTS})')
+    parser.add_argument('--protocol', choices=PROTOCOL_YEARS, default='2016', help="the paper's, or the authors' of "
+                        '2023: --drop-repeats --until-stable --test-by first, and the --test-days of a known log')
     parser.add_argument('--test-days', type=float, metavar='DAYS', help='sessions that end in the last DAYS (1)')
     parser.add_argument('--test-fraction', type=float, metavar='SHARE', help='share of the sessions, for --test-days')
-    parser.add_argument('--test-by', choices=('last', 'first'), default='last', help='test sessions end last, or '
-                        'start last, and training ends where the first of them starts (last)')
+    parser.add_argument('--test-by', choices=('last', 'first'), help='test sessions end last, or start last, and '
+                        'training ends where the first of them starts (last; with --protocol 2023 first)')
     parser.add_argument('--drop-repeats', action='store_true', help='keep the first of events of an item in a row')
     parser.add_argument('--until-stable', action='store_true', help='drop short sessions and rare items until nothing '
                         'changes')

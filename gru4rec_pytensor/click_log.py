@@ -28,6 +28,7 @@ from gru4rec_pytensor.events import (
     require_events,
 )
 from gru4rec_pytensor.files import name_of, plain_text
+from gru4rec_pytensor.raw_log import read_clicks
 from gru4rec_pytensor.text_table import DELIMITERS, line_of, open_table, read_table
 
 logger = logging.getLogger('gru4rec.events')
@@ -46,6 +47,7 @@ class Format(NamedTuple):
     day : column of the date, where the times are milliseconds within a session
     event_key, event_types : column of the kind of event, and the kinds to keep; all when there are none
     session_gap : seconds without an event that end a session, where the first column has visitors
+    test_days : days of test data by the protocol of 2023, where that knows the log
     """
     title: str
     columns: tuple[str, ...]
@@ -53,6 +55,7 @@ class Format(NamedTuple):
     event_key: str | None = None
     event_types: tuple[str, ...] = ()
     session_gap: float | None = None
+    test_days: int | None = None
 
     @property
     def needed(self) -> list[str]:
@@ -61,10 +64,16 @@ class Format(NamedTuple):
         return [*self.columns, *(name for name in others if name)]
 
 
+RAW_LINE = re.compile(rb'\d+,\d{4}-\d\d-\d\dT[\d:.]+Z,\d+,\w*\s')
+RAW = Format('the raw log of RSC15', COLUMNS, test_days=1)  # known by its first line, since it has no header
 FORMATS = (  # that are known by their headers
-    Format('the events of retailrocket', ('visitorid', 'itemid', 'timestamp'), None, 'event', ('view',), 3600),
-    Format('the views of Diginetica', ('sessionId', 'itemId', 'timeframe'), 'eventdate'),
-    Format('the views of Diginetica', ('session_id', 'item_id', 'timeframe'), 'eventdate'),
+    Format('the events of retailrocket', ('visitorid', 'itemid', 'timestamp'), None, 'event', ('view',), 3600, 7),
+    Format('the views of Diginetica', ('sessionId', 'itemId', 'timeframe'), 'eventdate', test_days=7),
+    Format('the views of Diginetica', ('session_id', 'item_id', 'timeframe'), 'eventdate', test_days=7),
+    Format('the events of REES46', ('user_session', 'product_id', 'event_time'), None, 'event_type', ('view',),
+           test_days=1),
+    Format('the browsing events of Coveo', ('session_id_hash', 'product_sku_hash', 'server_timestamp_epoch_ms'), None,
+           'product_action', ('detail',), test_days=7),
     Format('interactions of RecBole', ('session_id:token', 'item_id:token', 'timestamp:float')),
 )
 
@@ -75,8 +84,8 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
     """Read the events of a file: Parquet, or text with a header and tabs, commas, semicolons or bars.
 
     Text may be compressed (gzip, zip, bzip2, xz, zstandard), and UTF-8 or UTF-16; ``-`` is standard input.  Files
-    without the `columns` SessionId, ItemId and Time are read as they are if their header is one of `FORMATS`.  What was
-    assumed, and how many rows were left out, goes to the logger ``gru4rec.events``.
+    without the `columns` SessionId, ItemId and Time are read as they are if their header is one of `FORMATS`, and so is
+    the raw log of RSC15.  What was assumed, and how many rows were left out, goes to the logger ``gru4rec.events``.
 
     Parameters
     ----------
@@ -89,9 +98,9 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
 
     Returns
     -------
-    frame with these three columns, in the file's order.  Ids are int64 where all of a column are whole numbers that
-    lose nothing by it, as 007 would, else text; times are seconds since 1970, of numbers or of dates and times such as
-    2014-04-07T10:51:09.277Z or 2019-10-01 00:00:00 UTC.
+    frame with these three columns, in the file's order, and its `Format` as ``attrs['format']``.  Ids are int64 where
+    all of a column are whole numbers that lose nothing by it, as 007 would, else text; times are seconds since 1970, of
+    numbers or of dates and times such as 2014-04-07T10:51:09.277Z or 2019-10-01 00:00:00 UTC.
 
     Raises
     ------
@@ -104,9 +113,13 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
         check_number('session_gap', session_gap)
     asked = Format('', tuple(columns), None, event_key, tuple(event_types), session_gap)
     with plain_text(path) as plain:
-        is_parquet = plain.read(4) == b'PAR1' or Path(path).suffix in ('.parquet', '.pq')
+        start = plain.read(1 << 10)
         plain.seek(0)
-        reader = _read_parquet if is_parquet else _read_text
+        reader = _read_text
+        if start.startswith(b'PAR1') or Path(path).suffix in ('.parquet', '.pq'):
+            reader = _read_parquet
+        elif asked.columns == COLUMNS and not asked.event_types and RAW_LINE.match(start):
+            reader = _read_raw
         frame, where, form = reader(plain, title, asked)
         if frame.empty:
             raise ValueError(f'{title}: has no events')
@@ -120,6 +133,7 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
         events = events.assign(**{session: protocol.sessions_by_gap(events, form.session_gap, session, time)})
         logger.info('%s: sessions of a visitor (%s) are parted by more than %g seconds without an event: %s sessions',
                     title, form.columns[0], form.session_gap, f'{events[session].max() + 1:,}')
+    events.attrs['format'] = form
     return events
 
 
@@ -202,6 +216,13 @@ def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFr
     return frame[form.needed].reset_index(drop=True), lambda row: f'{title}, row {row}', form
 
 
+def _read_raw(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
+    """Read the raw log of RSC15."""
+    logger.info('%s: read as %s', title, RAW.title)
+    frame = read_clicks(title, plain)
+    return frame, lambda row: f'{title}, line {row + 1}', RAW._replace(session_gap=asked.session_gap)
+
+
 def _read_text(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
     """Read a text file; the delimiter is the one by which the header has most of the columns."""
     known = [asked, *(FORMATS if asked.columns == COLUMNS else ())]
@@ -220,7 +241,7 @@ def _what_is_expected(names: list[str], columns: Sequence[str]) -> str:
     """Return advice about a file whose first line has these fields and lacks the columns."""
     if any(re.fullmatch(r'[\d.:TZ/ +-]+', name) for name in names):
         if len(names) == 4 and re.fullmatch(r'\d{4}-\d\d-\d\dT[\d:.]+Z', names[1]):
-            return "It looks like the raw log of RSC15, which has no header: preprocess_rsc15.py reads it"
+            return 'It looks like the raw log of RSC15, which is read without options for columns and kinds of event'
         return f'It looks like an event: a log needs a first line that names its columns, such as {",".join(columns)}'
     return f'Expected is a header with {list(columns)}'
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -21,15 +22,15 @@ TIME_SHAPE = np.frombuffer(b'0000-00-00T00:00:00.000Z', np.uint8)
 DAYS_BEFORE_MONTH = np.array([0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 365])
 
 
-def read_clicks(path: str | os.PathLike) -> pd.DataFrame:
+def read_clicks(path: str | os.PathLike, file: BinaryIO | None = None) -> pd.DataFrame:
     """Read a raw click log: lines of session,time,item,category without a header, plain or compressed; `-` is standard
-    input.
+    input.  With `file`, its plain text, `path` is only what messages call it.
 
     Returns a DataFrame with SessionId int64, ItemId int64 and Time float64 (unix seconds, UTC, with milliseconds), in
     the file's order; the category is not used. Raises ValueError naming file, line and column for anything else.
     """
     parts, line = [], 1
-    for text in whole_lines(text_blocks(path, BLOCK_BYTES)):
+    for text in whole_lines(iter(lambda: file.read(BLOCK_BYTES), b'') if file else text_blocks(path, BLOCK_BYTES)):
         columns, bad_line = _parse(text)
         if bad_line is not None:
             raise ValueError(f'{path}, line {line + len(columns[0])}: {bad_line}')

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections import Counter
 from time import process_time
 
 import numpy as np
@@ -543,6 +544,16 @@ DIGINETICA = """{}
 2;12;32118;0;2016-05-10
 1;NA;32118;243569;2016-05-09
 """
+REES46 = """event_time,event_type,product_id,category_id,category_code,brand,price,user_id,user_session
+2019-10-01 00:00:00 UTC,view,44600062,2103807459595387724,,shiseido,35.79,541312140,72d76fde-8bb3
+2019-10-01 00:00:01 UTC,cart,3900821,2053013552326770905,appliances.environment.water_heater,aqua,33.20,554748717,9333
+2019-10-01 00:00:01 UTC,view,17200506,2053013559792632471,furniture.living_room.sofa,,543.10,519107250,566511c2
+"""
+COVEO = """session_id_hash,event_type,product_action,product_sku_hash,server_timestamp_epoch_ms,hashed_url
+20c4,event_product,detail,d5157f8b,1550885210881,7e4527ac
+20c4,pageview,,,1550885213307,31b1dd97
+20c4,event_product,add,d5157f8b,1550885213307,31b1dd97
+"""
 RECBOLE = """session_id:token\titem_id:token\ttimestamp:float\tnumber of times:float
 2\t33043\t1462752000.5\t1
 1\t9\t1462752001\t1
@@ -577,6 +588,34 @@ def test_the_views_of_diginetica_have_a_day_and_a_time_in_it(tmp_path, header):
         'Time': [day + 526.309, day + 1031.018, day + DAY, day + 243.569]}))
     with pytest.raises(ValueError, match="line 3: eventdate is '2016-13-09', not a number, or a date"):
         click_log.read_events(written(tmp_path, DIGINETICA.format(header).replace('1031018;2016-05', '1;2016-13')))
+
+
+def test_the_events_of_rees46_and_coveo_are_read_as_they_are_and_only_views_of_products_kept(tmp_path, caplog):
+    found = click_log.read_events(written(tmp_path, REES46))
+    assert found.to_numpy().tolist() == [['72d76fde-8bb3', 44600062, 1569888000], ['566511c2', 17200506, 1569888001]]
+    assert 'with the event_type view are kept, and 1 of 3 left out: 1 cart' in caplog.text
+    found = click_log.read_events(written(tmp_path, COVEO))
+    assert found.to_numpy().tolist() == [['20c4', 'd5157f8b', 1550885210.881]]
+    assert 'with the product_action detail are kept, and 2 of 3 left out: ' in caplog.text
+
+
+@pytest.mark.parametrize('pack', [bytes, gzip.compress], ids=['plain', 'gzip'])
+def test_the_raw_log_of_rsc15_is_read_without_a_header(tmp_path, caplog, monkeypatch, pack):
+    caplog.set_level('INFO', 'gru4rec.events')
+    raw = ('2,2014-04-07T10:51:09.277Z,214536502,0\n2,2014-04-07T10:54:09.868Z,214536500,S\n'
+           '1,2014-04-07T13:56:37.614Z,214662742,0\n')
+    (tmp_path / 'log').write_bytes(pack(raw.encode()))
+    found = click_log.read_events(tmp_path / 'log')
+    assert_frame_equal(found, preprocess_rsc15.read_clicks(tmp_path / 'log'))
+    assert 'log: read as the raw log of RSC15' in caplog.text
+    assert click_log.read_events(tmp_path / 'log', session_gap=100).SessionId.tolist() == [0, 1, 2]
+    monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(pack(raw.encode()))))
+    assert_frame_equal(click_log.read_events('-'), found)
+    (tmp_path / 'log').write_bytes(pack(raw.replace('13:56', '25:56').encode()))
+    with pytest.raises(ValueError, match="log, line 3: time '2014-04-07T25:56:37.614Z' is not a time from 1970 on"):
+        click_log.read_events(tmp_path / 'log')
+    with pytest.raises(ValueError, match='the raw log of RSC15, which is read without options for columns and kinds'):
+        click_log.read_events(tmp_path / 'log', event_key='category', event_types=['0'])
 
 
 def test_interactions_of_recbole_are_read_by_their_typed_names(tmp_path):
@@ -703,6 +742,86 @@ def test_preparing_as_the_authors_do_since_2023_is_the_protocol_of_that_name(cli
     for frame, name in zip(found, ('train_full', 'test')):
         assert_frame_equal(frame, expected[name])
     assert not expected['test'].equals(preprocess_rsc15.preprocess(clicks)['test'])
+
+
+def sessions_of(rows):
+    """The events of each session, (item, time) in the order of time, of rows (session, item, time)."""
+    found = {}
+    for session, item, time in rows:
+        found.setdefault(session, []).append((int(item), time))
+    return sorted(sorted(clicks, key=lambda click: click[1]) for clicks in found.values())
+
+
+def by_hand(sessions, days):
+    """The training and test sessions of the protocol of 2023, in loops."""
+    sessions = [[click for k, click in enumerate(clicks) if not k or clicks[k - 1][0] != click[0]]
+                for clicks in sessions]
+    before = None
+    while sessions != before:
+        before, counts = sessions, Counter(item for clicks in sessions for item, _time in clicks)
+        sessions = [[click for click in clicks if counts[click[0]] >= 5] for clicks in sessions]
+        sessions = [clicks for clicks in sessions if len(clicks) >= 2]
+    border = max(time for clicks in sessions for _item, time in clicks) - days * DAY
+    train = [[click for click in clicks if click[1] < border] for clicks in sessions if clicks[0][1] < border]
+    train = [clicks for clicks in train if len(clicks) >= 2]
+    known = {item for clicks in train for item, _time in clicks}
+    test = [[click for click in clicks if click[0] in known] for clicks in sessions if clicks[0][1] >= border]
+    return train, [clicks for clicks in test if len(clicks) >= 2]
+
+
+LOGS_OF_2023 = {  # header, line of an event, kinds of events of which the first one is kept, days of test data
+    'Yoochoose': ('', '{SessionId},{date}T{clock}Z,{ItemId},0', ['view'], 1),
+    'REES46': (REES46, '{date} {clock:.8} UTC,{kind},{ItemId},1,,,9.9,7,{SessionId}', ['view', 'cart'], 1),
+    'Coveo': (COVEO, '{SessionId},event_product,{kind},{ItemId},{ms},x', ['detail', 'add'], 7),
+    'RetailRocket': (RETAILROCKET, '{ms},{visitor},{kind},{ItemId},', ['view', 'addtocart'], 7),
+    'Diginetica': ('sessionId;userId;itemId;timeframe;eventdate\n', '{SessionId};NA;{ItemId};{of_day};{date}', ['view'],
+                   7)}
+
+
+@pytest.mark.parametrize('title', LOGS_OF_2023)
+def test_the_five_logs_of_2023_are_prepared_as_loops_prepare_them(tmp_path, capsys, title):
+    rng = np.random.RandomState(1)
+    lengths = rng.randint(1, 9, 300)
+    start, session = rng.randint(20 * DAY, size=300), np.repeat(np.arange(300), lengths)
+    log = pd.DataFrame({'SessionId': session + 100, 'ItemId': rng.zipf(1.4, len(session)).clip(max=80) + 1000,
+                        'Time': 1_396_310_400 + start[session] + np.concatenate([np.arange(n) * 1100 for n in lengths]),
+                        'visitor': session % 23}).sample(frac=1, random_state=0)
+    stamps = pd.to_datetime(log.Time, unit='s')
+    header, line, kinds, days = LOGS_OF_2023[title]
+    rows = log.assign(date=stamps.dt.strftime('%Y-%m-%d'), clock=stamps.dt.strftime('%H:%M:%S.000'),
+                      ms=log.Time * 1000, of_day=log.Time % DAY * 1000).to_dict('records')
+    lines = [line.format(**row, kind=kinds[0]) for row in rows]
+    lines += [line.format(**row, kind=kind) for row in rows[::9] for kind in kinds[1:]]
+    path, out = written(tmp_path, header[:header.find('\n') + 1] + '\n'.join(lines) + '\n'), tmp_path / 'data'
+    sessions = sessions_of(zip(log.SessionId, log.ItemId, log.Time))
+    if title == 'RetailRocket':
+        sessions = []
+        for visits in sessions_of(zip(log.visitor, log.ItemId, log.Time)):
+            for k, (item, time) in enumerate(visits):
+                if k == 0 or time - visits[k - 1][1] > 3600:
+                    sessions.append([])
+                sessions[-1].append((item, time))
+    for options, wanted in (('', days), ('--test-days 3', 3)):
+        assert cli.main(f'prepare {path} -o {out} --protocol 2023 {options}'.split()) == 0
+        assert (f'the sessions of the last {days} day(s) are the test data' in capsys.readouterr().err) == (not options)
+        for name, expected in zip(('train', 'test'), by_hand(sessions, wanted)):
+            assert sessions_of(pd.read_csv(out / f'{name}.tsv', sep='\t').to_numpy()) == sorted(expected)
+            assert len(expected) > 8
+
+
+def test_the_protocol_of_2023_is_that_of_the_script_for_rsc15_and_of_three_options(tmp_path, clicks):
+    start = clicks.groupby('SessionId').Time.transform('min')
+    clicks = clicks.assign(Time=start + 100 * (clicks.Time - start))  # so that some sessions begin a day before
+    clicks.to_csv(tmp_path / 'log', index=False)
+    expected, options = preprocess_rsc15.preprocess(clicks, '2023'), '--drop-repeats --until-stable --test-by first'
+    for words in ('--protocol 2023', options, f'--protocol 2023 {options}'):
+        assert cli.main(f'prepare {tmp_path}/log -o {tmp_path}/data --quiet {words}'.split()) == 0
+        for part, name in (('train_full', 'train'), ('test', 'test')):
+            assert_frame_equal(click_log.read_events(tmp_path / 'data' / f'{name}.tsv'), expected[part])
+    assert cli.main(f'prepare {tmp_path}/log -o {tmp_path}/data --protocol 2023 --test-by last'.split()) == 0
+    _train, by_end = click_log.prepare(clicks, drop_repeats=True, until_stable=True)
+    assert_frame_equal(click_log.read_events(tmp_path / 'data' / 'test.tsv'), by_end)
+    assert len(by_end) > len(expected['test'])
 
 
 def test_test_sessions_are_counted_by_their_first_events_where_asked_for(clicks):

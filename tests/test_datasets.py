@@ -7,6 +7,7 @@ import pytest
 from common import click_log, few_items_log
 
 import preprocess_rsc15
+import run_experiments
 from gru4rec_pytensor.experiments import datasets
 from gru4rec_pytensor.experiments.cells import Cell, run_cell
 from gru4rec_pytensor.experiments.datasets import Dataset, PublishedData, Source
@@ -120,6 +121,59 @@ def test_only_data_with_published_counts_is_comparable(monkeypatch):
         assert replace(same, protocol=VIDEO).published is None
     with_counts(monkeypatch, ('RSC15', 'RSC15', {'train': counts, 'test': dict(sessions=1)}, 'somewhere'))
     assert Dataset('mine', RSC15, False, log, log).published is None
+
+
+def test_a_data_set_that_no_counts_tell_is_what_the_user_says(tmp_path, capsys):
+    path = write(tmp_path / 'log.tsv', click_log([1, 2], [2, 3, 1]))
+    for said in (None, datasets.BY_TITLE['coveo']):
+        data = datasets.load_dataset(Source(RSC15, path, path, said=said))
+        assert data.published == said
+        assert ('That it is Coveo is the word of --published' in datasets.data_notice(data)) == bool(said)
+        shared = datasets.share(data, tmp_path / 'shared')
+        assert shared.published == said
+    assert all(data.counts or data.title in ('Yoochoose', 'REES46', 'Coveo', 'RetailRocket', 'Diginetica')
+               for data in datasets.DATA)
+
+
+@pytest.mark.parametrize('said, changes, message', [
+    ('coveo', {'folder': True}, 'Coveo: the data is a synthetic click log'),
+    ('coveo', {'protocol': VIDEO}, 'Coveo: the data set goes with the protocol of RSC15, not with that of VIDEO'),
+    ('video', {}, 'VIDEO: the data set goes with the protocol of VIDEO, not with that of RSC15'),
+    ('rsc15', {}, 'RSC15: the training data has 2 sessions, 5 events, 3 items, which are not the published counts'),
+    ('coveo', {'known': 'RSC15 1/4'}, 'Coveo: the data has the counts of RSC15 1/4'),
+    ('rsc15', {'known': 'RSC15 1/4'}, 'RSC15: the data has the counts of RSC15 1/4')])
+def test_the_users_word_that_contradicts_what_is_known_is_refused(tmp_path, monkeypatch, said, changes, message):
+    log = click_log([1, 2], [2, 3, 1])
+    for part in ('train_full', 'test'):
+        path = write(tmp_path / preprocess_rsc15.FILES[part], log)
+    source = Source(changes.get('protocol', RSC15), path, path, said=datasets.BY_TITLE[said])
+    if 'folder' in changes:
+        write(tmp_path / preprocess_rsc15.SYNTHETIC_LOG, log)
+        source = source._replace(train=None, test=None, folder=tmp_path)
+    if 'known' in changes:
+        with_counts(monkeypatch, (changes['known'], 'RSC15', {'train': dict(events=5)}, 'somewhere'))
+    with pytest.raises(ValueError, match=f'^--published {message}$'):
+        datasets.load_dataset(source)
+
+
+def test_the_users_word_that_agrees_with_the_counts_changes_nothing(tmp_path, monkeypatch):
+    path = write(tmp_path / 'log.tsv', click_log([1, 2], [2, 3, 1]))
+    with_counts(monkeypatch, ('mine', 'RSC15', {'train': dict(events=5)}, 'somewhere'))
+    said, counted = (datasets.load_dataset(Source(RSC15, path, path, said=said)) for said in (datasets.DATA[0], None))
+    assert said.published == counted.published == datasets.DATA[0]
+    assert datasets.data_notice(said) == datasets.data_notice(counted)
+
+
+@pytest.mark.parametrize('words, message', [
+    ('--train a --test b --published amazon', "argument --published: invalid choice: 'amazon' (choose from "),
+    ('--published Coveo', '--published goes with --data or --train')])
+def test_what_the_option_cannot_say_is_one_line_with_the_known_names(words, message, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        run_experiments.parse(words.split())
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert message in last and ('amazon' not in words or all(title in last for title in datasets.BY_TITLE))
+    _request, source, _place = run_experiments.parse(['--train', 'a', '--test', 'b', '--published', 'RetailROCKET'])
+    assert source.said.title == 'RetailRocket'
 
 
 def test_the_first_count_that_is_not_the_papers_is_named():

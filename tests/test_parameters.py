@@ -10,7 +10,7 @@ from common import assert_same_bits, few_items_log, state_of
 from gru4rec import GRU4Rec, check_arguments
 from gru4rec_pytensor import cli, later, parameters
 from gru4rec_pytensor.experiments.protocols import LOSS_NAMES, PROTOCOLS
-from gru4rec_pytensor.experiments.published import LATER_NETWORKS, distinct_arguments
+from gru4rec_pytensor.experiments.published import COMPARISON_2023, LATER_NETWORKS, ROWS, distinct_arguments
 
 ROOT = Path(__file__).parents[1]
 FILES = {path.stem: path for path in sorted(ROOT.glob('parameters/*'))}
@@ -53,6 +53,16 @@ def test_the_files_of_2016_are_the_rows_of_table_3_with_the_parameters_of_table_
 def test_a_published_network_of_a_later_paper_has_the_parameters_of_the_file_of_its_title(title, arguments):
     path, = [path for path in FILES.values() if parameters.read(path).title == title]
     assert distinct_arguments(parameters.read(path).arguments) == distinct_arguments(arguments)
+
+
+def test_each_row_of_2023_has_a_file_of_its_data_and_title_with_its_parameters_and_nothing_else_is_of_these_data():
+    rows = {(row.data, row.model): distinct_arguments(row.arguments) for row in ROWS if row.source == COMPARISON_2023}
+    files = [parameters.read(path) for name, path in FILES.items() if '_2023_' in name and 'rsc15' not in name]
+    assert len(rows) == len(files) == 10
+    assert {(file.data, file.title): distinct_arguments(file.arguments) for file in files} == rows
+    for data, title in rows:
+        loss = 'bpr-max' if title.startswith('BPR-max') else 'cross-entropy'
+        assert parameters.read(FILES[f'{data.lower()}_2023_{loss}']).title == title
 
 
 @pytest.mark.parametrize('name', OF_LATER)

@@ -12,6 +12,7 @@ from gru4rec_pytensor.experiments.datasets import DATA, Dataset, find_data
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, PROTOCOLS, RSC15, VIDEO
 from gru4rec_pytensor.experiments.published import LATER_NETWORKS, ROWS, by_yardstick, is_of, rows_for
 from gru4rec_pytensor.experiments.tables import (
+    as_markdown,
     metric_of,
     rows_of_later,
     rows_of_tables,
@@ -93,6 +94,23 @@ def test_no_number_of_a_later_paper_stands_a_second_time_in_the_code():
         if row.source in (published.GRU4REC_2018, published.GRU4REC_2023, published.EVALUATION_2025):
             for value in (*row.recall.values(), *row.mrr.values()):
                 assert sum(len(re.findall(rf'\b{re.escape(str(value))}0?\b', text)) for text in texts) == 1
+
+
+def test_the_rows_of_2023_are_two_losses_on_five_data_sets_at_all_cut_offs_and_their_numbers_fit_each_other():
+    """A hit at ranks 2 to 5 adds at least 1/5 and at most 1/2 to MRR@5: a wrong digit falls out of these bounds."""
+    rows = [row for row in ROWS if row.source == published.COMPARISON_2023]
+    assert sorted((row.data, row.arguments['loss']) for row in rows) == [
+        (title, loss) for title in ('Coveo', 'Diginetica', 'REES46', 'RetailRocket', 'Yoochoose')
+        for loss in ('bpr-max', 'cross-entropy')]
+    for row in rows:
+        assert [*row.recall] == [1, 5, 10, 20] and [*row.mrr] == [5, 10, 20]
+        mrr = {1: row.recall[1]} | row.mrr
+        for lower, upper in ((1, 5), (5, 10), (10, 20)):
+            hits, gained = row.recall[upper] - row.recall[lower], mrr[upper] - mrr[lower]
+            assert hits / upper - 1.5e-4 < gained < hits / (lower + 1) + 1.5e-4
+        assert len(rows_for(row.data, {'model': NETWORK, 'units': None, 'epochs': 10, 'loss': row.arguments['loss'],
+                                       'parameters': {name: value for name, value in row.arguments.items()
+                                                      if name not in ('loss', 'n_epochs')}})) == 1
 
 
 @pytest.mark.parametrize('title', LATER_NETWORKS)
@@ -188,6 +206,22 @@ def test_a_published_row_is_compared_at_each_of_its_cut_offs_and_a_recorded_one_
     assert len(found) == 14 and found[7][2] == published.RELEASE_2023
     table_1, _compared = tables_1_and_3([baseline('POP', 0.0466)], [], data).tables
     assert table_1.rows == [('POP', '0.0466', '0.1000', '2.0 s', '0.5 s')]  # the recorded number is no published one
+
+
+def test_beside_data_that_the_user_names_stand_its_published_rows_and_whose_word_that_is():
+    log, title = click_log([1, 2]), 'BPR-max, 512 units (2023)'
+    row = next(row for row in ROWS if (row.data, row.model) == ('Diginetica', title))
+    data = Dataset('mine', RSC15, False, log, log, said=datasets.BY_TITLE['diginetica'])
+    found = later(title, 0.51, 0.15) | {'title': title, 'loss': 'bpr-max', 'parameters': {
+        name: value for name, value in row.arguments.items() if name not in ('loss', 'n_epochs')}}
+    section = tables_1_and_3([], [found], data)
+    of_later, compared = section.tables
+    assert of_later.rows[0][:3] == (title, '0.4995', '0.5100')
+    assert compared.rows[3] == (title, 'Recall@20', '0.4995', '0.5100', '+2.1%', 'the same level',
+                                published.COMPARISON_2023)
+    assert {(name, ours) for name, _metric, _theirs, ours, *_ in compared.rows if name != title} == {
+        ('Cross-entropy, 192 units (2023)', '-')}
+    assert '**That it is Diginetica is the word of --published**' in as_markdown(data, section)
 
 
 def test_data_that_nothing_is_published_for_has_our_numbers_alone():

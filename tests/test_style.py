@@ -43,7 +43,7 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'port': '',
     'turns': '',
     'text_table': 'files',
-    'click_log': 'events checks files text_table',
+    'click_log': 'events checks files raw_log text_table',
     'synthetic': 'events checks',
     'parameters': 'arguments checks',
     'later': 'gru4rec evaluation events checks parameters',

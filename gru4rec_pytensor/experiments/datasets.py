@@ -28,7 +28,8 @@ class PublishedData(NamedTuple):
 
     protocol : title of the `Protocol` that a run on it follows
     counts : sessions, events and items of 'train' and 'test', or their numbers of 'predictions', which are the events
-        that follow one of their session; a number in whole thousands or millions was rounded to these
+        that follow one of their session; a number in whole thousands or millions was rounded to these.  Empty where
+        they are not known, so that the user has to say that it is this data set
     origin : where to get it
     with_misses : whether test events with items that training lacks stay in it, as misses
     """
@@ -51,6 +52,11 @@ def fraction_of_rsc15(share: int) -> PublishedData:
     return PublishedData(f'RSC15 1/{share}', RSC15.title, counts, origin, with_misses=True)
 
 
+def data_of_2023(title: str, origin: str, file: str) -> PublishedData:
+    """Return a data set of the authors' comparison of 2023, whose counts are not known."""
+    return PublishedData(title, RSC15.title, {}, f'{origin}, `gru4rec prepare {file} -o DATA --protocol 2023`')
+
+
 DATA = (
     PublishedData(RSC15.title, RSC15.title, RSC15.counts,
                   f'{CHALLENGE}, `python preprocess_rsc15.py yoochoose-clicks.dat DATA`'),
@@ -61,7 +67,13 @@ DATA = (
                   {'train': dict(sessions=24_761, events=99_943, items=13_133),
                    'test': dict(sessions=1_703, events=7_299)},
                   'https://github.com/RecSysEvaluation/RecSys_Evaluation, RSC15 clicks of 23 to 30 September 2014'),
+    data_of_2023('Yoochoose', CHALLENGE, 'yoochoose-clicks.dat'),
+    data_of_2023('REES46', 'events of a shop with many categories, published by REES46 on Kaggle', 'events.csv'),
+    data_of_2023('Coveo', 'browsing_train.csv of the SIGIR eCom 2021 Data Challenge', 'browsing_train.csv'),
+    data_of_2023('RetailRocket', 'events.csv of the Retailrocket data set on Kaggle', 'events.csv'),
+    data_of_2023('Diginetica', 'train-item-views.csv of the CIKM Cup 2016', 'train-item-views.csv'),
 )
+BY_TITLE = {data.title.lower(): data for data in DATA}
 
 
 def find_data(protocol: Protocol, counts: dict[str, dict[str, int]]) -> PublishedData | None:
@@ -69,7 +81,7 @@ def find_data(protocol: Protocol, counts: dict[str, dict[str, int]]) -> Publishe
     found = {part: numbers | {'predictions': numbers['events'] - numbers['sessions']}
              for part, numbers in counts.items()}
     for data in DATA:
-        if data.protocol == protocol.title and all(
+        if data.counts and data.protocol == protocol.title and all(
                 is_count(found[part][kind], number) for part, numbers in data.counts.items()
                 for kind, number in numbers.items()):
             return data
@@ -97,6 +109,7 @@ class Source(NamedTuple):
     folder : with the files of `preprocess_rsc15`
     cache : folder of synthetic logs, where a missing one is made
     sessions, items : size of the synthetic log; that of the protocol when None
+    said : the published data set that it is by the user's word
     """
     protocol: Protocol = RSC15
     train: Path | None = None
@@ -105,6 +118,7 @@ class Source(NamedTuple):
     cache: Path = Path('cache')
     sessions: int | None = None
     items: int | None = None
+    said: PublishedData | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,7 @@ class Dataset:
     name : origin and fingerprint of the events
     fingerprint : eight digits that change with the events
     folder : files of the events, see `share`
+    said : the published data set that it is by the user's word
     """
     name: str
     protocol: Protocol
@@ -122,6 +137,7 @@ class Dataset:
     test: pd.DataFrame
     fingerprint: str = ''
     folder: Path = Path()
+    said: PublishedData | None = None
 
     @cached_property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -141,7 +157,7 @@ class Dataset:
     @cached_property
     def published(self) -> PublishedData | None:
         """The data set that papers report on, if it is one: only then numbers of ours compare with published ones."""
-        return None if self.is_synthetic else find_data(self.protocol, self.counts)
+        return None if self.is_synthetic else find_data(self.protocol, self.counts) or self.said
 
 
 class Events(NamedTuple):
@@ -160,7 +176,8 @@ def load_dataset(source: Source) -> Dataset:
         name = folder.resolve().name
     train, test = read_pair(train_path, test_path, source.protocol)
     is_synthetic = (train_path.parent / preprocess_rsc15.SYNTHETIC_LOG).exists() or not (source.train or source.folder)
-    data = Dataset('', source.protocol, is_synthetic, train, test)
+    data = Dataset('', source.protocol, is_synthetic, train, test, said=source.said)
+    check_said(data)
     if data.published and data.published.with_misses:
         note(f'{data.published.title}: test events with items that training does not have count as misses')
         digits = fingerprint(train, test, test)  # not that of the same files whose unknown items are left out
@@ -169,6 +186,24 @@ def load_dataset(source: Source) -> Dataset:
         digits = fingerprint(train, test)
     name = 'synthetic' if is_synthetic else re.sub(r'[`\s]+', ' ', name)  # it stands between backticks
     return replace(data, name=f'{name}-{digits}', test=test, fingerprint=digits)
+
+
+def check_said(data: Dataset) -> None:
+    """Raise ValueError if the user's word on a data set contradicts what is known about it."""
+    if data.said is None:
+        return
+    said, found = data.said, find_data(data.protocol, data.counts)
+    problem = None
+    if data.is_synthetic:
+        problem = 'the data is a synthetic click log'
+    elif said.protocol != data.protocol.title:
+        problem = f'the data set goes with the protocol of {said.protocol}, not with that of {data.protocol.title}'
+    elif found and found != said:
+        problem = f'the data has the counts of {found.title}'
+    elif said.counts and not found:
+        problem = f'the training data has {size_in_words(data.counts["train"])}, which are not the published counts'
+    if problem:
+        raise ValueError(f'--published {said.title}: {problem}')
 
 
 def validation_data(source: Source, data: Dataset) -> Dataset:
@@ -291,6 +326,10 @@ def data_notice(data: Dataset) -> str:
     if data.is_synthetic:
         comparison = ('**This is a synthetic click log**: our numbers on it are not comparable with the published '
                       'ones, only their order is.')
+    elif known and not known.counts:
+        comparison = (f'**That it is {known.title} is the word of --published**. Nothing checks that, since the counts '
+                      f'of that data set are not known ({known.origin}). If it is, our numbers are comparable with '
+                      "those published for it, and not with the paper's.")
     elif known and known.title != data.protocol.title:
         comparison = (f'It has the counts of {known.title} ({known.origin}): our numbers are comparable with those '
                       'published for it, and not with the paper\'s.')

@@ -1,16 +1,19 @@
 """Published numbers: one row for each model, data set and source, looked up when tables are made.
 
 The numbers of the paper's own Tables 1 and 3 stand in `protocols`, with everything else about it, and are rows here,
-too; those of others stand here.
+too; those of others stand here, and ten rows of 2023 with their parameters in `published_2023.csv` beside this file.
 """
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from gru4rec_pytensor.experiments.cells import arguments_of, distinct_arguments
+import pandas as pd
+
+from gru4rec_pytensor.experiments.cells import CUT_OFFS, arguments_of, distinct_arguments
 from gru4rec_pytensor.experiments.datasets import RECENT64
 from gru4rec_pytensor.experiments.protocols import LOSS_NAMES, NETWORK, RSC15, VIDEO, Protocol
-from gru4rec_pytensor.parameters import of_later_release
+from gru4rec_pytensor.parameters import LATER_DEFAULTS, of_later_release
 
 SAME, SAME_LEVEL = 0.01, 0.05  # the authors' yardstick: relative differences below these
 
@@ -38,6 +41,7 @@ class Row(NamedTuple):
 GRU4REC_2016 = 'Hidasi et al., ICLR 2016, arXiv 1511.06939 v4'
 GRU4REC_2018 = 'Hidasi and Karatzoglou, CIKM 2018, arXiv 1706.03847, and hidasib/GRU4Rec'
 GRU4REC_2023 = 'README of hidasib/GRU4Rec, August 2023'
+COMPARISON_2023 = 'Hidasi and Czapp, RecSys 2023, arXiv 2307.14956, and hidasib/gru4rec_third_party_comparison'
 NARM = 'Li et al., CIKM 2017, arXiv 1711.04725'
 SR_GNN = 'Wu et al., AAAI 2019, arXiv 1811.00855'
 EVALUATION_2025 = "RecSysEvaluation/RecSys_Evaluation, 2025, with the authors' PyTorch code"
@@ -83,6 +87,20 @@ def rows_of_the_paper(protocol: Protocol) -> list[Row]:
     return rows
 
 
+def rows_of_2023() -> list[Row]:
+    """Return the rows of `published_2023.csv`: the authors' release with its best parameters, ten epochs each."""
+    rows = []
+    table = pd.read_csv(Path(__file__).with_name('published_2023.csv'))
+    for found in table.to_dict('records'):
+        arguments = {name: found[name] for name in LATER_DEFAULTS if name in found} | {'layers': [found['layers']]}
+        loss = {'bpr-max': 'BPR-max', **LOSS_NAMES}[found['loss']]
+        recall, mrr = ({n: found[f'{metric}@{n}'] for n in CUT_OFFS if f'{metric}@{n}' in found}
+                       for metric in ('Recall', 'MRR'))
+        rows.append(Row(found['data'], COMPARISON_2023, f'{loss}, {found["layers"]} units (2023)', recall, mrr,
+                        of_later_release(arguments)))
+    return rows
+
+
 # Data, source, model (a network's is in `LATER_NETWORKS`, if its arguments are known), Recall and MRR by cut-off.
 OF_OTHERS: tuple[tuple[str, str, str, dict[int, float], dict[int, float]], ...] = (
     ('RSC15', GRU4REC_2018, 'BPR-max, 100 units (2018)', {20: 0.7197}, {20: 0.3157}),
@@ -121,7 +139,7 @@ OF_OTHERS: tuple[tuple[str, str, str, dict[int, float], dict[int, float]], ...] 
      {20: 0.4986}, {20: 0.2241}),
 )
 ROWS = [*rows_of_the_paper(RSC15), *rows_of_the_paper(VIDEO),
-        *[Row(*row, LATER_NETWORKS.get(row[2])) for row in OF_OTHERS]]
+        *[Row(*row, LATER_NETWORKS.get(row[2])) for row in OF_OTHERS], *rows_of_2023()]
 ROWS += [row._replace(model=f'{row.model}, as PyTorch computes', arguments=row.arguments | AS_PYTORCH)
          for row in ROWS if row.source == EVALUATION_2025 and row.arguments]
 
