@@ -76,13 +76,6 @@ def test_jax_rounds_to_float32_no_worse_than_the_reference_does(loss, adapt, mom
     assert_close(state_of(model.fit(LOG, dropout_masks=masks)), exact, max(1e-5, limit))
 
 
-@pytest.mark.promise
-def test_jax_draws_the_dropout_masks_and_session_orders_of_the_other_backends():
-    arguments = dict(layers=[10], n_epochs=3, batch_size=8, dropout_p_hidden=0.5, train_random_order=True)
-    jax, python = (small_model(**arguments, backend=backend).fit(TRAIN) for backend in ('jax', 'python'))
-    assert_close(state_of(jax), state_of(python), 1e-5)
-
-
 @pytest.mark.parametrize('momentum', [pytest.param(0, marks=pytest.mark.slow), pytest.param(0.5, marks=PROMISE)])
 def test_two_trainings_give_the_same_bits_though_items_repeat(momentum):
     arguments = dict(layers=[20], batch_size=25, dropout_p_hidden=0.5, momentum=momentum, backend='jax')
