@@ -90,66 +90,57 @@ def softmax(r):
 
 
 # --- Section 3.1.3: losses ------------------------------------------------------------------------------------------
-# r_hat is B x B: row i holds the scores that lane i gives to the targets of all lanes. Its own target is on the
-# diagonal, the others are its negative samples (section 3.1.2). Each function returns the loss and its derivative.
+# r: the scores that a lane gives to its columns, (N,); its own target is in the column `own`, the others are its
+# negative samples (section 3.1.2). Each function returns the lane's loss and its derivative by r; s is the logistic
+# function.
 
 
-def top1(r_hat):
-    """TOP1: mean_i [ mean_j( s(r_ij - r_ii) + s(r_ij^2) ) - s(r_ii^2) / B ], s the logistic function."""
-    B = len(r_hat)
-    value, gradient = 0, np.zeros_like(r_hat)
-    for i in range(B):
-        r, own = r_hat[i], r_hat[i, i]
-        above = sigmoid(r - own)
-        square = sigmoid(r**2)
-        value += (above + square).sum() / B - square[i] / B
-        gradient[i] += (above * (1 - above) + square * (1 - square) * 2 * r) / B
-        # r_ii is in every s(r_ij - r_ii), and its own square is taken out again.
-        gradient[i, i] -= (above * (1 - above)).sum() / B + square[i] * (1 - square[i]) * 2 * own / B
-    return value / B, gradient / B
+def top1(r, own):
+    """TOP1: mean_j( s(r_j - r_own) + s(r_j^2) ) - s(r_own^2) / N."""
+    N, above, square = len(r), sigmoid(r - r[own]), sigmoid(r**2)
+    d_square = square * (1 - square) * 2 * r
+    gradient = (above * (1 - above) + d_square) / N
+    # r_own is in every s(r_j - r_own), and its own square is taken out again.
+    gradient[own] -= (above * (1 - above)).sum() / N + d_square[own] / N
+    return (above + square).mean() - square[own] / N, gradient
 
 
-def bpr(r_hat):
-    """BPR: mean over i and j of -log s(r_ii - r_ij); j = i is included and adds the constant log(2) / B."""
-    B = len(r_hat)
-    value, gradient = 0, np.zeros_like(r_hat)
-    for i in range(B):
-        difference = r_hat[i, i] - r_hat[i]
-        value += np.logaddexp(0, -difference).sum() / B  # -log s(d) = log(1 + exp(-d))
-        gradient[i] += sigmoid(-difference) / B
-        gradient[i, i] -= sigmoid(-difference).sum() / B
-    return value / B, gradient / B
+def bpr(r, own):
+    """BPR: mean_j of -log s(r_own - r_j); j = own is included and adds the constant log(2) / N."""
+    gradient = sigmoid(r - r[own]) / len(r)
+    gradient[own] -= gradient.sum()
+    return np.logaddexp(0, r - r[own]).mean(), gradient  # -log s(d) = log(1 + exp(-d))
 
 
-def cross_entropy(r_hat):
-    """Cross-entropy: mean_i of -log softmax(r_i)_i, the softmax over the B scores of row i."""
-    B = len(r_hat)
-    probability = softmax(r_hat)
-    value, gradient = 0, np.zeros_like(r_hat)
-    for i in range(B):
-        value += -np.log(probability[i, i])
-        gradient[i] += probability[i]
-        gradient[i, i] -= 1
-    return value / B, gradient / B
+def cross_entropy(r, own):
+    """Cross-entropy: -log softmax(r)_own."""
+    probability = softmax(r[None])[0]
+    gradient = probability.copy()
+    gradient[own] -= 1
+    return -np.log(probability[own]), gradient
 
 
-def mrr(r_hat):
-    """MRR optimisation: mean_i of 1 - 1 / R_i, R_i = 1 + (B - 1) (1 - Phi(z_i)), z_i = (r_ii - mean_j) / std_j."""
-    B = len(r_hat)
-    value, gradient = 0, np.zeros_like(r_hat)
-    for i in range(B):
-        centred = r_hat[i] - r_hat[i].mean()
-        std = np.sqrt((centred**2).mean() + EPSILON)
-        z = centred[i] / std
-        R = 1 + (B - 1) * math.erfc(z / math.sqrt(2)) / 2
-        value += 1 - 1 / R
-        dR_dz = -(B - 1) * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-        dz = (np.eye(B)[i] - 1 / B) / std - z / std * centred / (B * std)
-        gradient[i] += dR_dz / R**2 * dz
-    return value / B, gradient / B
+def mrr(r, own):
+    """MRR optimisation: 1 - 1 / R, R = 1 + (N - 1) (1 - Phi(z)), z = (r_own - mean_j) / std_j."""
+    N, centred = len(r), r - r.mean()
+    std = np.sqrt((centred**2).mean() + EPSILON)
+    z = centred[own] / std
+    R = 1 + (N - 1) * math.erfc(z / math.sqrt(2)) / 2
+    dR_dz = -(N - 1) * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    dz = (np.eye(N)[own] - 1 / N) / std - z / std * centred / (N * std)
+    return 1 - 1 / R, dR_dz / R**2 * dz
 
 
-losses = {"top1": top1, "bpr": bpr, "cross-entropy": cross_entropy, "mrr": mrr}
+def mean_of_lanes(loss):
+    """Loss of a mini-batch and its derivative, from scores B x B with each lane's own target on the diagonal."""
+    def of_minibatch(r_hat):
+        values, gradients = zip(*(loss(r, own) for own, r in enumerate(r_hat)))
+        return sum(values) / len(r_hat), np.array(gradients, r_hat.dtype) / len(r_hat)
+    return of_minibatch
+
+
+losses = {name: mean_of_lanes(loss) for name, loss in
+          (("top1", top1), ("bpr", bpr), ("cross-entropy", cross_entropy), ("mrr", mrr))}
 
 
 # --- Section 3, equations 2 to 5: one step of a GRU layer, forwards and backwards -----------------------------------

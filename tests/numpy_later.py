@@ -9,10 +9,19 @@ weights and session orders: negatives and dropout masks are given.
 Shapes: B = `batch_size`; M <= B lanes are left in a mini-batch; N = M + `n_sample` columns of scores; H = units.
 """
 
-import math
-
 import numpy as np
-from numpy_gru4rec import EPSILON, NumpyGRU4Rec, activation, gru_backward, gru_forward, minibatches, sigmoid, softmax
+from numpy_gru4rec import (
+    NumpyGRU4Rec,
+    activation,
+    bpr,
+    gru_backward,
+    gru_forward,
+    minibatches,
+    mrr,
+    sigmoid,
+    softmax,
+    top1,
+)
 
 TINY = 1e-24  # inside the logarithms of the loss
 
@@ -51,7 +60,7 @@ def minibatches_to_the_end(session_lengths, batch_size, order=None, fewest_lanes
     return steps
 
 
-# --- Losses of one lane -----------------------------------------------------------------------------------------------
+# --- Losses of one lane, those of the 2016 release apart --------------------------------------------------------------
 # y: its activated scores of all N columns; own: the column of its target. Each function returns the lane's loss and its
 # derivative by y. The loss of the mini-batch is the sum over its M lanes divided by B.
 
@@ -99,38 +108,9 @@ def bpr_max(y, own, bpreg):
     return -np.log(chance + TINY) + bpreg * penalty, -d_chance / (chance + TINY) + bpreg * d_penalty
 
 
-# Those of the 2016 release, whose means are over N columns now.
-
-
-def top1(y, own, bpreg):
-    """TOP1: mean_j( sigmoid(y_j - y_own) + sigmoid(y_j^2) ) - sigmoid(y_own^2) / N."""
-    N, above, square = len(y), sigmoid(y - y[own]), sigmoid(y**2)
-    d_square = square * (1 - square) * 2 * y
-    gradient = (above * (1 - above) + d_square) / N
-    gradient[own] -= (above * (1 - above)).sum() / N + d_square[own] / N
-    return (above + square).mean() - square[own] / N, gradient
-
-
-def bpr(y, own, bpreg):
-    """BPR: mean_j of -log sigmoid(y_own - y_j)."""
-    gradient = sigmoid(y - y[own]) / len(y)
-    gradient[own] -= gradient.sum()
-    return np.logaddexp(0, y - y[own]).mean(), gradient
-
-
-def mrr(y, own, bpreg):
-    """1 - 1 / R, R = 1 + (N - 1) (1 - Phi(z)), z = (y_own - mean_j) / std_j."""
-    N, centred = len(y), y - y.mean()
-    std = np.sqrt((centred**2).mean() + EPSILON)
-    z = centred[own] / std
-    R = 1 + (N - 1) * math.erfc(z / math.sqrt(2)) / 2
-    dR_dz = -(N - 1) * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    dz = (np.eye(N)[own] - 1 / N) / std - z / std * centred / (N * std)
-    return 1 - 1 / R, dR_dz / R**2 * dz
-
-
 losses = {
-    "cross-entropy": cross_entropy, "top1-max": top1_max, "bpr-max": bpr_max, "top1": top1, "bpr": bpr, "mrr": mrr,
+    "cross-entropy": cross_entropy, "top1-max": top1_max, "bpr-max": bpr_max,
+    **{loss.__name__: lambda y, own, bpreg, loss=loss: loss(y, own) for loss in (top1, bpr, mrr)},
 }
 
 

@@ -1,7 +1,7 @@
 """State of a process that uses PyTensor for something else, before and after it imports all of this project.
 
 test_backends.py runs this in a process of its own, since there everything is imported already.  It prints a line for
-each change.  With the argument `executed` it compares results, too, which takes two compilations.
+each change.
 """
 import importlib
 import logging
@@ -27,17 +27,15 @@ EXTRAS = ['matplotlib.pyplot', 'optuna', 'tqdm', 'jax', 'pytensor.link.jax.dispa
 OTHERS = ['scipy.special', *EXTRAS]  # what they change when they are imported is not this project's doing
 
 
-def foreign_function(also_split):
-    """Function and shared variables of a graph of those operations that `numba_ops` replaces in our graphs."""
+def foreign_function():
+    """Function of a graph of those operations that `numba_ops` replaces in our graphs."""
     x = pt.matrix('x', dtype='float32', shape=(4, 6))
     rows = pt.vector('rows', dtype='int64', shape=(4,))
     table, last = (pytensor.shared(np.ones((5, 6), 'float32'), name=name, shape=(5, 6)) for name in ('table', 'last'))
     y = pt.tanh(x) * pt.sigmoid(x + 1) + pt.exp(-x)
     updates = {table: pt.inc_subtensor(table[rows], y), last: pt.set_subtensor(last[rows], y / 3)}
-    outputs = [y.sum(axis=0), y.max(axis=1), pt.dot(x.T, y)]
-    if also_split:
-        outputs += pt.split(y, [2, 2, 2], n_splits=3, axis=1)
-    return pytensor.function([x, rows], outputs, updates=updates, mode='NUMBA'), (table, last)
+    outputs = [y.sum(axis=0), y.max(axis=1), pt.dot(x.T, y), *pt.split(y, [2, 2, 2], n_splits=3, axis=1)]
+    return pytensor.function([x, rows], outputs, updates=updates, mode='NUMBA')
 
 
 def operations(fgraph):
@@ -63,7 +61,7 @@ def options_of_loops(fgraph):
 
 def graph_state():
     """Graph, operations, compiled source and options of the foreign function."""
-    function, _shared = foreign_function(also_split=True)
+    function = foreign_function()
     fgraph = function.maker.fgraph
     with pytensor.config.change_flags(numba__cache=True):
         _compiled, key = basic.numba_funcify_and_cache_key(fgraph)
@@ -71,14 +69,6 @@ def graph_state():
             'key of its compiled code': key,
             'source': getattr(function.vm.jit_fn.py_func, '__source__', None),
             'options of its loops': [*options_of_loops(fgraph)]}
-
-
-def results():
-    """Bits that the foreign graph computes, without those of splits, which take as long to compile as all else."""
-    function, shared = foreign_function(also_split=False)
-    x = np.random.RandomState(0).randn(4, 6).astype('float32')
-    outputs = [*function(x, np.array([0, 3, 3, 1])), *(variable.get_value() for variable in shared)]
-    return {'bits': [value.tobytes() for value in outputs]}
 
 
 def rewrites(database):
@@ -123,15 +113,14 @@ def import_what_is_there(names):
 def main():
     pytensor.config.numba__cache = False  # so that the code is compiled both times
     import_what_is_there(OTHERS)
-    executed = sys.argv[1:] == ['executed']
     # In this order, since the first compilation imports more of PyTensor.
-    before = graph_state() | (results() if executed else {}) | process_state()
+    before = graph_state() | process_state()
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import_what_is_there(['gru4rec', 'evaluation', 'baselines', 'preprocess_rsc15', 'run_experiments'])
     package = importlib.import_module('gru4rec_pytensor')
     import_what_is_there(module.name for module in pkgutil.walk_packages(package.__path__, 'gru4rec_pytensor.'))
     sys.path.pop(0)
-    after = process_state() | graph_state() | (results() if executed else {})
+    after = process_state() | graph_state()
     for name in before.keys() | after.keys():
         if name not in before or name not in after or str(before[name]) != str(after[name]):
             print(name)

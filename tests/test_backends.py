@@ -9,19 +9,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from common import (
-    CROSS_ENTROPY_CASE,
-    FAST_CASE,
-    PROMISE,
-    TRAIN,
-    assert_close,
-    assert_same_bits,
-    few_items_log,
-    needs_jax,
-    small_model,
-    state_of,
-    trained_as_recorded,
-)
+from common import PROMISE, TRAIN, assert_close, assert_same_bits, few_items_log, needs_jax, small_model, state_of
 from numpy.testing import assert_allclose, assert_array_equal
 from pytensor.compile.mode import Mode
 from pytensor.graph.op import Op
@@ -84,16 +72,12 @@ def test_a_loop_goes_on_from_where_the_last_call_ended(loop):
     ([[1, 1], [-4, -3], [5, 5], [5, 5]], [np.log(3), np.log(15), np.nan]),  # x becomes [-1, 3]
     ([[1, 1], [-3, -3], [5, 5], [5, 5]], [np.log(3), np.log(15), -np.inf]),  # x becomes [0, 4]
     ([[-1, -1], [5, 5], [5, 5]], [np.log(3), np.nan]),  # x becomes [-1, 1]
+    ([[-1, -1], [5, 5]], [np.log(3), np.nan]),  # at its last row
 ])
 def test_a_loop_stops_after_the_first_output_that_is_not_finite(loop, rows, outputs):
     actual, _x, y = run(loop, rows)
     assert_allclose(actual, outputs, rtol=1e-6)
     assert y == 2 ** len(outputs)  # no step was run after it
-
-
-def test_a_loop_that_stops_at_its_last_row_gives_all_outputs(loop):
-    outputs, _x, _y = run(loop, [[-1, -1], [5, 5]])
-    assert_allclose(outputs, [np.log(3), np.nan], rtol=1e-6)
 
 
 # --- tanh, sigmoid and exp of the fast backend ----------------------------------------------------------------------
@@ -138,11 +122,6 @@ def test_the_approximations_stay_in_the_range_of_the_functions(fast):
 def test_nan_goes_through_the_approximations(fast):
     for values in fast(np.float32([np.nan, 0, np.nan])):
         assert np.isnan(values).tolist() == [True, False, True]
-
-
-def test_the_approximations_are_what_the_fast_backend_uses(fast):
-    graph = pytensor.printing.debugprint(fast, file='str')
-    assert all(name in graph for name in ('FastTanh', 'FastSigmoid', 'FastExp'))
 
 
 def test_float64_is_left_exact():
@@ -219,12 +198,6 @@ def test_a_rewritten_operation_gives_what_numpy_gives(rewritten, name):
     actual = function(*[argument.copy() for argument in arguments])
     for value, right in zip(actual, expected, strict=True):
         assert_allclose(value, right, rtol=1e-6, atol=1e-6)
-
-
-def test_the_rewritten_operations_are_what_the_fast_backend_uses(rewritten):
-    graphs = {name: pytensor.printing.debugprint(function, file='str') for name, (function, *_) in rewritten.items()}
-    for name, operation in (('column sums', 'ColumnSums'), ('row maxima', 'RowMaxima'), ('thirds', 'SplitColumns')):
-        assert operation in graphs[name]
 
 
 @pytest.mark.parametrize('row, largest', [
@@ -442,12 +415,11 @@ def test_the_interpreter_calls_numpy_once_for_an_operation_and_gives_the_bits_of
 # --- Other users of PyTensor in the same process --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('more', [
-    pytest.param([], marks=PROMISE), pytest.param(['executed'], marks=pytest.mark.slow)], ids=str)
-def test_importing_the_project_changes_nothing_for_other_users_of_pytensor(more):
-    """Neither how a graph of others is compiled, nor any setting of the process, nor what the graph computes."""
+@pytest.mark.promise
+def test_importing_the_project_changes_nothing_for_other_users_of_pytensor():
+    """Neither how a graph of others is compiled, nor any setting of the process."""
     script = Path(__file__).with_name('other_users.py')
-    done = subprocess.run([sys.executable, script, *more], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ''
 
@@ -587,19 +559,13 @@ def test_the_step_that_the_benchmark_writes_by_hand_is_that_of_the_graph():
 # --- One backend against the other ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('case', [FAST_CASE, pytest.param(CROSS_ENTROPY_CASE, marks=pytest.mark.slow)])
-def test_backends_agree_after_three_epochs(case):
-    fast, slow = (trained_as_recorded(case, backend) for backend in ('numba', 'python'))
-    assert_allclose(fast.epoch_losses_, slow.epoch_losses_, rtol=0, atol=1e-6)
-    assert_close(state_of(fast), state_of(slow), 1e-5)
-
-
 DROPOUT = dict(layers=[10], n_epochs=3, batch_size=8, dropout_p_hidden=0.5, learning_rate=0.05)  # as recorded
 
 
-def test_backends_draw_the_same_dropout_masks_and_session_orders():
-    fast, slow = (small_model(**DROPOUT, train_random_order=True, backend=backend).fit(TRAIN)
-                  for backend in ('numba', 'python'))
+@pytest.mark.parametrize('backend', ['numba', pytest.param('jax', marks=[needs_jax, PROMISE])])
+def test_backends_draw_the_same_dropout_masks_and_session_orders(backend):
+    fast, slow = (small_model(**DROPOUT, train_random_order=True, backend=name).fit(TRAIN)
+                  for name in (backend, 'python'))
     assert_close(state_of(fast), state_of(slow), 1e-5)
 
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 from common import assert_same_bits, few_items_log, state_of
@@ -276,12 +275,3 @@ def test_with_json_and_no_standard_error_the_output_is_one_object(folder):
                            *command.split()], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0 and json.loads(done.stdout)['epochs'] == 2
     assert_same_bits(state_of(GRU4Rec.load(folder / 'again')), state_of(GRU4Rec.load(folder / 'model')))
-
-
-def test_recommending_with_scores_that_are_no_numbers_is_an_error(folder, monkeypatch, capsys):
-    model = GRU4Rec.load(folder / 'model')
-    model.variables_.weights['By'].set_value(np.full(model.n_items, np.nan, 'float32'))
-    monkeypatch.setattr(GRU4Rec, 'load', lambda *_path, **_options: model)
-    assert cli.main(['recommend', 'model', 'p10']) == 2
-    out, error = capsys.readouterr()
-    assert out == '' and error.startswith('gru4rec recommend: error: 12 of 12 scores are not numbers')

@@ -76,13 +76,6 @@ def test_jax_rounds_to_float32_no_worse_than_the_reference_does(loss, adapt, mom
     assert_close(state_of(model.fit(LOG, dropout_masks=masks)), exact, max(1e-5, limit))
 
 
-@pytest.mark.promise
-def test_jax_draws_the_dropout_masks_and_session_orders_of_the_other_backends():
-    arguments = dict(layers=[10], n_epochs=3, batch_size=8, dropout_p_hidden=0.5, train_random_order=True)
-    jax, python = (small_model(**arguments, backend=backend).fit(TRAIN) for backend in ('jax', 'python'))
-    assert_close(state_of(jax), state_of(python), 1e-5)
-
-
 @pytest.mark.parametrize('momentum', [pytest.param(0, marks=pytest.mark.slow), pytest.param(0.5, marks=PROMISE)])
 def test_two_trainings_give_the_same_bits_though_items_repeat(momentum):
     arguments = dict(layers=[20], batch_size=25, dropout_p_hidden=0.5, momentum=momentum, backend='jax')
@@ -165,17 +158,21 @@ def test_no_table_of_all_pairs_of_rows_is_made_with_many_additional_negatives():
 # --- Ranks ----------------------------------------------------------------------------------------------------------
 
 
+SOME = TRAIN.ItemId.unique()[::3]
+
+
 @pytest.mark.parametrize('case', [
     pytest.param(case, marks=() if case == FAST_CASE else pytest.mark.slow) for case in CASES])
-@pytest.mark.parametrize('tie_policy', ['standard', 'conservative', 'median', 'tiebreaking'])
-@pytest.mark.parametrize('items', [None, TRAIN.ItemId.unique()[::3]], ids=['all', 'some'])
+@pytest.mark.parametrize('tie_policy, items', [
+    ('standard', SOME), ('conservative', None), ('median', SOME), ('tiebreaking', None)],
+    ids=['standard, some', 'conservative, all', 'median, some', 'tiebreaking, all'])
 def test_ranks_on_the_device_are_those_of_the_interpreter(case, tie_policy, items):
     jax, python = (next_item_ranks(trained_as_recorded(case, backend), TEST, items, 10, tie_policy)
                    for backend in ('jax', 'python'))
     assert_array_equal(jax, python)
 
 
-@pytest.mark.parametrize('n_items', [1, 6, 7, 8, 20, 21])
+@pytest.mark.parametrize('n_items', [1, 7, 8, 20])
 def test_blocks_of_items_that_do_not_divide_their_number_count_each_item_once(n_items):
     rng = np.random.RandomState(0)
     item, starts = pt.lvector('item'), pt.vector('starts', dtype='bool')

@@ -356,12 +356,6 @@ def test_copies_stay_what_they_are(duplicate):
     assert_same_bits(state_of(model), state_of(small_later()))
 
 
-def test_frames_are_not_modified():
-    train, test = LOG.copy(deep=True), LOG.copy(deep=True)
-    evaluate_gpu(GRU4Rec(**SMALL | {'n_epochs': 1}).fit(train), test)
-    assert train.equals(LOG) and test.equals(LOG)
-
-
 # --- Evaluation -----------------------------------------------------------------------------------------------------
 
 

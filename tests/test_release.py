@@ -289,14 +289,6 @@ def test_frames_are_never_modified(three_items):
     assert candidates.tolist() == three_items and session_ids.tolist() == [1, 2] and items.tolist() == three_items[:2]
 
 
-def test_evaluation_leaves_the_model_and_the_next_evaluation_alone(top1_model):
-    before = state_of(top1_model)
-    first = [evaluation.next_item_ranks(top1_model, TEST, tie_policy=policy) for policy in evaluation.TIE_POLICIES]
-    second = [evaluation.next_item_ranks(top1_model, TEST, tie_policy=policy) for policy in evaluation.TIE_POLICIES]
-    assert_array_equal(first, second)
-    assert_same_bits(state_of(top1_model), before)
-
-
 def test_sessions_followed_by_hand_and_evaluations_do_not_disturb_one_another(top1_model, three_items):
     a, b, _c = three_items
     expected = after(top1_model, a, b)

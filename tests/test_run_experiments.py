@@ -153,14 +153,12 @@ def test_any_two_files_with_the_three_columns_will_do(tmp_path):
     (['--claims', '--trials', '5'], '--trials and --claims do not go together'),
     (['--claims', '--table', '1', '--models', 'POP'], '--table, --models and --claims do not go together'),
     (['--storage', 'sqlite:///x.db'], '--storage goes with --table 2'), (['--prune'], '--prune goes with --table 2'),
-    (['--jobs', '0'], "'0' is not a whole number of at least 1"),
     (['--claims', '--units', '100'], '--units of the claims are two numbers'),
     (['--table', '2', '--units', '50,100'], '--table 2 searches for networks of one size and with one seed'),
     (['--dataset', 'netflix'], "invalid choice: 'netflix'"),
     (['--seeds', '1,x'], "'x' is not a whole number"),
     (['--parameters', 'x.toml', '--loss', 'bpr'], '--loss goes with --table, without which --parameters runs nothing'),
     (['--parameters', 'x.toml', '--claims'], '--parameters and --claims do not go together'),
-    (['--units', '0'], "'0' is not a whole number of at least 1"),
     (['--epochs', 'ten'], "'ten' is not a whole number of at least 1"),
 ])
 def test_wrong_arguments_are_named_before_any_work(arguments, complaint, capsys):

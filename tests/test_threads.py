@@ -443,22 +443,11 @@ BUSY_COMPILING = textwrap.dedent("""
     for number in range(4):
         threading.Thread(target=compile_all_the_time, args=[number], daemon=True).start()
 """)
-# Children that end are forgotten at once, and none can be made; there is no home, no input, and nothing to work in.
-BARE = textwrap.dedent("""
-    import os, signal
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    os.fork = os.posix_spawn = None
-    os.environ.pop('HOME', None)
-    os.chdir('/proc')
-    os.close(0)
-""")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('host', [
-    '', BUSY_COMPILING, pytest.param('import jax; jax.devices()', marks=needs_jax),
-    pytest.param(BARE, marks=pytest.mark.skipif(sys.platform != 'linux', reason='signals and limits of Linux'))],
-    ids=['nothing', 'compiles', 'jax', 'bare'])
+@pytest.mark.parametrize('host', ['', BUSY_COMPILING, pytest.param('import jax; jax.devices()', marks=needs_jax)],
+                         ids=['nothing', 'compiles', 'jax'])
 def test_a_first_training_ends_with_the_bits_of_later_ones_whatever_the_process_does(tmp_path, host):
     """Nothing is compiled yet, in the first run; the second finds all on disk."""
     cache = {'NUMBA_CACHE_DIR': f'{tmp_path}/numba', 'PYTENSOR_FLAGS': f'base_compiledir={tmp_path}/compiled'}

@@ -9,6 +9,7 @@ import pytensor.tensor as pt
 import pytest
 from common import assert_close, few_items_log, fixed_masks, reference_of, small_model, state_of
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy_gru4rec import NumpyGRU4Rec
 from numpy_gru4rec import losses as reference_losses
 from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key
 
@@ -23,109 +24,29 @@ from gru4rec_pytensor.backends.common import RowUpdate
 ROWS = [3, 1, 3, 3, 0]  # row 3 occurs three times
 
 
-class Case:
-    """A weight of 5 x 2, its accumulator and velocity, gradients, and the rule's result by `backends`, float64."""
-
-    def __init__(self, repeated):
-        rng = np.random.RandomState(0)
-        self.weight, self.vel = rng.randn(2, 5, 2)
-        self.acc = rng.rand(5, 2)
-        self.rows = ROWS if repeated else None
-        self.gradient = rng.randn(5, 2)
-        self.shared = {name: pytensor.shared(value.copy(), name=name)
-                       for name, value in (('weight', self.weight), ('acc', self.acc), ('vel', self.vel))}
-        weight = self.shared['weight']
-        rows = pt.constant(np.array(ROWS)) if repeated else None
-        self.parameter = Parameter(weight, weight if rows is None else weight[rows], rows)
-
-    def run(self, rule):
-        """(output, weight, acc, vel) after one step of `rule`: (parameter, gradient, shared) -> (output, updates)."""
-        gradient = pt.dmatrix('gradient')
-        output, updates = rule(self.parameter, gradient, self.shared)
-        with pytensor.config.change_flags(floatX='float64'):
-            out = backends.compile_function([gradient], output, updates, backend='python')(self.gradient)
-        return (out, *(self.shared[name].get_value() for name in ('weight', 'acc', 'vel')))
-
-    def occurrences(self):
-        """(row, gradient) one after the other; for a dense weight each row once."""
-        return list(zip(ROWS if self.rows else range(5), self.gradient))
-
-
-dense_and_repeated = pytest.mark.parametrize('case', [False, True], ids=['dense', 'repeated rows'], indirect=True)
-
-
-@pytest.fixture
-def case(request):
-    return Case(request.param)
-
-
-def adagrad_rule(parameter, gradient, shared):
-    return gru4rec.adagrad(parameter, gradient, shared['acc'])
-
-
-def rmsprop_rule(parameter, gradient, shared):
-    return gru4rec.rmsprop(parameter, gradient, shared['acc'], decay=0.9)
-
-
-def momentum_rule(parameter, step, shared):
-    return step, gru4rec.momentum_step(parameter, step, shared['vel'], momentum=0.2)
-
-
-def sgd_rule(parameter, step, shared):
-    return step, gru4rec.sgd(parameter, step)
-
-
-@dense_and_repeated
-def test_adagrad_scales_each_occurrence_by_itself_and_accumulates_every_one(case):
-    scaled, weight, acc, _vel = case.run(adagrad_rule)
-    expected_acc, expected = case.acc.copy(), []
-    for row, g in case.occurrences():
-        expected.append(g / np.sqrt(case.acc[row] + g ** 2 + 1e-6))
-        expected_acc[row] += g ** 2
-    assert_allclose(scaled, expected, rtol=1e-13)
-    assert_allclose(acc, expected_acc, rtol=1e-13)
-    assert_allclose(weight, case.weight, rtol=0)
-
-
-@dense_and_repeated
-def test_rmsprop_scales_each_occurrence_by_itself_and_keeps_the_last_average(case):
-    scaled, _weight, acc, _vel = case.run(rmsprop_rule)
-    expected_acc, expected = case.acc.copy(), []
-    for row, g in case.occurrences():
-        average = 0.9 * case.acc[row] + 0.1 * g ** 2
-        expected.append(g / np.sqrt(average + 1e-6))
-        expected_acc[row] = average
-    assert_allclose(scaled, expected, rtol=1e-13)
-    assert_allclose(acc, expected_acc, rtol=1e-13)
-
-
-@dense_and_repeated
-def test_plain_descent_subtracts_every_occurrence(case):
-    _out, weight, _acc, _vel = case.run(sgd_rule)
-    expected = case.weight.copy()
-    for row, step in case.occurrences():
-        expected[row] -= step
-    assert_allclose(weight, expected, rtol=0, atol=1e-14)
-
-
-@dense_and_repeated
-def test_momentum_is_classical_adds_every_occurrence_and_keeps_the_last_velocity(case):
-    _out, weight, _acc, vel = case.run(momentum_rule)
-    expected_weight, expected_vel = case.weight.copy(), case.vel.copy()
-    for row, step in case.occurrences():
-        velocity = 0.2 * case.vel[row] - step
-        expected_weight[row] += velocity
-        expected_vel[row] = velocity
-    assert_allclose(vel, expected_vel, rtol=0, atol=1e-14)
-    assert_allclose(weight, expected_weight, rtol=0, atol=1e-14)
-
-
-def test_epsilon_is_inside_the_root():
-    # With g = 1e-3 and an empty accumulator g / sqrt(g² + 1e-6) = sqrt(1 / 2); outside, g / (g + 1e-6) = 0.999.
-    case = Case(repeated=False)
-    case.gradient = np.full((5, 2), 1e-3)
-    case.shared['acc'].set_value(np.zeros((5, 2)))
-    assert_allclose(case.run(adagrad_rule)[0], np.full((5, 2), np.sqrt(0.5)), rtol=1e-12)
+@pytest.mark.parametrize('rows', [None, ROWS], ids=['dense', 'repeated rows'])
+@pytest.mark.parametrize('adapt, momentum, lmbd', [
+    ('adagrad', 0, 0), ('adagrad', 0.2, 0.5), ('rmsprop', 0, 0.5), ('rmsprop', 0.2, 0), (None, 0, 0.5), (None, 0.2, 0)])
+def test_a_rule_updates_a_weight_or_each_occurrence_of_its_rows_as_the_reference_does(adapt, momentum, lmbd, rows):
+    """In float64.  An occurrence is scaled by itself; adagrad accumulates every one, rmsprop and momentum the last."""
+    arguments = dict(adapt=adapt, momentum=momentum, lmbd=lmbd, learning_rate=0.1, decay=0.9)
+    expected, rng = NumpyGRU4Rec([1], **arguments), np.random.RandomState(0)
+    expected.weights, expected.vel, expected.acc = ({'w': np.abs(rng.randn(5, 2))} for _state in range(3))
+    gradient = rng.randn(5, 2)
+    weight, vel, acc = (pytensor.shared(state['w'].copy()) for state in (expected.weights, expected.vel, expected.acc))
+    value = weight if rows is None else weight[np.array(rows)]
+    rates = {name: pt.constant(rate) for name, rate in arguments.items() if name != 'adapt'}
+    symbol = pt.dmatrix('gradient')
+    with pytensor.config.change_flags(floatX='float64'):
+        parameter = Parameter(weight, value, None if rows is None else pt.constant(np.array(rows)))
+        updates = gru4rec.updates_of(small_model(**arguments).settings(5), rates, parameter, symbol, acc, vel)
+        backends.compile_function([symbol], [], updates, backend='python')(gradient)
+    if rows is None:
+        expected.update_dense('w', gradient)
+    else:
+        expected.update_rows('w', rows, gradient)
+    for variable, state in ((weight, expected.weights), (vel, expected.vel), (acc, expected.acc)):
+        assert_allclose(variable.get_value(), state['w'], rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize('grad_cap, scale', [(4, 4 / 5), (5, 1), (6, 1)])

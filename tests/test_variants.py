@@ -8,7 +8,6 @@ from common import (
     PROMISE,
     assert_close,
     assert_same_bits,
-    click_log,
     drawn_inputs,
     few_items_log,
     fixed_masks,
@@ -328,24 +327,6 @@ def test_the_fast_backends_train_and_predict_a_variant_like_the_interpreter(vari
     assert_close(state_of(fast), state_of(slow), 1e-5)
     assert_array_equal(evaluation.next_item_ranks(fast, LOG, batch_size=4),
                        evaluation.next_item_ranks(fast.move_to('python'), LOG, batch_size=4))
-
-
-def cycle_sessions(n_sessions, seed, n_items=12):
-    """Sessions of 2 to 6 items that begin anywhere in a cycle and follow it."""
-    rng = np.random.RandomState(seed)
-    return click_log(*[[(start + k) % n_items for k in range(length)]
-                       for start, length in zip(rng.randint(n_items, size=n_sessions), rng.randint(2, 7, n_sessions))])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('variant', VARIANTS + COMBINED, ids=str)
-def test_a_variant_learns_a_cycle_of_items(variant):
-    arguments = {'loss': 'cross-entropy', **variant, 'layers': [16] * len(variant.get('layers', [1])),
-                 'embedding': variant.get('embedding') and 12,
-                 'feedforward': [16 for _units in variant.get('feedforward', ())]}
-    model = small_model(**arguments, n_epochs=15, batch_size=12, learning_rate=0.1).fit(cycle_sessions(240, seed=0))
-    recall, _mrr = evaluation.recall_mrr(evaluation.next_item_ranks(model, cycle_sessions(100, seed=1)), 1)
-    assert recall > 0.95
 
 
 # --- Prediction, files, interruptions -------------------------------------------------------------------------------
