@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ class Request:
     claims, is_quick : whether to compare the variants of the claims, and with fewer random points
     n_trials, prune : random points of the search, and whether it stops trials early
     figures : whether to draw figures
+    search : space, sampler, metric and timeout of a `search.Search`, if a space is searched
     """
     tables: tuple[int, ...]
     models: tuple[str, ...]
@@ -64,6 +65,7 @@ class Request:
     n_trials: int = 100
     prune: bool = False
     figures: bool = False
+    search: dict[str, Any] = field(default_factory=dict)
 
 
 class Cell(NamedTuple):

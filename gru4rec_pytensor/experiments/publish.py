@@ -5,6 +5,7 @@ from gru4rec_pytensor import parameters
 from gru4rec_pytensor.experiments.cells import Request, file_cells
 from gru4rec_pytensor.experiments.claims import claims_section
 from gru4rec_pytensor.experiments.datasets import Dataset
+from gru4rec_pytensor.experiments.found import best_trials
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.report import format_report
 from gru4rec_pytensor.experiments.results import Results, write_text
@@ -23,18 +24,20 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
         later = rows_of_later(cells, results.load('parameters', data.fingerprint), data.protocol)
         searches = tables_2([found for found in results.load('searches', data.fingerprint)
                              if found['candidates'] == data.protocol.candidates], data)
+        found = results.load('found', data.fingerprint)
         claims = [claims_section(cells, data, Request(
             (), (), (), tuple(asked['units']), asked['epochs'], tuple(asked['seeds']), asked['tie_policy'],
             asked['backend'], is_quick=asked['is_quick'])) for asked in results.load('claims', data.fingerprint)
             if asked['protocol'] == data.protocol.title]
         claims = [section for section in claims if section.tables[0].rows]
         tables = [tables_1_and_3(paper, later, data)] if paper or later else []
+        tables += [*searches, *map(best_trials, found)]
         texts = {name: '\n'.join(as_markdown(data, section) for section in sections)
-                 for name, sections in (('tables.md', [*tables, *searches]), ('claims.md', claims)) if sections}
+                 for name, sections in (('tables.md', tables), ('claims.md', claims)) if sections}
         if with_report:
             commands = sorted(results.load('commands', data.fingerprint), key=lambda command: command['began'])
             texts['report.html'] = format_report(paper, later, data, [*searches, *claims],
-                                                 [command['command'] for command in commands])
+                                                 [command['command'] for command in commands], found)
         for name, text in texts.items():
             write_text(results.folder / name, text)
     return texts

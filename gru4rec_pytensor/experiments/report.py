@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import html
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from gru4rec_pytensor.experiments import page
 from gru4rec_pytensor.experiments.cells import CUT_OFFS, versions
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
+from gru4rec_pytensor.experiments.found import html_section
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK
 from gru4rec_pytensor.experiments.tables import (
     TITLES,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def format_report(paper: list[dict], later: list[dict], data: Dataset, sections: list[Section],
-                  commands: list[str]) -> str:
+                  commands: list[str], outcomes: Sequence[dict] = ()) -> str:
     """Return the whole page.
 
     Parameters
@@ -41,6 +42,7 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
     paper, later : results as `tables.rows_of_tables` and `tables.rows_of_later` return them
     sections : Table 2 and the claims, if they were run
     commands : that make the page again
+    outcomes : of searches of spaces
     """
     results = [*paper, *later]
     parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>', comparison_section(paper, data)]
@@ -48,7 +50,7 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
     tables += [(table, section.notes) for section in sections for table in section.tables]
     parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, notes))
               for table, notes in tables]
-    parts += picture_sections(results)
+    parts += [html_section(outcome) for outcome in outcomes] + picture_sections(results)
     counts = []
     for name, numbers in data.counts.items():
         for kind, found in numbers.items():
