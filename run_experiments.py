@@ -25,7 +25,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from evaluation import TIE_POLICIES
 from gru4rec_pytensor import backends
@@ -64,24 +63,13 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
                       given.loss or (*RSC15.parameters,), units, given.epochs or (3 if given.is_quick else 10),
                       given.seeds or ((42, 43, 44) if given.claims or given.search else (42,)), given.tie_policy,
                       given.backend, tuple(given.parameters), given.epochs, given.claims, given.is_quick,
-                      given.trials or 100, given.prune, given.figures, own_search(given, parser))
+                      given.trials or 100, given.prune, given.figures, {} if not given.search else {
+                          name: getattr(given, name) for name in ('search', 'fixed', 'sampler', 'metric', 'timeout')})
     source = Source(PROTOCOLS[given.dataset], given.train, given.test, given.data, given.cache, given.sessions,
                     given.items, given.valid)
     folder = given.out.absolute() if given.scheduler else given.out
     url = given.storage or f"sqlite:///{folder / 'search.db'}"
     return request, source, Place(folder, given.jobs, given.scheduler, url, given.checkpoint_every)
-
-
-def own_search(given: argparse.Namespace, parser: Parser) -> dict[str, Any]:
-    """Return the space to search, and how; empty for none.  SystemExit with a message if the space is wrong."""
-    if not given.search:
-        return {}
-    try:
-        space = spaces.read(given.search, [*given.fixed, *[f'n_epochs={given.epochs}'] * bool(given.epochs)])
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    return {'space': space, 'sampler': given.sampler or search.SAMPLERS[0], 'metric': given.metric or 'mrr@20',
-            'timeout': given.timeout}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -160,16 +148,16 @@ def metric(text: str) -> str:
     """Parse the name of a metric."""
     if not re.fullmatch('(recall|mrr)@[1-9][0-9]*', text.lower()):
         raise argparse.ArgumentTypeError(f'{text!r} is no metric such as recall@20 or mrr@5')
-    return text.lower()
+    return text.lower().replace('recall', 'Recall').replace('mrr', 'MRR')
 
 
 def contradiction(given: argparse.Namespace) -> str | None:
     """Return which options do not go together, or None."""
     of_tables = [f'--{name}' for name in ('table', 'models', 'loss', 'trials', 'storage', 'prune', 'parameters',
                                           'figures') if getattr(given, name)]
-    of_rows = [f'--{name}' for name in ('models', 'loss', 'units', 'trials') if getattr(given, name)
-               and not (given.search and name == 'trials')]
+    of_rows = [f'--{name}' for name in ('models', 'loss', 'units') if getattr(given, name)]
     of_search = [f'--{name}' for name in ('fixed', 'sampler', 'metric', 'timeout', 'valid') if getattr(given, name)]
+    of_searches = [f'--{name}' for name in ('trials', 'storage', 'prune') if getattr(given, name)]
     is_search = given.search or 2 in given.table
     unpublished = [loss for loss in given.loss if loss not in RSC15.parameters]
     if bool(given.train) != bool(given.test):
@@ -183,7 +171,7 @@ def contradiction(given: argparse.Namespace) -> str | None:
     if of_search and not given.search:
         return f'{of_search[0]} goes with --search'
     if given.search and (2 in given.table or given.claims):
-        return f"--search does not go with {'--claims' if given.claims else '--table 2, which is another search'}"
+        return '--search does not go with --claims or --table 2, which is another search'
     if given.valid and not given.train:
         return '--valid goes with --train and --test'
     if given.claims and of_tables:
@@ -194,8 +182,8 @@ def contradiction(given: argparse.Namespace) -> str | None:
         return '--jobs and --scheduler do not go together: a cluster runs one cell on each worker'
     if given.scheduler and is_search and (given.storage or 'sqlite:').startswith('sqlite:'):
         return 'a search on a cluster needs a database server: --storage postgresql://USER@HOST/DATABASE'
-    if not is_search and (given.storage or given.prune):
-        return f"{'--storage' if given.storage else '--prune'} goes with --table 2 or --search"
+    if of_searches and not is_search:
+        return f'{of_searches[0]} goes with --table 2 or --search'
     if given.claims and given.units and (len(given.units) != 2 or given.units[0] >= given.units[1]):
         return '--units of the claims are two numbers, of small and of large networks'
     if unpublished and given.table != (2,):
@@ -213,6 +201,10 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
     """Run the cells and searches of a request that have no results yet, publish all, and print tables or claims."""
     began = datetime.now(UTC).isoformat()
     check_extras(request, place)
+    if own := request.search:
+        space = spaces.read(own['search'], own['fixed'] + [f'n_epochs={request.own_epochs}'] * bool(request.own_epochs))
+        request = replace(request, search={'space': space, 'sampler': own['sampler'] or search.SAMPLERS[0],
+                                           'metric': own['metric'] or 'MRR@20', 'timeout': own['timeout']})
     request = replace(request, backend=backends.resolve(request.backend))
     cells, results = plan(source.protocol, request), Results(place.folder)
     results.make_folders()

@@ -22,54 +22,53 @@ from gru4rec_pytensor.experiments.tables import Section, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STATES = ('trained to the end', 'stopped early', 'unstable', 'the best')
+# Reasons why a trial ended, and what the pictures call it.
+ENDS = {'': 'trained to the end', 'stopped early': 'stopped early', 'Unstable': 'numerically unstable'}
 N_BEST = 10
 
 
-def keep(results: Results, search: Search, outcome: dict, validation: dict, fingerprint: str) -> Path | None:
+def keep(results: Results, search: Search, outcome: dict, sizes: dict, fingerprint: str) -> Path | None:
     """Keep the outcome of a search, and write its best parameters into a file, which is returned; None without any.
 
     Parameters
     ----------
     outcome : of `search.run`
-    validation : sizes of the training and validation events, in words
+    sizes : of the training and validation events, in words
     fingerprint : of the data set
     """
-    complete = [trial for trial in outcome['trials'] if trial['value'] is not None]
-    if not complete:
+    best, trials = best_of(outcome['trials'])[:1], outcome['trials']
+    if not best:
         return None
-    key = {'data': fingerprint, 'revision': REVISION, 'search': search.name}
-    results.save('found', key, outcome | validation | {
-        'space': search.space.parameters, 'fixed': search.space.fixed, 'name': search.space.name,
-        'metric': metric_in_words(search.metric), 'sampler': search.sampler, 'tie_policy': search.tie_policy,
-        'seed': search.seed, 'backend': search.backend})
-    best = max(complete, key=lambda trial: (trial['value'], -trial['number']))
-    model = GRU4Rec(**network_arguments(search.space.fixed | best['point']))
+    space = search.space
+    results.save('found', {'data': fingerprint, 'revision': REVISION, 'search': search.name}, outcome | sizes | {
+        'space': space.parameters, 'fixed': space.fixed, 'name': space.name, 'metric': search.metric,
+        'conditions': f'ties by the policy {search.tie_policy!r}, sampler {search.sampler}, seed {search.seed}, '
+                      f'backend {search.backend}'})
+    model = GRU4Rec(**network_arguments(space.fixed | best[0]['point']))
     loss = LOSS_NAMES.get(model.loss, model.loss.replace('bpr', 'BPR').replace('top1', 'TOP1'))
-    units = '/'.join(map(str, model.layers))
     software = ', '.join(f'{name} {version}' for name, version in versions().items())
-    words = {
-        'title': f"{loss}, {units} units, searched ({len(outcome['trials'])} trials, {duration(outcome['trials'])})",
-        'data': f"validation: train {validation['train']}; validation {validation['valid']}",
-        'source': f"Trial {best['number']} of {len(outcome['trials'])} of a search of the space {search.space.name} by "
-                  f"{search.sampler}, {datetime.now(UTC):%Y-%m-%d}: {metric_in_words(search.metric)} "
-                  f"{best['value']:.4f} on the validation data; seed {search.seed}, backend {search.backend}, revision "
-                  f'{REVISION}, {software}'}
+    texts = {
+        'title': f"{loss}, {'/'.join(map(str, model.layers))} units, searched ({len(trials)} trials, "
+                 f'{duration(trials)})',
+        'data': f"train {sizes['train']}; validation {sizes['valid']}",
+        'source': f"Trial {best[0]['number']} of a search of {space.name} by {len(trials)} trials ({search.sampler}), "
+                  f"{datetime.now(UTC):%Y-%m-%d}; {search.metric} {best[0]['value']:.4f} on the validation data; seed "
+                  f'{search.seed}, backend {search.backend}, revision {REVISION}, {software}'}
     arguments = {'layers': [*model.layers]} | changed_arguments(model)
-    path = results.folder / 'parameters' / f'{search.space.name}-{digits_of(search.name)[:8]}.toml'
-    write_text(path, '\n'.join([*map(toml_line, words.items()), '', '[parameters]',
-                                *map(toml_line, arguments.items()), '']))
+    path = results.folder / 'parameters' / f'{space.name}-{digits_of(search.name)[:8]}.toml'
+    write_text(path, '\n'.join([*toml_lines(texts), '', '[parameters]', *toml_lines(arguments), '']))
     return path
 
 
-def toml_line(item: tuple) -> str:
-    """Return a name and its value as a line of TOML, whose texts, numbers and lists are written as those of JSON."""
-    return f'{item[0]} = {json.dumps(item[1])}'
+def toml_lines(values: dict) -> list[str]:
+    """Return names and values as lines of TOML, which writes texts, numbers and lists as JSON does."""
+    return [f"{name} = {json.dumps('none' if value is None else value)}" for name, value in values.items()]
 
 
-def metric_in_words(metric: str) -> str:
-    """Return 'MRR@20' or 'Recall@20'."""
-    return metric.replace('mrr', 'MRR').replace('recall', 'Recall')
+def best_of(trials: list[dict]) -> list[dict]:
+    """Return the trials that have a value, the highest first; of equal ones, the first point."""
+    return sorted((trial for trial in trials if trial['value'] is not None),
+                  key=lambda trial: (-trial['value'], trial['number']))
 
 
 def duration(trials: list[dict]) -> str:
@@ -80,51 +79,48 @@ def duration(trials: list[dict]) -> str:
 
 def best_trials(found: dict) -> Section:
     """Return the table of a search's best trials, with notes on the conditions and on what was stopped early."""
-    ordered = sorted((trial for trial in found['trials'] if trial['value'] is not None),
-                     key=lambda trial: (-trial['value'], trial['number']))
-    names = [*found['space']]
-    rows = [(f"{trial['number']}", f"{trial['value']:.4f}", *[f"{trial[name]:.4f}" for name in ('recall', 'mrr')],
-             *[str(trial['point'][name]) for name in names], f"{trial['seconds']:.0f} s") for trial in ordered[:N_BEST]]
-    header = ('Trial', f"{found['metric']}, searched", 'Recall@20', 'MRR@20',
-              *[name.replace('_', ' ') for name in names], 'time')
-    stopped = Counter(trial['epochs'] for trial in found['trials'] if trial['reason'] == 'stopped early')
-    unstable = sum(trial['reason'] == 'Unstable' for trial in found['trials'])
-    fixed = ', '.join(f'{name} {value}' for name, value in changed_arguments(
-        GRU4Rec(**{'layers': [1]} | network_arguments(found['fixed']))).items() if name not in names)
-    by_epoch = ', '.join(f"{n} after {epochs} epoch{'s' * (epochs > 1)}" for epochs, n in sorted(stopped.items()))
-    notes = [f"{len(found['trials'])} trials in {duration(found['trials'])} of one process: {len(ordered)} trained to "
-             f"the end, {sum(stopped.values())} stopped early{f' ({by_epoch})' if by_epoch else ''}, {unstable} "
-             'numerically unstable.',
-             f"Metrics are those of the validation data (train {found['train']}; validation {found['valid']}), ties by "
-             f"the policy {found['tie_policy']!r}; sampler {found['sampler']}, seed {found['seed']}, backend "
-             f"{found['backend']}. All networks: {fixed}."]
-    title = f"Search of {found['name']}: the best of {len(found['trials'])} trials"
-    return Section([Table(title, header, rows)], notes)
+    trials, names = found['trials'], [*found['space']]
+    rows: list[tuple] = [(trial['number'], *[f'{trial[name]:.4f}' for name in ('value', 'recall', 'mrr')],
+                          *[trial['point'][name] for name in names], f"{trial['seconds']:.0f} s")
+                         for trial in best_of(trials)[:N_BEST]]
+    header = ('Trial', f"Searched: {found['metric']}", 'Recall@20', 'MRR@20',
+              *[name.replace('_', ' ') for name in names], 'Time')
+    ends = Counter(ENDS[trial['reason']] for trial in trials)
+    epochs = Counter(trial['epochs'] for trial in trials if trial['reason'] == 'stopped early')
+    stopped = ', '.join(f'{n} in epoch {epoch}' for epoch, n in sorted(epochs.items()))
+    fixed = ', '.join(f'{name} {value}' for name, value in found['fixed'].items())
+    notes = [f"{len(trials)} trials in {duration(trials)}, one after another: "
+             + ', '.join(f'{n} {end}' for end, n in ends.items()) + f" ({stopped}).".replace(' ()', ''),
+             f"Metrics are those of the validation data (train {found['train']}; validation {found['valid']}), "
+             f"{found['conditions']}. All networks: {fixed}."]
+    return Section([Table(f"Search of {found['name']}: the best of {len(trials)} trials", header, rows)], notes)
 
 
 def html_section(found: dict) -> str:
-    """Return the section of the report: pictures of all trials, the best ones, and what was stopped early."""
-    trials, metric, importance = found['trials'], found['metric'], found['importance']
-    values = [trial['value'] for trial in trials if trial['value'] is not None]
-    best = max(values)
-    floor = best - 3 * (best - float(np.quantile(values, 0.75))) - 1e-3  # below are failures
-    state = [('trained to the end', 'stopped early', 'unstable')[
-        ('', 'stopped early', 'Unstable').index(trial['reason'])] for trial in trials]
-    heights = [max(floor, trial['value'] if trial['value'] is not None else floor) for trial in trials]
+    """Return the section of the report: pictures of all trials, and what `best_trials` returns."""
+    trials, importance = found['trials'], found['importance']
+    values = [trial['value'] for trial in best_of(trials)]
+    floor = values[0] - 3 * (values[0] - float(np.quantile(values, 0.75))) - 1e-3  # failures would press the rest
+    heights = [max(floor, trial['value'] or floor) for trial in trials]
+    kinds = [[k for k, trial in enumerate(trials) if trial['reason'] == reason] for reason in ENDS]
+    kinds.append([[trial['value'] for trial in trials].index(values[0])])  # the best
 
     def scatter(ax: Axes, x: list, label: str) -> None:
-        for k, kind in enumerate(STATES):
-            of_kind = [i for i, one in enumerate(trials) if (one['value'] == best if k == 3 else state[i] == kind)]
+        for k, kind in enumerate(kinds):
             colour, marker = page.line_style(k)
-            ax.scatter([x[i] for i in of_kind], [heights[i] for i in of_kind], color=colour, marker=marker,
-                       s=70 if k == 3 else 22, alpha=1 if k == 3 else 0.65, linewidths=0)
-        ax.set(xlabel=label, ylabel=metric)
+            ax.scatter([x[i] for i in kind], [heights[i] for i in kind], s=70 if k == len(ENDS) else 22, color=colour,
+                       marker=marker, alpha=0.8, linewidths=0)
+        ax.set(xlabel=label, ylabel=found['metric'])
         ax.grid(axis='y', color='#e5e5e5')
 
     def over_trials(ax: Axes) -> None:
-        so_far = np.maximum.accumulate([floor if trial['value'] is None else trial['value'] for trial in trials])
-        ax.step(range(1, len(trials) + 1), np.maximum(so_far, floor), where='post', color=page.COLOURS[-1])
-        scatter(ax, [*range(1, len(trials) + 1)], 'trials, in the order of their ends')
+        order = [*range(1, len(trials) + 1)]
+        ax.step(order, np.maximum.accumulate(heights), where='post', color=page.COLOURS[-1])
+        scatter(ax, order, 'trials, in the order of their ends')
+
+    def bars(ax: Axes) -> None:
+        ax.barh([*importance][::-1], [*importance.values()][::-1], color=page.COLOURS[0])
+        ax.set_xlabel('importance')
 
     def of_parameter(name: str) -> Callable[[Axes], None]:
         def draw(ax: Axes) -> None:
@@ -137,17 +133,13 @@ def html_section(found: dict) -> str:
             scatter(ax, x, name)
         return draw
 
-    def bars(ax: Axes) -> None:
-        names = [*importance][::-1]
-        ax.barh(names, [importance[name] for name in names], color=page.COLOURS[0])
-        ax.set_xlabel('importance')
-
-    panels: dict[str, Callable[[Axes], None]] = {f'Best so far: {best:.4f} after {len(trials)} trials': over_trials}
+    panels: dict[str, Callable[[Axes], None]] = {f'Best so far: {values[0]:.4f} in the end': over_trials}
     if importance:
-        panels['Importance: ' + ', '.join(f'{name} {share:.2f}' for name, share in importance.items())] = bars
-    panels |= {f'{metric} by {name}': of_parameter(name) for name in importance or found['space']}
-    table, notes = best_trials(found).tables[0], best_trials(found).notes
+        panels['Importance: ' + page.in_words({'': ([*importance], [*importance.values()])}, 'for')] = bars
+    panels |= {f"{found['metric']} by {name}": of_parameter(name) for name in importance or found['space']}
+    section = best_trials(found)
     return page.section(f"Search of {found['name']}", page.figure(
-        f'{metric} on the validation data: the best so far, which parameters matter for the best trials (PED-ANOVA), '
-        'and each parameter. Trials at the lower edge are there or below.', panels, [*STATES]),
-        page.table(table.header, table.rows, table.title), *map(page.paragraph, notes))
+        f"{found['metric']} on the validation data: the best so far; how much each parameter matters for a place among "
+        'the best trials (PED-ANOVA); each parameter. Trials at the lower edge are there or below.', panels,
+        [*ENDS.values(), 'the best']), *[page.table(table.header, table.rows, table.title) for table in section.tables],
+        *map(page.paragraph, section.notes))

@@ -61,7 +61,7 @@ class Search(NamedTuple):
     checkpoints : folder for checkpoints of trials; None for none
     every : seconds between two times that a checkpoint is written
     sampler : one of `SAMPLERS`; None for Table 2, where each parameter is tuned after random points
-    metric : on the validation data, to be maximised; 'mrr@5' for example
+    metric : on the validation data, to be maximised; 'MRR@5' for example
     timeout : seconds after which no trial begins; None for no limit
     """
     events: Path
@@ -74,7 +74,7 @@ class Search(NamedTuple):
     checkpoints: Path | None = None
     every: float = 600.0
     sampler: str | None = None
-    metric: str = f'recall@{CUT_OFF}'
+    metric: str = f'Recall@{CUT_OFF}'
     timeout: float | None = None
 
     @property
@@ -270,7 +270,7 @@ def objective(trial: Trial, search: Search, space: dict[str, Any], note: Callabl
         if model.error_during_train:
             raise optuna.TrialPruned(f'Unstable: not finite after {len(model.epoch_losses_)} epochs')
         value, recall, mrr = validate(model, search)
-        outcome = f'{search.metric.replace('mrr', 'MRR').capitalize()} {value:.4f}'
+        outcome = f'{search.metric} {value:.4f}'
     except optuna.TrialPruned as error:
         value, outcome = float('-inf'), str(error)
         trial.set_user_attr('reason', outcome)
@@ -307,7 +307,7 @@ def validate(model: GRU4Rec, search: Search) -> tuple[float, float, float]:
     candidates = most_frequent(train.ItemId, search.candidates)
     ranks = next_item_ranks(model, valid, candidates, tie_policy=search.tie_policy)
     kind, cut_off = search.metric.split('@')
-    return recall_mrr(ranks, int(cut_off))[kind == 'mrr'], *recall_mrr(ranks, CUT_OFF)
+    return recall_mrr(ranks, int(cut_off))[kind == 'MRR'], *recall_mrr(ranks, CUT_OFF)
 
 
 def is_finished(trial: FrozenTrial) -> bool:

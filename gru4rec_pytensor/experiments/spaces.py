@@ -12,9 +12,9 @@ parameters; a TOML file says it in a table `parameters`, whose defaults are thos
 """
 from __future__ import annotations
 
+import ast
 import itertools
 import json
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 # Arguments that say nothing about a network, and so are not searched.
 OTHERS = ('seed', 'backend', 'session_key', 'item_key', 'time_key')
 N_CHECKED = 20_000  # largest number of combinations of extreme values that are checked
-WORDS = {'true': True, 'false': False, 'none': None}
 
 
 class Space(NamedTuple):
@@ -54,99 +53,73 @@ def read(path: Path, given: Sequence[str] = ()) -> Space:
     """
     text = path.read_bytes()
     try:
-        lines = text.decode().splitlines()
         if path.suffix == '.toml':
-            content = tomllib.loads('\n'.join(lines))
+            content = tomllib.loads(text.decode())
             fixed, entries = content.get('parameters', {}), [*content.get('space', {}).items()]
             own = {*fixed}
         else:
             fixed, own = parameters.of_later_release({}), set()
-            entries = [entry(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+            lines = enumerate(text.decode().splitlines(), 1)
+            entries = [of_line(line, f'line {number}') for number, line in lines if line.strip()]
         for word in given:
             if '=' not in word:
                 fixed |= parameters.read(word).arguments
                 continue
             for assignment in word.split(','):
                 name, _, value = assignment.partition('=')
-                fixed[name.strip()] = value_of(value.strip())
-                own.add(name.strip())
-        space = Space(path.stem, {name: value for name, value in fixed.items() if name not in OTHERS}, {})
+                try:
+                    fixed[name] = ast.literal_eval(value)
+                except (ValueError, SyntaxError):
+                    fixed[name] = value
+                own.add(name)
+        found: dict[str, Any] = {}
         for name, description in entries:
-            if name in own:
-                raise ValueError(f'{name} is searched and fixed at {fixed[name]!r}; leave one of them out')
-            if name in space.parameters:
-                raise ValueError(f'{name} is there twice')
-            space.parameters[name] = checked(name, description)
-            space.fixed.pop(name, None)
-        return check_networks(space)
+            if name in own or name in found:
+                raise ValueError(f'{name} is searched' + (
+                    ' twice' if name in found else f', and fixed at {fixed[name]!r}: leave one of them out'))
+            found[name] = checked(name, description)
+        fixed = {name: value for name, value in fixed.items() if name not in (*found, *OTHERS)}
+        check_networks(fixed, found)
     except (ValueError, TypeError) as error:
         raise ValueError(f'{path}: {error}') from None
+    return Space(path.stem, fixed, found)
 
 
-def entry(number: int, line: str) -> tuple[str, dict]:
+def of_line(line: str, where: str) -> tuple[str, dict]:
     """Return name and description of a parameter, of a line of the authors' format."""
     try:
         found = json.loads(line)
         return str(found.pop('name')), found
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f'line {number} is not like {{"name": "momentum", "dtype": "float", "values": [0.0, 0.9], '
+        raise ValueError(f'{where} is not like {{"name": "momentum", "dtype": "float", "values": [0.0, 0.9], '
                          '"step": 0.05}') from None
-
-
-def value_of(text: str) -> Any:
-    """Return the value of an assignment on the command line."""
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
 
 
 def checked(name: str, given: Any) -> tuple | dict[str, Any]:
     """Return a parameter as a space has it, or raise ValueError."""
     if name not in (*argument_names(), 'elu_param') or name in OTHERS:
         raise ValueError(f'{name!r} is no argument of GRU4Rec that can be searched')
-    kind, values = (given.get(key) for key in ('dtype', 'values')) if isinstance(given, dict) else (None, None)
-    if kind not in ('int', 'float', 'categorical') or not isinstance(values, list) or len(values) < 2:
-        raise ValueError(f"{name} needs dtype, 'int', 'float' or 'categorical', and values, a list of the lowest and "
-                         f'the highest, or of the categories; got {given!r}')
-    if unknown := given.keys() - {'dtype', 'values', 'step', 'log'}:
-        raise ValueError(f'{name} has {sorted(unknown)[0]!r}, which is none of dtype, values, step and log')
-    if kind == 'categorical':
-        if wrong := [value for value in values if not isinstance(value, bool | int | float | str | None)]:
-            raise ValueError(f'{name} has {wrong[0]!r}, which is no number, text or truth value; layers are written '
-                             'as "100/50"')
-        return tuple(values)
-    step, log = given.get('step'), bool(given.get('log'))
-    numbers = (int,) if kind == 'int' else (int, float)
-    if len(values) != 2 or not all(isinstance(value, numbers) and math.isfinite(value) for value in values) or (
-            values[0] >= values[1] or log and values[0] <= 0):
-        raise ValueError(f"values of {name}, {values!r}, must be the lowest and the highest {kind}{', above 0' * log}")
-    if step is not None and (log or not isinstance(step, numbers) or not 0 < step <= values[1] - values[0]):
-        raise ValueError(f"step of {name}, {step!r}, must be {kind}, above 0 and at most the range, and does not go "
-                         'with log')
-    if step:  # the highest value that it reaches
-        highest = values[0] + math.floor((values[1] - values[0]) / step + 1e-9) * step
-        values = [values[0], rounded({name: highest})[name]]
-    return {'dtype': kind, 'values': values, 'step': step, 'log': log}
+    found = {'dtype': None, 'values': None, 'step': None, 'log': False} | (given if isinstance(given, dict) else {})
+    kind, values = found['dtype'], found['values']
+    if found.keys() != {'dtype', 'values', 'step', 'log'} or kind not in ('int', 'float', 'categorical') or (
+            not isinstance(values, list) or len(values) < 2 or kind != 'categorical' and len(values) > 2):
+        raise ValueError(f'{name} has {given!r}; it needs dtype, which is "int", "float" or "categorical", and values, '
+                         'a list of the lowest and the highest one, or of all categories, and may have step or log')
+    types = {'int': int, 'float': int | float, 'categorical': bool | int | float | str}[kind]
+    if wrong := [value for value in values if not isinstance(value, types)]:
+        raise ValueError(f'{name} has {wrong[0]!r} among its values, which is not {kind}; layers are written "100/50"')
+    return tuple(values) if kind == 'categorical' else found
 
 
-def check_networks(space: Space) -> Space:
-    """Return a space; ValueError or TypeError that names the arguments of a network in it that cannot be trained."""
-    if not space.parameters:
-        raise ValueError('has no parameters to search')
-    if unknown := space.fixed.keys() - {*argument_names(), 'elu_param'}:
+def check_networks(fixed: dict[str, Any], searched: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError that names the arguments of a network of a space that cannot be trained."""
+    if unknown := fixed.keys() - {*argument_names(), 'elu_param'}:
         raise ValueError(f'{sorted(unknown)[0]!r} is no argument of GRU4Rec')
-    if 'layers' not in space.fixed | space.parameters:
-        raise ValueError('layers are missing, such as --fixed layers=100')
-    points = itertools.product(*map(extremes, space.parameters.values()))
-    for values in itertools.islice(points, N_CHECKED):
-        arguments = space.fixed | dict(zip(space.parameters, values))
-        check_arguments(GRU4Rec(**network_arguments(arguments)))
-    return space
+    if not searched or 'layers' not in fixed | searched:
+        raise ValueError('layers are missing, such as --fixed layers=100' if searched else 'has nothing to search')
+    random_points(searched, 1, seed=0)  # ranges that Optuna cannot take
+    for values in itertools.islice(itertools.product(*map(extremes, searched.values())), N_CHECKED):
+        check_arguments(GRU4Rec(**network_arguments(fixed | dict(zip(searched, values)))))
 
 
 def network_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,13 +128,17 @@ def network_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     The authors' PyTorch code has ``elu_param`` in place of ``final_act``, which is accepted too.
     """
     found = parameters.with_final_act(given)
-    layers = found.get('layers')
-    if isinstance(layers, int | str) and str(layers).replace('/', '').isdecimal():
-        found['layers'] = [int(units) for units in str(layers).split('/')]
+    layers = str(found['layers'])
+    if layers.replace('/', '').isdecimal():
+        found['layers'] = [int(units) for units in layers.split('/')]
     if 'embedding' in found:
         found['embedding'] = parameters.embedding_of({'constrained_embedding': False} | found)
     return found
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Points of a space
+# ---------------------------------------------------------------------------------------------------------------------
 
 def extremes(given: tuple | dict) -> Sequence:
     """Return the categories of a parameter, or the lowest and the highest value."""
@@ -177,16 +154,14 @@ def random_points(space: dict[str, Any], n: int, seed: int) -> list[dict]:
 
 
 def suggested(trial: Trial, space: dict[str, Any]) -> dict[str, Any]:
-    """Return the point of a trial, with numbers of six digits."""
-    point = {}
+    """Return the point of a trial."""
     for name, given in space.items():
         if isinstance(given, dict):
             suggest: Any = trial.suggest_int if given['dtype'] == 'int' else trial.suggest_float
-            options = {key: given[key] for key in ('step', 'log') if given[key]}
-            point[name] = suggest(name, *given['values'], **options)
+            suggest(name, *given['values'], **{key: given[key] for key in ('step', 'log') if given[key]})
         else:
-            point[name] = trial.suggest_categorical(name, given)
-    return rounded(point)
+            trial.suggest_categorical(name, given)
+    return rounded(trial.params)
 
 
 def rounded(point: dict[str, Any]) -> dict[str, Any]:
