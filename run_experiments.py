@@ -5,6 +5,7 @@
     python run_experiments.py --train F --test F       # on any two files with SessionId, ItemId and Time
     python run_experiments.py --dataset video ...      # with the protocol and the parameters of the paper's VIDEO data
     python run_experiments.py --table 2 --trials 100   # the parameter search
+    python run_experiments.py --data DIR --search F    # the best settings for one's own log, in a space of spaces/
     python run_experiments.py --claims --quick         # the claims of sections 3 and 4, with small networks
     python run_experiments.py --parameters FILE...     # networks of later papers, with the parameters of parameters/
     python run_experiments.py --models mine:MyModel    # a model of your own, a class in mine.py, as a row of Table 1
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -29,8 +31,8 @@ from pathlib import Path
 from evaluation import TIE_POLICIES
 from gru4rec_pytensor import backends
 from gru4rec_pytensor.events import EQUAL_TIMES, share_of_equal_times
-from gru4rec_pytensor.experiments import search
-from gru4rec_pytensor.experiments.cells import Cell, Request, memory_of, plan
+from gru4rec_pytensor.experiments import search, spaces, storage
+from gru4rec_pytensor.experiments.cells import Cell, Request, file_cells, memory_of, plan
 from gru4rec_pytensor.experiments.claims import claims_cells
 from gru4rec_pytensor.experiments.datasets import BY_TITLE, Source, load_dataset, share, size_in_words, validation_data
 from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
@@ -64,22 +66,24 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
         rows = tuple(own_row(*named) for named in zip(own, names))
     except ValueError as error:
         parser.error(f'--models {error}')
-    only_files = given.parameters or given.claims or given.compare is not None
-    tables = given.table or (() if only_files and not given.models else (1, 3))
+    is_apart = given.parameters or given.claims or given.search or given.compare is not None
+    tables = given.table or (() if is_apart and not given.models else (1, 3))
     units = given.units or ((100,) if not given.claims else (50, 200) if given.is_quick else (100, 1000))
     models = tuple(name for name in given.models if name not in own)
     if not given.models:
         models = (*[row for row in RSC15.published if row in BASELINES], NETWORK)
     request = Request(tables, models,
                       given.loss or (*RSC15.parameters,), units, given.epochs or (3 if given.is_quick else 10),
-                      given.seeds or ((42, 43, 44) if given.claims else (42,)), given.tie_policy, given.backend,
-                      tuple(given.parameters), given.epochs, given.claims, given.is_quick, given.trials or 100,
-                      given.prune, given.figures, rows, given.compare, given.rerun)
+                      given.seeds or ((42, 43, 44) if given.claims or given.search else (42,)), given.tie_policy,
+                      given.backend, tuple(given.parameters), given.epochs, given.claims, given.is_quick,
+                      given.trials or 100, given.prune, given.figures, rows, given.compare, given.rerun,
+                      {} if not given.search else {
+                          name: getattr(given, name) for name in ('search', 'fixed', 'sampler', 'metric', 'timeout')})
     source = Source(PROTOCOLS[given.dataset], given.train, given.test, given.data, given.cache, given.sessions,
-                    given.items, BY_TITLE.get(given.published))
+                    given.items, BY_TITLE.get(given.published), given.valid)
     folder = given.out.absolute() if given.scheduler else given.out
-    storage = given.storage or f"sqlite:///{folder / 'search.db'}"
-    return request, source, Place(folder, given.jobs, given.scheduler, storage, given.checkpoint_every)
+    url = given.storage or f"sqlite:///{folder / 'search.db'}"
+    return request, source, Place(folder, given.jobs, given.scheduler, url, given.checkpoint_every)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +97,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--test', type=Path, metavar='F', help='tab-separated test events; goes with --train')
     group.add_argument('--published', type=str.lower, choices=BY_TITLE, metavar='TITLE', help='published data set that '
                        f'the files are, for those that no counts tell: {", ".join(BY_TITLE)}')
+    group.add_argument('--valid', type=Path, metavar='F', help='events for validation, in place of the last day of '
+                       '--train; the best network is trained on both')
     group.add_argument('--sessions', type=positive_number, metavar='N', help='size of the synthetic click log, in '
                        f'sessions ({RSC15.sessions:,}; with --dataset video {VIDEO.sessions:,})')
     group.add_argument('--items', type=positive_number, metavar='N', help='the same in items '
@@ -131,11 +137,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        help='rank of a target whose score other items share: before them, after them, in the middle '
                             '(conservative: after them)')
 
-    group = parser.add_argument_group('the parameter search, --table 2')
-    group.add_argument('--trials', type=positive_number, metavar='N', help='random points (100)')
+    group = parser.add_argument_group('the parameter searches, --table 2 and --search')
+    group.add_argument('--search', type=Path, metavar='SPACE', help='file of parameters to search and their values, '
+                       "such as those in spaces/ or the authors' own; the best network is then trained on all training "
+                       'data and evaluated, with three seeds')
+    group.add_argument('--fixed', nargs='+', default=[], metavar='NAME=VALUE,...', help='what the networks of --search '
+                       'share, beside what its file says; also a file of parameters')
+    group.add_argument('--sampler', choices=search.SAMPLERS, help='of the points of --search: a model of the earlier '
+                       'trials, or random numbers (tpe)')
+    group.add_argument('--metric', type=metric, metavar='NAME@N', help='what --search maximises: recall or mrr at any '
+                       'cut-off (mrr@20)')
+    group.add_argument('--timeout', type=positive_number, metavar='SECONDS',
+                       help='after which --search begins no trial')
+    group.add_argument('--trials', type=positive_number, metavar='N', help='points, in Table 2 random ones (100)')
     group.add_argument('--storage', metavar='URL', help='database of the trials, as SQLAlchemy writes it '
                        '(sqlite:///OUT/search.db); processes that share one work on the same search')
-    group.add_argument('--prune', action='store_true', help='stop a trial whose Recall@20 after an epoch is below the '
+    group.add_argument('--prune', action='store_true', help='stop a trial whose metric after an epoch is below the '
                        'median of the others')
 
     group = parser.add_argument_group('where and how')
@@ -151,11 +168,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        'log (cache)')
 
 
+def metric(text: str) -> str:
+    """Parse the name of a metric."""
+    if not re.fullmatch('(recall|mrr)@[1-9][0-9]*', text.lower()):
+        raise argparse.ArgumentTypeError(f'{text!r} is no metric such as recall@20 or mrr@5')
+    return text.lower().replace('recall', 'Recall').replace('mrr', 'MRR')
+
+
 def contradiction(given: argparse.Namespace) -> str | None:
     """Return which options do not go together, or None."""
     of_tables = [f'--{name}' for name in ('table', 'models', 'loss', 'trials', 'storage', 'prune', 'parameters',
                                           'figures') if getattr(given, name)]
-    of_rows = [f'--{name}' for name in ('models', 'loss', 'units', 'trials') if getattr(given, name)]
+    of_rows = [f'--{name}' for name in ('models', 'loss', 'units') if getattr(given, name)]
+    of_search = [f'--{name}' for name in ('fixed', 'sampler', 'metric', 'timeout', 'valid') if getattr(given, name)]
+    of_searches = [f'--{name}' for name in ('trials', 'storage', 'prune') if getattr(given, name)]
+    is_search = given.search or 2 in given.table
     unpublished = [loss for loss in given.loss if loss not in RSC15.parameters]
     if bool(given.train) != bool(given.test):
         return '--train and --test go together'
@@ -171,16 +198,22 @@ def contradiction(given: argparse.Namespace) -> str | None:
         return '--published goes with --data or --train'
     if given.is_quick and not given.claims:
         return '--quick goes with --claims'
+    if of_search and not given.search:
+        return f'{of_search[0]} goes with --search'
+    if given.search and (2 in given.table or given.claims):
+        return '--search does not go with --claims or --table 2, which is another search'
+    if given.valid and not given.train:
+        return '--valid goes with --train and --test'
     if given.claims and of_tables:
         return f"{', '.join(of_tables)} and --claims do not go together: they are of the tables"
-    if given.parameters and of_rows and not (given.table or given.claims):
-        return f'{of_rows[0]} goes with --table, without which --parameters runs nothing but its files'
+    if (given.parameters or given.search) and of_rows and not (given.table or given.claims):
+        return f'{of_rows[0]} goes with --table, without which --parameters and --search run nothing but their files'
     if given.scheduler and given.jobs:
         return '--jobs and --scheduler do not go together: a cluster runs one cell on each worker'
-    if given.scheduler and 2 in given.table and (given.storage or 'sqlite:').startswith('sqlite:'):
-        return '--table 2 on a cluster needs a database server: --storage postgresql://USER@HOST/DATABASE'
-    if 2 not in given.table and (given.storage or given.prune):
-        return f"{'--storage' if given.storage else '--prune'} goes with --table 2"
+    if given.scheduler and is_search and (given.storage or 'sqlite:').startswith('sqlite:'):
+        return 'a search on a cluster needs a database server: --storage postgresql://USER@HOST/DATABASE'
+    if of_searches and not is_search:
+        return f'{of_searches[0]} goes with --table 2 or --search'
     if given.claims and given.units and (len(given.units) != 2 or given.units[0] >= given.units[1]):
         return '--units of the claims are two numbers, of small and of large networks'
     if unpublished and given.table != (2,):
@@ -198,11 +231,16 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
     """Run the cells and searches of a request that have no results yet, publish all, and print tables or claims."""
     began = datetime.now(UTC).isoformat()
     check_extras(request, place)
+    if own := request.search:
+        space = spaces.read(own['search'], own['fixed'] + [f'n_epochs={request.own_epochs}'] * bool(request.own_epochs))
+        request = replace(request, search={'space': space, 'sampler': own['sampler'] or search.SAMPLERS[0],
+                                           'metric': own['metric'] or 'MRR@20', 'timeout': own['timeout']})
     request = replace(request, backend=backends.resolve(request.backend))
     cells, results = plan(source.protocol, request), Results(place.folder)
     results.make_folders()
-    if 2 in request.tables:
-        search.check_storage(place.storage)
+    is_search = bool(request.search) or 2 in request.tables
+    if is_search:
+        storage.check_storage(place.storage)
     n_workers = count_workers(place.scheduler, results.folder) if place.scheduler else 0
     data = share(load_dataset(source), results.folder / 'data')
     if request.claims:
@@ -224,10 +262,15 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
     work = Work(data, results, engine, place.every, request.again)
     for _cell in run_cells(cells[::-1] if jobs > 1 else cells, work):  # the longest, which are the last, first
         publish(results, data)
-    if 2 in request.tables:
+    if is_search:
         validation = share(validation_data(source, data), results.folder / 'data')
-        for _search in run_searches(request, validation, place.storage, jobs, work):
+        for path in run_searches(request, validation, place.storage, jobs, work):
             publish(results, data)
+            if path:  # of the best parameters, whose network is trained on all training data
+                best = replace(request, files=(path,), own_epochs=None, compared=None)
+                keep_request(results, data, best, [])
+                for _cell in run_cells(file_cells(path, source.protocol, best), work):
+                    publish(results, data)
 
     key = {'data': data.fingerprint, 'revision': REVISION, 'command': command}
     if not results.has('commands', key):
@@ -246,15 +289,16 @@ def choose_engine(request: Request, place: Place, cells: list[Cell], n_events: i
     """Return the engine for cells and trials, and how many of them it runs at a time."""
     if place.scheduler:
         return on_cluster(place.scheduler), n_workers
-    models = [cell.model for cell in cells] + [NETWORK] * backends.available_cores() * (2 in request.tables)
+    is_search = bool(request.search) or 2 in request.tables
+    models = [cell.model for cell in cells] + [NETWORK] * backends.available_cores() * is_search
     jobs = place.jobs or default_jobs([memory_of(model, n_events) for model in models], request.backend)
     return in_processes(jobs), jobs
 
 
 def check_extras(request: Request, place: Place) -> None:
     """Raise ValueError for packages that are needed and not installed."""
-    if (2 in request.tables or request.claims) and not find_spec('optuna'):
-        raise ValueError("--table 2 and --claims need Optuna: pip install '.[experiments]'")
+    if (2 in request.tables or request.claims or request.search) and not find_spec('optuna'):
+        raise ValueError("--table 2, --search and --claims need Optuna: pip install '.[experiments]'")
     if place.scheduler and not find_spec('distributed'):
         raise ValueError("--scheduler needs Dask: pip install '.[cluster]'")
     if request.figures and not find_spec('matplotlib'):
@@ -268,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level='WARNING', format='%(message)s')
     logging.getLogger('gru4rec.events').setLevel('INFO')  # how many events each filter drops
     try:
-        run(request, source, place, shlex.join(['python', 'run_experiments.py', *map(search.without_password, words)]))
+        run(request, source, place, shlex.join(['python', 'run_experiments.py', *map(storage.without_password, words)]))
     except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         note(f'run_experiments.py: error: {str(message) or type(error).__name__}')

@@ -115,11 +115,17 @@ def of_authors_file(text: str) -> dict[str, Any]:
         arguments = dict(ast.literal_eval(value))
     except (ValueError, TypeError):
         raise ValueError(f'line {assigned[0].lineno}: must be {wanted}; nothing is computed') from None
+    return of_later_release(with_final_act(arguments))
+
+
+def with_final_act(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with `final_act` in place of `elu_param`, if that is there."""
+    arguments = dict(given)
     if 'elu_param' in arguments:
         elu = arguments.pop('elu_param')
         otherwise = 'softmax' if arguments.get('loss') == 'cross-entropy' else 'linear'
         arguments['final_act'] = f'elu-{elu}' if elu else otherwise
-    return of_later_release(arguments)
+    return arguments
 
 
 def of_later_release(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -194,7 +194,8 @@ def test_items_that_a_fraction_lacks_stay_and_count_as_misses(tmp_path, monkeypa
     assert kept.published.title == 'RSC15 1/2' and 'RSC15 1/2: test events with items' in capsys.readouterr().err
     assert len(dropped.test) == 4 and len(kept.test) == 8 and dropped.fingerprint != kept.fingerprint
     cell = Cell('Markov', None, None, None, None, {}, 'conservative')
-    result, _ranks = run_cell(cell, kept)  # of 1 -> 9, 1 -> 2 (9 is passed over), 9 -> 1, 1 -> 2, 9 -> 9 the second and fourth
+    result, _ranks = run_cell(cell, kept)
+    # of 1 -> 9, 1 -> 2 (9 is passed over), 9 -> 1, 1 -> 2, 9 -> 9 the second and fourth
     assert result['recall@20'] == result['mrr@20'] == 2 / 5
     assert run_cell(cell, dropped)[0]['recall@20'] == 1
     assert sum(n for _name, n, _recall in result['details']['by_popularity']) == 3  # of items that training has

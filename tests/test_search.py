@@ -21,7 +21,7 @@ import run_experiments
 from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor import click_log
-from gru4rec_pytensor.experiments import search
+from gru4rec_pytensor.experiments import search, storage
 from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
 from gru4rec_pytensor.experiments.protocols import RSC15
 
@@ -46,7 +46,7 @@ def small_space(monkeypatch):
 def the_search(folder):
     train, valid = (click_log.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
     data = share(Dataset('', RSC15, True, train, valid, fingerprint='data'), folder)
-    return search.Search(data.folder, 'top1', 4, 2, 42, 'python', 'conservative')
+    return search.Search(data.folder, search.space_of_table_2('top1', 4, 2), 42, 'python', 'conservative')
 
 
 class Untrained:
@@ -67,7 +67,8 @@ class Untrained:
 @pytest.fixture
 def untrained(monkeypatch):
     monkeypatch.setattr(search, 'GRU4Rec', Untrained)
-    monkeypatch.setattr(search, 'validate', lambda model, the_search: (model.recall, model.recall / 2))
+    monkeypatch.setattr(search, 'validate', lambda model, the_search: (
+        model.recall, model.recall, model.recall / 2))
 
 
 def run(the_search, path, n_trials=3, prune=False, note=lambda text: None):
@@ -126,7 +127,7 @@ def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common
     assert the_search._replace(prune=True).name.endswith(', revision 2, pruned')
     names = {the_search.name, the_search._replace(candidates=30).name}
     monkeypatch.setattr(search, 'SPACE', SMALL_SPACE | {'momentum': (0.5,)})
-    assert len({*names, the_search.name}) == 3
+    assert len({*names, the_search._replace(space=search.space_of_table_2('top1', 4, 2)).name}) == 3
 
 
 @pytest.mark.promise
@@ -162,10 +163,11 @@ def test_more_points_prolong_a_search_which_ends_as_if_they_had_been_asked_for_a
 def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, tmp_path, monkeypatch):
     monkeypatch.setattr(search, 'SPACE', SMALL_SPACE | {'learning_rate': (1e38,)})
     lines = []
-    found = run(the_search._replace(loss='cross-entropy'), tmp_path / 'db', n_trials=2, note=lines.append)
+    the_search = the_search._replace(space=search.space_of_table_2('cross-entropy', 4, 2))
+    found = run(the_search, tmp_path / 'db', n_trials=2, note=lines.append)
     assert found == search.Found(2, 0, 0, None, None)
-    trials = trials_in(tmp_path / 'db', the_search._replace(loss='cross-entropy'))
-    assert [trial.state.name for trial in trials] == ['FAIL', 'FAIL']
+    trials = trials_in(tmp_path / 'db', the_search)
+    assert [trial.state.name for trial in trials] == ['PRUNED', 'PRUNED']
     assert all(trial.user_attrs['reason'].startswith('Unstable: not finite') for trial in trials)
     assert len(lines) == 2 and 'Unstable: not finite after 0 epochs' in lines[0]
 
@@ -190,7 +192,7 @@ def test_a_trial_that_was_lost_with_its_process_is_run_again(
     point, = search.random_points(SMALL_SPACE, 1, 42)
     study.enqueue_trial(point, user_attrs={'phase': 'random', 'number': 0})
     study.ask()  # and the process dies
-    monkeypatch.setattr(search, 'HEARTBEAT', 1)
+    monkeypatch.setattr(storage, 'HEARTBEAT', 1)
     assert run(the_search, tmp_path / 'db', n_trials=1).n_random == 1
     assert [trial.state.name for trial in trials_in(tmp_path / 'db', the_search)][:2] == ['FAIL', 'COMPLETE']
 
@@ -247,12 +249,12 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import pandas as pd
-from gru4rec_pytensor.experiments import search
+from gru4rec_pytensor.experiments import search, storage
 from gru4rec_pytensor.experiments.datasets import Events
 from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
 from gru4rec_pytensor.experiments.protocols import RSC15
 
-def objective(trial, a_search, space, note, n_points):
+def objective(trial, a_search, space, note, others, n_points):
     parameters = {{name: trial.suggest_categorical(name, values) for name, values in space.items()}}
     trial.set_user_attr('mrr', 0.5)
     print('begins', flush=True)
@@ -260,10 +262,11 @@ def objective(trial, a_search, space, note, n_points):
     print(trial.user_attrs, flush=True)
     return parameters['learning_rate']
 
-search.SPACE, search.objective, search.HEARTBEAT, search.PATIENCE = {space}, objective, 1, {patience}
+search.SPACE, search.objective, storage.HEARTBEAT, storage.PATIENCE = {space}, objective, 1, {patience}
 frame = pd.DataFrame({{'SessionId': [k // 2 for k in range(100)]}})
 search.open_events = lambda folder: Events(frame, frame)
-found = search.run(search.Search(Path('data'), 'top1', 4, 1, 42, 'python', 'standard'), 12, sys.argv[1], print)
+found = search.run(search.Search(Path('data'), search.space_of_table_2('top1', 4, 1), 42, 'python', 'standard'), 12,
+                   sys.argv[1], print)
 print(found)
 """
 
@@ -386,8 +389,8 @@ def test_a_server_that_stays_away_ends_a_search_with_one_line(server):
 @pytest.mark.slow
 @needs_postgresql
 def test_processes_that_open_an_empty_server_at_once_all_find_its_tables(server):
-    program = ('import sys; from gru4rec_pytensor.experiments import search; sys.stdin.readline(); '
-               'search.open_storage(sys.argv[1])')
+    program = ('import sys; from gru4rec_pytensor.experiments import storage; sys.stdin.readline(); '
+               'storage.open_storage(sys.argv[1])')
     processes = [subprocess.Popen([sys.executable, '-c', program, server.url], stdin=subprocess.PIPE, text=True,
                                   stderr=subprocess.PIPE, cwd=Path(search.__file__).parents[2])
                  for _process in range(6)]
@@ -417,4 +420,4 @@ def test_passwords_are_not_shown():
             ('mysql://h/d?user=me&Password=a%40b&charset=utf8', 'mysql://h/d?user=me&Password=***&charset=utf8'),
             ('mysql://h/d?passwd=a', 'mysql://h/d?passwd=***'), ('mssql:///?odbc_connect=PWD%3Da', 'mssql:///?odbc_connect=***'),
             ('sqlite:////tmp/a@b.db', 'sqlite:////tmp/a@b.db'), ('postgresql://me@host:5432/db',) * 2):
-        assert search.without_password(url) == shown
+        assert storage.without_password(url) == shown

@@ -20,8 +20,9 @@ DATA = Dataset('mine', RSC15, True, click_log([1, 2]), click_log([1, 2]))  # bes
 
 
 def a_result(model, recall, mrr=0.1, loss=None, units=None, seed=None, **more):
-    return {'model': model, 'loss': loss, 'units': units, 'seed': seed, 'recall@20': recall, 'mrr@20': mrr, 'ndcg@20': 0.3,
-            'fit_seconds': 2.0, 'eval_seconds': None if recall is None else 0.5, 'epochs': 10, 'backend': 'numba',
+    return {'model': model, 'loss': loss, 'units': units, 'seed': seed, 'recall@20': recall, 'mrr@20': mrr,
+            'ndcg@20': 0.3, 'fit_seconds': 2.0,
+            'eval_seconds': None if recall is None else 0.5, 'epochs': 10, 'backend': 'numba',
             'tie_policy': 'conservative', 'candidates': None,
             'parameters': RSC15.parameters[loss] if loss else BASELINES[model][1],
             'other_tie_policies': {}} | more

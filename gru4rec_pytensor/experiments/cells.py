@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,7 @@ class Request:
     figures : whether to draw figures
     compared : titles of rows to compare, none for all; None without a comparison
     again : whether cells that kept no ranks are run again
+    search : space, sampler, metric and timeout of a `search.Search`, if a space is searched
     """
     tables: tuple[int, ...]
     models: tuple[str, ...]
@@ -71,6 +72,7 @@ class Request:
     own: tuple[OwnRow, ...] = ()
     compared: tuple[str, ...] | None = None
     again: bool = False
+    search: dict[str, Any] = field(default_factory=dict)
 
 
 class Cell(NamedTuple):

@@ -110,6 +110,7 @@ class Source(NamedTuple):
     cache : folder of synthetic logs, where a missing one is made
     sessions, items : size of the synthetic log; that of the protocol when None
     said : the published data set that it is by the user's word
+    valid : file of the validation events of a search, which belong to the training data for testing
     """
     protocol: Protocol = RSC15
     train: Path | None = None
@@ -119,6 +120,7 @@ class Source(NamedTuple):
     sessions: int | None = None
     items: int | None = None
     said: PublishedData | None = None
+    valid: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,11 @@ def load_dataset(source: Source) -> Dataset:
         train_path, test_path = (folder / preprocess_rsc15.FILES[part] for part in ('train_full', 'test'))
         name = folder.resolve().name
     train, test = read_pair(train_path, test_path, source.protocol)
+    if source.valid:
+        valid = read_pair(train_path, source.valid, source.protocol)[1]
+        if train.SessionId.isin(valid.SessionId).any():
+            raise ValueError(f'{source.valid}: has sessions of {train_path}, too; a session is in one of them')
+        train = pd.concat([train, valid], ignore_index=True)
     is_synthetic = (train_path.parent / preprocess_rsc15.SYNTHETIC_LOG).exists() or not (source.train or source.folder)
     data = Dataset('', source.protocol, is_synthetic, train, test, said=source.said)
     check_said(data)
@@ -207,8 +214,11 @@ def check_said(data: Dataset) -> None:
 
 
 def validation_data(source: Source, data: Dataset) -> Dataset:
-    """Return the data of the search: that of the folder, or else the training data, with its last day for testing."""
+    """Return the data of the search: that of files, or else the training data, with its last day for testing."""
     train, valid = None, None
+    if source.train and source.valid:
+        train, valid = read_pair(source.train, source.valid, data.protocol)
+        valid = with_known_items(train, valid)
     if source.folder:
         train_path, valid_path = (source.folder / preprocess_rsc15.FILES[part] for part in ('train_tr', 'valid'))
         if train_path.is_file() and valid_path.is_file():

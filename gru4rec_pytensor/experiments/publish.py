@@ -14,6 +14,7 @@ from gru4rec_pytensor.experiments.comparisons import (
     without_ranks,
 )
 from gru4rec_pytensor.experiments.datasets import Dataset
+from gru4rec_pytensor.experiments.found import best_trials
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.report import format_report
 from gru4rec_pytensor.experiments.results import Results, write_text
@@ -33,6 +34,7 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
         paper, later = both[:len(paper)], both[len(paper):]
         searches = tables_2([found for found in results.load('searches', data.fingerprint)
                              if found['candidates'] == data.protocol.candidates], data)
+        found = results.load('found', data.fingerprint)
         claims = [claims_section(cells, results, data, Request(
             (), (), (), tuple(asked['units']), asked['epochs'], tuple(asked['seeds']), asked['tie_policy'],
             asked['backend'], is_quick=asked['is_quick'])) for asked in results.load('claims', data.fingerprint)
@@ -47,7 +49,7 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
         for section in compared:
             tables[0].tables.extend(section.tables)
             tables[0].notes.extend(section.notes)
-        files = {'tables.md': [*tables, *searches], 'claims.md': claims}
+        files = {'tables.md': [*tables, *searches, *map(best_trials, found)], 'claims.md': claims}
         texts = {name: '\n'.join(as_markdown(data, section) for section in sections)
                  for name, sections in files.items() if sections}
         if with_report:
@@ -55,7 +57,7 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
             commands = sorted(results.load('commands', data.fingerprint), key=lambda command: command['began'])
             texts['report.html'] = format_report(paper, later, data, [*compared, *searches, *claims],
                                                  [command['command'] for command in commands],
-                                                 [*pairs.values()], ranks_of_rows(both, results), figures)
+                                                 [*pairs.values()], ranks_of_rows(both, results), figures, found)
         for name, text in texts.items():
             write_text(results.folder / name, text)
     return texts

@@ -13,6 +13,7 @@ from gru4rec_pytensor.experiments import page
 from gru4rec_pytensor.experiments.cells import CUT_OFFS, versions
 from gru4rec_pytensor.experiments.comparisons import COMPARED, INTERVALS, Pair, intervals_of_bins
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
+from gru4rec_pytensor.experiments.found import html_section
 from gru4rec_pytensor.experiments.protocols import DESCRIPTIONS, NETWORK
 from gru4rec_pytensor.experiments.tables import (
     TITLES,
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 def format_report(paper: list[dict], later: list[dict], data: Dataset, sections: list[Section],
                   commands: list[str], comparisons: Sequence[list[Pair]] = (),
-                  ranks: dict[tuple, np.ndarray] | None = None, figures: Sequence[str] = ()) -> str:
+                  ranks: dict[tuple, np.ndarray] | None = None, figures: Sequence[str] = (),
+                  outcomes: Sequence[dict] = ()) -> str:
     """Return the whole page.
 
     Parameters
@@ -48,6 +50,7 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
     comparisons : pairs of rows that were asked for, see `comparisons.compare_rows`
     ranks : of rows, see `comparisons.ranks_of_rows`
     figures : addresses of the figures that were drawn, relative to the page
+    outcomes : of searches of spaces
     """
     results = [*paper, *later]
     parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>', comparison_section(paper, data)]
@@ -56,6 +59,7 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
     parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, notes))
               for table, notes in tables]
     parts += [comparison_picture(pairs) for pairs in comparisons if pairs]
+    parts += [html_section(outcome) for outcome in outcomes]
     parts += picture_sections(results, intervals_of_bins(ranks, data) if ranks else {})
     counts = []
     for name, numbers in data.counts.items():

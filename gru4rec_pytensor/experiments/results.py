@@ -17,7 +17,7 @@ from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.files import atomic_file, check_writable, locked, remove_leftovers
 
 FORMAT = 1  # of the files; raised when what they hold changes
-KINDS = ('cells', 'searches', 'claims', 'parameters', 'rows', 'comparisons', 'commands')
+KINDS = ('cells', 'searches', 'found', 'claims', 'parameters', 'rows', 'comparisons', 'commands')
 
 
 class Results:

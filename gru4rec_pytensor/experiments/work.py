@@ -15,6 +15,7 @@ from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import Cell, Request, check_batch_sizes, run_cell
 from gru4rec_pytensor.experiments.datasets import Dataset, open_events, size_in_words
 from gru4rec_pytensor.experiments.engines import Engine, Task
+from gru4rec_pytensor.experiments.found import keep
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.terminal import Display, note
@@ -142,37 +143,48 @@ def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: 
 # Searches
 # ---------------------------------------------------------------------------------------------------------------------
 
-def run_searches(request: Request, validation: Dataset, url: str, n_processes: int, work: Work) -> Iterator[None]:
-    """Search the parameters of each loss, in processes that share its trials; yields when an outcome is kept.
+def run_searches(request: Request, validation: Dataset, url: str, n_processes: int,
+                 work: Work) -> Iterator[Path | None]:
+    """Search the parameters of each loss, or of a space, in processes that share its trials.
+
+    Yields when an outcome is kept: the file of the best parameters of a space.
 
     Parameters
     ----------
     validation : shared training and validation events
     url : of the database of trials
     """
-    for loss in request.losses:
-        one = search.Search(validation.folder, loss, request.units[0], request.epochs, request.seeds[0],
-                            request.backend, request.tie_policy, work.data.protocol.candidates, request.prune,
-                            work.results.folder / 'checkpoints', work.every)
+    sizes = {part: size_in_words(validation.counts[name]) for part, name in (('train', 'train'), ('valid', 'test'))}
+    spaces = [search.space_of_table_2(loss, request.units[0], request.epochs) for loss in request.losses]
+    for space in spaces if 2 in request.tables else [request.search['space']]:
+        one = search.Search(validation.folder, space, request.seeds[0], request.backend, request.tie_policy,
+                            work.data.protocol.candidates, request.prune, work.results.folder / 'checkpoints',
+                            work.every)._replace(**request.search)._replace(space=space)
+        title = space.name or space.fixed['loss']
         tasks = [Task(f'search, process {k + 1}' if n_processes > 1 else 'search', join_search,
                       (one, request.n_trials, url)) for k in range(n_processes)]
         found = None
         with Display(len(tasks)) as display:
             for task, outcome in work.engine(tasks, display):
                 if outcome.failure:
-                    work.failures[f'{task.title} of {loss}'] = outcome.failure
+                    work.failures[f'{task.title} of {title}'] = outcome.failure
                 found = outcome.value or found
-                display.finished(task.title, outcome.failure or f'all trials of {loss} are done')
-        if found:
-            names = ('loss', 'units', 'epochs', 'seed', 'backend', 'tie_policy', 'candidates', 'prune')
+                display.finished(task.title, outcome.failure or f'all trials of {title} are done')
+        if isinstance(found, dict):
+            path = keep(work.results, one, found, sizes, work.data.fingerprint)
+            if path:
+                note(f'{path}: the best parameters')
+            yield path
+        elif found:
+            names = ('seed', 'backend', 'tie_policy', 'candidates', 'prune')
             key = {'data': work.data.fingerprint, 'revision': REVISION, 'validation': validation.fingerprint,
-                   'space': search.SPACE, 'n_trials': request.n_trials} | {name: getattr(one, name) for name in names}
-            sizes = {part: size_in_words(validation.counts[name]) for part, name in (('train', 'train'),
-                                                                                     ('valid', 'test'))}
+                   'space': search.SPACE, 'n_trials': request.n_trials, 'loss': title, 'units': request.units[0],
+                   'epochs': request.epochs} | {name: getattr(one, name) for name in names}
             work.results.save('searches', key, found._asdict() | sizes)
-            yield
+            yield None
 
 
-def join_search(one: search.Search, n_trials: int, url: str, report: Callable[[str, bool], None]) -> search.Found:
+def join_search(one: search.Search, n_trials: int, url: str,
+                report: Callable[[str, bool], None]) -> search.Found | dict:
     """Take part in a search until it is done."""
     return search.run(one, n_trials, url, lambda text: report(text, True))
