@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -213,6 +214,52 @@ def percentiles(means: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Models of your own
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Recommender(Protocol):
+    """What a model needs to be ranked and compared: `fit`, and one of `predict_next` and `predict_next_batch`.
+
+    `predict_next` is called with each event of a session in turn, session after session, but for the last one.  It
+    returns a Series: the scores of the next item, higher is better, indexed by `predict_for_item_ids`, an array.  Where
+    it has a parameter `timestamp`, it is also handed the time of that event.  See `BatchRecommender` for the other.
+
+    An attribute `items_` with the ids of the items that the model knows is optional: without it `next_item_ranks` has
+    to be told among which `items` to rank.
+
+    Examples
+    --------
+    >>> class Again:
+    ...     def fit(self, train):
+    ...         self.items_, self.session_id = train.ItemId.unique(), None
+    ...     def predict_next(self, session_id, input_item_id, predict_for_item_ids):
+    ...         if session_id != self.session_id:
+    ...             self.session_id, self.clicked = session_id, []
+    ...         self.clicked.append(input_item_id)
+    ...         return pd.Series([self.clicked.count(item) for item in predict_for_item_ids], predict_for_item_ids)
+    >>> log, model = pd.DataFrame({'SessionId': [1, 1, 1, 1], 'ItemId': list('abaa'), 'Time': range(4)}), Again()
+    >>> model.fit(log)
+    >>> next_item_ranks(model, log).tolist()
+    [2.0, 1.0, 1.0]
+    """
+    def fit(self, data: pd.DataFrame, /) -> Any: ...
+
+    def predict_next(self, session_id: Any, input_item_id: Any, predict_for_item_ids: np.ndarray, /) -> pd.Series: ...
+
+
+class BatchRecommender(Protocol):
+    """A model with the method of the release's networks: `session_ids` and `input_item_ids` have `batch` entries each.
+
+    `predict_next_batch` returns a DataFrame, a column for each session, indexed by `predict_for_item_ids`; if that is
+    None, by all items that the model knows.
+    """
+    def fit(self, data: pd.DataFrame, /) -> Any: ...
+
+    def predict_next_batch(self, session_ids: np.ndarray, input_item_ids: np.ndarray,
+                           predict_for_item_ids: np.ndarray | None, batch: int, /) -> pd.DataFrame: ...
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Ranks
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -228,7 +275,8 @@ def one_model(function: Callable) -> Callable:
 @one_model
 def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None = None, batch_size: int = 100,
                     tie_policy: str = 'standard', seed: int = 42, session_key: str = 'SessionId',
-                    item_key: str = 'ItemId', time_key: str = 'Time', carry_states: bool = False) -> np.ndarray:
+                    item_key: str = 'ItemId', time_key: str = 'Time', carry_states: bool = False,
+                    nan_as_zero: bool = False) -> np.ndarray:
     """Rank of each next item in the test sessions, after the model has seen the events before it.
 
     The rank is 1 + the number of other ranked items with a strictly higher score.  By `tie_policy` equal scores do not
@@ -237,13 +285,14 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
 
     Parameters
     ----------
-    model : a trained `GRU4Rec`, a baseline, or any object with the release's `predict_next_batch` or `predict_next`
+    model : a trained `GRU4Rec`, a baseline, or any `Recommender` or `BatchRecommender`
     test_data : frame of events, not modified; every item must be known to the model
     items : ids of the items among which the target is ranked, the target itself added; when None, all of `items_`, or
         those that `predict_next_batch` returns if the model has no `items_`
     batch_size : parallel sessions of a `GRU4Rec`; another one changes last digits of scores, since BLAS rounds by the
         size of matrices, and so at most the order of items whose scores are that close
     carry_states : start from the hidden states of the last evaluation, as the release did; off by default
+    nan_as_zero : take scores of NaN for 0; otherwise one of a next item is a ValueError
 
     Returns
     -------
@@ -271,9 +320,13 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     elif hasattr(model, 'score_block'):
         blocks = baseline_blocks(model, item_ids, offsets, ranked)
     else:
-        blocks = stepwise_blocks(model, item_ids, offsets, test_data[session_key].to_numpy()[rows], ranked)
+        session_ids, times = (test_data[name].to_numpy()[rows] for name in (session_key, time_key))
+        blocks = stepwise_blocks(model, item_ids, offsets, session_ids, times, ranked)
     ranks = np.empty(len(rows) - len(offsets) + 1)
     for block in blocks:
+        if nan_as_zero:
+            block = block._replace(**{name: np.nan_to_num(getattr(block, name), posinf=np.inf, neginf=-np.inf)
+                                      for name in ('scores', 'low', 'high')})
         ranks[block.prediction] = block_ranks(block, tie_policy, seed)
     return ranks
 
@@ -303,7 +356,8 @@ def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: Arra
     check_predictions(offsets)
     events, session = test_data.iloc[rows], session_of_event(offsets)
     if not hasattr(model, 'items_'):
-        raise ValueError(f'a {type(model).__name__} has no items_: which items are unknown cannot be told')
+        raise ValueError(f'a {type(model).__name__} has no items_: set them to the ids of its training '
+                         'items, so that unknown ones can be told')
     known = np.flatnonzero(IdIndex(model.items_).get_indexer(events[item_key]) >= 0)
     has_rank = known[1:][session[known[1:]] == session[known[:-1]]]
     ranks = np.full(len(rows), np.inf)
@@ -466,34 +520,39 @@ def baseline_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items
         yield Block(prediction, scores, n_ranked, low, low, column)
 
 
-def stepwise_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, session_ids: np.ndarray,
+def stepwise_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, session_ids: np.ndarray, times: np.ndarray,
                     items: np.ndarray | None) -> Iterator[Block]:
-    """Blocks of any model that has only the release's `predict_next` or `predict_next_batch`, an event at a time."""
+    """Blocks of a `Recommender` or `BatchRecommender`, an event at a time."""
     name, in_batches = type(model).__name__, hasattr(model, 'predict_next_batch')
     if not in_batches and not hasattr(model, 'predict_next'):
         raise TypeError(f'a {name} has neither predict_next nor predict_next_batch, so it cannot be evaluated')
     ranked = getattr(model, 'items_', None) if items is None else items
     if ranked is None and not in_batches:
         raise ValueError(f'items=None: a {name} has neither items_ nor predict_next_batch; pass the ids to rank among')
-    prediction = 0
-    for first, last in zip(offsets[:-1], offsets[1:]):
-        for position in range(first, last - 1):
-            target = item_ids[position + 1:position + 2]
-            wanted = None if ranked is None else pd.unique(np.append(ranked, target))
-            if in_batches:
-                scores = model.predict_next_batch(session_ids[position:position + 1], item_ids[position:position + 1],
-                                                  wanted, 1).iloc[:, 0]
-            else:
-                scores = model.predict_next(session_ids[position], item_ids[position], wanted)
-            scored = scores.index if wanted is None else pd.Index(wanted)
-            column = scored.get_indexer_for(target)
-            if column[0] < 0:
-                raise KeyError(f'prediction {prediction}: the scores of {name} lack the next item, {first_few(target)}')
-            values = scores.loc[scored].to_numpy()
-            n_ranked = len(scored if ranked is None else ranked)
-            yield Block(np.array([prediction]), values[None], n_ranked, values[column], values[column],
-                        np.where(column < n_ranked, column, -1))
-            prediction += 1
+    method, kind = ('predict_next_batch', pd.DataFrame) if in_batches else ('predict_next', pd.Series)
+    predict = getattr(model, method)
+    takes_time = not in_batches and 'timestamp' in inspect.signature(predict).parameters
+    for prediction, position in enumerate(np.delete(np.arange(len(item_ids)), offsets[1:] - 1)):
+        event, target = slice(position, position + 1), item_ids[position + 1:position + 2]
+        wanted = None if ranked is None else pd.unique(np.append(ranked, target))
+        if in_batches:
+            scores = predict(session_ids[event], item_ids[event], wanted, 1)
+        else:
+            now = {'timestamp': times[position]} if takes_time else {}
+            scores = predict(session_ids[position], item_ids[position], wanted, **now)
+        if not isinstance(scores, kind):
+            raise TypeError(f'{name}.{method} returned a {type(scores).__name__}: it must be a {kind.__name__} of '
+                            'pandas, indexed by item ids')
+        scores = scores.iloc[:, 0] if in_batches else scores
+        scored = scores.index if wanted is None else pd.Index(wanted)
+        column, places = scored.get_indexer(target), scores.index.get_indexer(scored)
+        if (places < 0).any() or column[0] < 0:
+            lacking = f'the next item, {first_few(target)}' if column[0] < 0 else first_few(scored[places < 0])
+            raise KeyError(f'prediction {prediction}: the scores of {name} lack {lacking}')
+        values = scores.to_numpy(np.float64)[places]
+        n_ranked = len(scored if ranked is None else ranked)
+        yield Block(np.array([prediction]), values[None], n_ranked, values[column], values[column],
+                    np.where(column < n_ranked, column, -1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -530,7 +589,7 @@ def evaluate_sessions(pr: Any, test_data: pd.DataFrame, train_data: pd.DataFrame
     """Recall@N and MRR@N of a baseline on test sessions, as the release's function of this name returns them.
 
     The next item is ranked among the items of `train_data`, or `items`; ties are decided by noise, as in the release,
-    unless `tie_policy` says otherwise.
+    unless `tie_policy` says otherwise, and scores of NaN count as 0, as there.
 
     Returns
     -------
@@ -538,7 +597,8 @@ def evaluate_sessions(pr: Any, test_data: pd.DataFrame, train_data: pd.DataFrame
     """
     if items is None:
         items = train_data[item_key].unique()
-    ranks = next_item_ranks(pr, test_data, items, 100, tie_policy, seed, session_key, item_key, time_key)
+    ranks = next_item_ranks(pr, test_data, items, 100, tie_policy, seed, session_key, item_key, time_key,
+                            nan_as_zero=True)
     return recall_mrr(ranks, cut_off, hit_rule)
 
 
