@@ -22,6 +22,7 @@ from gru4rec_pytensor.backends import blas_threads
 from gru4rec_pytensor.checks import check_choice, check_whole_number, first_few
 from gru4rec_pytensor.events import IdIndex, as_ids, session_of_event, session_order
 from gru4rec_pytensor.floats import float_order
+from gru4rec_pytensor.lists import Lists
 from gru4rec_pytensor.prefix_scores import check_target_scores, count_above
 
 CUT_OFF = 20  # the paper's
@@ -276,7 +277,7 @@ def one_model(function: Callable) -> Callable:
 def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None = None, batch_size: int = 100,
                     tie_policy: str = 'standard', seed: int = 42, session_key: str = 'SessionId',
                     item_key: str = 'ItemId', time_key: str = 'Time', carry_states: bool = False,
-                    nan_as_zero: bool = False) -> np.ndarray:
+                    nan_as_zero: bool = False, lists: Lists | None = None) -> np.ndarray:
     """Rank of each next item in the test sessions, after the model has seen the events before it.
 
     The rank is 1 + the number of other ranked items with a strictly higher score.  By `tie_policy` equal scores do not
@@ -293,6 +294,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
         size of matrices, and so at most the order of items whose scores are that close
     carry_states : start from the hidden states of the last evaluation, as the release did; off by default
     nan_as_zero : take scores of NaN for 0; otherwise one of a next item is a ValueError
+    lists : to be filled with the items of highest score
 
     Returns
     -------
@@ -308,15 +310,17 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     ranked = None if items is None else pd.unique(as_ids(items, 'items'))
     if ranked is not None and not len(ranked):
         raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
-    if hasattr(model, 'tie_counts') and tie_policy != 'tiebreaking':
+    if lists:
+        lists.begin(len(rows) - len(offsets) + 1, getattr(model, 'items_', None) if ranked is None else ranked)
+    if hasattr(model, 'tie_counts') and tie_policy != 'tiebreaking' and not lists:
         greater, equal = model.tie_counts(item_ids, offsets, ranked)
         return ranks_from_ties(greater, equal, tie_policy)
     if carry_states:
         blocks = release_blocks(model, item_ids, offsets, ranked, batch_size)
-    elif getattr(model, 'backend_', None) == 'jax' and tie_policy != 'tiebreaking':
+    elif getattr(model, 'backend_', None) == 'jax' and tie_policy != 'tiebreaking' and not lists:
         return device_ranks(model, item_ids, offsets, ranked, batch_size, tie_policy)
     elif hasattr(model, 'next_states'):
-        return network_ranks(model, item_ids, offsets, ranked, batch_size, tie_policy, seed)
+        return network_ranks(model, item_ids, offsets, ranked, batch_size, tie_policy, seed, lists)
     elif hasattr(model, 'score_block'):
         blocks = baseline_blocks(model, item_ids, offsets, ranked)
     else:
@@ -327,7 +331,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
         if nan_as_zero:
             block = block._replace(**{name: np.nan_to_num(getattr(block, name), posinf=np.inf, neginf=-np.inf)
                                       for name in ('scores', 'low', 'high')})
-        ranks[block.prediction] = block_ranks(block, tie_policy, seed)
+        ranks[block.prediction] = block_ranks(block, tie_policy, seed, lists)
     return ranks
 
 
@@ -341,7 +345,7 @@ def check_predictions(offsets: np.ndarray) -> None:
 def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: ArrayLike | None = None,
                                 batch_size: int = 100, tie_policy: str = 'standard', seed: int = 42,
                                 session_key: str = 'SessionId', item_key: str = 'ItemId',
-                                time_key: str = 'Time') -> np.ndarray:
+                                time_key: str = 'Time', lists: Lists | None = None) -> np.ndarray:
     """`next_item_ranks` of test sessions with items that training does not have: these are never recommended.
 
     The rank of such an item is infinite, and so is that of an item before which the session has no known one; the other
@@ -363,7 +367,7 @@ def next_item_ranks_with_misses(model: Any, test_data: pd.DataFrame, items: Arra
     ranks = np.full(len(rows), np.inf)
     if len(has_rank):
         ranks[has_rank] = next_item_ranks(model, events.iloc[known], items, batch_size, tie_policy, seed, session_key,
-                                          item_key, time_key)
+                                          item_key, time_key, lists=lists)
     return np.delete(ranks, offsets[:-1])
 
 
@@ -385,12 +389,15 @@ class Block(NamedTuple):
     bias: np.ndarray | None = None
 
 
-def block_ranks(block: Block, tie_policy: str, seed: int) -> np.ndarray:
-    """Ranks of the targets of a block, float64 (b,)."""
+def block_ranks(block: Block, tie_policy: str, seed: int, lists: Lists | None = None) -> np.ndarray:
+    """Ranks of the targets of a block, float64 (b,); the items of highest score go into `lists`."""
     prediction, scores, n_ranked, low, high, column, bias = block
     check_target_scores(low, prediction)
+    bias = np.zeros(n_ranked, scores.dtype) if bias is None else bias
+    if lists:
+        lists.take(prediction, scores, bias)
     if tie_policy != 'tiebreaking':
-        greater, at_least = count_above(scores, np.zeros(n_ranked, scores.dtype) if bias is None else bias, low, high)
+        greater, at_least = count_above(scores, bias, low, high)
         return ranks_from_ties(greater, at_least - greater - (column >= 0), tie_policy)
     ranks = np.empty(len(prediction))
     for row, number in enumerate(prediction):
@@ -402,7 +409,7 @@ def block_ranks(block: Block, tie_policy: str, seed: int) -> np.ndarray:
 
 
 def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: np.ndarray | None, batch_size: int,
-                  tie_policy: str, seed: int) -> np.ndarray:
+                  tie_policy: str, seed: int, lists: Lists | None = None) -> np.ndarray:
     """Ranks of a `GRU4Rec`, from session-parallel mini-batches over all events of the test sessions.
 
     The hidden states follow from one another; the scores of different mini-batches do not, and are computed in as many
@@ -416,7 +423,7 @@ def network_ranks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items: 
 
     def rank(steps: list[tuple]) -> None:
         for block in network_blocks(model, steps, candidates, output, tie_policy == 'tiebreaking'):
-            ranks[block.prediction] = block_ranks(block, tie_policy, seed)
+            ranks[block.prediction] = block_ranks(block, tie_policy, seed, lists)
 
     n_threads = blas_threads.allowed()
     with blas_threads.limited(1), ThreadPoolExecutor(n_threads) as pool:

@@ -32,16 +32,16 @@ from evaluation import TIE_POLICIES
 from gru4rec_pytensor import backends
 from gru4rec_pytensor.events import EQUAL_TIMES, share_of_equal_times
 from gru4rec_pytensor.experiments import search, spaces, storage
-from gru4rec_pytensor.experiments.cells import Cell, Request, file_cells, memory_of, plan
+from gru4rec_pytensor.experiments.cells import LISTS_KEYS, Cell, Request, file_cells, memory_of, plan
 from gru4rec_pytensor.experiments.claims import claims_cells
 from gru4rec_pytensor.experiments.datasets import BY_TITLE, Source, load_dataset, share, size_in_words, validation_data
 from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
-from gru4rec_pytensor.experiments.own import EXAMPLE, keep_source, own_row
+from gru4rec_pytensor.experiments.own import EXAMPLE, keep_source, list_row, own_row
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, PROTOCOLS, REVISION, RSC15, VIDEO
 from gru4rec_pytensor.experiments.publish import cells_without_ranks, keep_request, publish
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.experiments.tables import rows_of_tables
-from gru4rec_pytensor.experiments.work import Place, TasksFailed, Work, run_cells, run_searches
+from gru4rec_pytensor.experiments.work import Place, TasksFailed, Work, keep_lists, run_cells, run_searches
 from gru4rec_pytensor.terminal import Parser, listed, note, positive_number, print_result, whole_number
 from preprocess_rsc15 import FILES
 
@@ -61,12 +61,13 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
     if problem := contradiction(given):
         parser.error(problem)
     own = [name for name in given.models if ':' in name]
-    names = [*given.name, *[None] * len(own)]
+    names = [*given.name, *[None] * (len(own) + len(given.lists))]
     try:
-        rows = tuple(own_row(*named) for named in zip(own, names))
-    except ValueError as error:
-        parser.error(f'--models {error}')
-    is_apart = given.parameters or given.claims or given.search or given.compare is not None
+        rows = [own_row(*named) for named in zip(own, names)]
+        rows += [list_row(*named) for named in zip(given.lists, names[len(own):])]
+    except (OSError, ValueError) as error:
+        parser.error(f'--models and --lists: {error}')
+    is_apart = given.parameters or given.claims or given.search or given.lists or given.compare is not None
     tables = given.table or (() if is_apart and not given.models else (1, 3))
     units = given.units or ((100,) if not given.claims else (50, 200) if given.is_quick else (100, 1000))
     models = tuple(name for name in given.models if name not in own)
@@ -76,8 +77,8 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
                       given.loss or (*RSC15.parameters,), units, given.epochs or (3 if given.is_quick else 10),
                       given.seeds or ((42, 43, 44) if given.claims or given.search else (42,)), given.tie_policy,
                       given.backend, tuple(given.parameters), given.epochs, given.claims, given.is_quick,
-                      given.trials or 100, given.prune, given.figures, rows, given.compare, given.rerun,
-                      {} if not given.search else {
+                      given.trials or 100, given.prune, given.figures, tuple(rows), given.compare, given.rerun,
+                      given.lists_metrics, {} if not given.search else {
                           name: getattr(given, name) for name in ('search', 'fixed', 'sampler', 'metric', 'timeout')})
     source = Source(PROTOCOLS[given.dataset], given.train, given.test, given.data, given.cache, given.sessions,
                     given.items, BY_TITLE.get(given.published), given.valid)
@@ -111,8 +112,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--models', type=lambda text: [text] if ':' in text else listed(str, models)(text), nargs='+',
                        default=[], help=f'rows to run, of {", ".join(models)} (those of the paper), and models of your '
                        f'own, such as {EXAMPLE}')
-    group.add_argument('--name', nargs='+', default=[], metavar='TITLE', help='titles of the rows of your own, in the '
-                       'order of the command line (the name of the class)')
+    group.add_argument('--lists', type=Path, nargs='+', default=[], metavar='FILE', help='lists of 20 items or more '
+                       'that another program made, as rows (docs/experiments.md has their form)')
+    group.add_argument('--lists-metrics', action='store_true', help='measure lists of 20 items, too: coverage and mean '
+                       'popularity')
+    group.add_argument('--name', nargs='+', default=[], metavar='TITLE', help='titles of the rows of your own, first '
+                       'of --models, then of --lists (the name of the class or file)')
     group.add_argument('--compare', nargs='*', metavar='ROW', help='compare rows of the tables, by their titles: '
                        'several with one another, all with one, or all with the best; without --table and --models '
                        'nothing else is run')
@@ -190,7 +195,7 @@ def contradiction(given: argparse.Namespace) -> str | None:
         return 'give either --data, or --train and --test'
     if (given.sessions or given.items) and (given.data or given.train):
         return '--sessions and --items are sizes of the synthetic log; they do not go with --data or --train'
-    if len(given.name) > (n_own := sum(':' in name for name in given.models)):
+    if len(given.name) > (n_own := len(given.lists) + sum(':' in name for name in given.models)):
         return f'--name gives {len(given.name)} titles to {n_own} rows of your own'
     if given.rerun and given.compare is None:
         return '--rerun goes with --compare'
@@ -242,11 +247,13 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
     if is_search:
         storage.check_storage(place.storage)
     n_workers = count_workers(place.scheduler, results.folder) if place.scheduler else 0
-    data = share(load_dataset(source), results.folder / 'data')
-    if request.claims:
-        cells = claims_cells(data, request)
+    read = load_dataset(source)
     for row in request.own:
         keep_source(row, results.sources)
+        keep_lists(row, read, results, request, source.protocol.candidates)
+    data = share(read, results.folder / 'data')
+    if request.claims:
+        cells = claims_cells(data, request)
     keep_request(results, data, request, cells)
     if request.again:
         cells = [*cells, *cells_without_ranks(results, data, cells)]
@@ -259,7 +266,8 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
              'them in the order of their items; equal_times = "frame" in a file of --parameters keeps the order of the '
              'file')
     note(f'{data.name}: train {train}; test {test}; backend {request.backend}; {jobs} at a time')
-    work = Work(data, results, engine, place.every, request.again)
+    wanted = ('ranks',) * request.again + LISTS_KEYS * request.lists_metrics
+    work = Work(data, results, engine, place.every, wanted)
     for _cell in run_cells(cells[::-1] if jobs > 1 else cells, work):  # the longest, which are the last, first
         publish(results, data)
     if is_search:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, next_item_ranks_with_misses, recall_mrr
+from evaluation import CUT_OFF, TIE_POLICIES, ndcg, next_item_ranks, next_item_ranks_with_misses, recall_mrr
 from gru4rec import INPUTS, LOSSES, UNITS, GRU4Rec, argument_names, check_arguments
 from gru4rec_pytensor import backends, click_log, model_file
 from gru4rec_pytensor.events import (
@@ -37,10 +37,12 @@ from gru4rec_pytensor.events import (
     TIME_UNITS,
     count,
     drop_short_sessions,
+    session_order,
     share_of_equal_times,
     spelling,
 )
 from gru4rec_pytensor.files import atomic_file, check_writable
+from gru4rec_pytensor.lists import Lists, coverage_and_popularity, ranks_of_lists, write_lists
 from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, positive_number, print_result
 from preprocess_rsc15 import PROTOCOL_YEARS
 
@@ -93,13 +95,24 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
-    """`gru4rec evaluate`: Recall and MRR on a file of events."""
+    """`gru4rec evaluate`: Recall, MRR and NDCG on a file of events, of a model or of lists made elsewhere."""
+    if arguments.lists:
+        return evaluate_lists(arguments)
+    if not arguments.model:
+        raise ValueError('give MODEL and FILE, or --lists and FILE')
+    if arguments.write_lists and arguments.unknown == 'miss':
+        raise ValueError('--write-lists does not go with --unknown miss: there is no list where nothing is known')
+    for path in filter(None, (arguments.write_lists, arguments.ranks)):
+        check_output(path, arguments.file)
+    lists = Lists(max(arguments.k if arguments.write_lists else 0, CUT_OFF * arguments.lists_metrics, 1))
+    kept_lists = lists if arguments.write_lists or arguments.lists_metrics else None
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     columns = session, item, _time = columns_of(arguments, model)
     data = read_log(arguments, columns)
     n_dropped = 0
     if arguments.unknown == 'miss':
-        ranks = next_item_ranks_with_misses(model, data, None, 100, arguments.tie_policy, 42, *columns)
+        ranks = next_item_ranks_with_misses(model, data, None, 100, arguments.tie_policy, 42, *columns,
+                                            lists=kept_lists)
     else:
         index, n_events = model.known_indices(data[item]), len(data)
         data = drop_short_sessions(data[index >= 0].assign(**{item: model.items_[index[index >= 0]]}),
@@ -110,14 +123,45 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         if n_dropped and not arguments.quiet:
             note(f'dropped {n_dropped} of {n_events} events: items that the model does not know, then one-event '
                  'sessions')
-        ranks = next_item_ranks(model, data, None, 100, arguments.tie_policy, 42, *columns)
-    n_sessions = data[session].nunique()
-    found = {'predictions': len(ranks), 'sessions': n_sessions, 'tie_policy': arguments.tie_policy,
-             'unknown': arguments.unknown, 'dropped_events': n_dropped}
+        ranks = next_item_ranks(model, data, None, 100, arguments.tie_policy, 42, *columns, lists=kept_lists)
+    if arguments.write_lists:
+        rows, offsets = session_order(data, session, item, columns[2])
+        write_lists(arguments.write_lists, lists, data[session].to_numpy()[rows], offsets)
+    found, lines = metrics(ranks, data[session].nunique(), arguments)
+    if arguments.lists_metrics:
+        counts = pd.Series(model.item_counts_, index=model.items_)
+        values = coverage_and_popularity(lists.items[:, :CUT_OFF], counts)
+        found |= dict(zip((f'coverage@{CUT_OFF}', f'popularity@{CUT_OFF}'), values))
+        lines.append(f'coverage@{CUT_OFF} {values[0]:.4f}   mean popularity@{CUT_OFF} {values[1]:.4f}')
+    found |= {'tie_policy': arguments.tie_policy, 'unknown': arguments.unknown, 'dropped_events': n_dropped}
+    return found, lines
+
+
+def evaluate_lists(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
+    """Return the metrics of lists that were made elsewhere, as `evaluate` does."""
+    if arguments.model or arguments.write_lists or arguments.lists_metrics:
+        raise ValueError('--lists goes with FILE alone: MODEL, --write-lists and --lists-metrics are of a model')
+    session, item, time_key = columns_of(arguments)
+    data = read_log(arguments, [session, item, time_key])
+    rows, offsets = session_order(data, session, item, time_key)
+    session_ids, item_ids = (data[name].to_numpy()[rows] for name in (session, item))
+    ranks, lists = ranks_of_lists(arguments.lists, session_ids, item_ids, offsets)
+    if max(arguments.cut_off) > (shortest := lists.str.len().min()):
+        raise ValueError(f'--cut-off {max(arguments.cut_off)}: the shortest list has {shortest} items')
+    return metrics(ranks, data[session].nunique(), arguments)
+
+
+def metrics(ranks: np.ndarray, n_sessions: int, arguments: argparse.Namespace) -> tuple[dict, list[str]]:
+    """Return the metrics of ranks at each cut-off, and write the ranks if the command line says so."""
+    if arguments.ranks:
+        with atomic_file(arguments.ranks) as file:
+            np.save(file, ranks)
+    found: dict[str, Any] = {'predictions': len(ranks), 'sessions': n_sessions}
     lines = [f'{len(ranks):,} predictions in {n_sessions:,} sessions']
     for n in arguments.cut_off:
-        recall, mrr = found[f'recall@{n}'], found[f'mrr@{n}'] = recall_mrr(ranks, n)
-        lines.append(f'Recall@{n} {recall:.4f}   MRR@{n} {mrr:.4f}')
+        values = *recall_mrr(ranks, n), ndcg(ranks, n)
+        found |= dict(zip((f'recall@{n}', f'mrr@{n}', f'ndcg@{n}'), values))
+        lines.append('   '.join(f'{name}@{n} {value:.4f}' for name, value in zip(('Recall', 'MRR', 'NDCG'), values)))
     return found, lines
 
 
@@ -229,8 +273,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_training_options(sub)
     sub = command(evaluate, 'Measure Recall and MRR of the next item in the sessions of a log.',
                   'gru4rec evaluate model test.tsv --cut-off 5 20')
-    sub.add_argument('model', metavar='MODEL')
+    sub.add_argument('model', metavar='MODEL', nargs='?')
     add_log_options(sub, 3 * ['as in training'])
+    sub.add_argument('--lists', type=Path, metavar='LISTS', help='file of lists that another program made, in place of '
+                     'MODEL (SessionId;Position;Recommendations;Scores)')
+    sub.add_argument('--write-lists', type=Path, metavar='LISTS', help='write a file of lists, in the same form')
+    sub.add_argument('-k', type=positive_number, default=50, help='items in each written list (50)')
+    sub.add_argument('--ranks', type=Path, metavar='NPY', help='write the rank of each next item, by session and time')
+    sub.add_argument('--lists-metrics', action='store_true', help=f'coverage and mean popularity of lists of {CUT_OFF}')
     sub.add_argument('--cut-off', type=positive_number, nargs='+', default=[CUT_OFF], metavar='N',
                         help=f'cut-offs of the metrics ({CUT_OFF})')
     sub.add_argument('--unknown', choices=('drop', 'miss'), default='drop', help='leave out events with items that '

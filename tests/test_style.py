@@ -21,7 +21,8 @@ TOP = 'gru4rec evaluation baselines preprocess_rsc15'
 ROOMS = 'backends events checks files terminal model_file recommend text_table click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
     'gru4rec': 'activations arguments backends events checks model_file recommend draws parameters port turns',
-    'evaluation': 'gru4rec backends events checks floats prefix_scores',
+    'evaluation': 'gru4rec backends events checks floats lists prefix_scores',
+    'lists': 'checks events files',
     'baselines': 'events checks prefix_scores session_knn',
     'preprocess_rsc15': 'events synthetic files raw_log terminal checks',
     'raw_log': 'events files',

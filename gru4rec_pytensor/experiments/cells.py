@@ -14,17 +14,26 @@ import numpy as np
 import pandas as pd
 import pytensor
 
-from evaluation import CUT_OFF, TIE_POLICIES, ndcg, next_item_ranks_with_misses, recall_mrr
+from evaluation import (
+    CUT_OFF,
+    TIE_POLICIES,
+    ndcg,
+    next_item_ranks_with_misses,
+    recall_mrr,
+)
 from gru4rec import GRU4Rec, changed_arguments, final_activation
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset, Events
 from gru4rec_pytensor.experiments.own import OwnRow, own_class
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, Protocol
+from gru4rec_pytensor.lists import Lists, coverage_and_popularity
 from gru4rec_pytensor.terminal import TrainingProgress
 
 # What is kept of each cell beside its key and its ranks; its table and the published numbers are looked up.
 RESULT_KEYS = ('recall@20', 'recall@19', 'mrr@20', 'ndcg@20', 'fit_seconds', 'eval_seconds', 'train_events_per_second',
                'eval_events_per_second', 'epoch_losses', 'details', 'versions')
+
+LISTS_KEYS = ('coverage@20', 'popularity@20')  # of cells whose lists were measured
 
 # The details of a result.  Bins by name: the last position of each, and the share of the items up to its end.
 CUT_OFFS = (1, 2, 3, 5, 10, 15, 20, 30, 50, 100)
@@ -38,7 +47,7 @@ class Request:
 
     tables : of 1, 2 and 3
     models : rows of Tables 1 and 3, of `BASELINES` and `NETWORK`
-    own : rows of models of one's own
+    own : rows of one's own
     losses : rows of Tables 2 and 3, of `protocols.LOSS_NAMES`
     units : hidden units of the networks; for the claims two numbers, of small and of large ones
     epochs : training epochs of the networks
@@ -52,6 +61,7 @@ class Request:
     figures : whether to draw figures
     compared : titles of rows to compare, none for all; None without a comparison
     again : whether cells that kept no ranks are run again
+    lists_metrics : whether lists of items are measured, too
     search : space, sampler, metric and timeout of a `search.Search`, if a space is searched
     """
     tables: tuple[int, ...]
@@ -72,6 +82,7 @@ class Request:
     own: tuple[OwnRow, ...] = ()
     compared: tuple[str, ...] | None = None
     again: bool = False
+    lists_metrics: bool = False
     search: dict[str, Any] = field(default_factory=dict)
 
 
@@ -119,7 +130,7 @@ def plan(protocol: Protocol, request: Request) -> list[Cell]:
             n_epochs = parameters.get('n_iterations')
             for seed in request.seeds if model == 'BPR-MF' else [None]:
                 cells.append(Cell(model, None, None, n_epochs, seed, parameters, request.tie_policy, candidates))
-    for row in request.own:
+    for row in [row for row in request.own if not row.path]:  # lists are ranked already
         for seed in request.seeds if row.is_seeded else [None]:
             cells.append(Cell(row.model, None, None, None, seed, row.parameters, request.tie_policy, candidates,
                               source=row.source))
@@ -195,7 +206,7 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
 
 def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None, every: float = 600.0,
              report: Callable[[str, bool], None] | None = None,
-             sources: Path | None = None) -> tuple[dict, np.ndarray | None]:
+             sources: Path | None = None, with_lists: bool = False) -> tuple[dict, np.ndarray | None]:
     """Train and evaluate; return the result as it is kept, with `RESULT_KEYS`, and the ranks of a stable network.
 
     Parameters
@@ -204,6 +215,7 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
     every : seconds between two times that it is written
     report : is called with the progress of the training, and whether an epoch has ended
     sources : folder of copies of the user's modules, see `own.keep_source`
+    with_lists : whether to measure lists of items, too, see `LISTS_KEYS`
     """
     goes_on = bool(checkpoint and checkpoint.exists())
     started = time.perf_counter()
@@ -225,7 +237,7 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
         'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None}  # BPR-MF has some, too
     if getattr(model, 'error_during_train', False):
         return result, None
-    found, ranks = evaluate(model, cell, data)
+    found, ranks = evaluate(model, cell, data, Lists(CUT_OFF) if with_lists else None)
     return result | found, ranks
 
 
@@ -245,23 +257,29 @@ def fit_from_checkpoint(model: GRU4Rec, train: pd.DataFrame, checkpoint: Path | 
     return True
 
 
-def evaluate(model: Any, cell: Cell, data: Dataset | Events) -> tuple[dict, np.ndarray]:
+def evaluate(model: Any, cell: Cell, data: Dataset | Events, lists: Lists | None) -> tuple[dict, np.ndarray]:
     """Return the metrics of a trained model with the duration of the evaluation, and the ranks."""
     started = time.perf_counter()
     candidates = most_frequent(data.train.ItemId, cell.candidates)
     if cell.source and not hasattr(model, 'items_'):  # optional in a model of one's own
         model.items_ = data.train.ItemId.unique()
-    ranks = next_item_ranks_with_misses(model, data.test, candidates, tie_policy=cell.tie_policy)
+    ranks = next_item_ranks_with_misses(model, data.test, candidates, tie_policy=cell.tie_policy, lists=lists)
     seconds = time.perf_counter() - started
-    recall, mrr = recall_mrr(ranks, CUT_OFF)
-    result = {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
-              'ndcg@20': ndcg(ranks, CUT_OFF), 'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds,
-              'details': rank_details(ranks, data)}
+    result = metrics_of_ranks(ranks, data) | {'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds}
+    if lists:
+        result |= dict(zip(LISTS_KEYS, coverage_and_popularity(lists.items, data.train.ItemId.value_counts())))
     if cell.model == 'Item-KNN':
         result['other_tie_policies'] = {
             policy: recall_mrr(next_item_ranks_with_misses(model, data.test, candidates, tie_policy=policy), CUT_OFF)
             for policy in TIE_POLICIES if policy != cell.tie_policy}
     return result, ranks
+
+
+def metrics_of_ranks(ranks: np.ndarray, data: Dataset | Events) -> dict:
+    """Return the metrics of ranks, with `rank_details`."""
+    recall, mrr = recall_mrr(ranks, CUT_OFF)
+    return {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
+            'ndcg@20': ndcg(ranks, CUT_OFF), 'details': rank_details(ranks, data)}
 
 
 def rank_details(ranks: np.ndarray, data: Dataset | Events) -> dict:

@@ -1,4 +1,4 @@
-"""Models of one's own as rows of Table 1: classes in modules of the user's, run like the baselines."""
+"""Rows of one's own in Table 1: classes in modules of the user's, run like the baselines, and lists made elsewhere."""
 from __future__ import annotations
 
 import ast
@@ -20,17 +20,25 @@ EXAMPLE = 'my_module:MyModel or my_module:MyModel(k=100)'
 class OwnRow(NamedTuple):
     """A row of one's own.
 
-    model : name of a class, MODULE:CLASS
+    model : name of a class, MODULE:CLASS, or 'lists'
     parameters : its arguments
-    source : digits that change with the text of the module's file
+    source : digits that change with the text of the module's file, or with the lists
     title : of the row
     is_seeded : whether the class takes a seed that `parameters` does not give
+    path : file of lists that were made elsewhere, in place of a class
     """
     model: str
     parameters: dict[str, Any]
     source: str
     title: str
-    is_seeded: bool
+    is_seeded: bool = False
+    path: Path | None = None
+
+
+def list_row(path: Path, title: str | None = None) -> OwnRow:
+    """Return the row of a file of lists, see `gru4rec_pytensor.lists`."""
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return OwnRow('lists', {'lists': digits}, digits, title or path.stem, path=path)
 
 
 def own_row(text: str, title: str | None = None) -> OwnRow:
@@ -100,7 +108,7 @@ def source_digits(module: ModuleType) -> str:
 def keep_source(row: OwnRow, folder: Path) -> None:
     """Copy the module of a row into a folder that all workers see, unless it is part of a package."""
     module_name = row.model.partition(':')[0]
-    if '.' not in module_name:
+    if '.' not in module_name and not row.path:
         path = folder / row.source / f'{module_name}.py'
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file, open(str(sys.modules[module_name].__file__), 'rb') as text:

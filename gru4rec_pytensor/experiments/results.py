@@ -7,7 +7,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,12 @@ class Results:
         """Return whether there is something under a key."""
         return self.path(kind, key).exists()
 
-    def has_cell(self, key: dict, with_ranks: bool) -> bool:
-        """Return whether a cell is finished, and, if asked, has ranks or no need of them."""
-        if not with_ranks or not self.has('cells', key):
+    def has_cell(self, key: dict, wanted: Sequence[str] = ()) -> bool:
+        """Return whether a cell is finished, with all that is `wanted` of a stable network's result."""
+        if not wanted or not self.has('cells', key):
             return self.has('cells', key)
         result = self.load_file(self.path('cells', key))
-        return bool(result.get('ranks')) or result['recall@20'] is None
+        return result['recall@20'] is None or all(result.get(name) is not None for name in wanted)
 
     def save(self, kind: str, key: dict, result: dict, ranks: np.ndarray | None = None) -> None:
         """Keep a result under a key, and the ranks of a cell, which are there before it."""

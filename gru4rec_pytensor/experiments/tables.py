@@ -152,9 +152,9 @@ def table_of_models(title: str, kind: str, results: list[dict], data: Dataset) -
         for metric, number in zip(metrics, numbers):
             row += [f'{number:.4f}' if number else '-'] * any(map(any, published))
             row.append(metric_in_words(ours, metric.lower()))
-        rows.append((*row, metric_in_words(ours, 'ndcg@20'), *durations(ours)))
+        rows.append((*row, *other_metrics(ours, results), *durations(ours)))
     columns = [f'{metric} {whose}' for metric in metrics for whose in ('published', 'ours')
-               if any(map(any, published)) or whose == 'ours'] + ['NDCG@20']
+               if any(map(any, published)) or whose == 'ours'] + names_of_others(results)
     return Table(title, (kind, *[SETTINGS[name] for name in settings], *columns, 'fit', 'evaluation'), rows)
 
 
@@ -255,11 +255,11 @@ def table_3(results: list[dict], data: Dataset) -> Table:
             mean, base = mean_metric(ours, metric), mean_metric(knn, metric)
             gain = f' ({mean / base - 1:+.2%})' if mean is not None and base else ''
             row.append(metric_in_words(ours, metric) + gain)
-        rows.append((*row, metric_in_words(ours, 'ndcg@20'), *durations(ours)))
+        rows.append((*row, *other_metrics(ours, results), *durations(ours)))
     columns = ('Recall@20 published (gain over Item-KNN)', 'Recall@20 ours (gain)', 'MRR@20 published (gain)',
                'MRR@20 ours (gain)') if with_published else ('Recall@20 (gain over Item-KNN)', 'MRR@20 (gain)')
-    return Table(TITLES[3], ('Loss', 'Units', *[SETTINGS[name] for name in settings], *columns, 'NDCG@20', 'fit',
-                             'evaluation'), rows)
+    header = ('Loss', 'Units', *[SETTINGS[name] for name in settings], *columns, *names_of_others(results), 'fit')
+    return Table(TITLES[3], (*header, 'evaluation'), rows)
 
 
 def paper_note(data: Dataset) -> str:
@@ -300,6 +300,16 @@ def networks_among(results: list[dict]) -> list[dict]:
 def stable_values(results: list[dict], metric: str) -> list[float]:
     """Return a metric of each result, without networks that were numerically unstable."""
     return [value for result in results if (value := metric_of(result, metric)) is not None]
+
+
+def names_of_others(results: list[dict]) -> list[str]:
+    """Return the metrics of a table beside Recall and MRR: NDCG, and what is known of the lists of any result."""
+    return ['NDCG@20', *[name for name in ('coverage@20', 'popularity@20') if any(name in one for one in results)]]
+
+
+def other_metrics(ours: list[dict], results: list[dict]) -> list[str]:
+    """Return the values of `names_of_others` in the row of some of the results."""
+    return [metric_in_words(ours, name) for name in names_of_others(results)]
 
 
 def metric_of(result: dict, metric: str) -> float | None:

@@ -11,13 +11,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from gru4rec_pytensor.events import session_order
 from gru4rec_pytensor.experiments import search
-from gru4rec_pytensor.experiments.cells import Cell, Request, check_batch_sizes, run_cell
+from gru4rec_pytensor.experiments.cells import (
+    CUT_OFFS,
+    LISTS_KEYS,
+    RESULT_KEYS,
+    Cell,
+    Request,
+    check_batch_sizes,
+    metrics_of_ranks,
+    run_cell,
+    versions,
+)
 from gru4rec_pytensor.experiments.datasets import Dataset, open_events, size_in_words
 from gru4rec_pytensor.experiments.engines import Engine, Task
 from gru4rec_pytensor.experiments.found import keep
+from gru4rec_pytensor.experiments.own import OwnRow
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.results import Results
+from gru4rec_pytensor.lists import SHORTEST, coverage_and_popularity, ranks_of_lists
 from gru4rec_pytensor.terminal import Display, note
 
 WAIT = 2.0  # seconds, before cells that other processes train are looked for again
@@ -50,14 +65,14 @@ class Work:
 
     data : shared, see `datasets.share`
     every : seconds between two times that a checkpoint is written
-    with_ranks : whether cells that an earlier version kept without ranks are run again
+    wanted : names without which a result does not count, and its cell is run again
     failures : reasons by title
     """
     data: Dataset
     results: Results
     engine: Engine
     every: float
-    with_ranks: bool = False
+    wanted: tuple[str, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -83,7 +98,7 @@ def run_cells(cells: list[Cell], work: Work) -> Iterator[None]:
     waits, reported = False, dict[str, float]()
     while missing:
         tasks = [Task(title, train_cell, (cell, results.folder, work.data.folder, work.data.fingerprint, work.every,
-                                         work.with_ranks))
+                                         work.wanted))
                  for title, cell in missing.items()
                  if title not in reported and not results.is_held(cell.key(work.data.fingerprint))]
         is_new = False
@@ -115,28 +130,50 @@ def missing_cells(cells: list[Cell], work: Work) -> dict[str, Cell]:
     for number, cell in enumerate(cells, 1):
         title = cell.title if titles[cell.title] == 1 else f'{cell.title} (cell {number})'
         if title not in work.failures and not work.results.has_cell(
-                cell.key(work.data.fingerprint), work.with_ranks):
+                cell.key(work.data.fingerprint), work.wanted):
             missing[title] = cell
     return missing
 
 
-def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: float, with_ranks: bool,
+def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: float, wanted: tuple[str, ...],
                report: Callable[[str, bool], None]) -> str:
     """Train a cell and keep its result; return a line about it, or '' if another process trains it."""
     results, key = Results(folder), cell.key(fingerprint)
     with results.hold(key) as last_holder:
         if last_holder is None:
             return ''
-        if results.has_cell(key, with_ranks):
+        if results.has_cell(key, wanted):
             return 'was trained by another command'
         if last_holder:
             report(f'taken over from {last_holder}, which was killed', True)
         report('begins', False)
         checkpoint = results.checkpoint(key)
-        result, ranks = run_cell(cell, open_events(events), checkpoint, every, report, results.sources)
+        result, ranks = run_cell(cell, open_events(events), checkpoint, every, report, results.sources,
+                                 LISTS_KEYS[0] in wanted)
         results.save('cells', key, result, ranks)
         checkpoint.unlink(missing_ok=True)
     return 'numerically unstable' if result['recall@20'] is None else f"Recall@20 {result['recall@20']:.4f}"
+
+
+def keep_lists(row: OwnRow, read: Dataset, results: Results, request: Request, candidates: int | None) -> None:
+    """Keep the ranks and metrics of lists that were made elsewhere, unless the folder has them.
+
+    read : the data with the ids of its files, not yet shared
+    """
+    cell = Cell(row.model, None, None, None, None, row.parameters, request.tie_policy, candidates, source=row.source)
+    if not row.path or results.has_cell(cell.key(read.fingerprint), LISTS_KEYS if request.lists_metrics else ()):
+        return
+    rows, offsets = session_order(read.test)
+    session_ids, item_ids = (read.test[key].to_numpy()[rows] for key in ('SessionId', 'ItemId'))
+    ranks, lists = ranks_of_lists(row.path, session_ids, item_ids, offsets)
+    result = dict.fromkeys(RESULT_KEYS) | metrics_of_ranks(ranks, read) | {'versions': versions()}
+    for kind in ('recall', 'mrr', 'ndcg'):  # beyond the lists nothing is known
+        result['details'][kind] = [value if n <= lists.str.len().min() else None
+                                   for n, value in zip(CUT_OFFS, result['details'][kind])]
+    if request.lists_metrics:
+        listed = np.array([items[:SHORTEST] for items in lists])
+        result |= dict(zip(LISTS_KEYS, coverage_and_popularity(listed, read.train.ItemId.astype(str).value_counts())))
+    results.save('cells', cell.key(read.fingerprint), result, ranks)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
