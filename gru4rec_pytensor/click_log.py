@@ -83,9 +83,9 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
                 event_types: Sequence[str] = (), session_gap: float | None = None) -> pd.DataFrame:
     """Read the events of a file: Parquet, or text with a header and tabs, commas, semicolons or bars.
 
-    Text may be compressed (gzip, zip, bzip2, xz, zstandard), and UTF-8 or UTF-16; ``-`` is standard input.  Files
-    without the `columns` SessionId, ItemId and Time are read as they are if their header is one of `FORMATS`, and so is
-    the raw log of RSC15.  What was assumed, and how many rows were left out, goes to the logger ``gru4rec.events``.
+    Text is UTF-8 and may be compressed (gzip, zip, bzip2, xz); ``-`` is standard input.  Files without the `columns`
+    SessionId, ItemId and Time are read as they are if their header is one of `FORMATS`, and so is the raw log of RSC15.
+    What was assumed, and how many rows were left out, goes to the logger ``gru4rec.events``.
 
     Parameters
     ----------
