@@ -83,9 +83,9 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
                 event_types: Sequence[str] = (), session_gap: float | None = None) -> pd.DataFrame:
     """Read the events of a file: Parquet, or text with a header and tabs, commas, semicolons or bars.
 
-    Text may be compressed (gzip, zip, bzip2, xz, zstandard), and UTF-8 or UTF-16; ``-`` is standard input.  Files
-    without the `columns` SessionId, ItemId and Time are read as they are if their header is one of `FORMATS`, and so is
-    the raw log of RSC15.  What was assumed, and how many rows were left out, goes to the logger ``gru4rec.events``.
+    Text is UTF-8 and may be compressed (gzip, zip, bzip2, xz); ``-`` is standard input.  Files without the `columns`
+    SessionId, ItemId and Time are read as they are if their header is one of `FORMATS`, and so is the raw log of RSC15.
+    What was assumed, and how many rows were left out, goes to the logger ``gru4rec.events``.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def _what_is_expected(names: list[str], columns: Sequence[str]) -> str:
 def _with_id(title: str, frame: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return the rows that have an id in this column, and report how many have none."""
     values = frame[column]
-    missing = values.isna() | (values == '') if not pd.api.types.is_numeric_dtype(values) else values.isna()
+    missing = values.isna() | (values == '')
     if missing.any():
         logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}', f'{len(frame):,}',
                        column)
@@ -264,14 +264,16 @@ def _ids(where: Where, values: pd.Series, hint: str = '') -> pd.Series:
     if pd.api.types.is_numeric_dtype(values) and values.dtype != 'uint64':
         _require(where, values % 1 == 0, values, 'a whole number')
         return values.astype('int64')
-    types = values.map(type).unique()
+    types = values.map(type).unique() if values.dtype == object else []
     if len(types) > 1:
         raise ValueError(f'{where(0).partition(", ")[0]}: column {values.name!r} has ids of several types: '
                          f'{", ".join(sorted(kind.__name__ for kind in types))}')
-    values = values.astype(str).str.strip()
-    _require(where, values != '', values, f'an id{hint}')
-    number = pd.to_numeric(values, errors='coerce')
-    return number if number.dtype == 'int64' and (number.astype(str) == values).all() else values
+    codes, distinct = pd.factorize(values)
+    texts = pd.Series(distinct).astype(str).str.strip()
+    _require(where, pd.Series((texts != '').to_numpy()[codes], values.index), values, f'an id{hint}')
+    number = pd.to_numeric(texts, errors='coerce')
+    is_number = number.dtype == 'int64' and (number.astype(str) == texts).all()
+    return pd.Series((number if is_number else texts).array[codes], values.index, name=values.name)
 
 
 def _times(where: Where, values: pd.Series) -> pd.Series:
@@ -281,18 +283,21 @@ def _times(where: Where, values: pd.Series) -> pd.Series:
         return values
     if pd.api.types.is_bool_dtype(values):
         _require(where, values.map({}).notna(), values, 'a time')
-    number = pd.to_numeric(values, errors='coerce')
-    if number.isna().all() and not pd.api.types.is_numeric_dtype(values):
-        is_time = values.map(lambda value: not isinstance(value, str) or value.strip()[:1].isdigit())  # not 'now'
-        dates = pd.to_datetime(values.where(is_time), errors='coerce', utc=True, format='ISO8601')
-        bad = dates.isna() & is_time
-        if bad.any():  # of what ISO 8601 does not have, one is common: 2019-10-01 00:00:00 UTC
-            texts = values[bad].astype(str)
-            dates[bad] = pd.to_datetime(texts.where(~texts.str.fullmatch(r'.*\d ?(?:UTC|GMT)'),
-                                                    texts.str.slice(stop=-3).str.strip() + 'Z'),
-                                        errors='coerce', utc=True, format='ISO8601')
-        _require(where, dates.notna(), values, 'a number, or a date and time such as 2014-04-07T10:51:09.277Z')
-        return dates
+    number = values
+    if not pd.api.types.is_numeric_dtype(values):
+        codes, distinct = pd.factorize(values, use_na_sentinel=False)  # each text once: many events share a second
+        texts = pd.Series(distinct)
+        number = pd.to_numeric(texts, errors='coerce')
+        is_date = number.isna().all()
+        if is_date:
+            is_time = texts.map(lambda value: not isinstance(value, str) or value.strip()[:1].isdigit())  # not 'now'
+            # Of what ISO 8601 does not have, one is common: 2019-10-01 00:00:00 UTC.
+            texts = texts.where(is_time).replace(r'^(.*\d) ?(?:UTC|GMT)$', r'\1Z', regex=True)
+            number = pd.to_datetime(texts, errors='coerce', utc=True, format='ISO8601')
+        number = pd.Series(number.array[codes], values.index, name=values.name)
+        if is_date:
+            _require(where, number.notna(), values, 'a number, or a date and time such as 2014-04-07T10:51:09.277Z')
+            return number
     _require(where, number.notna() & np.isfinite(number), values, 'a number')
     _require(where, number >= 0, values, 'a time: it is negative')
     return number

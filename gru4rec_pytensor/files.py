@@ -6,7 +6,6 @@ import bz2
 import codecs
 import contextlib
 import glob
-import importlib
 import io
 import itertools
 import lzma
@@ -211,25 +210,19 @@ def _only_member(file: BinaryIO) -> BinaryIO:
     return archive.open(names[0])  # type: ignore[return-value]
 
 
-def _zstandard() -> Any:
-    try:  # optional, as pyarrow is
-        return importlib.import_module('zstandard').ZstdDecompressor().decompressobj()
-    except ImportError:
-        raise ValueError('is compressed with zstandard, which needs a package: pip install zstandard') from None
-
-
 # How a file begins -> what it is, and what decompresses a stream of it; a zip archive is none.
 COMPRESSED: dict[bytes, tuple[str, Callable[[], Any] | None]] = {
     b'\x1f\x8b': ('gzip', lambda: zlib.decompressobj(16 + zlib.MAX_WBITS)), b'PK\x03\x04': ('zip', None),
-    b'\xfd7zXZ\0': ('xz', lzma.LZMADecompressor), b'BZh': ('bzip2', bz2.BZ2Decompressor),
-    b'\x28\xb5\x2f\xfd': ('zstandard', _zstandard)}
-NOT_PLAIN = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, *COMPRESSED)
+    b'\xfd7zXZ\0': ('xz', lzma.LZMADecompressor), b'BZh': ('bzip2', bz2.BZ2Decompressor)}
+NOT_READ = dict.fromkeys([codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE], 'is UTF-16 text; save it as UTF-8') | {
+    b'\x28\xb5\x2f\xfd': 'is compressed with zstandard; unpack it first'}
+NOT_PLAIN = (codecs.BOM_UTF8, *NOT_READ, *COMPRESSED)
 
 
 def text_blocks(path: str | os.PathLike, size: int = BLOCK_BYTES) -> Iterator[bytes]:
     """Read the text of a file, decompressed, as UTF-8 without a byte order mark, in blocks of up to `size` bytes or so.
 
-    A file is gzip, zip, bzip2, xz, zstandard or UTF-16 by its first bytes, whatever its name; ``-`` is standard input.
+    A file is gzip, zip, bzip2 or xz by its first bytes, whatever its name; ``-`` is standard input.
     Line ends of CR alone become newlines, and Excel's first line ``sep=,`` becomes blank.  Bytes that are no text are
     passed on.
 
@@ -245,8 +238,10 @@ def text_blocks(path: str | os.PathLike, size: int = BLOCK_BYTES) -> Iterator[by
             stack.callback(file.detach)  # which leaves standard input open
         else:
             file = stack.enter_context(open(path, 'rb'))
-        blocks = _as_utf8(_unpacked(file, name, size), name)
-        first = next(blocks, b'')
+        blocks = _unpacked(file, name, size)
+        first = next(blocks, b'').removeprefix(codecs.BOM_UTF8)
+        if problem := next((problem for start, problem in NOT_READ.items() if first.startswith(start)), None):
+            raise ValueError(f'{name}: {problem}')
         only_returns = b'\r' in first[:-1] and b'\n' not in first
         for block in itertools.chain([EXCEL_LINE.sub(b'', first)], blocks):
             yield block.replace(b'\r', b'\n') if only_returns else block
@@ -274,8 +269,7 @@ def _unpacked(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
 def _streams(file: BinaryIO, new_stream: Callable[[], Any]) -> Iterator[bytes]:
     """Decompress all streams of a file, one behind the other.
 
-    The readers of the standard library take damage at the start of a later stream for the end of the file, and the
-    reader of zstandard takes any end for the right one.
+    The readers of the standard library take damage at the start of a later stream for the end of the file.
     """
     stream = new_stream()
     while packed := file.read(1 << 16):
@@ -290,22 +284,6 @@ def _streams(file: BinaryIO, new_stream: Callable[[], Any]) -> Iterator[bytes]:
             packed = stream.unused_data
     if not stream.eof:
         raise EOFError('it ends in the middle of its data')
-
-
-def _as_utf8(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
-    """Recode text, UTF-8 or UTF-16 by its byte order mark, as UTF-8 without one."""
-    first = next(blocks, b'')
-    if not first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        yield first.removeprefix(codecs.BOM_UTF8)
-        yield from blocks
-        return
-    decoder = codecs.getincrementaldecoder('utf-16')()
-    try:
-        for block in itertools.chain([first], blocks):
-            yield decoder.decode(block).encode()
-        decoder.decode(b'', final=True)
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{name}: is damaged UTF-16 text: {error}') from None
 
 
 def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:

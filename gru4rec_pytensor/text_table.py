@@ -127,37 +127,29 @@ def head_of(file: BinaryIO, title: str) -> str:
 
 def look_through(file: BinaryIO, delimiter: str, n_delimiters: int) -> Lines:
     """Count the fields of every line and examine its quotation marks, block by block, with NumPy."""
+    same = closed = whole = True
+    too_long, odd_numbers, n_lines = None, False, 0
+    blank = [ord(letter) for letter in BLANK if letter != delimiter]
     file.seek(0)
-    found, n_lines = Lines(True, True, True, None, False), 0
     for text in whole_lines(iter(lambda: file.read(BLOCK_BYTES), b'')):
-        block, n_of_block = _look_at(text, delimiter, n_delimiters)
-        too_long = block.too_long and (block.too_long[0] + n_lines, block.too_long[1])
-        n_lines += n_of_block
-        found = Lines(found.same_length and block.same_length, found.closed and block.closed,
-                      found.whole and block.whole, found.too_long or too_long, found.odd_numbers or block.odd_numbers)
-    return found
-
-
-def _look_at(text: bytes, delimiter: str, n_delimiters: int) -> tuple[Lines, int]:
-    """Return the findings about a block of whole lines, and the number of its lines."""
-    letters = np.frombuffer(text, np.uint8)
-    ends, separators = np.flatnonzero(letters == NEWLINE), np.flatnonzero(letters == ord(delimiter))
-    marks = np.flatnonzero(letters == QUOTE)
-    counts = np.diff(np.searchsorted(separators, ends), prepend=0)
-    outside, closed = counts, True
-    if marks.size:
-        closed = _are_closed(letters, marks, ends, ord(delimiter))
-        parted = separators[np.searchsorted(marks, separators) % 2 == 0]
-        outside = np.diff(np.searchsorted(parted, ends), prepend=0)
-    same, whole = (bool((found == n_delimiters).all()) for found in (counts, outside))
-    if not (same and whole):  # lines that pandas skips do not count
-        blank = [ord(letter) for letter in BLANK if letter != delimiter]
-        has_text = np.logical_or.reduceat(~np.isin(letters, blank), np.append(0, ends[:-1] + 1))
-        same, whole = (not ((found != n_delimiters) & has_text).any() for found in (counts, outside))
-    longer = np.flatnonzero(outside > n_delimiters)
-    too_long = (int(longer[0]) + 1, int(outside[longer[0]]) + 1) if longer.size else None
-    starts = np.concatenate([[0], separators + 1, ends[:-1] + 1])
-    return Lines(same, closed, whole, too_long, _have_odd_numbers(letters, starts)), len(ends)
+        letters = np.frombuffer(text, np.uint8)
+        ends, separators, marks = (np.flatnonzero(letters == code) for code in (NEWLINE, ord(delimiter), QUOTE))
+        counts = outside = np.diff(np.searchsorted(separators, ends), prepend=0)
+        if marks.size:
+            closed = closed and _are_closed(letters, marks, ends, ord(delimiter))
+            parted = separators[np.searchsorted(marks, separators) % 2 == 0]
+            outside = np.diff(np.searchsorted(parted, ends), prepend=0)
+        other = np.array([counts, outside]) != n_delimiters
+        if other.any():  # lines that pandas skips do not count
+            other &= np.logical_or.reduceat(~np.isin(letters, blank), np.append(0, ends[:-1] + 1))
+        same, whole = same and not other[0].any(), whole and not other[1].any()
+        longer = np.flatnonzero(outside > n_delimiters)
+        if longer.size and not too_long:
+            too_long = n_lines + int(longer[0]) + 1, int(outside[longer[0]]) + 1
+        starts = np.concatenate([[0], separators + 1, ends[:-1] + 1])
+        odd_numbers = odd_numbers or _have_odd_numbers(letters, starts)
+        n_lines += len(ends)
+    return Lines(same, closed, whole, too_long, odd_numbers)
 
 
 def _are_closed(letters: np.ndarray, marks: np.ndarray, ends: np.ndarray, delimiter: int) -> bool:

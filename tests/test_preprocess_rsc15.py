@@ -290,9 +290,8 @@ def test_any_time_from_1970_on_is_read_as_numpy_reads_it(tmp_path):
     np.testing.assert_array_equal(rsc15.read_clicks(path)['Time'], millis / 1000)
 
 
-@pytest.mark.parametrize('pack', [gzip.compress, bz2.compress, lzma.compress, codecs.BOM_UTF8.__add__,
-                                  lambda text: text.decode().encode('utf-16')],
-                         ids=['gzip', 'bzip2', 'xz', 'byte order mark', 'utf-16'])
+@pytest.mark.parametrize('pack', [gzip.compress, bz2.compress, lzma.compress, codecs.BOM_UTF8.__add__],
+                         ids=['gzip', 'bzip2', 'xz', 'byte order mark'])
 def test_a_compressed_log_equals_the_plain_one_whatever_its_name(tmp_path, pack):
     (tmp_path / 'plain').write_text(GOOD_LINE * 5)
     (tmp_path / 'packed.dat').write_bytes(pack(GOOD_LINE.encode() * 5))
