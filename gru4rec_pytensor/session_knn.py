@@ -1,7 +1,6 @@
 """Simple recommenders that later comparisons found hard to beat: a Markov chain, S-KNN, V-SKNN, STAN and VSTAN.
 
-The session kNN methods score the items of the training sessions that are most similar to the session so far.  All of
-them are one definition, that of `SKNN`, with different weights.
+The session kNN methods score the items of the most similar training sessions.  All are that of `SKNN` with weights.
 """
 from __future__ import annotations
 
@@ -85,18 +84,14 @@ class SKNN(SparseBaseline):
 
     The methods below are this definition, too, with weights that depend on p(i) and q(i), the positions of the last
     event of i in s and n, and on l, the length of s.  In S-KNN w, a and c are 1, and sim is the cosine of two sets.
-
-    Neighbours are the `k` most similar of the `sample_size` most recent training sessions that have an item of s at
-    all, as the papers sample them; a session is as recent as its last event.  Of equally similar sessions at the cut
-    the more recent are taken, of equally recent ones those that appear later in the frame; the authors' code
-    (rn5l/session-rec) has them in no order.
+    Neighbours are the `k` most similar of the `sample_size` most recent training sessions that have an item of s; a
+    session is as recent as its last event.  Of equally similar sessions at the cut the more recent are taken, of
+    equally recent ones those that appear later in the frame; the authors' code (rn5l/session-rec) has no order there.
 
     Parameters
     ----------
-    k : int, default 500
-        Neighbours, as in the paper of 2017.
-    sample_size : int, default 1000
-        Sessions among which they are looked for; the papers' m.
+    k : int, number of neighbours, default 500 as in the paper of 2017
+    sample_size : int, number of sessions among which they are looked for, default 1000; the papers' m
     session_key, item_key, time_key : str
 
     Attributes
@@ -166,7 +161,6 @@ class VSKNN(SKNN):
 
     Parameters
     ----------
-    k, sample_size, session_key, item_key, time_key : see `SKNN`
     weighting : w(i), default 'div': p / l; 'same': 1; 'quadratic': (p / l)^2; 'linear': 1 - 0.1 (l - p), but 0 from the
         11th event on; 'log': 1 / log10(l - p + 1.7)
     weighting_score : d(step), default 'same': 1; 'div': 1 / step; 'quadratic': 1 / step^2; 'linear': 1 - 0.1 step;
@@ -191,12 +185,7 @@ class STAN(SKNN):
         c(n, j) = exp(-|q(j) - q(i)| / lambda_inh),    i the shared item that stands last in n
 
     The time of the current event is common to all neighbours, so that no rank depends on it: unless `predict_next` is
-    handed one, it is the end of the training data.
-
-    Parameters
-    ----------
-    k, sample_size, session_key, item_key, time_key : see `SKNN`
-    lambda_spw, lambda_snh, lambda_inh : float, default 1.02, 5 and 2.05; `np.inf` leaves the decay out
+    handed one, it is the end of the training data.  A lambda of `np.inf` leaves its decay out.
     """
     sample_size: int = 5000
     lambda_spw: float = 1.02
@@ -207,8 +196,10 @@ class STAN(SKNN):
                      timestamp: Any = None) -> pd.Series:
         """Score as all baselines do; `timestamp`, a date or seconds since 1970, is the time of this event."""
         scores = super().predict_next(session_id, input_item_id, predict_for_item_ids)
-        now = self._end if timestamp is None else in_seconds(pd.Series([timestamp], name='timestamp'))[0]
-        return scores * np.exp((self._end - now) / (DAY * self.lambda_snh))
+        if timestamp is None or self.lambda_snh == np.inf:
+            return scores
+        age = in_seconds(pd.Series([timestamp], name='timestamp'))[0] - self._end
+        return scores * np.exp(-age / (DAY * self.lambda_snh))
 
 
 @dataclass(eq=False)
@@ -269,8 +260,6 @@ def _neighbour_scores(prefixes: tuple, events: tuple, weights: tuple, cosine: bo
             indices = np.append(indices, np.empty(end + n_items, np.int32))
             scores = np.append(scores, np.empty(end + n_items))
         for k_th in np.argsort(-similarity, kind='mergesort')[:k]:  # stable: the more recent ones first
-            if similarity[k_th] == 0:
-                break
             neighbour = range(session_ptr[recent[k_th]], session_ptr[recent[k_th] + 1])  # its events, in their order
             last_shared, anchor = 0, 0
             for event in neighbour:

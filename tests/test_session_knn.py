@@ -143,9 +143,13 @@ def test_no_rank_depends_on_the_time_of_the_current_event(kind):
 
 def test_times_may_be_dates():
     dates = TRAIN.assign(Time=pd.to_datetime(TRAIN.Time, unit='s'))
-    for kind in (SKNN, STAN):
+    for make in (SKNN, STAN, lambda: STAN(lambda_snh=np.inf)):
+        scores = all_scores(make().fit(TRAIN))
         for times in (dates, dates.assign(Time=dates.Time.dt.tz_localize('UTC'))):
-            assert_allclose(all_scores(kind().fit(times)), all_scores(kind().fit(TRAIN)), rtol=1e-12)
+            model = make().fit(times)
+            assert_allclose(all_scores(model), scores, rtol=1e-12)
+            first = model.predict_next(1, PREFIXES[0][0], model.items_, *[times.Time.max()] * (make is not SKNN))
+            assert_allclose(first, scores[0], rtol=1e-12)
 
 
 def test_without_weights_every_method_is_s_knn():
