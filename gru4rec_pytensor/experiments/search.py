@@ -195,12 +195,10 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
     """
     def one_trial(trial: Trial) -> float:
         release()  # the trial is taken
-        trials = trials_of(study, [phase], len(points))
         if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points) or is_duplicate(
-                trial, trials):
+                trial, trials_of(study, [phase], len(points))):
             raise Superfluous
-        return objective(trial, search, space, note, [other for other in trials if other.number != trial.number],
-                         len(points))
+        return objective(trial, search, space, note, len(points))
 
     import optuna
     while True:
@@ -239,13 +237,8 @@ def is_duplicate(trial: Trial, trials: list[FrozenTrial]) -> bool:
 
 
 def objective(trial: Trial, search: Search, space: dict[str, Any], note: Callable[[str], None],
-              others: list[FrozenTrial], n_points: int) -> float:
-    """Return the metric on the validation data of a network with the trial's parameters.
-
-    Parameters
-    ----------
-    others : the other trials of the phase, which the note about this one counts
-    """
+              n_points: int) -> float:
+    """Return the metric on the validation data of a network with the trial's parameters."""
     import optuna
     trial.set_user_attr('began', True)
     point, reported = suggested(trial, space), trial.user_attrs.get('reported', {})
@@ -280,8 +273,9 @@ def objective(trial: Trial, search: Search, space: dict[str, Any], note: Callabl
         raise
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    trial.set_user_attr('seconds', time.perf_counter() - started)
-    note(f'{title}: {outcome}; {progress_of(others, value, time.perf_counter() - started, n_points)}')
+    seconds = time.perf_counter() - started
+    trial.set_user_attr('seconds', seconds)
+    note(f'{title}: {outcome}; {progress_of(trial, value, seconds, n_points)}')
     if value == float('-inf'):
         raise optuna.TrialPruned(outcome)
     trial.set_user_attr('recall', recall)
@@ -289,8 +283,10 @@ def objective(trial: Trial, search: Search, space: dict[str, Any], note: Callabl
     return value
 
 
-def progress_of(others: list[FrozenTrial], value: float, seconds: float, n_points: int) -> str:
-    """Return how far a phase is, as text, when a trial ends with a value after some seconds."""
+def progress_of(trial: Trial, value: float, seconds: float, n_points: int) -> str:
+    """Return how far its phase is, as text, when a trial ends with a value after some seconds."""
+    others = [other for other in trials_of(trial.study, [trial.user_attrs['phase']], n_points)
+              if other.number != trial.number]
     finished = [other for other in others if is_finished(other)]
     running = 1 + sum(other.state.name == 'RUNNING' for other in others)
     stopped = sum(other.state.name == 'PRUNED' for other in finished) + (value == float('-inf'))
