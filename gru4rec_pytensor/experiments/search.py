@@ -190,8 +190,8 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
               note: Callable[[str], None], deadline: float) -> None:
     """Run the points of a phase that are not finished, and wait for those that other processes run.
 
-    The points wait in the storage, from where each process takes the next.  One that was lost with its process, or with
-    an error that says nothing about the network, is put there again.
+    Each process puts the next point into the storage, and takes it from there.  A point that was lost with its process,
+    or with an error that says nothing about the network, comes before new ones.
     """
     def one_trial(trial: Trial) -> float:
         release()  # the trial is taken
@@ -207,15 +207,17 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
             trials = trials_of(study, [phase], len(points))
             known = {trial.user_attrs['number'] for trial in trials
                      if is_finished(trial) or not trial.state.is_finished()}
-            lost = {trial.user_attrs['number']: trial for trial in trials if trial.params}
-            for number in sorted(set(range(len(points))) - known):
-                point, reported = points[number], {}
-                if number in lost:
-                    point, reported = lost[number].params, lost[number].intermediate_values
-                study.enqueue_trial(point, user_attrs={'phase': phase, 'number': number, 'reported': reported})
-            if len(known) == len(points) and all(trial.state.is_finished() for trial in trials):
+            missing = sorted(set(range(len(points))) - known)
+            if not missing and all(trial.state.is_finished() for trial in trials):
                 return
             states = {trial.state.name for trial in study.get_trials(deepcopy=False)}
+            if missing and 'WAITING' not in states:
+                point, reported = points[missing[0]], {}
+                for trial in trials:
+                    if trial.user_attrs['number'] == missing[0] and trial.params:  # it was lost
+                        point, reported = trial.params, trial.intermediate_values
+                study.enqueue_trial(point, user_attrs={'phase': phase, 'number': missing[0], 'reported': reported})
+                states.add('WAITING')
             if time.monotonic() > deadline:
                 if 'RUNNING' not in states:
                     return
