@@ -177,7 +177,8 @@ def contradiction(given: argparse.Namespace) -> str | None:
     if given.claims and of_tables:
         return f"{', '.join(of_tables)} and --claims do not go together: they are of the tables"
     if (given.parameters or given.search) and of_rows and not (given.table or given.claims):
-        return f'{of_rows[0]} goes with --table, without which --parameters and --search run nothing but their files'
+        runs = '--parameters' if given.parameters else '--search'
+        return f'{of_rows[0]} goes with --table, without which {runs} runs nothing but its files'
     if given.scheduler and given.jobs:
         return '--jobs and --scheduler do not go together: a cluster runs one cell on each worker'
     if given.scheduler and is_search and (given.storage or 'sqlite:').startswith('sqlite:'):

@@ -294,7 +294,7 @@ def progress_of(trial: Trial, value: float, seconds: float, n_points: int) -> st
     stopped = sum(other.state.name == 'PRUNED' for other in finished) + (value == float('-inf'))
     best = max([value] + [other.value for other in finished if other.value is not None])
     left = n_points - len(finished) - 1
-    mean = (seconds + sum(other.user_attrs['seconds'] for other in finished)) / (len(finished) + 1)
+    mean = (seconds + sum(other.user_attrs.get('seconds', 0) for other in finished)) / (len(finished) + 1)
     return (f'{len(finished) + 1} of {n_points} done, {running - 1} running, {stopped} stopped early or unstable, '
             f'best {best:.4f}, about {left * mean / min(running, max(left, 1)) / 60:.0f} minutes left')
 

@@ -20,9 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gru4rec import GRU4Rec, check_arguments
+from gru4rec import GRU4Rec, argument_names, check_arguments
 from gru4rec_pytensor import parameters
-from gru4rec_pytensor.arguments import argument_names
 from gru4rec_pytensor.experiments.storage import quiet_optuna
 
 if TYPE_CHECKING:
