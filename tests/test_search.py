@@ -337,7 +337,7 @@ def test_a_file_of_the_authors_is_read_as_it_is_with_their_defaults(tmp_path):
     path = tmp_path / 'authors.json'
     path.write_text(AUTHORS)
     space = spaces.read(path, ['n_sample=512,constrained_embedding=True'])
-    assert space.name == 'authors' and [*space.parameters] == ['layers', 'learning_rate', 'dropout_p_embed', 'elu_param']
+    assert [*space.parameters] == ['layers', 'learning_rate', 'dropout_p_embed', 'elu_param']
     point = {'layers': 96, 'learning_rate': 0.105, 'dropout_p_embed': 0.45, 'elu_param': 0.5}
     model = GRU4Rec(**spaces.network_arguments(space.fixed | point))
     assert (model.layers, model.final_act, model.n_sample, model.batch_size) == ([96], 'elu-0.5', 512, 32)
@@ -476,11 +476,12 @@ def test_validation_files_of_ones_own_join_the_training_data_of_the_best_network
                '--search', str(small_file), '--trials', '1', '--epochs', '1', '--backend', 'python', '--jobs', '1']
     small_file.write_text(SMALL_FILE.replace('n_epochs = 2\n', ''))
     assert run_experiments.main([*command, '--out', str(tmp_path / 'out')]) == 0
-    n_events = [len(click_log.read_events(parts[name])) for name in ('train_tr', 'train_valid')]
-    assert f'train {len(set(click_log.read_events(parts["train_tr"]).SessionId)):,} sessions, {n_events[0]:,} events' in (
-        tmp_path / 'out' / 'tables.md').read_text()
-    shared, = [path for path in (tmp_path / 'out' / 'data').iterdir() if len(open_events(path).train) == sum(n_events)]
-    command[3] = str(parts['train_tr'])
+    train, valid = (click_log.read_events(parts[name]) for name in ('train_tr', 'train_valid'))
+    n_sessions = train.SessionId.nunique()
+    assert f'train {n_sessions:,} sessions, {len(train):,} events' in (tmp_path / 'out' / 'tables.md').read_text()
+    n_events = [len(open_events(path).train) for path in (tmp_path / 'out' / 'data').iterdir()]
+    assert sorted(n_events) == [len(train), len(train) + len(valid)]
+    command[3] = command[1]  # its sessions are those of the training file
     assert run_experiments.main([*command, '--out', str(tmp_path / 'wrong')]) == 2
 
 
