@@ -79,7 +79,7 @@ def read(path: Path, given: Sequence[str] = ()) -> Space:
             found[name] = checked(name, description)
         fixed = {name: value for name, value in fixed.items() if name not in (*found, *OTHERS)}
         check_networks(fixed, found)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{path}: {error}') from None
     return Space(path.stem, fixed, found)
 
