@@ -255,6 +255,7 @@ from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
 from gru4rec_pytensor.experiments.protocols import RSC15
 
 def objective(trial, a_search, space, note, n_points):
+    trial.set_user_attr('began', True)
     parameters = {{name: trial.suggest_categorical(name, values) for name, values in space.items()}}
     trial.set_user_attr('mrr', 0.5)
     print('begins', flush=True)
