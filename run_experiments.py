@@ -88,7 +88,7 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for data, networks, search, processes and folders."""
+    """Add the options for data, networks, searches, processes and folders."""
     group = parser.add_argument_group('the clicks')
     group.add_argument('--dataset', choices=PROTOCOLS, default='rsc15', help='data set of the paper whose '
                        'protocol, parameters and published numbers are used (rsc15)')
@@ -142,6 +142,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        help='rank of a target whose score other items share: before them, after them, in the middle '
                             '(conservative: after them)')
 
+    add_search_options(parser)
+    group = parser.add_argument_group('where and how')
+    group.add_argument('--backend', choices=backends.BACKENDS, default='auto')
+    group.add_argument('--jobs', type=positive_number, metavar='N', help='cells or trials that run at the same time, '
+                       'each in a process of its own (one for each core, as far as memory goes; on a GPU 1)')
+    group.add_argument('--scheduler', metavar='ADDRESS', help='of a Dask cluster whose workers run them; they must see '
+                       'OUT under the same name')
+    group.add_argument('--checkpoint-every', type=positive_number, default=600, metavar='SECONDS',
+                       help='time between two checkpoints, from which a training continues after an interruption (600)')
+    group.add_argument('--out', type=Path, metavar='DIR', default='results', help='folder for all results (results)')
+    group.add_argument('--cache', type=Path, metavar='DIR', default='cache', help='folder for the synthetic click '
+                       'log (cache)')
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for searches."""
     group = parser.add_argument_group('the parameter searches, --table 2 and --search')
     group.add_argument('--search', type=Path, metavar='SPACE', help='file of parameters to search and their values, '
                        "such as those in spaces/ or the authors' own; the best network is then trained on all training "
@@ -159,18 +175,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        '(sqlite:///OUT/search.db); processes that share one work on the same search')
     group.add_argument('--prune', action='store_true', help='stop a trial whose metric after an epoch is below the '
                        'median of the others')
-
-    group = parser.add_argument_group('where and how')
-    group.add_argument('--backend', choices=backends.BACKENDS, default='auto')
-    group.add_argument('--jobs', type=positive_number, metavar='N', help='cells or trials that run at the same time, '
-                       'each in a process of its own (one for each core, as far as memory goes; on a GPU 1)')
-    group.add_argument('--scheduler', metavar='ADDRESS', help='of a Dask cluster whose workers run them; they must see '
-                       'OUT under the same name')
-    group.add_argument('--checkpoint-every', type=positive_number, default=600, metavar='SECONDS',
-                       help='time between two checkpoints, from which a training continues after an interruption (600)')
-    group.add_argument('--out', type=Path, metavar='DIR', default='results', help='folder for all results (results)')
-    group.add_argument('--cache', type=Path, metavar='DIR', default='cache', help='folder for the synthetic click '
-                       'log (cache)')
 
 
 def metric(text: str) -> str:
@@ -212,7 +216,8 @@ def contradiction(given: argparse.Namespace) -> str | None:
     if given.claims and of_tables:
         return f"{', '.join(of_tables)} and --claims do not go together: they are of the tables"
     if (given.parameters or given.search) and of_rows and not (given.table or given.claims):
-        return f'{of_rows[0]} goes with --table, without which --parameters and --search run nothing but their files'
+        runs = '--parameters' if given.parameters else '--search'
+        return f'{of_rows[0]} goes with --table, without which {runs} runs nothing but its files'
     if given.scheduler and given.jobs:
         return '--jobs and --scheduler do not go together: a cluster runs one cell on each worker'
     if given.scheduler and is_search and (given.storage or 'sqlite:').startswith('sqlite:'):

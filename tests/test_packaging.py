@@ -42,6 +42,12 @@ def test_type_checkers_of_others_find_the_types_of_the_installed_package(tmp_pat
         assert (tmp_path / 'lib' / 'gru4rec_pytensor' / 'experiments' / name).exists()
 
 
+def test_the_source_archive_holds_the_folders_that_commands_and_tests_read():
+    grafted = re.findall(r'^graft (\w+)$', (ROOT / 'MANIFEST.in').read_text(), re.MULTILINE)
+    folders = {path.parent.name for path in [*ROOT.glob('*/*.toml'), *ROOT.glob('*/*.txt'), *ROOT.glob('*/*.md')]}
+    assert {'benchmarks', 'constraints', 'docs', 'parameters', 'spaces'} <= folders & {*grafted}
+
+
 def test_the_metadata_agree_with_the_citation_and_the_constraints():
     citation = (ROOT / 'CITATION.cff').read_text(encoding='utf-8')
     words = [word for line in setup_says('--keywords') for word in line.split(',')]

@@ -159,6 +159,11 @@ def test_any_two_files_with_the_three_columns_will_do(tmp_path):
     (['--seeds', '1,x'], "'x' is not a whole number"),
     (['--parameters', 'x.toml', '--loss', 'bpr'], '--loss goes with --table, without which --parameters runs nothing'),
     (['--parameters', 'x.toml', '--claims'], '--parameters and --claims do not go together'),
+    (['--search', 'x.toml', '--loss', 'bpr'], '--loss goes with --table, without which --search runs nothing'),
+    (['--search', 'x.toml', '--table', '2'], '--search does not go with --claims or --table 2'),
+    (['--search', 'x.toml', '--valid', 'x'], '--valid goes with --train and --test'),
+    (['--search', 'x.toml', '--metric', 'recall'], "'recall' is no metric such as recall@20 or mrr@5"),
+    (['--fixed', 'n_epochs=1'], '--fixed goes with --search'), (['--trials', '5'], '--trials goes with --table 2'),
     (['--epochs', 'ten'], "'ten' is not a whole number of at least 1"),
 ])
 def test_wrong_arguments_are_named_before_any_work(arguments, complaint, capsys):

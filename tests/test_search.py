@@ -254,7 +254,8 @@ from gru4rec_pytensor.experiments.datasets import Events
 from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
 from gru4rec_pytensor.experiments.protocols import RSC15
 
-def objective(trial, a_search, space, note, others, n_points):
+def objective(trial, a_search, space, note, n_points):
+    trial.set_user_attr('began', True)
     parameters = {{name: trial.suggest_categorical(name, values) for name, values in space.items()}}
     trial.set_user_attr('mrr', 0.5)
     print('begins', flush=True)
@@ -296,6 +297,193 @@ def assert_shared(processes):
 def test_processes_that_start_at_once_share_the_points_of_a_search(tmp_path):
     processes = [start_search(f'sqlite:///{tmp_path}/shared.db', 0.05) for _process in range(2)]
     assert assert_shared(processes) == 12 + 2  # and one other value of two parameters
+
+
+# --- Spaces of files -----------------------------------------------------------------------------------------------
+
+
+AUTHORS = """\
+{"name":"layers","dtype":"int","values":[64,512],"step":32,"log":false}
+{"name":"learning_rate","dtype":"float","values":[0.01,0.25],"step":0.005}
+{"name":"dropout_p_embed","dtype":"float","values":[0.0,0.5],"step":0.05}
+{"name":"elu_param","dtype":"categorical","values":[0.0,0.5]}
+"""
+SMALL_FILE = """
+[parameters]
+loss = "cross-entropy"
+n_epochs = 2
+n_sample = 4
+
+[space]
+layers = {dtype = "int", values = [2, 4]}
+learning_rate = {dtype = "float", values = [0.01, 0.5], log = true}
+batch_size = {dtype = "categorical", values = [10, 20]}
+"""
+
+
+@pytest.fixture
+def small_file(tmp_path):
+    path = tmp_path / 'small.toml'
+    path.write_text(SMALL_FILE)
+    return path
+
+
+@pytest.fixture
+def own_search(the_search, small_file):
+    space = spaces.read(small_file)
+    return the_search._replace(space=space, sampler='tpe', metric='MRR@5')
+
+
+def test_a_file_of_the_authors_is_read_as_it_is_with_their_defaults(tmp_path):
+    path = tmp_path / 'authors.json'
+    path.write_text(AUTHORS)
+    space = spaces.read(path, ['n_sample=512,constrained_embedding=True'])
+    assert [*space.parameters] == ['layers', 'learning_rate', 'dropout_p_embed', 'elu_param']
+    point = {'layers': 96, 'learning_rate': 0.105, 'dropout_p_embed': 0.45, 'elu_param': 0.5}
+    model = GRU4Rec(**spaces.network_arguments(space.fixed | point))
+    assert (model.layers, model.final_act, model.n_sample, model.batch_size) == ([96], 'elu-0.5', 512, 32)
+    assert not model.drop_tail and model.time_sort and model.loss == 'bpr-max'
+    points = spaces.random_points(space.parameters, 200, 1)
+    assert {point['layers'] % 32 for point in points} == {0} and {point['layers'] for point in points} >= {64, 512}
+    assert all(point['learning_rate'] == round(point['learning_rate'], 3) for point in points)
+
+
+def test_all_spaces_of_the_project_can_be_trained_and_their_names_say_what_they_are():
+    paths = sorted((Path(search.__file__).parents[2] / 'spaces').glob('*.toml'))
+    assert len(paths) == 8
+    for space in map(spaces.read, paths):
+        assert space.fixed['loss'] in space.name
+        assert space.fixed.get('constrained_embedding', False) == ('shared' in space.name)
+        assert space.parameters['layers']['values'][1] == (256 if '2-cores' in space.name else 512)
+
+
+@pytest.mark.parametrize('old, new, fixed, message', [
+    ('"int"', '"whole"', [], 'layers has .* it needs dtype'),
+    ('[2, 4]', '[2, 4, 6]', [], 'layers has .* the lowest and the highest'),
+    ('[2, 4]', '[2.5, 4]', [], 'layers has 2.5 among its values, which is not int'),
+    ('log = true', 'step = 0.1, log = true', [], 'step'),
+    ('log = true', 'steps = 0.1', [], 'learning_rate has'),
+    ('[0.01, 0.5]', '[0.5, 0.01]', [], 'low'),
+    ('learning_rate', 'rate', [], "'rate' is no argument of GRU4Rec that can be searched"),
+    ('learning_rate', 'seed', [], "'seed' is no argument of GRU4Rec that can be searched"),
+    ('layers', 'sigma', [], 'sigma|layers are missing'),
+    ('[10, 20]', '[[10], [20]]', [], r'\[10\] among its values'),
+    ('[10, 20]', '[0, 20]', [], 'batch_size=0'),
+    ('loss = "cross-entropy"', 'loss = "unknown"', [], "loss='unknown'"),
+    ('n_epochs = 2', 'epochs = 2', [], "'epochs' is no argument of GRU4Rec"),
+    ('', '', ['learning_rate=0.1'], 'learning_rate is searched, and fixed at 0.1: leave one of them out'),
+    ('', '', ['dropout_p_embed=0.1'], 'dropout_p_embed=0.1 needs embedding'),
+    ('', '', ['n_samples=0.1'], "'n_samples' is no argument"),
+])
+def test_a_wrong_space_is_one_line_with_its_name(small_file, old, new, fixed, message):
+    small_file.write_text(SMALL_FILE.replace(old, new) if old else SMALL_FILE)
+    with pytest.raises(ValueError, match=f'^{small_file}: .*{message}') as error:
+        spaces.read(small_file, fixed)
+    assert '\n' not in str(error.value)
+
+
+def test_a_line_that_is_no_parameter_is_named(tmp_path):
+    path = tmp_path / 'authors.json'
+    path.write_text(AUTHORS + '{"dtype":"float"}\n')
+    with pytest.raises(ValueError, match=f'^{path}: line 5 is not like'):
+        spaces.read(path)
+
+
+@pytest.mark.parametrize('sampler', search.SAMPLERS)
+def test_random_points_are_those_of_the_seed_and_a_model_gives_those_after_them(
+        own_search, untrained, tmp_path, sampler):
+    found = run(own_search._replace(sampler=sampler), tmp_path / 'db', n_trials=14)
+    points = {trial['number'] - 1: trial['point'] for trial in found['trials']}
+    assert sorted(points) == [*range(14)]
+    expected = spaces.random_points(own_search.space.parameters, 14, 42)
+    same = [points[k] == expected[k] for k in range(14)]
+    assert all(same[:search.STARTUP]) and all(same) == (sampler == 'random')
+
+
+@pytest.mark.promise
+def test_trials_of_an_interrupted_search_of_a_file_go_on_with_their_points(
+        own_search, untrained, tmp_path, monkeypatch):
+    validate, calls = search.validate, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) in (2, 12, 13):
+            raise KeyboardInterrupt
+        return validate(*arguments)
+    monkeypatch.setattr(search, 'validate', interrupted)
+    for _attempt in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run(own_search, tmp_path / 'db', n_trials=12)
+    found = run(own_search, tmp_path / 'db', n_trials=12)
+    assert sorted(trial['number'] for trial in found['trials']) == [*range(1, 13)]
+    by_number = {}
+    for trial in trials_in(tmp_path / 'db', own_search):
+        by_number.setdefault(trial.user_attrs['number'], set()).add(str(trial.params))
+    assert {len(points) for points in by_number.values()} == {1}  # also of those that were run twice
+
+
+def test_what_a_lost_trial_reported_counts_when_it_goes_on(own_search, untrained, tmp_path):
+    mine = own_search._replace(prune=True)
+    study = optuna.create_study(study_name=mine.name, storage=f'sqlite:///{tmp_path}/db', direction='maximize')
+    study.enqueue_trial({}, user_attrs={'phase': 'tpe', 'number': 0})
+    trial = study.ask()
+    point = spaces.suggested(trial, mine.space.parameters)
+    trial.report(0.125, 0)
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    assert [one['point'] for one in run(mine, tmp_path / 'db', 1, prune=True)['trials']] == [point]
+    assert trials_in(tmp_path / 'db', mine)[-1].intermediate_values == {0: 0.125}
+
+
+def test_a_search_begins_no_trial_after_its_time(own_search, untrained, tmp_path):
+    assert run(own_search._replace(timeout=1e-9), tmp_path / 'db')['trials'] == []
+
+
+def test_unstable_networks_of_a_file_are_results(own_search, tmp_path):
+    fixed = own_search.space.fixed | {'n_epochs': 1}
+    space = own_search.space._replace(fixed=fixed, parameters={'layers': (2, 4), 'learning_rate': (0.1, 1e38)})
+    found = run(own_search._replace(space=space), tmp_path / 'db', n_trials=6)
+    assert {trial['reason']: trial['point']['learning_rate'] for trial in found['trials']} == {
+        '': 0.1, 'Unstable': 1e38}
+
+
+@pytest.mark.promise
+def test_a_search_of_a_file_ends_in_a_file_of_parameters_a_row_and_a_section(folder, small_file, tmp_path, capsys):
+    out = tmp_path / 'out'
+    command = ['--data', str(folder), '--out', str(out), '--search', str(small_file), '--trials', '22', '--metric',
+               'mrr@5', '--sampler', 'random', '--epochs', '1', '--backend', 'python', '--jobs', '1']
+    (tmp_path / 'small.toml').write_text(SMALL_FILE.replace('n_epochs = 2\n', ''))
+    assert run_experiments.main(command) == 0
+    shown = capsys.readouterr()
+    assert '22 of 22 done' in shown.err and 'best 0.' in shown.err
+    path, = (out / 'parameters').glob('*.toml')
+    model = GRU4Rec.from_parameters(path, backend='python')
+    train, valid = (click_log.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
+    value = recall_mrr(next_item_ranks(model.fit(train), valid, tie_policy='conservative'), 5)[1]
+    assert f'MRR@5 {value:.4f} on the validation data' in path.read_text()
+    assert len([*(out / 'cells').glob('*.json')]) == 3  # one for each seed
+    row, = [line for line in shown.out.splitlines() if line.startswith('| Cross-entropy')]
+    assert 'searched (22 trials' in row and '±' in row
+    page = (out / 'report.html').read_text()
+    assert 'Search of small' in page and 'aria-label="Importance' in page and page.count('aria-label="MRR@5 by') == 3
+    before = sorted((out / 'cells').glob('*.json'))
+    assert run_experiments.main(command) == 0 and sorted((out / 'cells').glob('*.json')) == before
+    assert '22 of 22' not in capsys.readouterr().err  # no trial is run again
+
+
+@pytest.mark.promise
+def test_validation_files_of_ones_own_join_the_training_data_of_the_best_network(folder, small_file, tmp_path):
+    parts = {name: folder / f'rsc15_{name}.txt' for name in ('train_tr', 'train_valid', 'test')}
+    command = ['--train', str(parts['train_tr']), '--valid', str(parts['train_valid']), '--test', str(parts['test']),
+               '--search', str(small_file), '--trials', '1', '--epochs', '1', '--backend', 'python', '--jobs', '1']
+    small_file.write_text(SMALL_FILE.replace('n_epochs = 2\n', ''))
+    assert run_experiments.main([*command, '--out', str(tmp_path / 'out')]) == 0
+    train, valid = (click_log.read_events(parts[name]) for name in ('train_tr', 'train_valid'))
+    n_sessions = train.SessionId.nunique()
+    assert f'train {n_sessions:,} sessions, {len(train):,} events' in (tmp_path / 'out' / 'tables.md').read_text()
+    n_events = [len(open_events(path).train) for path in (tmp_path / 'out' / 'data').iterdir()]
+    assert sorted(n_events) == [len(train), len(train) + len(valid)]
+    command[3] = command[1]  # its sessions are those of the training file
+    assert run_experiments.main([*command, '--out', str(tmp_path / 'wrong')]) == 2
 
 
 def test_a_damaged_checkpoint_of_a_trial_is_set_aside(the_search, tmp_path):

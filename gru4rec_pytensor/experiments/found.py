@@ -80,19 +80,19 @@ def duration(trials: list[dict]) -> str:
 def best_trials(found: dict) -> Section:
     """Return the table of a search's best trials, with notes on the conditions and on what was stopped early."""
     trials, names = found['trials'], [*found['space']]
-    rows: list[tuple] = [(trial['number'], *[f'{trial[name]:.4f}' for name in ('value', 'recall', 'mrr')],
+    metrics = {found['metric']: 'value'} | {'Recall@20': 'recall', 'MRR@20': 'mrr'}
+    rows: list[tuple] = [(trial['number'], *[f'{trial[name]:.4f}' for name in metrics.values()],
                           *[trial['point'][name] for name in names], f"{trial['seconds']:.0f} s")
                          for trial in best_of(trials)[:N_BEST]]
-    header = ('Trial', f"Searched: {found['metric']}", 'Recall@20', 'MRR@20',
-              *[name.replace('_', ' ') for name in names], 'Time')
+    header = ('Trial', *metrics, *[name.replace('_', ' ') for name in names], 'Time')
     ends = Counter(ENDS[trial['reason']] for trial in trials)
     epochs = Counter(trial['epochs'] for trial in trials if trial['reason'] == 'stopped early')
-    stopped = ', '.join(f'{n} in epoch {epoch}' for epoch, n in sorted(epochs.items()))
+    stopped = ', '.join(f'{n} after epoch {epoch}' for epoch, n in sorted(epochs.items()))
     fixed = ', '.join(f'{name} {value}' for name, value in found['fixed'].items())
     notes = [f"{len(trials)} trials in {duration(trials)}, one after another: "
-             + ', '.join(f'{n} {end}' for end, n in ends.items()) + f" ({stopped}).".replace(' ()', ''),
-             f"Metrics are those of the validation data (train {found['train']}; validation {found['valid']}), "
-             f"{found['conditions']}. All networks: {fixed}."]
+             + ', '.join(f'{n} {end}' for end, n in ends.items()) + f'; stopped {stopped}.' * bool(stopped),
+             f"The search was for {found['metric']}. Metrics are those of the validation data (train {found['train']}; "
+             f"validation {found['valid']}), {found['conditions']}. All networks: {fixed}."]
     return Section([Table(f"Search of {found['name']}: the best of {len(trials)} trials", header, rows)], notes)
 
 
@@ -115,12 +115,13 @@ def html_section(found: dict) -> str:
 
     def over_trials(ax: Axes) -> None:
         order = [*range(1, len(trials) + 1)]
+        ax.set_title(f'the best so far: {values[0]:.4f} in the end', fontsize=10)
         ax.step(order, np.maximum.accumulate(heights), where='post', color=page.COLOURS[-1])
         scatter(ax, order, 'trials, in the order of their ends')
 
     def bars(ax: Axes) -> None:
         ax.barh([*importance][::-1], [*importance.values()][::-1], color=page.COLOURS[0])
-        ax.set_xlabel('importance')
+        ax.set_title('importance', fontsize=10)
 
     def of_parameter(name: str) -> Callable[[Axes], None]:
         def draw(ax: Axes) -> None:

@@ -190,17 +190,15 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
               note: Callable[[str], None], deadline: float) -> None:
     """Run the points of a phase that are not finished, and wait for those that other processes run.
 
-    The points wait in the storage, from where each process takes the next.  One that was lost with its process, or with
-    an error that says nothing about the network, is put there again.
+    Each process puts the next point into the storage, and takes it from there.  A point that was lost with its process,
+    or with an error that says nothing about the network, comes before new ones.
     """
     def one_trial(trial: Trial) -> float:
         release()  # the trial is taken
-        trials = trials_of(study, [phase], len(points))
         if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points) or is_duplicate(
-                trial, trials):
+                trial, trials_of(study, [phase], len(points))):
             raise Superfluous
-        return objective(trial, search, space, note, [other for other in trials if other.number != trial.number],
-                         len(points))
+        return objective(trial, search, space, note, len(points))
 
     import optuna
     while True:
@@ -209,15 +207,17 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
             trials = trials_of(study, [phase], len(points))
             known = {trial.user_attrs['number'] for trial in trials
                      if is_finished(trial) or not trial.state.is_finished()}
-            lost = {trial.user_attrs['number']: trial for trial in trials if trial.params}
-            for number in sorted(set(range(len(points))) - known):
-                point, reported = points[number], {}
-                if number in lost:
-                    point, reported = lost[number].params, lost[number].intermediate_values
-                study.enqueue_trial(point, user_attrs={'phase': phase, 'number': number, 'reported': reported})
-            if len(known) == len(points) and all(trial.state.is_finished() for trial in trials):
+            missing = sorted(set(range(len(points))) - known)
+            if not missing and all(trial.state.is_finished() for trial in trials):
                 return
             states = {trial.state.name for trial in study.get_trials(deepcopy=False)}
+            if missing and 'WAITING' not in states:
+                point, reported = points[missing[0]], {}
+                for trial in trials:
+                    if trial.user_attrs['number'] == missing[0] and trial.params:  # it was lost
+                        point, reported = trial.params, trial.intermediate_values
+                study.enqueue_trial(point, user_attrs={'phase': phase, 'number': missing[0], 'reported': reported})
+                states.add('WAITING')
             if time.monotonic() > deadline:
                 if 'RUNNING' not in states:
                     return
@@ -239,13 +239,8 @@ def is_duplicate(trial: Trial, trials: list[FrozenTrial]) -> bool:
 
 
 def objective(trial: Trial, search: Search, space: dict[str, Any], note: Callable[[str], None],
-              others: list[FrozenTrial], n_points: int) -> float:
-    """Return the metric on the validation data of a network with the trial's parameters.
-
-    Parameters
-    ----------
-    others : the other trials of the phase, which the note about this one counts
-    """
+              n_points: int) -> float:
+    """Return the metric on the validation data of a network with the trial's parameters."""
     import optuna
     trial.set_user_attr('began', True)
     point, reported = suggested(trial, space), trial.user_attrs.get('reported', {})
@@ -280,8 +275,9 @@ def objective(trial: Trial, search: Search, space: dict[str, Any], note: Callabl
         raise
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    trial.set_user_attr('seconds', time.perf_counter() - started)
-    note(f'{title}: {outcome}; {progress_of(others, value, time.perf_counter() - started, n_points)}')
+    seconds = time.perf_counter() - started
+    trial.set_user_attr('seconds', seconds)
+    note(f'{title}: {outcome}; {progress_of(trial, value, seconds, n_points)}')
     if value == float('-inf'):
         raise optuna.TrialPruned(outcome)
     trial.set_user_attr('recall', recall)
@@ -289,14 +285,16 @@ def objective(trial: Trial, search: Search, space: dict[str, Any], note: Callabl
     return value
 
 
-def progress_of(others: list[FrozenTrial], value: float, seconds: float, n_points: int) -> str:
-    """Return how far a phase is, as text, when a trial ends with a value after some seconds."""
+def progress_of(trial: Trial, value: float, seconds: float, n_points: int) -> str:
+    """Return how far its phase is, as text, when a trial ends with a value after some seconds."""
+    others = [other for other in trials_of(trial.study, [trial.user_attrs['phase']], n_points)
+              if other.number != trial.number]
     finished = [other for other in others if is_finished(other)]
     running = 1 + sum(other.state.name == 'RUNNING' for other in others)
     stopped = sum(other.state.name == 'PRUNED' for other in finished) + (value == float('-inf'))
     best = max([value] + [other.value for other in finished if other.value is not None])
     left = n_points - len(finished) - 1
-    mean = (seconds + sum(other.user_attrs['seconds'] for other in finished)) / (len(finished) + 1)
+    mean = (seconds + sum(other.user_attrs.get('seconds', 0) for other in finished)) / (len(finished) + 1)
     return (f'{len(finished) + 1} of {n_points} done, {running - 1} running, {stopped} stopped early or unstable, '
             f'best {best:.4f}, about {left * mean / min(running, max(left, 1)) / 60:.0f} minutes left')
 

@@ -20,9 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gru4rec import GRU4Rec, check_arguments
+from gru4rec import GRU4Rec, argument_names, check_arguments
 from gru4rec_pytensor import parameters
-from gru4rec_pytensor.arguments import argument_names
 from gru4rec_pytensor.experiments.storage import quiet_optuna
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def read(path: Path, given: Sequence[str] = ()) -> Space:
             found[name] = checked(name, description)
         fixed = {name: value for name, value in fixed.items() if name not in (*found, *OTHERS)}
         check_networks(fixed, found)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{path}: {error}') from None
     return Space(path.stem, fixed, found)
 

@@ -142,4 +142,5 @@ def fail_lost_trials(study: Study) -> None:
     for trial in study.get_trials(deepcopy=False):
         if (trial.state.name == 'RUNNING' and 'began' not in trial.user_attrs
                 and trial.datetime_start and trial.datetime_start < long_ago):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)

@@ -196,7 +196,7 @@ def run_searches(request: Request, validation: Dataset, url: str, n_processes: i
     for space in spaces if 2 in request.tables else [request.search['space']]:
         one = search.Search(validation.folder, space, request.seeds[0], request.backend, request.tie_policy,
                             work.data.protocol.candidates, request.prune, work.results.folder / 'checkpoints',
-                            work.every)._replace(**request.search)._replace(space=space)
+                            work.every)._replace(**request.search)
         title = space.name or space.fixed['loss']
         tasks = [Task(f'search, process {k + 1}' if n_processes > 1 else 'search', join_search,
                       (one, request.n_trials, url)) for k in range(n_processes)]
@@ -209,8 +209,7 @@ def run_searches(request: Request, validation: Dataset, url: str, n_processes: i
                 display.finished(task.title, outcome.failure or f'all trials of {title} are done')
         if isinstance(found, dict):
             path = keep(work.results, one, found, sizes, work.data.fingerprint)
-            if path:
-                note(f'{path}: the best parameters')
+            note(f'{path}: the best parameters' if path else 'no network of the search was trained to its end')
             yield path
         elif found:
             names = ('seed', 'backend', 'tie_policy', 'candidates', 'prune')
