@@ -29,12 +29,6 @@ ROOT = Path(__file__).parents[1]
 needs_locks = pytest.mark.skipif(sys.platform == 'win32', reason='unfinished files are not locked on Windows')
 
 
-def run_python(program, *arguments, **options):
-    """A process that runs a program of this project."""
-    return subprocess.Popen([sys.executable, '-c', textwrap.dedent(program), *map(str, arguments)], text=True,
-                            env=os.environ | {'PYTHONPATH': str(ROOT)}, **options)
-
-
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 
@@ -51,7 +45,8 @@ HOLD = """
 
 def killed_holding(context, path):
     """The process id of a process that was killed inside a context."""
-    process = run_python(HOLD.format(context=context), path, stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, '-c', textwrap.dedent(HOLD).format(context=context), str(path)],
+                               text=True, stdout=subprocess.PIPE, env=os.environ | {'PYTHONPATH': str(ROOT)})
     assert process.stdout.readline() == 'ready\n'
     process.kill()
     process.wait()
@@ -304,26 +299,6 @@ def test_two_commands_at_once_share_the_cells_and_each_shows_all_of_them(start, 
     assert tables[0] == tables[1]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == 'win32', reason='signals')
-def test_ctrl_c_ends_all_processes_at_once_and_keeps_the_finished_cells(start, tmp_path):
-    out = tmp_path / 'out'
-    process = start(out, '--jobs', '2')
-    while not list((out / 'cells').glob('*.json')):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    text, _none = process.communicate(timeout=20)
-    assert process.returncode == 130 and 'the finished cells are kept' in text and 'Traceback' not in text
-    with pytest.raises(ProcessLookupError):  # of the whole group
-        while True:
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
-    assert 1 <= len(numbers(out)) < 11
-    assert start(out, '--jobs', '2').wait() == 0
-    trained_once(out)
-
-
 def processes_of(group):
     """Process ids of a group, its leader first."""
     found = []
@@ -429,27 +404,6 @@ def holders(out):
 
 @pytest.mark.slow
 @needs_dask
-def test_a_cluster_does_the_work_of_a_worker_that_is_killed_in_mid_cell(start, cluster, tmp_path):
-    assert start(tmp_path / 'one', '--jobs', '1').wait() == 0
-    out = tmp_path / 'out'
-    process = start(out, '--scheduler', cluster)
-    killed = []
-    while process.poll() is None and len(killed) < 2:
-        pids = [pid for pid in holders(out) if pid not in killed]  # whose locks stay until others take their cells over
-        if len(pids) == 2 and not killed or killed and len(list((out / 'cells').glob('*.json'))) > 5 and pids:
-            os.kill(pids[0], signal.SIGKILL)
-            killed.append(pids[0])
-            time.sleep(3)  # until it is at a cell again
-        time.sleep(0.02)
-    text, _none = process.communicate()
-    assert process.returncode == 0 and len(killed) == 2, text
-    assert text.count('taken over from process') == 2
-    assert numbers(out) == numbers(tmp_path / 'one') and len(numbers(out)) == 11
-    assert_nothing_is_left(out)
-
-
-@pytest.mark.slow
-@needs_dask
 def test_thirty_kills_of_workers_of_a_cluster_give_the_numbers_of_an_undisturbed_run(start, cluster, tmp_path):
     """A cell whose workers were killed more often than the scheduler allows has failed, and is run again."""
     assert start(tmp_path / 'whole', '--jobs', '1').wait() == 0
@@ -472,18 +426,28 @@ def test_thirty_kills_of_workers_of_a_cluster_give_the_numbers_of_an_undisturbed
 
 
 @pytest.mark.slow
-@needs_dask
-def test_ctrl_c_ends_the_work_on_a_cluster_too_and_its_workers_are_free_for_another_command(start, cluster, tmp_path):
+@pytest.mark.skipif(sys.platform == 'win32', reason='signals')
+@pytest.mark.parametrize('engine', ['processes', pytest.param('cluster', marks=needs_dask)])
+def test_ctrl_c_ends_all_work_at_once_and_keeps_the_finished_cells(start, engine, tmp_path, request):
+    """The workers of a cluster are free for another command."""
+    options = ['--scheduler', request.getfixturevalue('cluster')] if engine == 'cluster' else ['--jobs', '2']
     out = tmp_path / 'out'
-    process = start(out, '--scheduler', cluster)
+    process = start(out, *options)
     while not list((out / 'cells').glob('*.json')):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     text, _none = process.communicate(timeout=20)
-    assert process.returncode == 130 and 'the finished cells are kept' in text
-    assert start(out, '--scheduler', cluster).wait() == 0
+    assert process.returncode == 130 and 'the finished cells are kept' in text and 'Traceback' not in text
+    with pytest.raises(ProcessLookupError):  # of the whole group
+        while True:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    assert 1 <= len(numbers(out)) < 11
+    assert start(out, *options).wait() == 0
     assert len(numbers(out)) == 11
+    if engine == 'processes':  # which count
+        trained_once(out)
     assert_nothing_is_left(out)
 
 
