@@ -55,6 +55,15 @@ def top1_model():
     return trained_as_recorded('top1_adagrad_m00', 'python')
 
 
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    """A folder with the files of a small synthetic log."""
+    from preprocess_rsc15 import make_synthetic
+    folder = tmp_path_factory.mktemp('synthetic')
+    make_synthetic(folder, n_sessions=1500, n_items=200, seed=1)
+    return folder
+
+
 @pytest.fixture
 def float64(monkeypatch):
     """Formulas in float64, so that they can be held against NumPy to the last digits."""

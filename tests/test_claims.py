@@ -2,7 +2,6 @@
 import numpy as np
 import pytest
 
-import preprocess_rsc15
 import run_experiments
 from gru4rec_pytensor.experiments import claims, search, work
 from gru4rec_pytensor.experiments.results import Results
@@ -88,13 +87,6 @@ def test_every_claim_compares_settings_that_differ_in_one_thing():
         first, second = (setting._replace(label='') for setting in (claim.first, claim.second))
         differing = [name for name in first._fields if getattr(first, name) != getattr(second, name)]
         assert differing in (['options'], ['candidates'], ['units'], ['loss'], ['model', 'loss', 'units'])
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('synthetic')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=200, seed=1)
-    return folder
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import shutil
 import pandas as pd
 import pytest
 
-import preprocess_rsc15
 import run_experiments
 from gru4rec_pytensor.experiments import protocols, results, work
 from gru4rec_pytensor.experiments.cells import RESULT_KEYS, Cell
@@ -13,13 +12,6 @@ from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.experiments.tables import rows_of_tables
 
 QUICK = ['--backend', 'python', '--epochs', '1', '--units', '4', '--jobs', '1']
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('synthetic')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=300, seed=1)
-    return folder
 
 
 @pytest.fixture(scope='module')
