@@ -259,7 +259,8 @@ def test_notes_go_nowhere_and_not_into_the_results_where_standard_error_is_close
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no /dev/full')
 @pytest.mark.parametrize('script', [
-    pytest.param('-m gru4rec_pytensor.cli', marks=pytest.mark.slow), 'run_experiments.py', 'preprocess_rsc15.py'])
+    'preprocess_rsc15.py',
+    *[pytest.param(script, marks=pytest.mark.slow) for script in ('-m gru4rec_pytensor.cli', 'run_experiments.py')]])
 def test_every_command_names_a_full_device_in_one_line(script):
     with open('/dev/full', 'w') as full:
         done = subprocess.run([sys.executable, *script.split(), '--help'], cwd=ROOT, stdout=full,

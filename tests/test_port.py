@@ -28,11 +28,12 @@ CASES = json.loads((GOLDEN / 'port.json').read_text())['cases']
 with np.load(GOLDEN / 'port.npz') as archive:
     ARRAYS = dict(archive)
 WITH_GRU_CELL = [case for case in CASES if f'{case}/init_Wx0' not in ARRAYS]
-QUICK_ON_JAX, PROMISED_ON_NUMBA = 'bprmax_constrained_n8_m01', 'bprmax_n8_m03'
+PROMISED = {'jax': 'bprmax_constrained_n8_m01', 'numba': 'bprmax_n8_m03'}
 
 every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in CASES] + [
-    pytest.param(case, 'numba', marks=PROMISE if case == PROMISED_ON_NUMBA else pytest.mark.slow) for case in CASES] + [
-    pytest.param(case, 'jax', marks=[needs_jax] + [pytest.mark.slow] * (case != QUICK_ON_JAX)) for case in CASES])
+    pytest.param(case, backend, marks=[PROMISE if PROMISED[backend] == case else pytest.mark.slow,
+                                       *[needs_jax] * (backend == 'jax')])
+    for backend in PROMISED for case in CASES])
 
 
 def recorded(case, kind):
