@@ -12,9 +12,9 @@ import pytest
 # others have finished; and those that compile what others use come before them: test_release.py the programs for Numba
 # and JAX, test_baselines.py the loops of the baselines.
 LONGEST = ['test_release.py', 'test_later.py', 'test_baselines.py', 'test_checkpoint.py', 'test_style.py',
-           'test_port.py', 'test_backends.py', 'test_run_experiments.py', 'test_jax.py', 'test_search.py', 'test_variants.py',
-           'test_threads.py', 'test_evaluation.py', 'test_gru4rec.py', 'test_cli.py', 'test_fit_more.py', 'test_ids.py',
-           'test_updates.py', 'test_work.py', 'test_docs.py', 'test_cache_folders.py']
+           'test_port.py', 'test_backends.py', 'test_run_experiments.py', 'test_jax.py', 'test_search.py',
+           'test_variants.py', 'test_threads.py', 'test_evaluation.py', 'test_gru4rec.py', 'test_cli.py',
+           'test_fit_more.py', 'test_ids.py', 'test_updates.py', 'test_work.py', 'test_docs.py', 'test_cache_folders.py']
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
