@@ -14,7 +14,7 @@ import pytest
 LONGEST = ['test_release.py', 'test_later.py', 'test_baselines.py', 'test_checkpoint.py', 'test_style.py',
            'test_port.py', 'test_backends.py', 'test_run_experiments.py', 'test_jax.py', 'test_search.py',
            'test_variants.py', 'test_threads.py', 'test_evaluation.py', 'test_gru4rec.py', 'test_cli.py',
-           'test_fit_more.py', 'test_ids.py', 'test_updates.py', 'test_work.py', 'test_docs.py', 'test_cache_folders.py']
+           'test_fit_more.py', 'test_ids.py', 'test_updates.py', 'test_work.py', 'test_docs.py']
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
