@@ -90,7 +90,7 @@ def test_every_claim_compares_settings_that_differ_in_one_thing():
 
 
 @pytest.mark.slow
-def test_the_command_compares_judges_and_goes_on(data, tmp_path, monkeypatch, capsys):
+def test_the_command_compares_judges_and_continues(data, tmp_path, monkeypatch, capsys):
     wanted = ('1-of-N input is better than an embedding', 'TOP1 is better than Item-KNN',
               'ranking among the most popular items alone hardly changes the result')
     paper_claims = claims.paper_claims

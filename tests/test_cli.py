@@ -150,7 +150,7 @@ def test_info_refuses_what_load_refuses(folder, tmp_path, capsys):
     assert f"{tmp_path}/model: not a model of this package (ValueError: loss='hinge'" in capsys.readouterr().err
 
 
-def test_more_goes_on_with_a_model_on_new_data(folder, tmp_path, capsys):
+def test_more_trains_a_model_further_on_new_data(folder, tmp_path, capsys):
     command = f'fit {folder}/data/test.tsv -o {tmp_path}/more --more {folder}/model {OPTIONS}'
     run(command.replace('--batch-size 10', '--batch-size 3'), capsys)
     expected = GRU4Rec.load(folder / 'model').fit_more(click_log.read_events(folder / 'data' / 'test.tsv'), 2)

@@ -1,4 +1,4 @@
-"""What is special about the JAX backend: no copies, the same bits twice, ranks on the device, weights that move."""
+"""Properties of the JAX backend: no copies, the same bits twice, ranks on the device, weights that move."""
 import re
 import sys
 
@@ -235,7 +235,7 @@ def gpu_hardware(monkeypatch, tmp_path):
     monkeypatch.setattr(backends, 'GPU_FILES', [str(tmp_path)])
 
 
-def test_auto_goes_on_without_a_jax_that_does_not_work_and_says_so(broken_jax, gpu_hardware, caplog):
+def test_auto_continues_without_a_jax_that_does_not_work_and_says_so(broken_jax, gpu_hardware, caplog):
     assert backends.resolve('auto') == 'numba'
     assert 'JAX is installed but does not work' in caplog.text
 

@@ -97,7 +97,7 @@ def test_the_weights_after_three_epochs_are_those_recorded(case, backend):
 
 @pytest.mark.parametrize('case', ['xe', 'bprmax_n8_m03'])
 def test_a_step_for_each_occurrence_is_far_from_the_recorded_run(case):
-    """So the two ways differ where items repeat: the test above would not pass with either."""
+    """The two ways differ where items repeat: the test above would not pass with either."""
     _model, losses = trained_as_recorded(case, 'python', repeats='each')
     assert np.abs(losses - ARRAYS[f'{case}/cost']).max() > 0.01
 

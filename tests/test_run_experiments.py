@@ -90,7 +90,7 @@ def test_a_command_reads_each_result_once_and_again_when_it_has_changed(data, tm
     assert [one for one in folder.load('cells') if one not in before][0]['recall@20'] == 0.75 and len(read) == 8 + 8
 
 
-def test_an_interrupted_run_keeps_its_finished_cells_and_goes_on_from_there(data, tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_its_finished_cells_and_continues_from_there(data, tmp_path, monkeypatch):
     run_cell, trained = work.run_cell, []
 
     def interrupted(cell, *args):

@@ -218,7 +218,7 @@ def reference_for(model, log, masks=None):
 
 
 def scores_of_the_reference(model, log):
-    """With the weights of the model."""
+    """Scores of the reference with the weights of the model."""
     reference = untrained_reference(model)
     reference.item_index = {item: k for k, item in enumerate(model.items_)}
     reference.initialise(model.n_items, np.random.RandomState(0))

@@ -108,7 +108,7 @@ def test_what_a_killed_process_has_left_of_files_that_belong_together_is_removed
 
 
 class Lines:
-    """In place of `terminal.Display`."""
+    """A stand-in for `terminal.Display`."""
 
     def __init__(self):
         self.lines = []
@@ -269,14 +269,14 @@ def start(data, tmp_path):
 
 
 def numbers(out):
-    """What the cells of a folder hold, without times."""
+    """Return what the cells of a folder hold, without times."""
     return {json.dumps([result[name] for name in ('model', 'loss', 'units', 'seed')]):
             [result[name] for name in ('recall@20', 'mrr@20', 'epoch_losses', 'details')]
             for result in rows_of_tables(Results(out).load('cells'), RSC15)}
 
 
 def trained_once(out):
-    """Whether every cell was trained to its end once."""
+    """Assert that every cell was trained to its end once."""
     trained = (out / 'trained').read_text().splitlines()
     assert len(trained) == len(set(trained)) == 11
 
@@ -316,7 +316,7 @@ def processes_of(group):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='finds processes in /proc')
 def test_thirty_kills_at_random_moments_give_the_numbers_of_an_undisturbed_run(start, tmp_path):
-    """Of the command or of one of its workers; a command that has lost too many workers ends, and is run again."""
+    """The command or one of its workers is killed; a command that has lost too many workers ends, and is run again."""
     assert start(tmp_path / 'whole', '--jobs', '1').wait() == 0
     rng, out, kills, runs = random.Random(1), tmp_path / 'out', 0, 0
     while kills < 30:
@@ -465,7 +465,7 @@ def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch, capsys, a
 
 
 class Client:
-    """In place of a Dask client with one worker, which changes what it says of itself."""
+    """A stand-in for a Dask client with one worker, which changes what it says of itself."""
 
     def __init__(self, answer=dict, threads=1, has_worker=True):
         self.answer, self.threads, self.has_worker = answer, threads, has_worker
@@ -508,7 +508,7 @@ def test_a_worker_that_cannot_do_the_work_is_named_before_any(tmp_path, monkeypa
 
 
 def test_a_cell_that_is_reported_as_done_and_is_not_there_fails_with_that_reason(data, tmp_path, monkeypatch):
-    """As by a worker with a folder of its own under the same name."""
+    """A worker with a folder of its own under the same name does so."""
     submitted = []
 
     def engine(tasks, display):
