@@ -8,13 +8,13 @@ import tempfile
 
 import pytest
 
-# The files that take longest come first, so that no process is left with one of them when the others have finished; and
-# those that compile what others use come before them: test_release.py the programs for Numba and JAX, test_baselines.py
-# the loops of the baselines.
-LONGEST = ['test_later.py', 'test_release.py', 'test_baselines.py', 'test_jax.py', 'test_variants.py', 'test_search.py',
-           'test_work.py', 'test_backends.py', 'test_gru4rec.py', 'test_evaluation.py', 'test_updates.py',
-           'test_threads.py', 'test_checkpoint.py', 'test_run_experiments.py', 'test_fit_more.py', 'test_docs.py',
-           'test_cache_folders.py']
+# The files that take longest, promises included, come first, so that no process is left with one of them when the
+# others have finished; and those that compile what others use come before them: test_release.py the programs for Numba
+# and JAX, test_baselines.py the loops of the baselines.
+LONGEST = ['test_release.py', 'test_later.py', 'test_baselines.py', 'test_checkpoint.py', 'test_style.py',
+           'test_port.py', 'test_backends.py', 'test_run_experiments.py', 'test_jax.py', 'test_search.py',
+           'test_variants.py', 'test_threads.py', 'test_evaluation.py', 'test_gru4rec.py', 'test_cli.py',
+           'test_fit_more.py', 'test_ids.py', 'test_updates.py', 'test_work.py', 'test_docs.py']
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
@@ -53,6 +53,15 @@ def top1_model():
     """A trained one-layer model, TOP1 with tanh scores, on the recorded training data.  Not to be trained again."""
     from common import trained_as_recorded
     return trained_as_recorded('top1_adagrad_m00', 'python')
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    """A folder with the files of a small synthetic log."""
+    from preprocess_rsc15 import make_synthetic
+    folder = tmp_path_factory.mktemp('synthetic')
+    make_synthetic(folder, n_sessions=1500, n_items=200, seed=1)
+    return folder
 
 
 @pytest.fixture

@@ -27,26 +27,38 @@ def minibatches(session_lengths, batch_size, order=None):
     Returns a list of (input_positions, target_positions, starts), each of shape (B,); `starts` is true where the lane
     begins a session, that is, where its hidden state has to be zero.
     """
+    return [step[:3] for step in minibatches_to_the_end(session_lengths, batch_size, order, fewest_lanes=batch_size)]
+
+
+def minibatches_to_the_end(session_lengths, batch_size, order=None, fewest_lanes=1):
+    """The same, but a lane that finds no session leaves.
+
+    The lanes that are left close ranks; the epoch ends when there are fewer than `fewest_lanes`.
+
+    Returns a list of (input_positions, target_positions, starts, stays), each of shape (M,); `stays` has the place that
+    each lane had in the mini-batch before, whose hidden state it keeps unless `starts` is true.
+    """
     first_event = [sum(session_lengths[:s]) for s in range(len(session_lengths))]
     waiting = list(range(len(session_lengths))) if order is None else list(order)
 
-    session = [waiting.pop(0) for lane in range(batch_size)]
-    event = [0] * batch_size  # how far each lane is in its session
+    lanes = [(waiting.pop(0), 0, place) for place in range(batch_size)]  # session, event in it, place before
     steps = []
-    while True:
-        ended = [lane for lane in range(batch_size) if event[lane] == session_lengths[session[lane]] - 1]
-        if not ended:
-            inputs = [first_event[session[lane]] + event[lane] for lane in range(batch_size)]
-            starts = [event[lane] == 0 for lane in range(batch_size)]
-            steps.append((np.array(inputs), np.array(inputs) + 1, np.array(starts)))
-            event = [e + 1 for e in event]
+    while len(lanes) >= fewest_lanes:
+        if all(event < session_lengths[session] - 1 for session, event, _ in lanes):
+            inputs = np.array([first_event[session] + event for session, event, _ in lanes])
+            starts = np.array([event == 0 for _, event, _ in lanes])
+            steps.append((inputs, inputs + 1, starts, np.array([place for _, _, place in lanes])))
+            lanes = [(session, event + 1, place) for place, (session, event, _) in enumerate(lanes)]
         # Each ended lane takes one session per pass. A session of length 1 ends at once and waits for the next pass,
         # so the lanes after it are served before its lane is served again.
-        for lane in ended:
-            if not waiting:
-                return steps
-            session[lane] = waiting.pop(0)
-            event[lane] = 0
+        left = []
+        for session, event, place in lanes:
+            if event < session_lengths[session] - 1:
+                left.append((session, event, place))
+            elif waiting:
+                left.append((waiting.pop(0), 0, place))
+        lanes = left
+    return steps
 
 
 # --- Activations: name -> (function of x, derivative as a function of x) --------------------------------------------

@@ -16,7 +16,7 @@ from numpy_gru4rec import (
     bpr,
     gru_backward,
     gru_forward,
-    minibatches,
+    minibatches_to_the_end,
     mrr,
     sigmoid,
     softmax,
@@ -24,40 +24,6 @@ from numpy_gru4rec import (
 )
 
 TINY = 1e-24  # inside the logarithms of the loss
-
-
-# --- Mini-batches whose lanes leave one by one ------------------------------------------------------------------------
-
-
-def minibatches_to_the_end(session_lengths, batch_size, order=None, fewest_lanes=1):
-    """One epoch of session-parallel mini-batches in which a lane that finds no session leaves.
-
-    Like `numpy_gru4rec.minibatches`, which ends the epoch there. The lanes that are left close ranks; the epoch ends
-    when there are fewer than `fewest_lanes`.
-
-    Returns a list of (input_positions, target_positions, starts, stays), each of shape (M,); `stays` has the place that
-    each lane had in the mini-batch before, whose hidden state it keeps unless `starts` is true.
-    """
-    first_event = [sum(session_lengths[:s]) for s in range(len(session_lengths))]
-    waiting = list(range(len(session_lengths))) if order is None else list(order)
-
-    lanes = [(waiting.pop(0), 0, place) for place in range(batch_size)]  # session, event in it, place before
-    steps = []
-    while len(lanes) >= fewest_lanes:
-        if all(event < session_lengths[session] - 1 for session, event, _ in lanes):
-            inputs = np.array([first_event[session] + event for session, event, _ in lanes])
-            starts = np.array([event == 0 for _, event, _ in lanes])
-            steps.append((inputs, inputs + 1, starts, np.array([place for _, _, place in lanes])))
-            lanes = [(session, event + 1, place) for place, (session, event, _) in enumerate(lanes)]
-        # As in `minibatches`, a lane takes one session per pass, so that one of length 1 waits for the other lanes.
-        left = []
-        for session, event, place in lanes:
-            if event < session_lengths[session] - 1:
-                left.append((session, event, place))
-            elif waiting:
-                left.append((waiting.pop(0), 0, place))
-        lanes = left
-    return steps
 
 
 # --- Losses of one lane, those of the 2016 release apart --------------------------------------------------------------
@@ -149,10 +115,8 @@ class NumpyLater(NumpyGRU4Rec):
 
     def schedule(self, session_lengths, order):
         """The mini-batches of an epoch, as `minibatches_to_the_end` has them."""
-        if self.drop_tail:
-            every = np.arange(self.batch_size)
-            return [(*step, every) for step in minibatches(session_lengths, self.batch_size, order)]
-        return minibatches_to_the_end(session_lengths, self.batch_size, order, fewest_lanes=1 if self.n_sample else 2)
+        fewest = self.batch_size if self.drop_tail else 1 if self.n_sample else 2
+        return minibatches_to_the_end(session_lengths, self.batch_size, order, fewest)
 
     # Initialisation
 

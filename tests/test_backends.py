@@ -61,7 +61,7 @@ def test_a_loop_hands_the_updated_variables_to_the_next_step(loop):
     assert x.tolist() == [33, 49] and y == 8
 
 
-def test_a_loop_goes_on_from_where_the_last_call_ended(loop):
+def test_a_loop_continues_from_where_the_last_call_ended(loop):
     run(loop, [[1, 1]])
     outputs = loop[0]({'row': np.array([[0, 1], [2, 3]], dtype='float32')})
     assert_allclose(outputs, np.log([15, 77]), rtol=1e-6)
@@ -346,7 +346,7 @@ def test_many_rows_are_updated_as_by_a_loop_over_the_occurrences(monkeypatch, ma
 
 @pytest.mark.slow
 def test_operations_on_rows_do_in_python_what_they_do_in_numba(many_rows_updated):
-    """As the graph for Numba is, run by the interpreter."""
+    """The interpreter runs the graph for Numba."""
     inputs, output, updates = many_rows_updated
     rng = np.random.RandomState(0)
     values = [random_matrix(600, 9), rng.randint(50, size=600), rng.rand(600) < 0.5][:len(inputs)]
@@ -417,7 +417,7 @@ def test_the_interpreter_calls_numpy_once_for_an_operation_and_gives_the_bits_of
 
 @pytest.mark.promise
 def test_importing_the_project_changes_nothing_for_other_users_of_pytensor():
-    """Neither how a graph of others is compiled, nor any setting of the process."""
+    """The code of a foreign graph, and all settings of the process."""
     script = Path(__file__).with_name('other_users.py')
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -63,6 +63,7 @@ def test_without_a_folder_to_write_to_one_warning_names_the_variables_and_all_wo
     assert {path.name.split('_')[0] for path in folder.iterdir()} >= {'gru4rec', 'numba', 'tree'}  # of both
 
 
+@pytest.mark.promise
 def test_variables_that_are_set_are_left_as_they_are_and_nothing_warns(bare, tmp_path):
     done = bare("import gru4rec; print(gru4rec.pytensor.config.base_compiledir, gru4rec.numba.config.CACHE_DIR)",
                 PYTENSOR_FLAGS=f'base_compiledir={tmp_path}/compiled', NUMBA_CACHE_DIR=f'{tmp_path}/numba')

@@ -105,7 +105,7 @@ def test_a_result_of_another_revision_has_another_key_and_does_not_count(tmp_pat
     assert [result['recall@20'] for result in results.load('cells')] == [0.6]
 
 
-def test_a_network_goes_on_from_its_checkpoint_and_says_nothing_of_the_time_that_was_not_measured(data, tmp_path):
+def test_a_network_continues_from_its_checkpoint_and_says_nothing_of_the_time_that_was_not_measured(data, tmp_path):
     class Killed(Exception):
         pass
 

@@ -2,7 +2,6 @@
 import numpy as np
 import pytest
 
-import preprocess_rsc15
 import run_experiments
 from gru4rec_pytensor.experiments import claims, search, work
 from gru4rec_pytensor.experiments.results import Results
@@ -90,15 +89,8 @@ def test_every_claim_compares_settings_that_differ_in_one_thing():
         assert differing in (['options'], ['candidates'], ['units'], ['loss'], ['model', 'loss', 'units'])
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('synthetic')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=200, seed=1)
-    return folder
-
-
 @pytest.mark.slow
-def test_the_command_compares_judges_and_goes_on(data, tmp_path, monkeypatch, capsys):
+def test_the_command_compares_judges_and_continues(data, tmp_path, monkeypatch, capsys):
     wanted = ('1-of-N input is better than an embedding', 'TOP1 is better than Item-KNN',
               'ranking among the most popular items alone hardly changes the result')
     paper_claims = claims.paper_claims

@@ -150,7 +150,7 @@ def test_info_refuses_what_load_refuses(folder, tmp_path, capsys):
     assert f"{tmp_path}/model: not a model of this package (ValueError: loss='hinge'" in capsys.readouterr().err
 
 
-def test_more_goes_on_with_a_model_on_new_data(folder, tmp_path, capsys):
+def test_more_trains_a_model_further_on_new_data(folder, tmp_path, capsys):
     command = f'fit {folder}/data/test.tsv -o {tmp_path}/more --more {folder}/model {OPTIONS}'
     run(command.replace('--batch-size 10', '--batch-size 3'), capsys)
     expected = GRU4Rec.load(folder / 'model').fit_more(click_log.read_events(folder / 'data' / 'test.tsv'), 2)
@@ -259,7 +259,8 @@ def test_notes_go_nowhere_and_not_into_the_results_where_standard_error_is_close
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no /dev/full')
 @pytest.mark.parametrize('script', [
-    pytest.param('-m gru4rec_pytensor.cli', marks=pytest.mark.slow), 'run_experiments.py', 'preprocess_rsc15.py'])
+    'preprocess_rsc15.py',
+    *[pytest.param(script, marks=pytest.mark.slow) for script in ('-m gru4rec_pytensor.cli', 'run_experiments.py')]])
 def test_every_command_names_a_full_device_in_one_line(script):
     with open('/dev/full', 'w') as full:
         done = subprocess.run([sys.executable, *script.split(), '--help'], cwd=ROOT, stdout=full,

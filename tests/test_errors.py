@@ -1,4 +1,4 @@
-"""What the commands say about wrong input: one line that names it, exit code 2, and nothing half-written."""
+"""Messages of the commands about wrong input: one line that names it, exit code 2, and nothing half-written."""
 import gzip
 import json
 import os
@@ -237,7 +237,7 @@ def test_what_is_no_file_is_not_replaced(world, tmp_path, monkeypatch, capsys, k
 
 @pytest.mark.parametrize('target', ['file', 'elsewhere/file', 'elsewhere/new', '../{}/elsewhere/file'])
 def test_a_link_is_followed_to_the_file_that_is_written(world, tmp_path, monkeypatch, capsys, target):
-    """To a file that is there or not yet, by a relative or an absolute name."""
+    """The file exists or not, and its name is relative or absolute."""
     shutil.copy(world / 'good', tmp_path / 'good')
     monkeypatch.chdir(tmp_path)
     os.mkdir('elsewhere')

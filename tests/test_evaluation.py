@@ -79,7 +79,7 @@ def test_equal_scores_count_as_lower_higher_or_half(target, ranks):
 @pytest.mark.parametrize('dtype', ['float32', pytest.param('float64', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('candidates, places', [(None, [2, 3, 4]), (['a', 'd'], [1, 2, 3])])
 def test_tiebreaking_puts_the_target_in_every_place_among_its_equals_equally_often(dtype, candidates, places):
-    """Be it one of the candidates or not."""
+    """The target is one of the candidates, or not."""
     model, log = FixedScores(dtype, **TIED), click_log(*[['b', 'c']] * 900)
     ranks, counts = np.unique(next_item_ranks(model, log, candidates, tie_policy='tiebreaking'), return_counts=True)
     assert ranks.tolist() == places

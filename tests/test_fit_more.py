@@ -13,6 +13,7 @@ NEW = LOG.assign(ItemId=LOG.ItemId + 1000, SessionId=LOG.SessionId + 1000)  # th
 OPTIONS = [dict(), dict(momentum=0.3, lmbd=0.01), dict(adapt='rmsprop', learning_rate=0.01), dict(adapt=None),
            dict(unit='lstm', layers=[3, 2], input_to_all_layers=True, input_mode='session', feedforward=[3]),
            dict(embedding=3, loss='cross-entropy')]
+COMPILED = OPTIONS[1]  # two tests compile it, so that others use it, too
 OPTIONS = [pytest.param(options, marks=() if k in (1, 5) else pytest.mark.slow) for k, options in enumerate(OPTIONS)]
 
 
@@ -56,7 +57,8 @@ def test_weights_of_new_items_are_drawn_by_seed_epochs_and_items_so_far_and_thei
 
 
 def test_retrain_is_the_releases_name_of_fit_more():
-    assert_same_bits(state_of(small_model().fit(LOG).fit(NEW, True)), state_of(small_model().fit(LOG).fit_more(NEW)))
+    first, other = (small_model(**COMPILED).fit(LOG) for _model in range(2))
+    assert_same_bits(state_of(first.fit(NEW, True)), state_of(other.fit_more(NEW)))
     with pytest.raises(ValueError, match='retrain=True does not go with'):
         small_model().fit(LOG).fit(NEW, retrain=True, checkpoint='somewhere')
 
@@ -90,7 +92,7 @@ def test_new_items_are_learned_and_recommended():
 def test_data_that_does_not_fit_the_model_is_refused_with_the_reason():
     with pytest.raises(RuntimeError, match='not trained yet'):
         small_model().fit_more(NEW)
-    model = small_model().fit(LOG)
+    model = small_model(**COMPILED).fit(LOG)
     before = state_of(model)
     with pytest.raises(TypeError, match="'ItemId' has item ids such as '.*', but those of the model are such as"):
         model.fit_more(LOG.assign(ItemId='x' + LOG.ItemId.astype(str)))

@@ -82,11 +82,6 @@ def test_weights_and_optimiser_state_are_copies(two_layers):
     assert_same_bits(state_of(two_layers), before)
 
 
-def test_items_are_numbered_by_first_appearance_in_the_frame_as_given():
-    log = click_log('cab', 'bd', 'ca')
-    assert small_model(batch_size=2, n_epochs=1).fit(log[::-1]).items_.tolist() == ['a', 'c', 'd', 'b']
-
-
 @pytest.mark.parametrize('arguments', [dict(), dict(sigma=0.3), dict(init_as_normal=True), dict(seed=3)],
                          ids=['uniform', 'sigma', 'normal', 'seed'])
 def test_initial_weights_are_drawn_from_the_seed_to_the_bit(arguments):

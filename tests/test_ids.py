@@ -169,7 +169,7 @@ def test_ids_that_cannot_be_compared_or_saved_are_refused_before_training(values
 
 
 class Polars:
-    """What a frame of polars looks like from outside."""
+    """A frame of polars as seen from outside."""
     __module__ = 'polars.dataframe.frame'
 
     def to_pandas(self):

@@ -15,8 +15,8 @@ from common import (
     assert_same_bits,
     recorded,
 )
-from numpy_gru4rec import activation
-from numpy_later import NumpyLater, minibatches_to_the_end
+from numpy_gru4rec import activation, minibatches_to_the_end
+from numpy_later import NumpyLater
 from test_numpy_reference import differences, rounding
 
 every_case = pytest.mark.parametrize("case", LATER_CASES)

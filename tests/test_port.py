@@ -1,7 +1,6 @@
 """The authors' PyTorch code: its recorded runs, met by summed gradients of repeated items and its GRU; its weights."""
 import functools
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,27 +10,30 @@ from common import (
     TEST,
     TRAIN,
     assert_close,
+    few_items_log,
     minibatches_recorded,
     needs_jax,
     small_model,
     state_of,
 )
 from numpy.testing import assert_allclose, assert_array_equal
+from test_variants import TINY, NumpyVariant, untrained_reference
 
 import gru4rec
 from gru4rec import GRU4Rec
-from gru4rec_pytensor import backends, model_file, port
+from gru4rec_pytensor import model_file, port
 from gru4rec_pytensor.backends import repeats
 
 CASES = json.loads((GOLDEN / 'port.json').read_text())['cases']
 with np.load(GOLDEN / 'port.npz') as archive:
     ARRAYS = dict(archive)
 WITH_GRU_CELL = [case for case in CASES if f'{case}/init_Wx0' not in ARRAYS]
-QUICK_ON_JAX, PROMISED_ON_NUMBA = 'bprmax_constrained_n8_m01', 'bprmax_n8_m03'
+PROMISED = {'jax': 'bprmax_constrained_n8_m01', 'numba': 'bprmax_n8_m03'}
 
 every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in CASES] + [
-    pytest.param(case, 'numba', marks=PROMISE if case == PROMISED_ON_NUMBA else pytest.mark.slow) for case in CASES] + [
-    pytest.param(case, 'jax', marks=[needs_jax] + [pytest.mark.slow] * (case != QUICK_ON_JAX)) for case in CASES])
+    pytest.param(case, backend, marks=[PROMISE if PROMISED[backend] == case else pytest.mark.slow,
+                                       *[needs_jax] * (backend == 'jax')])
+    for backend in PROMISED for case in CASES])
 
 
 def recorded(case, kind):
@@ -95,7 +97,7 @@ def test_the_weights_after_three_epochs_are_those_recorded(case, backend):
 
 @pytest.mark.parametrize('case', ['xe', 'bprmax_n8_m03'])
 def test_a_step_for_each_occurrence_is_far_from_the_recorded_run(case):
-    """So the two ways differ where items repeat: the test above would not pass with either."""
+    """The two ways differ where items repeat: the test above would not pass with either."""
     _model, losses = trained_as_recorded(case, 'python', repeats='each')
     assert np.abs(losses - ARRAYS[f'{case}/cost']).max() > 0.01
 
@@ -110,79 +112,26 @@ def test_occurrences_name_the_one_before_and_the_last_of_those_that_count():
     assert is_last.tolist() == [False, False, True, False, True, True]
 
 
+class SummedReference(NumpyVariant):
+    """Updates a row once, by the sum of the gradients of its occurrences: as rows of a dense gradient."""
+
+    def cap(self, dense, rows):
+        return super().cap(dense, {name: self.summed(*occurrences) for name, occurrences in rows.items()})
+
+    def summed(self, items, G):
+        distinct, place = np.unique(items, return_inverse=True)
+        total = np.zeros((len(distinct), *G.shape[1:]))
+        np.add.at(total, place, G)
+        return distinct, total
+
+
 @pytest.mark.parametrize('arguments', [
-    dict(adapt=None), dict(adapt='rmsprop', momentum=0.2), dict(momentum=0.3, lmbd=0.01), dict(grad_cap=0.1),
-    dict(embedding=3, adapt=None), dict(input_mode='session', adapt=None)], ids=str)
-def test_one_step_with_the_sum_is_the_step_of_a_dense_gradient(arguments):
-    """The rows of a dense gradient are sums over occurrences; each rule is worked out in NumPy."""
-    model = small_model(repeats='sum', n_epochs=1, batch_size=6, drop_tail=False, learning_rate=0.1, **arguments)
-    log = TRAIN[TRAIN.SessionId.isin(TRAIN.SessionId.unique()[:12])]
-    expected = dense_training(model, log)
-    assert_close(model.fit(log).weights(), expected, 2e-5)
-
-
-def dense_training(model, log):
-    """Weights of the same network after an epoch in which every parameter is updated by its whole gradient.
-
-    Rows without an occurrence keep their weight, accumulator and velocity.
-    """
-    import pytensor
-    import pytensor.tensor as pt
-    model = GRU4Rec(**gru4rec.plain_arguments(model)).fit(log)  # for its items; trained again here from the start
-    settings = model.settings()
-    values = gru4rec.initial_weights(settings, np.random.RandomState(model.seed))
-    acc, vel = ({name: np.zeros_like(value) for name, value in values.items()} for _kind in range(2))
-    symbols = {name: pt.tensor(name, dtype='float32', shape=value.shape) for name, value in values.items()}
-    states = {name: pt.tensor(name, dtype=state.dtype, shape=state.shape)
-              for name, state in gru4rec.initial_states(settings, model.batch_size).items()}
-    index = model.item_indices(log[model.item_key])
-    rows, offsets = model._session_order(log, index)
-    events = index[rows]
-    with backends.symbols_of_float32():
-        shared = {name: gru4rec.shared(name, value) for name, value in values.items()}
-        dense = SimpleNamespace(weights=shared, acc={}, vel={})
-        plain = gru4rec.Settings(**gru4rec.plain_arguments(model) | dict(adapt=None, momentum=0, lmbd=0, grad_cap=0,
-                                                                         repeats='each'), n_items=model.n_items)
-        inputs, loss, updates = gru4rec.training_step(plain, pt.constant(events), dense, states)
-        swap = {dense.weights[name]: symbols[name] for name in values}
-        loss, *new_states = pytensor.graph.replace.graph_replace([loss, *(updates[state] for state in states.values())],
-                                                                 swap)
-        gradients = pytensor.grad(loss, [*symbols.values()])
-    step = pytensor.function([*inputs.values(), *states.values(), *symbols.values()], [loss, *new_states, *gradients],
-                             mode='FAST_COMPILE', on_unused_input='ignore')
-    state = gru4rec.initial_states(settings, model.batch_size)
-    rate, momentum = np.float32(model.learning_rate), np.float32(model.momentum)
-    for chunk in gru4rec.session_parallel_minibatches(offsets, model.batch_size, drop_tail=False, fewest_lanes=2):
-        for position, starts in zip(*chunk):
-            _loss, *found = step(position, starts, *state.values(), *values.values())
-            state = dict(zip(state, found[:len(state)]))
-            gradient = dict(zip(values, found[len(state):]))
-            if model.grad_cap:
-                norm = np.sqrt(sum((g ** 2).sum() for g in gradient.values()))
-                gradient = {name: g * min(1, model.grad_cap / norm) for name, g in gradient.items()}
-            working = position[position >= 0]
-            targets = events[working + 1]
-            inputs_used = np.unique(state['history'][position >= 0][state['history'][position >= 0] >= 0]) \
-                if 'history' in state else events[working]
-            for name, g in gradient.items():
-                used = slice(None)
-                if name in ('Wy', 'By'):
-                    used = np.unique(targets)
-                elif name in gru4rec.input_tables(settings):
-                    used = np.unique(inputs_used)
-                g = g[used]
-                if model.adapt == 'adagrad':
-                    acc[name][used] += g ** 2
-                elif model.adapt == 'rmsprop':
-                    acc[name][used] = np.float32(model.decay) * acc[name][used] + np.float32(1 - model.decay) * g ** 2
-                if model.adapt:
-                    g = g / np.sqrt(acc[name][used] + 1e-6)
-                change = rate * (g + model.lmbd * values[name][used])
-                vel[name][used] = momentum * vel[name][used] - change
-                values[name][used] += vel[name][used]
-    layout = gru4rec.weight_layout(settings)
-    return {part: value for name, array in values.items()
-            for part, value in zip(layout[name][0], np.split(array, len(layout[name][0]), axis=-1))}
+    dict(adapt=None), dict(adapt='rmsprop', momentum=0.2), dict(momentum=0.3, lmbd=0.01), dict(grad_cap=0.05),
+    dict(embedding=3), dict(input_mode='session')], ids=str)
+def test_one_step_with_the_sum_is_the_step_of_a_dense_gradient(arguments, float64):
+    model, log = small_model(**TINY, **arguments, repeats='sum'), few_items_log(n_sessions=14)
+    expected = untrained_reference(model, SummedReference).fit(log)
+    assert_close(state_of(model.fit(log)), state_of(expected), 1e-6)
 
 
 # --- The unit -------------------------------------------------------------------------------------------------------

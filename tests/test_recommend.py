@@ -94,13 +94,6 @@ def test_recommending_leaves_the_state_of_predict_next_batch_alone(model):
     assert not np.allclose(first, second)
 
 
-def test_strings_are_ids_and_no_lists_of_ids():
-    model = small_model().fit(LOG.assign(ItemId=LOG.ItemId.astype(str)))
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        assert len(model.recommend(['10', '20'], k=3)) == 3
-
-
 def test_a_click_with_a_wrong_number_of_items_does_not_count(model):
     visit, other = model.session(), model.session()
     with pytest.raises(ValueError, match='k=0'):

@@ -278,7 +278,7 @@ def test_unknown_items_are_named(top1_model, call, unknown):
 def test_frames_are_never_modified(three_items):
     train, test = TRAIN.assign(Extra='x').set_index(TRAIN.index + 5), TEST.sample(frac=1, random_state=1)
     train_before, test_before = train.copy(deep=True), test.copy(deep=True)
-    model = small_model(n_epochs=1).fit(train)
+    model = GRU4Rec(**CASES['top1_adagrad_m00']['arguments'] | dict(n_epochs=1), backend='python').fit(train)
     candidates, session_ids, items = np.array(three_items), np.array([1, 2]), np.array(three_items[:2])
     evaluation.evaluate_sessions_batch(model, test, candidates)
     evaluation.evaluate_sessions_batch(model, test, break_ties=True)
@@ -298,10 +298,9 @@ def test_sessions_followed_by_hand_and_evaluations_do_not_disturb_one_another(to
     assert_allclose(top1_model.predict_next_batch([1], [b], None, 1)[0], expected, rtol=0, atol=1e-6)
 
 
-def test_carry_states_continues_the_states_of_the_evaluation_before():
+def test_carry_states_continues_the_states_of_the_evaluation_before(top1_model):
     """A lane that begins with the number of the session that it ended with is not zeroed, as in the release."""
-    model = small_model(n_epochs=1, layers=[10]).fit(TRAIN)
-    items = model.items_
+    model, items = top1_model, top1_model.items_
     log = click_log(items[:4], items[4:8])  # sessions number 0 and 1, one for each of two lanes
     clean = evaluation.next_item_ranks(model, log, batch_size=2)
     first, second = (evaluation.next_item_ranks(model, log, batch_size=2, carry_states=True) for _ in range(2))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from common import click_log
 
-import preprocess_rsc15
 import run_experiments
 from gru4rec_pytensor.experiments import page, report
 from gru4rec_pytensor.experiments.datasets import Dataset
@@ -18,11 +17,10 @@ pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
+def made(data, tmp_path_factory):
     """The report of a run with two seeds, and its results."""
-    folder, out = tmp_path_factory.mktemp('synthetic'), tmp_path_factory.mktemp('out')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=200, seed=1)
-    command = ['--data', str(folder), '--out', str(out), '--backend', 'python', '--jobs', '1', '--epochs', '2',
+    out = tmp_path_factory.mktemp('out')
+    command = ['--data', str(data), '--out', str(out), '--backend', 'python', '--jobs', '1', '--epochs', '2',
                '--units', '4', '--models', 'POP', 'Item-KNN', 'GRU4Rec', '--loss', 'top1', '--seeds', '1,2']
     assert run_experiments.main(command) == 0
     return (out / 'report.html').read_text(), rows_of_tables(Results(out).load('cells'), RSC15), command

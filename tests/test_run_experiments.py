@@ -5,7 +5,6 @@ import shutil
 import pandas as pd
 import pytest
 
-import preprocess_rsc15
 import run_experiments
 from gru4rec_pytensor.experiments import protocols, results, work
 from gru4rec_pytensor.experiments.cells import RESULT_KEYS, Cell
@@ -13,13 +12,6 @@ from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.experiments.tables import rows_of_tables
 
 QUICK = ['--backend', 'python', '--epochs', '1', '--units', '4', '--jobs', '1']
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('synthetic')
-    preprocess_rsc15.make_synthetic(folder, n_sessions=1500, n_items=300, seed=1)
-    return folder
 
 
 @pytest.fixture(scope='module')
@@ -98,7 +90,7 @@ def test_a_command_reads_each_result_once_and_again_when_it_has_changed(data, tm
     assert [one for one in folder.load('cells') if one not in before][0]['recall@20'] == 0.75 and len(read) == 8 + 8
 
 
-def test_an_interrupted_run_keeps_its_finished_cells_and_goes_on_from_there(data, tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_its_finished_cells_and_continues_from_there(data, tmp_path, monkeypatch):
     run_cell, trained = work.run_cell, []
 
     def interrupted(cell, *args):

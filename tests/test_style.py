@@ -55,7 +55,7 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
 
 @pytest.mark.parametrize('tool, arguments', [('ruff', ['check', '.']), pytest.param('mypy', [], marks=PROMISE)])
 def test_the_code_passes(tool, arguments):
-    """With the rules of pyproject.toml."""
+    """The rules are those of pyproject.toml."""
     if not importlib.util.find_spec(tool):
         pytest.skip(f'{tool} is not installed')
     done = subprocess.run([sys.executable, '-m', tool, *arguments], cwd=ROOT, capture_output=True, text=True)

@@ -111,7 +111,7 @@ def test_a_session_that_several_threads_click_in_has_all_of_their_clicks(hurried
     assert set(left.ItemId) == set(model.items_) - set(items)
 
 
-def test_a_session_can_be_copied_and_goes_on_apart():
+def test_a_copy_of_a_session_continues_apart():
     visit = trained(FAST_CASE, 'python').session()
     visit.click(TRAIN.ItemId[0])
     for twin in (copy.deepcopy(visit), pickle.loads(pickle.dumps(visit))):
@@ -138,7 +138,7 @@ def threads_of_blas():
     return {library['num_threads'] for library in threadpool_info() if library['user_api'] == 'blas'}
 
 
-def test_who_wants_fewest_threads_of_blas_decides_and_the_last_to_leave_gives_all_of_them_back(monkeypatch):
+def test_the_smallest_number_of_blas_threads_holds_and_the_last_to_leave_restores_all_of_them(monkeypatch):
     monkeypatch.setattr(threads, 'available_cores', lambda: 8)
     blas = BlasThreads()
     with threadpool_limits(3, user_api='blas'):
@@ -309,8 +309,7 @@ READERS = {'recommend': lambda model: model.recommend([10, 20], k=5),
 
 @pytest.mark.parametrize('reader, trainer', [
     ('recommend', 'fit'), ('click', 'fit_more'), ('predict_next_batch', 'move_to'), ('next_item_ranks', 'fit')])
-def test_who_comes_to_train_waits_for_predictions_under_way_and_those_that_come_later_are_refused(slow_steps, reader,
-                                                                                                  trainer):
+def test_a_training_waits_for_predictions_under_way_and_later_ones_are_refused(slow_steps, reader, trainer):
     model, inside, go_on = slow_steps
     twin = copy.deepcopy(model)
     del twin.next_states  # which is slow, and was copied
@@ -330,7 +329,7 @@ def test_who_comes_to_train_waits_for_predictions_under_way_and_those_that_come_
 
 
 def refused(call):
-    """Whether a call gets the error of a model in training."""
+    """Return whether a call gets the error of a model in training."""
     try:
         call()
     except RuntimeError as error:
@@ -634,7 +633,7 @@ def test_a_working_directory_that_is_gone_is_one_clear_error():
 
 
 def recommended(model):
-    """What a model recommends, where it is needed as a function of a module: in another process."""
+    """Recommendations of a model; a function of a module, so that another process can import it."""
     return model.recommend(TRAIN.ItemId[:2].tolist(), k=5), model.predict_next_batch([1], TRAIN.ItemId[:1], None, 1)
 
 

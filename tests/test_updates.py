@@ -28,7 +28,7 @@ ROWS = [3, 1, 3, 3, 0]  # row 3 occurs three times
 @pytest.mark.parametrize('adapt, momentum, lmbd', [
     ('adagrad', 0, 0), ('adagrad', 0.2, 0.5), ('rmsprop', 0, 0.5), ('rmsprop', 0.2, 0), (None, 0, 0.5), (None, 0.2, 0)])
 def test_a_rule_updates_a_weight_or_each_occurrence_of_its_rows_as_the_reference_does(adapt, momentum, lmbd, rows):
-    """In float64.  An occurrence is scaled by itself; adagrad accumulates every one, rmsprop and momentum the last."""
+    """Each occurrence is scaled by itself; adagrad accumulates all of them, rmsprop and momentum keep the last."""
     arguments = dict(adapt=adapt, momentum=momentum, lmbd=lmbd, learning_rate=0.1, decay=0.9)
     expected, rng = NumpyGRU4Rec([1], **arguments), np.random.RandomState(0)
     expected.weights, expected.vel, expected.acc = ({'w': np.abs(rng.randn(5, 2))} for _state in range(3))

@@ -204,10 +204,10 @@ def slopes(function, x, step=1e-6):
     return gradient
 
 
-def untrained_reference(model):
-    names = [name for reference in (NumpyVariant, NumpyGRU4Rec) for name in inspect.signature(reference).parameters
+def untrained_reference(model, reference=NumpyVariant):
+    names = [name for one in (NumpyVariant, NumpyGRU4Rec) for name in inspect.signature(one).parameters
              if name in gru4rec.argument_names()]
-    return NumpyVariant(**{name: getattr(model, name) for name in names})
+    return reference(**{name: getattr(model, name) for name in names})
 
 
 def reference_for(model, log, masks=None):
@@ -218,7 +218,7 @@ def reference_for(model, log, masks=None):
 
 
 def scores_of_the_reference(model, log):
-    """With the weights of the model."""
+    """Scores of the reference with the weights of the model."""
     reference = untrained_reference(model)
     reference.item_index = {item: k for k, item in enumerate(model.items_)}
     reference.initialise(model.n_items, np.random.RandomState(0))
