@@ -108,7 +108,7 @@ def source_of(expression: str) -> str:
     """Return the code of a function, without its docstring, or the text that an expression gives."""
     value = eval(expression, {'gru4rec': gru4rec, 'backends': backends})
     if isinstance(value, str):
-        return value
+        return f'{value.strip()}\n'
     lines = inspect.getsource(value).splitlines(keepends=True)
     first = ast.parse(''.join(lines)).body[0].body[0]
     if inspect.getdoc(value):
@@ -148,10 +148,13 @@ def text_cells(text: str) -> list:
     from nbformat import v4
 
     text = SOURCE.sub(lambda block: block[0].replace(f" source {block['names']}", '', 1), text).strip()
-    pictures = {Path(found['path']).name: DOCS / found['path'] for found in STORED_PICTURE.finditer(text)}
-    text = STORED_PICTURE.sub(lambda found: f"![{found['alternative']}](attachment:{Path(found['path']).name}.png)", text)
-    attachments = {f'{name}.png': {'image/png': base64.b64encode(png_of(path)).decode()}
-                   for name, path in pictures.items()}
+    attachments = {}
+
+    def attached(found: re.Match) -> str:
+        name = f"{Path(found['path']).name}.png"
+        attachments[name] = {'image/png': base64.b64encode(png_of(DOCS / found['path'])).decode()}
+        return f"![{found['alternative']}](attachment:{name})"
+    text = STORED_PICTURE.sub(attached, text)
     return [v4.new_markdown_cell(text, **({'attachments': attachments} if attachments else {}))] if text else []
 
 
