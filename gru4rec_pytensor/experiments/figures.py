@@ -101,14 +101,14 @@ def architecture(*networks: Settings) -> Picture:
         ax.set(xlim=(0, 10), ylim=(-0.2, height - 0.1))
         ax.axis('off')
         for y, (title, details, recurrent) in enumerate(boxes):
-            ax.add_patch(FancyBboxPatch((0.9, y), 8.2, 0.72, boxstyle='round,pad=0,rounding_size=0.1',
+            ax.add_patch(FancyBboxPatch((0.9, y), 8, 0.72, boxstyle='round,pad=0,rounding_size=0.1',
                                         facecolor=TINTS[0] if recurrent else 'white', edgecolor=INK))
             ax.text(5, y + 0.55, title, ha='center', va='center', fontsize=10)
             ax.text(5, y + 0.23, details, ha='center', va='center', fontsize=7.5, color=MUTED, linespacing=1.3)
             if y:
                 arrow(ax, (5, y - 0.28), (5, y))
             if recurrent:  # the state goes to the next event
-                arrow(ax, (9.1, y + 0.52), (9.1, y + 0.2), curve=-2)
+                arrow(ax, (8.9, y + 0.52), (8.9, y + 0.2), curve=-1.5)
         if settings.input_to_all_layers:
             first = len(boxes) - 1 - len(settings.feedforward) - len(settings.layers)  # the box of the lowest layer
             for i in range(1, len(settings.layers)):
