@@ -34,7 +34,7 @@ def test_the_recommender_of_the_gallery_trains(capsys):
     assert len(names['rewritten']) < len(names['written']) / 2
     assert any('Composite' in str(node.op) for node in names['rewritten'])
     assert re.search(r'overwrites .*\bW\b', printed)
-    assert float(names['by_graph']) == pytest.approx(float(names['by_differences']), rel=0.02, abs=2e-3)
+    assert float(names['by_graph']) == pytest.approx(float(names['by_differences']), rel=0.02, abs=1e-4)
     assert names['epoch_losses'][-1] < 0.7 * names['epoch_losses'][0]
     assert set(re.findall(r"'(\w+)'", re.search(r"\['tea'\] -> (.*)", printed)[1])) <= {'tea', 'mug', 'honey'}
     assert set(re.findall(r"'(\w+)'", re.search(r"\['tent'\] -> (.*)", printed)[1])) <= {'tent', 'mat', 'lamp', 'stove'}
