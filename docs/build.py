@@ -1,32 +1,50 @@
 """Run the Python blocks of documents, one after another, and write after each what it printed and drew.
 
-    python docs/build.py
+    python docs/build.py                # all documents
+    python docs/build.py solutions      # those with this name
 
-writes docs/walkthrough.md again, with the pictures in docs/walkthrough/, and docs/walkthrough.ipynb, the same as a
-notebook; then the recipes of CONTRIBUTING.md.  `pytest -m promise tests/test_docs.py` also runs the blocks of the
-walk-through, and fails where they do not print what is written.
+writes the documents again, with the pictures of docs/walkthrough/, and the notebooks of those that have one.
+`pytest -m promise tests/test_docs.py` also runs the blocks, and fails where they do not print what is written.
+
+A block of code begins with one of
+
+    ```python                           run; what it prints and draws is written behind it
+    ```python PyTensor 3.3              the same, but what it prints is that of this version
+    ```python varies                    the same, but what it prints is another on each machine
+    ```ipython                          a cell of the notebook only
+    ```python source gru4rec.bpr        not run: the code of a function, without its docstring, or any expression that
+                                        is code as text; several are separated by semicolons
 """
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
+import inspect
 import io
+import json
 import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 DOCS = Path(__file__).resolve().parent
-sys.path[:0] = [str(DOCS.parent), str(DOCS)]  # the project, and what the walk-through imports from its own folder
+ROOT = DOCS.parent
+sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]  # the project, and what draws the picture of docs/later-papers.md
 import pytensor
 
-DOCUMENT = DOCS / 'walkthrough.md'
-RECIPES = DOCS.parent / 'CONTRIBUTING.md'
+import gru4rec
+from gru4rec_pytensor import backends
+
+NOTEBOOKS = (DOCS / 'walkthrough.md', DOCS / 'later-papers.md')
+PAGES = (DOCS / 'solutions.md', ROOT / 'CONTRIBUTING.md')
 
 # A block of code, what it printed, if anything, and the picture that it drew, if any.
-BLOCK = re.compile(r'```python(?: PyTensor (?P<version>[\d.]+))?\n(?P<code>.*?)^```\n'
+BLOCK = re.compile(r'^```(?P<language>i?python)(?: (?P<note>varies|PyTensor [\d.]+))?\n(?P<code>.*?)^```\n'
                    r'(?P<output>\n```text\n(?P<text>.*?)^```\n)?'
                    r'(?P<image>\n!\[(?P<alternative>[^]]*)\]\((?P<path>[^)]*)\)\n)?', re.MULTILINE | re.DOTALL)
+SOURCE = re.compile(r'^```python source (?P<names>[^\n]*)\n.*?^```\n', re.MULTILINE | re.DOTALL)
+STORED_PICTURE = re.compile(r'!\[(?P<alternative>[^]]*)\]\((?P<path>[^):]*)\.svg\)')
 
 
 class Result(NamedTuple):
@@ -37,8 +55,8 @@ class Result(NamedTuple):
 
 
 def is_comparable(block: re.Match) -> bool:
-    """Return whether a block prints the same here: some name the version of PyTensor whose output they show."""
-    return not block['version'] or pytensor.__version__.startswith(f"{block['version']}.")
+    """Return whether a block prints the same here."""
+    return not block['note'] or f'PyTensor {pytensor.__version__}.'.startswith(f"{block['note']}.")
 
 
 def run(document: str, name: str, namespace: dict | None = None) -> list[Result]:
@@ -46,6 +64,9 @@ def run(document: str, name: str, namespace: dict | None = None) -> list[Result]
     namespace = {'__name__': '__main__'} if namespace is None else namespace
     results = []
     for block in BLOCK.finditer(document):
+        if block['language'] == 'ipython':
+            results.append(Result(block, '', None))
+            continue
         line = document[:block.start()].count('\n') + 1
         tree = ast.parse('\n' * line + block['code'], name)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
@@ -75,44 +96,93 @@ def written(document: str, results: list[Result]) -> str:
     return BLOCK.sub(replaced, document)
 
 
+def with_sources(document: str) -> str:
+    """Return the document with the present code of the functions that it shows."""
+    def replaced(block: re.Match) -> str:
+        code = '\n\n'.join(map(source_of, block['names'].split('; ')))
+        return f"```python source {block['names']}\n{code}```\n"
+    return SOURCE.sub(replaced, document)
+
+
+def source_of(expression: str) -> str:
+    """Return the code of a function, without its docstring, or the text that an expression gives."""
+    value = eval(expression, {'gru4rec': gru4rec, 'backends': backends})
+    if isinstance(value, str):
+        return f'{value.strip()}\n'
+    lines = inspect.getsource(value).splitlines(keepends=True)
+    first = ast.parse(''.join(lines)).body[0].body[0]
+    if inspect.getdoc(value):
+        end = first.end_lineno + (not lines[first.end_lineno].strip())  # with the blank line behind it
+        del lines[first.lineno - 1:end]
+    return ''.join(lines)
+
+
 def notebook(document: str, results: list[Result]) -> str:
-    """Return the document as a Jupyter notebook, outputs included."""
+    """Return the document as a Jupyter notebook, outputs and pictures included."""
     import nbformat
     from nbformat import v4
 
-    cells, end = [], 0
-    for number, result in enumerate(results, 1):
-        if text := document[end:result.block.start()].strip():
-            cells.append(v4.new_markdown_cell(text))
+    cells, end, number = [], 0, 0
+    for result in results:
+        cells += text_cells(document[end:result.block.start()])
         outputs = [v4.new_output('stream', text=result.text)] if result.text else []
         if result.svg:
             data = {'image/svg+xml': result.svg, 'text/plain': result.block['alternative']}
             outputs.append(v4.new_output('display_data', data=data))
-        cells.append(v4.new_code_cell(result.block['code'].rstrip('\n'), outputs=outputs, execution_count=number))
+        code = result.block['code'].rstrip('\n')
+        if result.block['language'] == 'ipython':
+            cells.append(v4.new_code_cell(code))
+        else:
+            number += 1
+            cells.append(v4.new_code_cell(code, outputs=outputs, execution_count=number))
         end = result.block.end()
-    cells.append(v4.new_markdown_cell(document[end:].strip()))
-    for number, cell in enumerate(cells):
-        cell['id'] = f'cell-{number}'  # nbformat would draw it at random
+    cells += text_cells(document[end:])
+    for k, cell in enumerate(cells):
+        cell['id'] = f'cell-{k}'  # nbformat would draw it at random
     kernel = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
     return nbformat.writes(v4.new_notebook(cells=cells, metadata=kernel)) + '\n'
 
 
-def main() -> None:
+def text_cells(text: str) -> list:
+    """Return a cell of text, in which pictures from files are attachments, or nothing if there is no text."""
+    from nbformat import v4
+
+    text = SOURCE.sub(lambda block: block[0].replace(f" source {block['names']}", '', 1), text).strip()
+    attachments = {}
+
+    def attached(found: re.Match) -> str:
+        name = f"{Path(found['path']).name}.png"
+        attachments[name] = {'image/png': base64.b64encode(png_of(DOCS / found['path'])).decode()}
+        return f"![{found['alternative']}](attachment:{name})"
+    text = STORED_PICTURE.sub(attached, text)
+    return [v4.new_markdown_cell(text, **({'attachments': attachments} if attachments else {}))] if text else []
+
+
+def png_of(path: Path) -> bytes:
+    """Return the picture of benchmarks/ideas.py, whose numbers stand beside it, as PNG: Jupyter attaches no SVG."""
+    import ideas
+
+    file = io.BytesIO()
+    ideas.picture(json.loads(path.with_suffix('.json').read_text())).savefig(file, format='png', dpi=100)
+    return file.getvalue()
+
+
+def main(names: list[str]) -> None:
     """Run the documents and write them again."""
-    document = DOCUMENT.read_text(encoding='utf-8')
-    if not all(map(is_comparable, BLOCK.finditer(document))):
-        sys.exit(f'{DOCUMENT.name} shows the output of another PyTensor than {pytensor.__version__}: use that one')
-    results = run(document, DOCUMENT.name)
-    for result in results:
-        if result.svg:
-            path = DOCUMENT.parent / result.block['path']
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(result.svg, encoding='utf-8')
-    DOCUMENT.write_text(written(document, results), encoding='utf-8')
-    DOCUMENT.with_suffix('.ipynb').write_text(notebook(document, results), encoding='utf-8')
-    recipes = RECIPES.read_text(encoding='utf-8')
-    RECIPES.write_text(written(recipes, run(recipes, RECIPES.name)), encoding='utf-8')
+    for path in [*NOTEBOOKS, *PAGES]:
+        if names and path.stem not in names:
+            continue
+        document = with_sources(path.read_text(encoding='utf-8'))
+        if not all(is_comparable(block) or block['note'] == 'varies' for block in BLOCK.finditer(document)):
+            sys.exit(f'{path.name} shows the output of another PyTensor than {pytensor.__version__}: use that one')
+        results = run(document, path.name)
+        for result in results:
+            if result.svg:
+                (path.parent / result.block['path']).write_text(result.svg, encoding='utf-8')
+        path.write_text(written(document, results), encoding='utf-8')
+        if path in NOTEBOOKS:
+            path.with_suffix('.ipynb').write_text(notebook(document, results), encoding='utf-8')
 
 
 if __name__ == '__main__':
-    main()
+    main(sys.argv[1:])

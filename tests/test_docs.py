@@ -1,6 +1,8 @@
 """The documents: code that they show runs and prints what they say, what they name is there, links lead somewhere."""
+import base64
 import builtins
 import doctest
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -34,9 +36,11 @@ spec = importlib.util.spec_from_file_location('build', ROOT / 'docs' / 'build.py
 build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 
-WALK = build.DOCUMENT.read_text(encoding='utf-8')
-BLOCKS = [*build.BLOCK.finditer(WALK)]
-DOCUMENTS = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('benchmarks/*.md')])
+WALKS = {path.name: path.read_text(encoding='utf-8') for path in build.NOTEBOOKS}
+WALK = WALKS['walkthrough.md']
+BLOCKS = [(name, number, block) for name, text in WALKS.items()
+          for number, block in enumerate(build.BLOCK.finditer(text))]
+DOCUMENTS = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md'), *ROOT.glob('benchmarks/*.md')])
 NUMBER = re.compile(r'-?\d+\.\d*(?:e[-+]?\d+)?')
 
 
@@ -66,46 +70,62 @@ def texts_of(svg):
 
 @pytest.fixture(scope='module')
 def walk():
-    """The blocks of the walk-through, run one after another: their results, and the names that they leave."""
-    names = {'__name__': '__main__'}
-    with pytensor.config.change_flags(floatX=pytensor.config.floatX), np.printoptions():
-        return SimpleNamespace(results=build.run(WALK, 'walkthrough.md', names), names=names)
+    """Runs the blocks of a walk one after another, once: their results, and the names that they leave."""
+    @functools.cache
+    def run(name):
+        names = {'__name__': '__main__'}
+        with pytensor.config.change_flags(floatX=pytensor.config.floatX), np.printoptions():
+            return SimpleNamespace(results=build.run(WALKS[name], name, names), names=names)
+    return run
 
 
 @pytest.mark.promise
-@pytest.mark.parametrize('number, block', [*enumerate(BLOCKS)],
-                         ids=[block['code'].split('\n')[0][:40] for block in BLOCKS])
-def test_a_block_of_the_walk_through_prints_what_is_written_under_it(walk, number, block):
-    result = walk.results[number]
+@pytest.mark.parametrize('name, number, block', BLOCKS,
+                         ids=[f"{name}-{block['code'][:40]}".split('\n')[0] for name, _number, block in BLOCKS])
+def test_a_block_of_a_walk_prints_what_is_written_under_it(walk, name, number, block):
+    result = walk(name).results[number]
     if not build.is_comparable(block):
-        pytest.skip(f"what is written is the output of PyTensor {block['version']}")
+        pytest.skip('what is written is the output of another version or machine')
     assert differences(result.text, block['text'] or '') == []
     assert (result.svg is not None) == (block['path'] is not None)
     if block['path']:
-        stored = (build.DOCUMENT.parent / block['path']).read_text(encoding='utf-8')
+        stored = (build.DOCS / block['path']).read_text(encoding='utf-8')
         assert differences(texts_of(result.svg), texts_of(stored)) == []
 
 
-PROPOSALS = [*re.finditer(r'^\*Change:\*.*?\n\n', WALK, re.MULTILINE | re.DOTALL)]
-CHANGES = [(proposal, old, new) for proposal in PROPOSALS
+PROPOSALS = [(name, proposal) for name, text in WALKS.items()
+             for proposal in re.finditer(r'^\*Change:\*.*?\n\n', text, re.MULTILINE | re.DOTALL)]
+CHANGES = [(name, proposal, old, new) for name, proposal in PROPOSALS
            for old, new in re.findall(r'`([^`]+)`\s+→\s+`([^`]+)`', proposal[0])]
+LARGER_LOG = '## Section 4: from ten sessions to four thousand'  # it uses nothing of the sections before
 
 
-@pytest.mark.parametrize('proposal, old, new', [  # those of the number of lanes reach furthest
-    pytest.param(*change, marks=PROMISE if 'batch_size' in change[1] else pytest.mark.slow, id=' to '.join(change[1:]))
+@pytest.mark.parametrize('name, proposal, old, new', [  # those of the number of lanes reach furthest
+    pytest.param(*change, marks=PROMISE if 'batch_size' in change[2] else pytest.mark.slow, id=' to '.join(change[2:]))
     for change in CHANGES])
-def test_a_change_that_the_walk_through_proposes_runs_to_the_end(proposal, old, new):
-    block = [block for block in BLOCKS if block.end() <= proposal.start() and old in block['code']][-1]
-    changed = WALK[:block.start()] + block[0].replace(old, new) + WALK[block.end():]
-    changed = changed.replace("backend='numba'", "backend='python'")  # so that nothing has to be compiled for long
+def test_a_change_that_a_walk_proposes_runs_to_the_end(name, proposal, old, new):
+    text = WALKS[name]
+    block = [block for walk, _number, block in BLOCKS
+             if walk == name and block.end() <= proposal.start() and old in block['code']][-1]
+    changed = text[:block.start()] + block[0].replace(old, new) + text[block.end():]
+    assert proposal.start() < changed.find(LARGER_LOG) or LARGER_LOG not in changed
+    changed = changed.partition(LARGER_LOG)[0].replace("backend='numba'", "backend='python'")  # compiled at once
     with (pytensor.config.change_flags(floatX=pytensor.config.floatX), np.printoptions(), np.errstate(all='ignore'),
           warnings.catch_warnings()):
         warnings.simplefilter('ignore')  # a single lane has nothing to compare
-        assert len(build.run(changed, 'walkthrough.md')) == len(BLOCKS)
+        build.run(changed, name)
 
 
-def test_every_proposal_of_the_walk_through_says_what_to_change():
-    assert list(dict.fromkeys(proposal for proposal, *_ in CHANGES)) == PROPOSALS
+@pytest.mark.slow
+def test_the_section_on_the_larger_log_uses_nothing_of_the_sections_before():
+    first = next(build.BLOCK.finditer(WALK[WALK.index('```python\n'):]))
+    text = first[0] + WALK[WALK.index(LARGER_LOG):WALK.index('## Exercises')]
+    with pytensor.config.change_flags(floatX=pytensor.config.floatX), np.printoptions():
+        assert len(build.run(text, 'walkthrough.md')) > 5
+
+
+def test_every_proposal_of_a_walk_says_what_to_change():
+    assert list(dict.fromkeys((name, proposal) for name, proposal, *_ in CHANGES)) == PROPOSALS
 
 
 LESSONS = (ROOT / 'docs' / 'lesson-plan.md').read_text(encoding='utf-8')
@@ -118,7 +138,7 @@ def test_a_mistake_of_the_lesson_plan_has_the_message_that_it_names(walk, code, 
     kind = getattr(builtins, kind)
     expected = pytest.warns if issubclass(kind, Warning) else pytest.raises
     with expected(kind, match=re.escape(message)):
-        exec(code, dict(walk.names))
+        exec(code, dict(walk('walkthrough.md').names))
 
 
 def test_what_is_compared_differs_when_a_digit_a_word_or_a_line_does():
@@ -130,16 +150,52 @@ def test_what_is_compared_differs_when_a_digit_a_word_or_a_line_does():
 
 
 @pytest.mark.promise
-def test_the_outputs_are_written_where_build_would_write_them(walk):
-    assert build.written(WALK, [result._replace(text=result.block['text'] or '') for result in walk.results]) == WALK
+@pytest.mark.parametrize('name', WALKS)
+def test_the_outputs_are_written_where_build_would_write_them(walk, name):
+    results = [result._replace(text=result.block['text'] or '') for result in walk(name).results]
+    assert build.written(WALKS[name], results) == WALKS[name]
 
 
-def test_the_notebook_has_the_text_the_code_and_the_outputs_of_the_walk_through():
+@pytest.mark.parametrize('name', WALKS)
+def test_the_code_that_a_walk_shows_is_that_of_the_project(name):
+    assert len(build.SOURCE.findall(WALKS[name])) > 3
+    assert build.with_sources(WALKS[name]) == WALKS[name]
+
+
+@pytest.mark.parametrize('name', WALKS)
+def test_a_notebook_has_the_text_the_code_and_the_outputs_of_its_walk(name):
     """So that what is true of the blocks is true of the notebook, and they need not run twice."""
     stored = [build.Result(block, block['text'] or '', block['path'] and
-                           (build.DOCUMENT.parent / block['path']).read_text(encoding='utf-8')) for block in BLOCKS]
-    found = build.DOCUMENT.with_suffix('.ipynb').read_text(encoding='utf-8')
-    assert json.loads(found)['cells'] == json.loads(build.notebook(WALK, stored))['cells']
+                           (build.DOCS / block['path']).read_text(encoding='utf-8'))
+              for walk, _number, block in BLOCKS if walk == name]
+    found = json.loads((build.DOCS / name).with_suffix('.ipynb').read_text(encoding='utf-8'))['cells']
+    expected = json.loads(build.notebook(WALKS[name], stored))['cells']
+    for cell in found + expected:  # a picture has the same bytes only with the same version of Matplotlib
+        cell['attachments'] = {name: [*kinds] for name, kinds in cell.get('attachments', {}).items()}
+    assert found == expected
+
+
+@pytest.mark.parametrize('name', WALKS)
+def test_a_notebook_shows_its_pictures_and_colours_its_code_wherever_it_lies(name):
+    cells = json.loads((build.DOCS / name).with_suffix('.ipynb').read_text(encoding='utf-8'))['cells']
+    code = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code']
+    assert code[0].startswith('%pip install')
+    texts = [cell for cell in cells if cell['cell_type'] == 'markdown']
+    for cell in texts:
+        for picture in re.findall(r'!\[[^]]*\]\(([^)]*)\)', ''.join(cell['source'])):
+            attached = cell['attachments'][picture.removeprefix('attachment:')]
+            assert base64.b64decode(attached['image/png'])[1:4] == b'PNG'
+    together = '\n'.join(''.join(cell['source']) for cell in texts)
+    assert together.count('```python\n') == len(build.SOURCE.findall(WALKS[name]))
+
+
+@pytest.mark.parametrize('name', WALKS)
+def test_each_section_of_a_walk_ends_with_a_summary_and_questions(name):
+    sections = re.split(r'^## ', WALKS[name], flags=re.MULTILINE)[1:]
+    for section in sections:
+        title = section.split('\n')[0]
+        if title not in ('Exercises', 'Versions', 'Ten sessions again'):
+            assert re.search(r'\*In short:\* .*?\n\n\*Discuss:\*\n\n(\d\. .*?\n)+', section, re.DOTALL), title
 
 
 def anchors_of(path):
@@ -197,7 +253,7 @@ REGISTRIES = [gru4rec.LOSSES, gru4rec.UNITS, protocols.BASELINES]
 def run_recipes():
     """The namespace after the recipes have run, their results, and what they added to the registries."""
     before, namespace = [dict(registry) for registry in REGISTRIES], {'__name__': '__main__'}
-    results = build.run(build.RECIPES.read_text(encoding='utf-8'), 'CONTRIBUTING.md', namespace)
+    results = build.run((ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8'), 'CONTRIBUTING.md', namespace)
     added = [{name: registry.pop(name) for name in registry.keys() - entries.keys()}
              for registry, entries in zip(REGISTRIES, before)]
     return namespace, results, added
@@ -262,7 +318,9 @@ README = ROOT / 'README.md'
 PAGES = [README, *sorted(ROOT.glob('docs/*.md')), ROOT / 'RESULTS.md']
 COMMANDS = {line.strip(): None for page in PAGES for block in re.findall(
     r'```sh\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL) for line in block.splitlines()}
-WITH_CODE = [page for page in PAGES if page != build.DOCUMENT and build.BLOCK.search(page.read_text(encoding='utf-8'))]
+SOLUTIONS = ROOT / 'docs' / 'solutions.md'  # tests/test_exercises.py runs it
+WITH_CODE = [page for page in PAGES if page not in (*build.NOTEBOOKS, SOLUTIONS)
+             and build.BLOCK.search(page.read_text(encoding='utf-8'))]
 
 
 @pytest.mark.parametrize('command', [line for line in COMMANDS if line.startswith(('python ', 'gru4rec '))])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from common import click_log, small_model
 
-pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed')
+matplotlib = pytest.importorskip('matplotlib', reason='Matplotlib, an extra, is not installed')
 
 import gru4rec
 import run_experiments
@@ -69,9 +69,9 @@ OFFSETS = np.array([0, 3, 5, 9, 11, 14])  # sessions of 3, 2, 4, 2 and 3 events
 
 
 def test_figure_2_shows_what_goes_in_and_the_event_after_it():
-    _left, right = figures.minibatches(OFFSETS, 2).axes
+    _above, below = figures.minibatches(OFFSETS, 2).axes
     # Lane 1 has the sessions 1, 4 and 5, lane 2 has 2 and 3, after which it finds none: 5.2 is no input, 5.3 no output.
-    assert [text.get_text() for text in right.texts] == [
+    assert [text.get_text() for text in below.texts] == [
         'input, lane 1', '1.1', '1.2', '4.1', '5.1', 'input, lane 2', '2.1', '3.1', '3.2', '3.3',
         'output, lane 1', '1.2', '1.3', '4.2', '5.2', 'output, lane 2', '2.2', '3.2', '3.3', '3.4', *'1234']
 
@@ -79,24 +79,30 @@ def test_figure_2_shows_what_goes_in_and_the_event_after_it():
 def test_figure_2_is_that_of_the_iterator():
     position, starts = next(gru4rec.session_parallel_minibatches(OFFSETS, 2))
     labels = [f'e{event}' for event in range(OFFSETS[-1])]
-    left, right = figures.minibatches(OFFSETS, 2, labels).axes
-    cells = [text.get_text() for text in right.texts if text.get_text().startswith('e')]
+    above, below = figures.minibatches(OFFSETS, 2, labels).axes
+    cells = [text.get_text() for text in below.texts if text.get_text().startswith('e')]
     assert cells == [labels[event] for shown in (position, position + 1) for event in shown.T.ravel()]
-    bars = [patch for patch in right.patches if patch.get_width() < 0.5]
+    bars = [patch for patch in below.patches if patch.get_width() < 0.5]
     assert len(bars) == starts.sum()
-    in_no_batch = {text.get_text() for text in left.texts if text.get_color() == figures.MUTED}
+    in_no_batch = {text.get_text() for text in above.texts if text.get_color() == figures.MUTED}
     assert in_no_batch == {labels[e] for e in range(OFFSETS[-1]) if e not in np.union1d(position, position + 1)}
 
 
 def test_figure_2_follows_the_order_of_the_sessions():
-    left, right = figures.minibatches(OFFSETS, 2, order=np.array([4, 2, 0, 1, 3])).axes
-    assert [text.get_text() for text in right.texts][1] == '5.1'
-    assert left.texts[0].get_text() == 'session 5'
+    above, below = figures.minibatches(OFFSETS, 2, order=np.array([4, 2, 0, 1, 3])).axes
+    assert [text.get_text() for text in below.texts][1] == '5.1'
+    assert above.texts[0].get_text() == 'session 5'
 
 
 def test_figure_2_of_many_long_sessions_stops_after_some_mini_batches():
     picture = figures.minibatches(np.arange(0, 2001, 20), 3, steps=5)
     assert '1.6' in texts(picture) and '1.8' not in texts(picture)
+
+
+def test_no_two_sessions_of_figure_2_have_tints_that_look_alike():
+    tints = np.array([matplotlib.colors.to_rgb(tint) for tint in (*figures.TINTS, figures.UNUSED)])
+    apart = np.abs(tints[:, None] - tints).sum(axis=2)
+    assert apart[~np.eye(len(tints), dtype=bool)].min() > 0.2  # it was 0.12
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
@@ -119,6 +125,12 @@ def test_training_curves_have_a_panel_for_each_network_with_its_losses():
     losses = {'TOP1': [0.9, 0.8], 'BPR': [0.5, 0.4], 'MRR': [0.3, 0.2], 'Cross-entropy': [6.0, 5.0]}
     axes = [ax for ax in figures.training_curves(losses).axes if ax.lines]
     assert {ax.get_title(): ax.lines[0].get_ydata().tolist() for ax in axes} == losses
+
+
+@pytest.mark.parametrize('n_epochs, marker', [(20, 'o'), (21, '')])
+def test_a_long_training_curve_has_no_markers(n_epochs, marker):
+    ax, = figures.training_curves({'TOP1': [0.5] * n_epochs}).axes
+    assert ax.lines[0].get_marker() == marker
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""benchmarks/ideas.py: its ladders of networks, and picture and table of docs/walkthrough.md, which it makes."""
+"""benchmarks/ideas.py: its ladders of networks, and picture and table of docs/later-papers.md, which it makes."""
 import json
 import re
 import sys
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import ideas
 
-WALK = ROOT / 'docs' / 'walkthrough.md'
+WALK = ROOT / 'docs' / 'later-papers.md'
 PICTURE = ROOT / 'docs' / 'walkthrough' / 'ideas.svg'
 
 

@@ -18,7 +18,7 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 
 # Which room may import which: a script at the top, or a file or folder of the package.
 TOP = 'gru4rec evaluation baselines preprocess_rsc15'
-ROOMS = 'backends events checks files terminal model_file recommend text_table click_log synthetic'
+ROOMS = 'backends events checks files lists terminal model_file recommend text_table click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
     'gru4rec': 'activations arguments backends events checks model_file recommend draws parameters port turns',
     'evaluation': 'gru4rec backends events checks floats lists prefix_scores',
@@ -48,7 +48,7 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'synthetic': 'events checks',
     'parameters': 'arguments checks',
     'later': 'gru4rec evaluation events checks parameters',
-    'experiments': f'{TOP} {ROOMS} parameters',
+    'experiments': f'{TOP} {ROOMS} arguments parameters',
     'cli': f'{TOP} {ROOMS}',
 }.items()}
 
