@@ -112,17 +112,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--models', type=lambda text: [text] if ':' in text else listed(str, models)(text), nargs='+',
                        default=[], help=f'rows to run, of {", ".join(models)} (those of the paper), and models of your '
                        f'own, such as {EXAMPLE}')
-    group.add_argument('--lists', type=Path, nargs='+', default=[], metavar='FILE', help='lists of 20 items or more '
-                       'that another program made, as rows (docs/experiments.md has their form)')
-    group.add_argument('--lists-metrics', action='store_true', help='measure lists of 20 items, too: coverage and mean '
-                       'popularity')
-    group.add_argument('--name', nargs='+', default=[], metavar='TITLE', help='titles of the rows of your own, first '
-                       'of --models, then of --lists (the name of the class or file)')
-    group.add_argument('--compare', nargs='*', metavar='ROW', help='compare rows of the tables, by their titles: '
-                       'several with one another, all with one, or all with the best; without --table and --models '
-                       'nothing else is run')
-    group.add_argument('--rerun', action='store_true', help='run the cells of --compare again that were kept without '
-                       'ranks, by an earlier version')
     group.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[],
                        help=f'rows of Tables 2 and 3, of {", ".join(RSC15.parameters)} (all); Table 2 also takes mrr')
     group.add_argument('--units', type=listed(positive_number), nargs='+', default=[],
@@ -142,6 +131,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        help='rank of a target whose score other items share: before them, after them, in the middle '
                             '(conservative: after them)')
 
+    add_own_options(parser)
     add_search_options(parser)
     group = parser.add_argument_group('where and how')
     group.add_argument('--backend', choices=backends.BACKENDS, default='auto')
@@ -154,6 +144,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--out', type=Path, metavar='DIR', default='results', help='folder for all results (results)')
     group.add_argument('--cache', type=Path, metavar='DIR', default='cache', help='folder for the synthetic click '
                        'log (cache)')
+
+
+def add_own_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for rows of one's own and for comparisons."""
+    group = parser.add_argument_group('rows of your own, and comparisons')
+    group.add_argument('--lists', type=Path, nargs='+', default=[], metavar='FILE', help='lists of 20 items or more '
+                       'that another program made, as rows (docs/experiments.md has their form)')
+    group.add_argument('--lists-metrics', action='store_true', help='measure lists of 20 items, too: coverage and mean '
+                       'popularity')
+    group.add_argument('--name', nargs='+', default=[], metavar='TITLE', help='titles of the rows of your own, first '
+                       'of --models, then of --lists (the name of the class or file)')
+    group.add_argument('--compare', nargs='*', metavar='ROW', help='compare rows of the tables, by their titles: '
+                       'several with one another, all with one, or all with the best; without --table and --models '
+                       'nothing else is run')
+    group.add_argument('--rerun', action='store_true', help='run the cells of --compare again that were kept without '
+                       'ranks, by an earlier version')
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:

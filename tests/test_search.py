@@ -21,7 +21,7 @@ import run_experiments
 from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor import click_log
-from gru4rec_pytensor.experiments import search, storage
+from gru4rec_pytensor.experiments import search, spaces, storage
 from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
 from gru4rec_pytensor.experiments.protocols import RSC15
 
@@ -249,7 +249,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import pandas as pd
-from gru4rec_pytensor.experiments import search, storage
+from gru4rec_pytensor.experiments import search, spaces, storage
 from gru4rec_pytensor.experiments.datasets import Events
 from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
 from gru4rec_pytensor.experiments.protocols import RSC15

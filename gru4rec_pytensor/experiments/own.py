@@ -81,12 +81,11 @@ def own_class(name: str, source: str | None = None, folder: Path | None = None) 
     folder : of copies of modules, see `keep_source`, which go before what lies elsewhere
     """
     module_name, _, class_name = name.partition(':')
-    copy = folder and folder / str(source)
-    if copy and (copy / f'{module_name}.py').exists() and str(copy) not in sys.path:
-        sys.path.insert(0, str(copy))
     loaded = sys.modules.get(module_name)
-    if loaded and source and source_digits(loaded) != source:  # an earlier text, in a process that lives long
-        del sys.modules[module_name]
+    if source and (loaded is None or source_digits(loaded) != source):
+        sys.modules.pop(module_name, None)  # an earlier text, in a process that lives long
+        if folder and (folder / source / f'{module_name}.py').exists():
+            sys.path.insert(0, str(folder / source))
         importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)

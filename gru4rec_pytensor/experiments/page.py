@@ -199,7 +199,8 @@ def draw_differences(rows: list[tuple[str, float, float, float]], xlabel: str) -
 def in_words(series: dict[str, tuple], what: str) -> str:
     """Return the lines of a picture as text, for readers who cannot see it."""
     names = {label: [str(place).partition('\n')[0] for place in x] for label, (x, _y) in series.items()}
-    return '; '.join(f'{label}: ' + ', '.join(f'{value:.3f} {what} {place}' for place, value in zip(names[label], y))
+    return '; '.join(f'{label}: ' + ', '.join(f'{value:.3f} {what} {place}' for place, value in zip(names[label], y)
+                                         if not np.isnan(value))
                      for label, (_x, y) in series.items())
 
 

@@ -171,8 +171,11 @@ def picture_sections(results: list[dict], intervals: dict[str, dict[tuple, np.nd
     def draw_loss(title: str, values: list[float]) -> Callable[[Axes], None]:
         return lambda ax: page.draw_losses(ax, title, values, *page.line_style([*details].index(title)))
 
-    by_cut_off = {name: {title: (CUT_OFFS, np.mean([one[name.lower()] for one in of_seeds], axis=0).tolist())
-                         for title, of_seeds in details.items()} for name in ('Recall', 'MRR')}
+    def mean_by_cut_off(name: str, of_seeds: list[dict]) -> list[float]:  # NaN beyond lists that were made elsewhere
+        return np.mean(np.array([one[name.lower()] for one in of_seeds], dtype=np.float64), axis=0).tolist()
+
+    by_cut_off = {name: {title: (CUT_OFFS, mean_by_cut_off(name, of_seeds)) for title, of_seeds in details.items()}
+                  for name in ('Recall', 'MRR')}
     panels = {f'{name} by cut-off N. {page.in_words(series, "at")}': page.draw_lines(series, 'cut-off N', f'{name}@N')
               for name, series in by_cut_off.items()}
     sections = [page.section('Cut-offs', page.figure(
