@@ -36,7 +36,7 @@ from gru4rec_pytensor.click_log import read_events
 from gru4rec_pytensor.events import count
 from gru4rec_pytensor.experiments.comparisons import INTERVALS, Pair, compare_rows, table_of_pairs, with_intervals
 from gru4rec_pytensor.experiments.datasets import DATA, RECENT64, Source, load_dataset, size_in_words
-from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, RSC15
+from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, ROW_TITLES, RSC15
 from gru4rec_pytensor.experiments.published import (
     COMPARISON_2023,
     LATER_NETWORKS,
@@ -308,7 +308,8 @@ def own_table(name: str, rows: list[dict]) -> Table:
             judged = ' / '.join(by_yardstick(mean, number) if mean else '-' for mean, number in zip(means, numbers))
         seconds = [f'{np.median(values):.1f} s' if (values := stable_values(results, key)) else '-'
                    for key in ('fit_seconds', 'eval_seconds')]
-        lines.append((row['title'], *[metric_in_words(results, metric) for metric in SHOWN], theirs, judged, *seconds,
+        title = ROW_TITLES.get(row['title'], row['title'])
+        lines.append((title, *[metric_in_words(results, metric) for metric in SHOWN], theirs, judged, *seconds,
                       f"{row['peak_memory'] / 1e9:.1f} GB"))
     return Table('', ('Model', *SHOWN, 'published', 'verdict', 'fit', 'evaluation', 'peak memory'), lines)
 

@@ -25,17 +25,17 @@ CSS = """
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0 auto; max-width: 62rem; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
-.notice { border-left: .4rem solid #E69F00; background: #fdf4df; padding: .6rem 1rem; }
+.notice { border-left: .4rem solid #E69F00; background: #fdf4df; padding: .6rem 1rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
+table { width: max-content; border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 .caption { color: var(--muted); margin: 1.4rem 0 .4rem; }
-@media (max-width: 40rem) { td:first-child { white-space: normal; min-width: 7.5rem; } }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--ink); }
 td.number, th.number { text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 td.better { background: var(--better); } td.worse { background: var(--worse); }
-th.number { white-space: normal; } td:first-child { white-space: nowrap; }
+th.number { white-space: normal; } td { max-width: 24rem; } td:first-child { white-space: nowrap; }
+@media (max-width: 40rem) { td:first-child { white-space: normal; max-width: 8rem; } }
 figure { margin: 1rem 0; } figcaption { color: var(--muted); }
 .panels { display: flex; flex-wrap: wrap; gap: .5rem; } .panels svg { flex: 1 1 19rem; min-width: 0; height: auto; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; padding: 0; margin: .3rem 0; }

@@ -41,6 +41,9 @@ DESCRIPTIONS = {
     'Markov': 'the items that most often came right after the current one',
     'S-KNN': 'the items of the most similar sessions',
     'V-SKNN': 'the items of the most similar sessions, where recent events count more',
+    'V-SKNN-tuned': 'V-SKNN with other weights of positions, and with rare items counting more',
+    'STAN': 'S-KNN where late events, recent sessions and items near the shared one count more',
+    'VSTAN': 'STAN with the weights of V-SKNN',
     NETWORK: 'the recurrent network of the paper',
 }
 

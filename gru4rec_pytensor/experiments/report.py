@@ -14,7 +14,7 @@ from gru4rec_pytensor.experiments.cells import CUT_OFFS, versions
 from gru4rec_pytensor.experiments.comparisons import COMPARED, INTERVALS, Pair, intervals_of_bins
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.found import html_section
-from gru4rec_pytensor.experiments.protocols import DESCRIPTIONS, NETWORK
+from gru4rec_pytensor.experiments.protocols import DESCRIPTIONS, NETWORK, ROW_TITLES
 from gru4rec_pytensor.experiments.tables import (
     TITLES,
     Section,
@@ -54,11 +54,11 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
     """
     results = [*paper, *later]
     parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>', comparison_section(paper, data)]
+    parts += [comparison_picture(pairs) for pairs in comparisons if pairs]
     tables = other_tables(paper, later, data)
     tables += [(table, section.notes) for section in sections for table in section.tables]
     parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, notes))
               for table, notes in tables]
-    parts += [comparison_picture(pairs) for pairs in comparisons if pairs]
     parts += [html_section(outcome) for outcome in outcomes]
     parts += picture_sections(results, intervals_of_bins(ranks, data) if ranks else {})
     counts = []
@@ -99,10 +99,11 @@ def comparison_section(results: list[dict], data: Dataset) -> str:
     if is_papers(data) and not data.is_synthetic:
         words = (f'{paper_note(data)}Difference: ours to published, relative; green is above, orange below the '
                  'published number. ')
-    models = dict.fromkeys(result['model'] for result in results)
-    described = '; '.join(f'{model}: {DESCRIPTIONS[model]}' for model in models if model in DESCRIPTIONS)
+    models = [model for model in DESCRIPTIONS if any(result['model'] == model for result in results)]
+    described = '; '.join(f'{ROW_TITLES.get(model, model)}: {DESCRIPTIONS[model]}' for model in models)
     return page.section('Recall@20, MRR@20 and NDCG@20', *tables, page.paragraph(
-        f'{words}{networks_note(results)}{ties_note(results)}{INTERVALS}'), page.paragraph(f'{described}.'))
+        f'{words}{networks_note(results)}{ties_note(results)}{INTERVALS}'),
+        page.paragraph(f'{described}.' * bool(models)))
 
 
 def comparison_table(shown: list[dict], results: list[dict], data: Dataset, caption: str) -> str:
