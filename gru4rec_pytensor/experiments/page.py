@@ -34,8 +34,8 @@ thead th { border-bottom: 2px solid var(--ink); }
 td.number, th.number { text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 td.better { background: var(--better); } td.worse { background: var(--worse); }
-th.number { white-space: normal; } td { max-width: 24rem; } td:first-child { white-space: nowrap; }
-@media (max-width: 40rem) { td:first-child { white-space: normal; max-width: 8rem; } }
+th.number { white-space: normal; } td { max-width: 40rem; } td:first-child { max-width: 24rem; }
+@media (max-width: 40rem) { td:first-child { max-width: 8rem; } }
 figure { margin: 1rem 0; } figcaption { color: var(--muted); }
 .panels { display: flex; flex-wrap: wrap; gap: .5rem; } .panels svg { flex: 1 1 19rem; min-width: 0; height: auto; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; padding: 0; margin: .3rem 0; }
@@ -186,7 +186,8 @@ def draw_differences(rows: list[tuple[str, float, float, float]], xlabel: str) -
         for y, (title, difference, low, high) in enumerate(rows):
             ax.plot([low, high], [y, y], color=COLOURS[0], linewidth=1.6)
             ax.plot(difference, y, color=COLOURS[0], marker='o', markersize=4.5)
-            ax.text(0, y - 0.2, title, transform=ax.get_yaxis_transform(), fontsize=7.5)
+            ax.text(0, y - 0.2, title, transform=ax.get_yaxis_transform(), fontsize=7.5,
+                    bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5})
         ax.axvline(0, color=COLOURS[-1], linewidth=1.2, linestyle='--')
         ax.set_ylim(len(rows) - 0.5, -0.8)  # the first row on top
         ax.set_yticks([])
