@@ -197,7 +197,8 @@ def test_a_published_row_is_compared_at_each_of_its_cut_offs_and_a_recorded_one_
     title = 'BPR-max, 64 units (2025)'
     results = [later(title, 0.65, 0.3, seed) | {'title': title} for seed in (1, 2)]
     of_later, compared = tables_1_and_3([], results, data).tables
-    assert of_later.rows == [(title, '0.6503', '0.6500 ± 0.0000', '0.3165', '0.3000 ± 0.0000', '2.0 s', '0.5 s')]
+    assert of_later.rows == [(title, '0.6503', '0.6500 ± 0.0000', '0.3165', '0.3000 ± 0.0000', '-', '2.0 s',
+                              '0.5 s')]
     found = [(row[1], row[2], row[6]) for row in compared.rows if row[0] == title]
     assert found[:4] == [('Recall@1', '0.1960', published.EVALUATION_2025),
                          ('Recall@5', '0.4711', published.EVALUATION_2025),
@@ -205,7 +206,7 @@ def test_a_published_row_is_compared_at_each_of_its_cut_offs_and_a_recorded_one_
                          ('Recall@20', '0.6503', published.EVALUATION_2025)]
     assert len(found) == 14 and found[7][2] == published.RELEASE_2023
     table_1, _compared = tables_1_and_3([baseline('POP', 0.0466)], [], data).tables
-    assert table_1.rows == [('POP', '0.0466', '0.1000', '2.0 s', '0.5 s')]  # the recorded number is no published one
+    assert table_1.rows == [('POP', '0.0466', '0.1000', '-', '2.0 s', '0.5 s')]  # a recorded number is none
 
 
 def test_beside_data_that_the_user_names_stand_its_published_rows_and_whose_word_that_is():
@@ -231,9 +232,9 @@ def test_data_that_nothing_is_published_for_has_our_numbers_alone():
     tables = tables_1_and_3([baseline('POP', 0.1), top1], [later('BPR-max, 100 units (2018)', 0.5) | {
         'title': 'x'}], mine).tables
     assert [table.header for table in tables] == [
-        ('Baseline', 'Recall@20 ours', 'MRR@20 ours', 'fit', 'evaluation'),
-        ('Loss', 'Units', 'Recall@20 (gain over Item-KNN)', 'MRR@20 (gain)', 'fit', 'evaluation'),
-        ('Network', 'Recall@20 ours', 'MRR@20 ours', 'fit', 'evaluation')]
+        ('Baseline', 'Recall@20 ours', 'MRR@20 ours', 'NDCG@20', 'fit', 'evaluation'),
+        ('Loss', 'Units', 'Recall@20 (gain over Item-KNN)', 'MRR@20 (gain)', 'NDCG@20', 'fit', 'evaluation'),
+        ('Network', 'Recall@20 ours', 'MRR@20 ours', 'NDCG@20', 'fit', 'evaluation')]
 
 
 def test_beside_a_synthetic_log_stand_the_papers_tables_and_no_verdict(monkeypatch):

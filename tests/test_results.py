@@ -24,7 +24,7 @@ def test_the_first_table_of_the_readme_has_the_numbers_that_are_kept():
     first = [[cell.strip() for cell in line.strip('|').split('|')] for line in readme.splitlines() if line[:1] == '|']
     of_the_data = [row for row in kept['rows'] if row['data'] == results.RECENT64]
     for row, (title, recall, mrr, *_) in zip(of_the_data, first[2:]):
-        assert title == row['title']
+        assert title == results.ROW_TITLES.get(row['title'], row['title'])
         for shown, metric in ((recall, 'recall@20'), (mrr, 'mrr@20')):
             assert float(shown.split(' ')[0]) == pytest.approx(
                 sum(result[metric] for result in row['results']) / len(row['results']), abs=0.5001e-4)
