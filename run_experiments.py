@@ -19,6 +19,7 @@ OUT/report.html show all results in OUT for the data set; OUT/figures holds the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import re
 import shlex
@@ -36,7 +37,7 @@ from gru4rec_pytensor.experiments.cells import LISTS_KEYS, Cell, Request, file_c
 from gru4rec_pytensor.experiments.claims import claims_cells
 from gru4rec_pytensor.experiments.datasets import BY_TITLE, Source, load_dataset, share, size_in_words, validation_data
 from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
-from gru4rec_pytensor.experiments.own import EXAMPLE, keep_source, list_row, own_row
+from gru4rec_pytensor.experiments.own import EXAMPLE, keep_source, own_row
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, PROTOCOLS, REVISION, RSC15, VIDEO
 from gru4rec_pytensor.experiments.publish import cells_without_ranks, keep_request, publish
 from gru4rec_pytensor.experiments.results import Results
@@ -61,12 +62,7 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
     if problem := contradiction(given):
         parser.error(problem)
     own = [name for name in given.models if ':' in name]
-    names = [*given.name, *[None] * (len(own) + len(given.lists))]
-    try:
-        rows = [own_row(*named) for named in zip(own, names)]
-        rows += [list_row(*named) for named in zip(given.lists, names[len(own):])]
-    except (OSError, ValueError) as error:
-        parser.error(f'--models and --lists: {error}')
+    titles = itertools.chain(given.name, itertools.repeat(None))
     is_apart = given.parameters or given.claims or given.search or given.lists or given.compare is not None
     tables = given.table or (() if is_apart and not given.models else (1, 3))
     units = given.units or ((100,) if not given.claims else (50, 200) if given.is_quick else (100, 1000))
@@ -77,8 +73,8 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
                       given.loss or (*RSC15.parameters,), units, given.epochs or (3 if given.is_quick else 10),
                       given.seeds or ((42, 43, 44) if given.claims or given.search else (42,)), given.tie_policy,
                       given.backend, tuple(given.parameters), given.epochs, given.claims, given.is_quick,
-                      given.trials or 100, given.prune, given.figures, tuple(rows), given.compare, given.rerun,
-                      given.lists_metrics, {} if not given.search else {
+                      given.trials or 100, given.prune, given.figures, tuple(zip([*own, *given.lists], titles)),
+                      given.compare, given.rerun, given.lists_metrics, {} if not given.search else {
                           name: getattr(given, name) for name in ('search', 'fixed', 'sampler', 'metric', 'timeout')})
     source = Source(PROTOCOLS[given.dataset], given.train, given.test, given.data, given.cache, given.sessions,
                     given.items, BY_TITLE.get(given.published), given.valid)
@@ -251,7 +247,8 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
         space = spaces.read(own['search'], own['fixed'] + [f'n_epochs={request.own_epochs}'] * bool(request.own_epochs))
         request = replace(request, search={'space': space, 'sampler': own['sampler'] or search.SAMPLERS[0],
                                            'metric': own['metric'] or 'MRR@20', 'timeout': own['timeout']})
-    request = replace(request, backend=backends.resolve(request.backend))
+    request = replace(request, backend=backends.resolve(request.backend),
+                      own=tuple(own_row(*named) for named in request.own))
     cells, results = plan(source.protocol, request), Results(place.folder)
     results.make_folders()
     is_search = bool(request.search) or 2 in request.tables

@@ -283,9 +283,9 @@ def data_section(data: dict, rows: list[dict], compared: list[dict]) -> list[str
     parts = [f'## {name}', '', f'{ORIGINS[name]}. Train {train}; test {test}. SHA-256: {files}.', '',
              *markdown_rows(own_table(name, rows)), '']
     for comparison in compared:
-        pairs = [Pair(*[ROW_TITLES.get(title, title) for title in titles],
+        pairs = [Pair(ROW_TITLES.get(first, first), ROW_TITLES.get(second, second),
                       {metric: Comparison(*test) for metric, test in tests.items()})
-                 for *titles, tests in comparison['pairs']]
+                 for first, second, tests in comparison['pairs']]
         section = table_of_pairs(pairs, [])
         parts += ['### The five best rows, compared', '', *markdown_rows(section.tables[0]), '', *section.notes, '']
     if any(row.data == name for row in ROWS):

@@ -351,7 +351,7 @@ def test_the_next_command_says_whose_cell_it_takes_over_and_removes_locks_of_fin
     assert run_experiments.main(arguments) == 0
     shown = capsys.readouterr().err
     assert f'S-POP: taken over from process {pids[1]} on' in shown and f'process {pids[0]}' not in shown
-    assert {path.suffix for path in (tmp_path / 'cells').iterdir()} == {'.json'}
+    assert {path.suffix for path in (tmp_path / 'cells').iterdir()} == {'.json', '.npy'}
 
 
 # --- A Dask cluster -------------------------------------------------------------------------------------------------

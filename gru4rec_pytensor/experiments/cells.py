@@ -24,7 +24,7 @@ from evaluation import (
 from gru4rec import GRU4Rec, changed_arguments, final_activation
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset, Events
-from gru4rec_pytensor.experiments.own import OwnRow, own_class
+from gru4rec_pytensor.experiments.own import own_class
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, Protocol
 from gru4rec_pytensor.lists import Lists, coverage_and_popularity
 from gru4rec_pytensor.terminal import TrainingProgress
@@ -47,7 +47,7 @@ class Request:
 
     tables : of 1, 2 and 3
     models : rows of Tables 1 and 3, of `BASELINES` and `NETWORK`
-    own : rows of one's own
+    own : rows of one's own, as `own.own_row` takes them, and later as it returns them
     losses : rows of Tables 2 and 3, of `protocols.LOSS_NAMES`
     units : hidden units of the networks; for the claims two numbers, of small and of large ones
     epochs : training epochs of the networks
@@ -79,7 +79,7 @@ class Request:
     n_trials: int = 100
     prune: bool = False
     figures: bool = False
-    own: tuple[OwnRow, ...] = ()
+    own: tuple[Any, ...] = ()
     compared: tuple[str, ...] | None = None
     again: bool = False
     lists_metrics: bool = False

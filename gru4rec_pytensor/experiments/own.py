@@ -35,17 +35,15 @@ class OwnRow(NamedTuple):
     path: Path | None = None
 
 
-def list_row(path: Path, title: str | None = None) -> OwnRow:
-    """Return the row of a file of lists, see `gru4rec_pytensor.lists`."""
-    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return OwnRow('lists', {'lists': digits}, digits, title or path.stem, path=path)
+def own_row(text: str | Path, title: str | None = None) -> OwnRow:
+    """Return the row of a class, as the command line names it, or of a file of lists.
 
-
-def own_row(text: str, title: str | None = None) -> OwnRow:
-    """Return the row of a class as the command line names it; ValueError, in one line, if it is no model.
-
-    The module is imported from the working directory or from where Python looks.
+    The module is imported from the working directory or from where Python looks.  ValueError, in one line, says what is
+    no model.
     """
+    if isinstance(text, Path):
+        digits = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
+        return OwnRow('lists', {'lists': digits}, digits, title or text.stem, path=text)
     found = re.fullmatch(r'([\w.]+:\w+)(?:\((.*)\))?', text)
     if not found:
         raise ValueError(f'{text!r}: a model of your own looks like {EXAMPLE}')
