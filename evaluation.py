@@ -116,7 +116,7 @@ def interval(ranks: np.ndarray, offsets: np.ndarray, metric: str = 'recall@20', 
     >>> low, high
     (0.0, 1.0)
     """
-    low, high = percentiles(bootstrap(*session_sums(gains(ranks, metric)[:, None], offsets), seed))[:, 0].tolist()
+    low, high = bootstrap(*session_sums(gains(ranks, metric)[:, None], offsets), seed)[:, 0].tolist()
     return low, high
 
 
@@ -131,6 +131,9 @@ def compare(ranks_a: np.ndarray, ranks_b: np.ndarray, offsets: np.ndarray,
     >>> compare(a, b, np.array([0, 3, 6]), ['mrr@20'])['mrr@20'].difference
     0.3125
     """
+    shapes = [np.shape(ranks)[-1:] for ranks in (ranks_a, ranks_b)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f'ranks_a and ranks_b: of {shapes[0][0]} and {shapes[1][0]} predictions, must be of the same')
     values = np.column_stack([gains(ranks_a, metric) - gains(ranks_b, metric) for metric in metrics])
     return dict(zip(metrics, paired_tests(*session_sums(values, offsets), seed)))
 
@@ -144,7 +147,7 @@ def paired_tests(sums: np.ndarray, counts: np.ndarray, seed: int) -> list[Compar
         n_as_large += (np.abs(signs @ sums) >= found * (1 - 1e-9)).sum(axis=0)  # but for rounding
         n_draws += size
     p_values = (1 + n_as_large) / (1 + n_draws)
-    low, high = percentiles(bootstrap(sums, counts, seed))
+    low, high = bootstrap(sums, counts, seed)
     return [Comparison(*map(float, row)) for row in zip(sums.sum(axis=0) / counts.sum(axis=0), low, high, p_values)]
 
 
@@ -162,7 +165,8 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 def gains(ranks: np.ndarray, metric: str) -> np.ndarray:
     """Return what each prediction adds to a metric such as 'mrr@20', mean over seeds, float64 (n_predictions,)."""
     kind, _, cut_off = metric.partition('@')
-    check_choice('metric', kind, GAINS)
+    if kind not in GAINS or not cut_off.isdecimal():
+        raise ValueError(f"metric={metric!r}: must be {', '.join(f'{name}@N' for name in GAINS)}")
     ranks = np.atleast_2d(ranks).astype(np.float64)
     return np.mean([hits_of(of_seed, int(cut_off))[0] * GAINS[kind](of_seed) for of_seed in ranks], axis=0)
 
@@ -182,7 +186,7 @@ def session_sums(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, n
 
 
 def bootstrap(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
-    """Draw as many sessions as there are, with replacement, 10,000 times; return the mean of each draw.
+    """Draw as many sessions as there are, with replacement, 10,000 times; return the 95% interval of the means.
 
     Parameters
     ----------
@@ -191,7 +195,7 @@ def bootstrap(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
 
     Returns
     -------
-    float64 (10,000, k), sums over counts
+    float64 (2, k), the 2.5% and the 97.5% percentile of sums over counts
     """
     rng, n = np.random.default_rng(seed), len(sums)
     means = []
@@ -200,7 +204,7 @@ def bootstrap(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
         times = np.stack([np.bincount(of_draw, minlength=n) for of_draw in drawn]).astype(np.float64)
         with np.errstate(invalid='ignore'):  # a draw without any prediction has no mean
             means.append((times @ sums) / (times @ counts))
-    return np.concatenate(means)
+    return np.nanpercentile(np.concatenate(means), [2.5, 97.5], axis=0)
 
 
 def draws_at_once(n_sessions: int, n_draws: int = 10_000) -> list[int]:
@@ -209,17 +213,12 @@ def draws_at_once(n_sessions: int, n_draws: int = 10_000) -> list[int]:
     return [min(block, n_draws - first) for first in range(0, n_draws, block)]
 
 
-def percentiles(means: np.ndarray) -> np.ndarray:
-    """Return the bounds of the 95% interval of each column of `bootstrap`, float64 (2, k)."""
-    return np.nanpercentile(means, [2.5, 97.5], axis=0)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Models of your own
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Recommender(Protocol):
-    """What a model needs to be ranked and compared: `fit`, and one of `predict_next` and `predict_next_batch`.
+    """Interface of a model that is ranked and compared: `fit`, and one of `predict_next` and `predict_next_batch`.
 
     `predict_next` is called with each event of a session in turn, session after session, but for the last one.  It
     returns a Series: the scores of the next item, higher is better, indexed by `predict_for_item_ids`, an array.  Where
@@ -325,7 +324,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
         blocks = baseline_blocks(model, item_ids, offsets, ranked)
     else:
         session_ids, times = (test_data[name].to_numpy()[rows] for name in (session_key, time_key))
-        blocks = stepwise_blocks(model, item_ids, offsets, session_ids, times, ranked)
+        blocks = stepwise_blocks(model, item_ids, offsets, session_ids, times, ranked, nan_as_zero)
     ranks = np.empty(len(rows) - len(offsets) + 1)
     for block in blocks:
         if nan_as_zero:
@@ -528,8 +527,8 @@ def baseline_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, items
 
 
 def stepwise_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, session_ids: np.ndarray, times: np.ndarray,
-                    items: np.ndarray | None) -> Iterator[Block]:
-    """Blocks of a `Recommender` or `BatchRecommender`, an event at a time."""
+                    items: np.ndarray | None, with_nan: bool) -> Iterator[Block]:
+    """Blocks of a `Recommender` or `BatchRecommender`, an event at a time; NaN among scores only if `with_nan`."""
     name, in_batches = type(model).__name__, hasattr(model, 'predict_next_batch')
     if not in_batches and not hasattr(model, 'predict_next'):
         raise TypeError(f'a {name} has neither predict_next nor predict_next_batch, so it cannot be evaluated')
@@ -547,16 +546,18 @@ def stepwise_blocks(model: Any, item_ids: np.ndarray, offsets: np.ndarray, sessi
         else:
             now = {'timestamp': times[position]} if takes_time else {}
             scores = predict(session_ids[position], item_ids[position], wanted, **now)
-        if not isinstance(scores, kind):
-            raise TypeError(f'{name}.{method} returned a {type(scores).__name__}: it must be a {kind.__name__} of '
-                            'pandas, indexed by item ids')
+        if not isinstance(scores, kind) or not scores.index.is_unique or in_batches and not len(scores.columns):
+            raise ValueError(f'{name}.{method} returned a {type(scores).__name__}: it must be a {kind.__name__} of '
+                             'pandas, indexed by item ids, each once')
         scores = scores.iloc[:, 0] if in_batches else scores
         scored = scores.index if wanted is None else pd.Index(wanted)
         column, places = scored.get_indexer(target), scores.index.get_indexer(scored)
         if (places < 0).any() or column[0] < 0:
             lacking = f'the next item, {first_few(target)}' if column[0] < 0 else first_few(scored[places < 0])
-            raise KeyError(f'prediction {prediction}: the scores of {name} lack {lacking}')
+            raise ValueError(f'prediction {prediction}: the scores of {name} lack {lacking}')
         values = scores.to_numpy(np.float64)[places]
+        if not with_nan and np.isnan(values).any():
+            raise ValueError(f'prediction {prediction}: {name} scores {first_few(scored[np.isnan(values)])} with NaN')
         n_ranked = len(scored if ranked is None else ranked)
         yield Block(np.array([prediction]), values[None], n_ranked, values[column], values[column],
                     np.where(column < n_ranked, column, -1))

@@ -57,6 +57,8 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
     parser.add_version()
     add_options(parser)
     given = parser.parse_args(argv)
+    if given.compare is not None:
+        given.compare = tuple(dict.fromkeys(given.compare))
     for name in ('table', 'models', 'loss', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
         setattr(given, name, tuple(dict.fromkeys(value for values in getattr(given, name) for value in values)))
     if problem := contradiction(given):
@@ -168,8 +170,8 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
                        'share, beside what its file says; also a file of parameters')
     group.add_argument('--sampler', choices=search.SAMPLERS, help='of the points of --search: a model of the earlier '
                        'trials, or random numbers (tpe)')
-    group.add_argument('--metric', type=metric, metavar='NAME@N', help='what --search maximises: recall or mrr at any '
-                       'cut-off (mrr@20)')
+    group.add_argument('--metric', type=metric, metavar='NAME@N', help='what --search maximises: recall, mrr or ndcg '
+                       'at any cut-off (mrr@20)')
     group.add_argument('--timeout', type=positive_number, metavar='SECONDS',
                        help='after which --search begins no trial')
     group.add_argument('--trials', type=positive_number, metavar='N', help='points, in Table 2 random ones (100)')
@@ -181,16 +183,17 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
 
 def metric(text: str) -> str:
     """Parse the name of a metric."""
-    if not re.fullmatch('(recall|mrr)@[1-9][0-9]*', text.lower()):
+    if not re.fullmatch('(recall|mrr|ndcg)@[1-9][0-9]*', text.lower()):
         raise argparse.ArgumentTypeError(f'{text!r} is no metric such as recall@20 or mrr@5')
-    return text.lower().replace('recall', 'Recall').replace('mrr', 'MRR')
+    return text.lower().replace('recall', 'Recall').replace('mrr', 'MRR').replace('ndcg', 'NDCG')
 
 
 def contradiction(given: argparse.Namespace) -> str | None:
     """Return which options do not go together, or None."""
     of_tables = [f'--{name}' for name in ('table', 'models', 'loss', 'trials', 'storage', 'prune', 'parameters',
                                           'figures') if getattr(given, name)]
-    of_rows = [f'--{name}' for name in ('models', 'loss', 'units') if getattr(given, name)]
+    of_rows = [f'--{name}' for name in ('loss', 'units') if getattr(given, name)]
+    apart = [name for name in ('parameters', 'search', 'lists', 'compare') if getattr(given, name) not in (None, [])]
     of_search = [f'--{name}' for name in ('fixed', 'sampler', 'metric', 'timeout', 'valid') if getattr(given, name)]
     of_searches = [f'--{name}' for name in ('trials', 'storage', 'prune') if getattr(given, name)]
     is_search = given.search or 2 in given.table
@@ -217,9 +220,8 @@ def contradiction(given: argparse.Namespace) -> str | None:
         return '--valid goes with --train and --test'
     if given.claims and of_tables:
         return f"{', '.join(of_tables)} and --claims do not go together: they are of the tables"
-    if (given.parameters or given.search) and of_rows and not (given.table or given.claims):
-        runs = '--parameters' if given.parameters else '--search'
-        return f'{of_rows[0]} goes with --table, without which {runs} runs nothing but its files'
+    if apart and of_rows and not (given.table or given.claims or given.models):
+        return f'{of_rows[0]} goes with --table, without which --{apart[0]} runs nothing but its own'
     if given.scheduler and given.jobs:
         return '--jobs and --scheduler do not go together: a cluster runs one cell on each worker'
     if given.scheduler and is_search and (given.storage or 'sqlite:').startswith('sqlite:'):
@@ -257,8 +259,10 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
     n_workers = count_workers(place.scheduler, results.folder) if place.scheduler else 0
     read = load_dataset(source)
     for row in request.own:
-        keep_source(row, results.sources)
-        keep_lists(row, read, results, request, source.protocol.candidates)
+        if row.path:
+            keep_lists(row, read, results, request, source.protocol.candidates)
+        else:
+            keep_source(row, results.folder / 'sources')
     data = share(read, results.folder / 'data')
     if request.claims:
         cells = claims_cells(data, request)

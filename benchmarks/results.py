@@ -34,7 +34,14 @@ from evaluation import Comparison
 from gru4rec_pytensor import parameters
 from gru4rec_pytensor.click_log import read_events
 from gru4rec_pytensor.events import count
-from gru4rec_pytensor.experiments.comparisons import INTERVALS, Pair, compare_rows, table_of_pairs, with_intervals
+from gru4rec_pytensor.experiments.comparisons import (
+    INTERVALS,
+    Pair,
+    compare_rows,
+    ranks_of_rows,
+    section_of_pairs,
+    with_intervals,
+)
 from gru4rec_pytensor.experiments.datasets import DATA, RECENT64, Source, load_dataset, size_in_words
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, ROW_TITLES, RSC15
 from gru4rec_pytensor.experiments.published import (
@@ -175,7 +182,8 @@ def measure(run: Run, folder: Path, cells: Path | None) -> dict:
         if process.returncode:
             sys.exit(f'{run.command}: exit code {process.returncode}')
         results = Results(Path(out))
-        found = with_intervals(results.load('cells'), results, load_dataset(Source(folder=folder)))
+        found = results.load('cells')
+        found = with_intervals(found, ranks_of_rows(found, results), load_dataset(Source(folder=folder)))
         if cells:
             shutil.copytree(Path(out) / 'cells', cells / run.data / 'cells', dirs_exist_ok=True,
                             ignore=shutil.ignore_patterns('*.lock'))
@@ -198,8 +206,8 @@ def best_compared(name: str, folder: Path, cells: Path, kept: list[dict]) -> dic
     recalls = {title: mean_metric([result for result in found if result['title'] == title], 'recall@20') or 0.0
                for title in titles.values()}
     best = sorted(recalls, key=lambda title: -recalls[title])[:5]
-    pairs = compare_rows([result for result in found if result['title'] in best], results,
-                         load_dataset(Source(folder=folder)), best)
+    rows = [result for result in found if result['title'] in best]
+    pairs = compare_rows(rows, ranks_of_rows(rows, results), load_dataset(Source(folder=folder)), best)
     return {'data': name, 'pairs': [[pair.first, pair.second, pair.tests] for pair in pairs]}
 
 
@@ -253,7 +261,7 @@ INTRODUCTION = """\
 # Results on real clicks
 
 What this code reaches on real clicks, and what is published for the same data. Written by `python
-benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To make rows anew and hear whether they still
+benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To make rows again and hear whether they still
 hold: `python benchmarks/results.py rsc15_recent64=DATA`.
 
 Ours: mean ± standard deviation over the seeds 42, 43 and 44, equal scores conservative, a hit is a rank of at most N.
@@ -286,7 +294,7 @@ def data_section(data: dict, rows: list[dict], compared: list[dict]) -> list[str
         pairs = [Pair(ROW_TITLES.get(first, first), ROW_TITLES.get(second, second),
                       {metric: Comparison(*test) for metric, test in tests.items()})
                  for first, second, tests in comparison['pairs']]
-        section = table_of_pairs(pairs, [])
+        section = section_of_pairs({('the', 'five'): pairs}, [])
         parts += ['### The five best rows, compared', '', *markdown_rows(section.tables[0]), '', *section.notes, '']
     if any(row.data == name for row in ROWS):
         table = table_published([result for row in rows for result in row['results']], name)

@@ -3,7 +3,7 @@
     python benchmarks/speed.py            # the main table: a few minutes on an idle machine
     python benchmarks/speed.py --sizes    # the same work over events, items, units and batch sizes
     python benchmarks/speed.py --threads  # training with 1 thread of BLAS and with all, idle and beside a busy process
-    python benchmarks/speed.py --tricks   # training without each trick of `backends`, compiled each time: 15 minutes
+    python benchmarks/speed.py --tricks   # training with and without each trick of `backends`, in turns: 20 minutes
     python benchmarks/speed.py --tricks row_updates joint_row_updates  # without these alone
 
 Every ratio comes from one run: both of its times are measured here, in turns, and the best of several is taken.  One
@@ -36,8 +36,8 @@ from evaluation import next_item_ranks
 from gru4rec import GRU4Rec
 from gru4rec_pytensor.backends import TRICKS
 
-OF_TRICKS = {'TOP1, H=100, B=50': (100, TOP1), 'cross-entropy, H=100, B=500': (100, CROSS_ENTROPY),
-             'bpr-max, H=64': (64, BPR_MAX)}
+OF_TRICKS = {'TOP1, H=100, B=50': (100, TOP1, 500_000), 'cross-entropy, H=100, B=500': (100, CROSS_ENTROPY, 500_000),
+             'bpr-max, H=64': (64, BPR_MAX, 100_000)}  # units, parameters, events
 
 
 def fit_rate(frame: pd.DataFrame, units: int, threads: int | None = None, **parameters) -> float:
@@ -258,16 +258,34 @@ def thread_rows():
             yield f"{units} units, {parameters['batch_size']} lanes, {name}", *seconds, differ
 
 
-def trick_rows(tricks):
-    """Seconds per mini-batch of each of `OF_TRICKS` without a trick of `backends`, in a new process each."""
-    script = ('import speed; frame = speed.events(500_000)\n'
-              'for units, parameters in speed.OF_TRICKS.values():\n'
-              '    print(min(speed.fit_rate(frame[:5_000 * units], units, **parameters) for _ in range(2)))')
-    for trick in ('', *tricks):
+def trick_rows(tricks, rounds=4):
+    """Seconds per mini-batch of each of `OF_TRICKS` without a trick of `backends` and with all, the least of `rounds`.
+
+    Two processes measure in turns, so that what the machine does meanwhile is the same for both.
+    """
+    script = ('import sys, speed; frame = speed.events(500_000)\n'
+              'for _line in sys.stdin:\n'
+              '    print(*[speed.fit_rate(frame[:n_events], units, **parameters)\n'
+              '            for units, parameters, n_events in speed.OF_TRICKS.values()], flush=True)')
+
+    def start(trick):
         environment = os.environ | {'GRU4REC_WITHOUT': trick, 'PYTHONPATH': str(Path(__file__).parent)}
-        output = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True,
-                                check=True).stdout
-        yield f'without {trick}' if trick else 'with all', *map(float, output.split())
+        process = subprocess.Popen([sys.executable, '-c', script], env=environment, text=True, stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE)
+        measure(process)  # compiles, and is not counted
+        return process
+
+    def measure(process):
+        print(file=process.stdin, flush=True)
+        return [float(seconds) for seconds in process.stdout.readline().split()]
+
+    with_all = start('')
+    for trick in tricks:
+        without = start(trick)
+        pairs = [(measure(without), measure(with_all)) for _ in range(rounds)]
+        without.communicate()
+        yield trick, *zip(*np.min(pairs, axis=0).tolist())
+    with_all.communicate()
 
 
 def print_row(name, seconds, bound):
@@ -297,9 +315,10 @@ def main():
             print(f'{name:<44}', *[f'{1e3 * value:>9.3f}' for value in seconds], f'{differ:>8.0f}‰', flush=True)
         return
     if arguments.tricks is not None:
-        print(f"{'':<32}", *[f'{name:>27}' for name in OF_TRICKS])
-        for name, *seconds in trick_rows(arguments.tricks or TRICKS):
-            print(f'{name:<32}', *[f'{value * 1e6:>24.0f} µs' for value in seconds], flush=True)
+        print(f"{'without / with, and their ratio':<24}", *[f'{name:>27}' for name in OF_TRICKS])
+        for name, *pairs in trick_rows(arguments.tricks or TRICKS):
+            print(f'{name:<24}', *[f'{without * 1e6:>12.0f} / {with_all * 1e6:>4.0f} {without / with_all:>7.3f}'
+                                   for without, with_all in pairs], flush=True)
         return
     print(f"{'':<74} {'time':>10} {'bound':>10} {'bound/time':>6}")
     train, test = events(2_000_000), events(70_000, seed=1)

@@ -37,12 +37,11 @@ from gru4rec_pytensor.events import (
     TIME_UNITS,
     count,
     drop_short_sessions,
-    session_order,
     share_of_equal_times,
     spelling,
 )
 from gru4rec_pytensor.files import atomic_file, check_writable
-from gru4rec_pytensor.lists import Lists, coverage_and_popularity, ranks_of_lists, write_lists
+from gru4rec_pytensor.lists import SHORTEST, Lists, coverage_and_popularity, ranks_of_lists, write_lists
 from gru4rec_pytensor.terminal import Parser, TrainingProgress, listed, note, positive_number, print_result
 from preprocess_rsc15 import PROTOCOL_YEARS
 
@@ -96,14 +95,13 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec evaluate`: Recall, MRR and NDCG on a file of events, of a model or of lists made elsewhere."""
-    if arguments.lists:
-        return evaluate_lists(arguments)
-    if not arguments.model:
-        raise ValueError('give MODEL and FILE, or --lists and FILE')
-    if arguments.write_lists and arguments.unknown == 'miss':
-        raise ValueError('--write-lists does not go with --unknown miss: there is no list where nothing is known')
     for path in filter(None, (arguments.write_lists, arguments.ranks)):
         check_output(path, arguments.file)
+        check_output(path, arguments.model)
+    if arguments.lists:
+        return evaluate_lists(arguments)
+    if arguments.write_lists and arguments.unknown == 'miss':
+        raise ValueError('--write-lists does not go with --unknown miss: there is no list where nothing is known')
     lists = Lists(max(arguments.k if arguments.write_lists else 0, CUT_OFF * arguments.lists_metrics, 1))
     kept_lists = lists if arguments.write_lists or arguments.lists_metrics else None
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
@@ -125,8 +123,9 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
                  'sessions')
         ranks = next_item_ranks(model, data, None, 100, arguments.tie_policy, 42, *columns, lists=kept_lists)
     if arguments.write_lists:
-        rows, offsets = session_order(data, session, item, columns[2])
-        write_lists(arguments.write_lists, lists, data[session].to_numpy()[rows], offsets)
+        write_lists(arguments.write_lists, lists, arguments.k, data, columns)
+        if arguments.k < SHORTEST and not arguments.quiet:
+            note(f'lists of fewer than {SHORTEST} items cannot be evaluated by --lists')
     found, lines = metrics(ranks, data[session].nunique(), arguments)
     if arguments.lists_metrics:
         counts = pd.Series(model.item_counts_, index=model.items_)
@@ -139,16 +138,14 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 def evaluate_lists(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """Return the metrics of lists that were made elsewhere, as `evaluate` does."""
-    if arguments.model or arguments.write_lists or arguments.lists_metrics:
-        raise ValueError('--lists goes with FILE alone: MODEL, --write-lists and --lists-metrics are of a model')
-    session, item, time_key = columns_of(arguments)
-    data = read_log(arguments, [session, item, time_key])
-    rows, offsets = session_order(data, session, item, time_key)
-    session_ids, item_ids = (data[name].to_numpy()[rows] for name in (session, item))
-    ranks, lists = ranks_of_lists(arguments.lists, session_ids, item_ids, offsets)
+    if arguments.write_lists or arguments.lists_metrics:
+        raise ValueError('--write-lists and --lists-metrics are of a model, and do not go with --lists')
+    columns = columns_of(arguments)
+    data = read_log(arguments, columns)
+    ranks, lists = ranks_of_lists(Path(arguments.model), data, columns)
     if max(arguments.cut_off) > (shortest := lists.str.len().min()):
         raise ValueError(f'--cut-off {max(arguments.cut_off)}: the shortest list has {shortest} items')
-    return metrics(ranks, data[session].nunique(), arguments)
+    return metrics(ranks, data[columns[0]].nunique(), arguments)
 
 
 def metrics(ranks: np.ndarray, n_sessions: int, arguments: argparse.Namespace) -> tuple[dict, list[str]]:
@@ -273,10 +270,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_training_options(sub)
     sub = command(evaluate, 'Measure Recall and MRR of the next item in the sessions of a log.',
                   'gru4rec evaluate model test.tsv --cut-off 5 20')
-    sub.add_argument('model', metavar='MODEL', nargs='?')
+    sub.add_argument('model', metavar='MODEL')
     add_log_options(sub, 3 * ['as in training'])
-    sub.add_argument('--lists', type=Path, metavar='LISTS', help='file of lists that another program made, in place of '
-                     'MODEL (SessionId;Position;Recommendations;Scores)')
+    sub.add_argument('--lists', action='store_true', help='MODEL is a file of lists that another program made, of the '
+                     'form SessionId;Position;Recommendations;Scores')
     sub.add_argument('--write-lists', type=Path, metavar='LISTS', help='write a file of lists, in the same form')
     sub.add_argument('-k', type=positive_number, default=50, help='items in each written list (50)')
     sub.add_argument('--ranks', type=Path, metavar='NPY', help='write the rank of each next item, by session and time')

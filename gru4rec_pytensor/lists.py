@@ -6,6 +6,7 @@ Recommendations are item ids and Scores their scores, from the highest on, separ
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from gru4rec_pytensor.checks import check_whole_number
-from gru4rec_pytensor.events import session_of_event
+from gru4rec_pytensor.events import COLUMNS, session_of_event, session_order
 from gru4rec_pytensor.files import atomic_file
 
-COLUMNS = ('SessionId', 'Position', 'Recommendations', 'Scores')
+LISTS_COLUMNS = ('SessionId', 'Position', 'Recommendations', 'Scores')
 SHORTEST = 20  # the paper's cut-off: shorter lists say too little
 
 
@@ -92,38 +93,38 @@ def top_columns(scores: np.ndarray, bias: np.ndarray, n: int) -> tuple[np.ndarra
 # Files
 # ---------------------------------------------------------------------------------------------------------------------
 
-def write_lists(path: Path, lists: Lists, session_ids: np.ndarray, offsets: np.ndarray) -> None:
-    """Write lists; `session_ids` (n_events,) and `offsets` are those of the ordered test events.
+def write_lists(path: Path, lists: Lists, n: int, test_data: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> None:
+    """Write the first n items of lists; ValueError for ids that such a file cannot hold.
 
-    ValueError for ids that such a file cannot hold.
+    `columns` are those of session, item and time in the test data.
     """
-    if marked := [item for item in np.unique(lists.items).tolist() if set(',;\n"') & set(str(item))]:
-        raise ValueError(f'{path}: the item {marked[0]!r} has a comma, semicolon, quote or line end, which such a '
-                         'file cannot hold')
-    position = np.arange(len(session_ids)) - offsets[session_of_event(offsets)]
-    predicting = np.delete(np.arange(len(session_ids)), offsets[1:] - 1)
-    listed = np.isfinite(lists.scores)
-    lines = [';'.join(COLUMNS)]
-    for event, items, scores, is_listed in zip(predicting, lists.items, lists.scores, listed):
-        ids = ','.join(map(str, items[is_listed]))
-        lines.append(f"{session_ids[event]};{position[event]};{ids};{','.join(map(repr, scores[is_listed].tolist()))}")
+    predicting, position, session_ids, _item_ids = predictions_of(test_data, columns)
+    for item in (*np.unique(lists.items[:, :n]).tolist(), *np.unique(session_ids).tolist()):
+        if set(',;\n"') & set(str(item)):
+            raise ValueError(f'{path}: the id {item!r} has a comma, semicolon, quote or line end, which such a file '
+                             'cannot hold')
+    lines = [';'.join(LISTS_COLUMNS)]
+    for event, place, items, scores in zip(predicting, position, lists.items[:, :n], lists.scores[:, :n]):
+        is_listed = np.isfinite(scores)
+        ids, numbers = (','.join(map(str, values[is_listed].tolist())) for values in (items, scores))
+        lines.append(f'{session_ids[event]};{place};{ids};{numbers}')
     with atomic_file(path) as file:
         file.write(('\n'.join(lines) + '\n').encode())
 
 
-def ranks_of_lists(path: Path, session_ids: np.ndarray, item_ids: np.ndarray,
-                   offsets: np.ndarray) -> tuple[np.ndarray, pd.Series]:
+def ranks_of_lists(path: Path, test_data: pd.DataFrame,
+                   columns: Sequence[str] = COLUMNS) -> tuple[np.ndarray, pd.Series]:
     """Read the lists of a file; return the rank of each next item, infinite if it is not listed, and the lists.
 
-    Parameters
-    ----------
-    session_ids, item_ids : (n_events,), of the ordered test events
-    offsets : int64 (n_sessions + 1,), where each session begins
+    `columns` are those of session, item and time in the test data.
 
     Raises
     ------
-    ValueError for a file that is not of this form, lacks a prediction of the test data, or has others
+    ValueError for a file that is not of this form, lacks a prediction of the test data, has others, or has other ids
     """
+    predicting, position, session_ids, item_ids = predictions_of(test_data, columns)
+    if not len(predicting):
+        raise ValueError('every test session has a single event: there is no next item to predict')
     frame = read_frame(path)
     numbers = pd.to_numeric(frame.Position, errors='coerce')
     if (wrong := numbers.isna() | (numbers < 0) | (numbers % 1 != 0)).any():
@@ -131,8 +132,6 @@ def ranks_of_lists(path: Path, session_ids: np.ndarray, item_ids: np.ndarray,
     first = int(numbers.min()) if len(numbers) else 0
     if first not in (0, 1):
         raise ValueError(f'{path}: Position begins with {first}; it counts the events of a session from 0 or from 1')
-    predicting = np.delete(np.arange(len(session_ids)), offsets[1:] - 1)
-    position = predicting - offsets[session_of_event(offsets)[predicting]]
     wanted = pd.MultiIndex.from_arrays([session_ids[predicting].astype(str), position])
     found = pd.MultiIndex.from_arrays([frame.SessionId, (numbers - first).astype(np.int64)])
     if found.has_duplicates:
@@ -141,12 +140,23 @@ def ranks_of_lists(path: Path, session_ids: np.ndarray, item_ids: np.ndarray,
         raise ValueError(f'{path}: has no list for {in_words(lacking[0], first)}, one of {len(lacking)} that it lacks')
     if len(others := found.difference(wanted, sort=False)):
         raise ValueError(f'{path}: has a list for {in_words(others[0], first)}, which the test data does not predict')
-    lists = frame.Recommendations.iloc[found.get_indexer(wanted)].str.split(',')
-    ranks = np.full(len(predicting), np.inf)
-    for k, (target, items) in enumerate(zip(item_ids[predicting + 1].astype(str), lists)):
-        if target in items:
-            ranks[k] = 1 + items.index(target)
+    lists = frame.Recommendations.iloc[found.get_indexer(wanted)].str.strip().str.split(r'\s*,\s*', regex=True)
+    targets = item_ids[predicting + 1].astype(str)
+    ranks = np.array([1 + items.index(target) if target in items else np.inf for target, items in zip(targets, lists)])
+    if np.isinf(ranks).all():
+        raise ValueError(f'{path}: no list has its next item; its ids are such as {lists.iloc[0][0]!r}, and those of '
+                         f'the test data such as {targets[0]!r}')
     return ranks, lists
+
+
+def predictions_of(test_data: pd.DataFrame,
+                   columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the events that something is predicted from, their positions from 0, and the ordered ids of all events."""
+    session, item, time = columns
+    rows, offsets = session_order(test_data, session, item, time)
+    predicting = np.delete(np.arange(len(rows)), offsets[1:] - 1)
+    position = predicting - offsets[session_of_event(offsets)[predicting]]
+    return predicting, position, *(test_data[name].to_numpy()[rows] for name in (session, item))
 
 
 def read_frame(path: Path) -> pd.DataFrame:
@@ -155,9 +165,9 @@ def read_frame(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(path, sep=';', dtype=str, keep_default_na=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}; a file of lists has the columns "
-                         f"{';'.join(COLUMNS)}") from None
-    if lacking := [name for name in COLUMNS[:3] if name not in frame]:
-        raise ValueError(f"{path}: has no column {lacking[0]}; a file of lists has {';'.join(COLUMNS)}")
+                         f"{';'.join(LISTS_COLUMNS)}") from None
+    if lacking := [name for name in LISTS_COLUMNS[:3] if name not in frame]:
+        raise ValueError(f"{path}: has no column {lacking[0]}; a file of lists has {';'.join(LISTS_COLUMNS)}")
     lengths = frame.Recommendations.str.count(',') + 1
     if (short := lengths < SHORTEST).any():
         row = frame[short].iloc[0]

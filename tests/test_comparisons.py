@@ -1,6 +1,7 @@
 """Is A better than B: intervals, comparisons, ranks on disk, rows and lists of one's own."""
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from common import few_items_log
 import run_experiments
 from evaluation import bootstrap, compare, gains, holm, interval, ndcg, recall_mrr, session_sums
 from gru4rec_pytensor import cli
-from gru4rec_pytensor.experiments import comparisons, own
+from gru4rec_pytensor.experiments import own
 from gru4rec_pytensor.experiments.results import Results
-from gru4rec_pytensor.lists import COLUMNS, Lists, coverage_and_popularity, top_columns
+from gru4rec_pytensor.lists import LISTS_COLUMNS, Lists, coverage_and_popularity, top_columns
 
 RNG = np.random.default_rng(0)
 OFFSETS = np.append(0, np.cumsum(RNG.integers(2, 6, 40)))
@@ -45,10 +46,12 @@ def test_the_interval_is_scipys_percentile_bootstrap_of_sessions():
 
 
 def test_a_draw_has_as_many_sessions_as_there_are_each_with_all_its_predictions():
-    means = bootstrap(np.array([[1.0], [10.0]]), np.array([[1.0], [4.0]]), seed=0)
-    possible = [2 / 2, 11 / 5, 20 / 8]  # of two sessions, drawn twice
-    assert means.shape == (10_000, 1) and set(np.round(means[:, 0], 9)) == set(np.round(possible, 9))
-    assert (means == possible[1]).mean() == pytest.approx(0.5, abs=0.02)
+    sums, counts = np.array([[1.0], [10.0]]), np.array([[1.0], [4.0]])
+    low, high = bootstrap(sums, counts, seed=0)[:, 0]
+    assert (low, high) == (2 / 2, 20 / 8)  # of the first or the second session, drawn twice
+    low, high = bootstrap(np.arange(200.0)[:, None], np.ones((200, 1)), seed=0)[:, 0]
+    half = 1.96 * np.arange(200).std() / np.sqrt(200)  # of a mean, by the central limit theorem
+    assert (low, high) == pytest.approx((99.5 - half, 99.5 + half), abs=0.05 * half)
 
 
 def test_the_p_value_is_that_of_all_exchanges_of_the_two_models():
@@ -153,11 +156,11 @@ def test_the_ranks_of_a_cell_give_its_numbers_and_damage_is_named(done):
     for result in results.load('cells'):
         ranks = results.ranks(result)
         assert ranks.dtype == np.float32 and recall_mrr(ranks) == pytest.approx((result['recall@20'], result['mrr@20']))
-    path = result['path'].with_suffix('.npy')
+    path, = result['path'].parent.glob(f"{result['path'].stem}-*.npy")
     before = path.read_bytes()
     for damaged in (before[:-1], b'', before[:-1] + bytes([before[-1] ^ 1])):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f'{path.name}: not the ranks of {path.stem}.json'):
+        with pytest.raises(ValueError, match=f"{path.name}: not the ranks of {result['path'].name}"):
             results.ranks(result)
     path.write_bytes(before)
 
@@ -173,7 +176,7 @@ def test_tables_and_comparison_have_intervals_and_the_models_of_ones_own(done):
     low, high = interval(ranks['POP'], offsets)
     assert f'[{low:.4f}, {high:.4f}]' in text
     best = max(ranks, key=lambda model: recall_mrr(ranks[model])[0])
-    pairs = rows_of(text, comparisons.TITLE)
+    pairs = rows_of(text, 'Comparison of rows')
     assert {row[1] for row in pairs} == {best} and len(pairs) == 2
     first = next(model for model in ranks if model != best)
     found = compare(ranks[first], ranks[best], offsets)['recall@20']
@@ -214,13 +217,16 @@ def test_scores_that_are_no_numbers_fail_their_row_alone(place, tmp_path, monkey
     monkeypatch.chdir(place)
     assert experiments(place, tmp_path, '--table', '1', '--models', 'POP', 'often_module:Wrong') == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert 'often_module:Wrong' in error and 'not a number' in error
+    assert 'often_module:Wrong' in error and 'Wrong scores' in error and 'with NaN' in error
 
 
 @pytest.mark.parametrize('words, message', [
     (['--compare', 'Nobody'], "--compare 'Nobody': no such row; there are POP; Markov"),
-    (['--rerun'], '--rerun goes with --compare'), (['--name', 'A', 'B'], '--name gives 2 titles to 0 rows')])
-def test_wrong_comparisons_are_named(place, done, capsys, words, message):
+    (['--rerun'], '--rerun goes with --compare'), (['--name', 'A', 'B'], '--name gives 2 titles to 0 rows'),
+    (['--compare', '--units', '5'], '--units goes with --table, without which --compare runs nothing'),
+    (['--models', 'often_module:Often', '--name', 'STAN'], "'STAN' is the title of another row")])
+def test_wrong_comparisons_are_named(place, done, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(place)
     try:
         code = experiments(place, done, *words)
     except SystemExit as stop:
@@ -240,7 +246,7 @@ def test_cells_without_ranks_are_named_and_run_again_on_demand(place, done, tmp_
     assert 'Without ranks, which earlier versions did not keep: POP; Markov' in capsys.readouterr().out
     assert experiments(place, tmp_path, '--compare', '--rerun') == 0
     out = capsys.readouterr().out
-    assert 'Without ranks' not in out and len(rows_of(out, comparisons.TITLE)) == 1
+    assert 'Without ranks' not in out and len(rows_of(out, 'Comparison of rows')) == 1
     again = {result['model']: Results(tmp_path).ranks(result) for result in Results(tmp_path).load('cells')}
     assert all(np.array_equal(again[result['model']], results.ranks(result)) for result in results.load('cells')
                if result['model'] in again)
@@ -274,6 +280,9 @@ def test_lists_that_are_written_and_read_again_have_the_metrics_of_their_model(p
     assert np.array_equal(Results(tmp_path).ranks(result), np.where(ranks <= 22, ranks, np.inf))
 
 
+OTHER_IDS = ';' + ','.join(f'{k}.0' for k in range(20)) + ';1'
+
+
 @pytest.mark.parametrize('change, message', [
     (lambda lines: lines[:-1], 'has no list for session 149, position'),
     (lambda lines: [*lines, lines[1].replace(';0;', ';77;')], 'which the test data does not predict'),
@@ -281,10 +290,12 @@ def test_lists_that_are_written_and_read_again_have_the_metrics_of_their_model(p
     (lambda lines: [lines[0], '0;0;1,2,3;3,2,1', *lines[2:]], 'has 3 items; 20 or more are needed'),
     (lambda lines: [lines[0].replace('Position', 'Place'), *lines[1:]], 'has no column Position'),
     (lambda lines: [*lines[:-1], lines[-1].replace(';', ';x', 1)], 'is not a whole number'),
+    (lambda lines: [lines[0], *[re.sub(';[^;]*;[^;]*$', OTHER_IDS, line) for line in lines[1:]]],
+     "no list has its next item; its ids are such as '0.0'"),
     (lambda lines: [], 'a file of lists has the columns')])
 def test_a_file_of_lists_that_does_not_fit_is_refused(written, tmp_path, capsys, change, message):
     path, lines = tmp_path / 'lists.csv', Path(written['lists.csv']).read_text().splitlines()
-    assert lines[0] == ';'.join(COLUMNS)
+    assert lines[0] == ';'.join(LISTS_COLUMNS)
     path.write_text('\n'.join(change(lines)) + '\n' * bool(change(lines)))
     assert cli.main(['evaluate', '--lists', str(path), written['test.tsv']]) == 2
     error = capsys.readouterr().err

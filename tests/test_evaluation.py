@@ -345,7 +345,7 @@ def test_a_model_without_items_is_ranked_among_the_items_that_it_returns():
     assert next_item_ranks(MinusId(), log).tolist() == [2, 3, 3]
     assert evaluation.evaluate_sessions_batch(MinusId(), log, None, 2) == pytest.approx((1 / 3, 1 / 6))
     assert next_item_ranks(MinusId(), log, [11]).tolist() == [1, 2, 2]
-    with pytest.raises(KeyError, match='prediction 1: the scores of MinusId lack the next item, 13'):
+    with pytest.raises(ValueError, match='prediction 1: the scores of MinusId lack the next item, 13'):
         next_item_ranks(MinusId(), click_log([10, 11, 13]))
 
 
@@ -369,7 +369,7 @@ def test_what_a_model_lacks_is_named(call, error, message):
 
 @pytest.mark.parametrize('tie_policy', TIE_POLICIES)
 def test_a_score_that_is_not_a_number_is_an_error_and_no_hit(tie_policy):
-    with pytest.raises(ValueError, match='prediction 0: the score of the next item is not a number'):
+    with pytest.raises(ValueError, match="prediction 0: FixedScores scores 'b' with NaN"):
         next_item_ranks(FixedScores(a=3, b=np.nan, c=1), click_log('ab'), tie_policy=tie_policy)
 
 

@@ -89,7 +89,7 @@ def test_nan_counts_as_zero_in_the_release_s_function_for_baselines_only():
     for policy in evaluation.TIE_POLICIES:
         assert evaluation.evaluate_sessions(some, log, train, cut_off=[1, 2, 3, 4], tie_policy=policy)[1].tolist() == (
             evaluation.evaluate_sessions(zero, log, train, cut_off=[1, 2, 3, 4], tie_policy=policy)[1].tolist())
-    with pytest.raises(ValueError, match='prediction 0: the score of the next item is not a number'):
+    with pytest.raises(ValueError, match="prediction 0: Scores scores 'b', 'd' with NaN"):
         next_item_ranks(some, log, list('abcd'))
 
 
@@ -107,10 +107,10 @@ def test_the_time_of_each_event_is_handed_over_where_predict_next_takes_it():
 
 
 @pytest.mark.parametrize('model, error, message', [
-    (Scores([1, 2]), TypeError, 'Scores.predict_next returned a list: it must be a Series of pandas'),
-    (Scores(pd.Series([1.0], ['b']), 'predict_next_batch'), TypeError,
+    (Scores([1, 2]), ValueError, 'Scores.predict_next returned a list: it must be a Series of pandas'),
+    (Scores(pd.Series([1.0], ['b']), 'predict_next_batch'), ValueError,
      'Scores.predict_next_batch returned a Series: it must be a DataFrame of pandas, indexed by item ids'),
-    (Scores(pd.Series([1.0, 2], ['b', 'a'])), KeyError, "prediction 0: the scores of Scores lack 'c', 'd'")])
+    (Scores(pd.Series([1.0, 2], ['b', 'a'])), ValueError, "prediction 0: the scores of Scores lack 'c', 'd'")])
 def test_an_answer_of_another_form_is_an_error_that_names_the_model(model, error, message):
     with pytest.raises(error, match=message):
         next_item_ranks(model, click_log('ab'), list('abcd'))

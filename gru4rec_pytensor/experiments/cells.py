@@ -194,7 +194,7 @@ def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
     n_sessions = n_trainable_sessions(train)
     for cell in cells:
         batch_size = cell.parameters.get('batch_size', 0)
-        if batch_size > n_sessions:
+        if cell.model == NETWORK and batch_size > n_sessions:
             raise ValueError(f'{cell.model} with {cell.loss} trains {batch_size} sessions in parallel, but the '
                              f'training data has {n_sessions} of two or more events; more data is needed, or other '
                              'rows (--loss)')
@@ -229,7 +229,7 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
     else:
         kind = own_class(cell.model, cell.source, sources) if cell.source else BASELINES[cell.model][0]
         model = kind(**cell.parameters, **({} if cell.seed is None else {'seed': cell.seed}))
-        model.fit(data.train)
+        model.fit(data.train.copy() if cell.source else data.train)  # theirs may change it
         events_per_second = len(data.train) * (cell.epochs or 1) / (time.perf_counter() - started)
     result = dict.fromkeys(RESULT_KEYS) | {
         'fit_seconds': None if goes_on else time.perf_counter() - started,  # the first part was not measured

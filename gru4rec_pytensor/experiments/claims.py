@@ -5,15 +5,16 @@ The claims are in our words.  Each compares two settings, trained with the same 
 """
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
 
-from evaluation import CUT_OFF, bootstrap, gains, percentiles, session_sums
+from evaluation import CUT_OFF, bootstrap, gains
 from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import Cell, Request, network_cell
-from gru4rec_pytensor.experiments.comparisons import SEED, ranks_of_seeds
+from gru4rec_pytensor.experiments.comparisons import COMPARED, SEED, ranks_of_seeds, sums_of
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, VIDEO_CANDIDATES, VIDEO_ITEMS
 from gru4rec_pytensor.experiments.results import Results, digits_of
@@ -30,8 +31,6 @@ is lower. Square brackets: the 95% interval of the difference over the choice of
 the interval of the test set if that of Recall@20 or of MRR@20 includes 0."""
 MARGIN = 0.01  # relative: a difference that does not matter
 METRICS = {'recall@20': 'Recall@20', 'mrr@20': 'MRR@20', 'loss': 'training loss'}
-RANKED = ('recall@20', 'mrr@20')  # metrics of test sessions, which come first in each claim
-NO_INTERVAL = (np.inf, -np.inf)
 POINTWISE, PAIRWISE = ('cross-entropy', 'mrr'), ('top1', 'bpr')
 RMSPROP_RATE = 0.001  # rmsprop's steps do not shrink, as Adagrad's do
 STABILITY_EPOCHS = 2  # at most, since an unstable network fails early
@@ -194,13 +193,14 @@ def claims_section(cells: list[dict], results: Results, data: Dataset, request: 
     for claim in paper_claims(*request.units):
         first, second = (results_of(setting_cells(setting, data, request)) for setting in (claim.first, claim.second))
         if first and second:
-            compared.append((claim, first, second))
-    rows, n_seeds = [], len(request.seeds)
-    intervals = test_intervals([sides for _claim, *sides in compared], results, data)
-    for (claim, first, second), of_test in zip(compared, intervals):
-        verdict, details = judge(claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds))
-        details = [detail + (f' [{low:+.4f}, {high:+.4f}]' if (low, high) != NO_INTERVAL else '')
-                   for detail, (low, high) in zip(details, [*of_test, NO_INTERVAL])]
+            n_seeds = len(request.seeds)
+            compared.append((claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds)))
+    rows, intervals = [], test_intervals([sides for _claim, *sides in compared], results, data)
+    for k, (claim, first, second) in enumerate(compared):
+        verdict, details = judge(claim, first, second)
+        of_test = intervals.get(k, [])  # of the first two metrics
+        for place, (low, high) in enumerate(of_test):
+            details[place] += f' [{low:+.4f}, {high:+.4f}]'
         if any(low <= 0 <= high for low, high in of_test):
             verdict += ', within the interval of the test set'
         rows.append((claim.section, claim.text, f'{claim.first.label} / {claim.second.label}', *details,
@@ -214,20 +214,21 @@ def claims_section(cells: list[dict], results: Results, data: Dataset, request: 
     return Section([Table('Claims', header, rows)], [claims_note(data, request), VERDICTS])
 
 
-def test_intervals(sides: list[list[list[dict]]], results: Results, data: Dataset) -> list[list[tuple]]:
-    """Return the intervals, over test sessions, of the differences in Recall@20 and MRR@20 between two sides.
+def test_intervals(sides: list[list[list[dict]]], results: Results, data: Dataset) -> dict[int, list[list[float]]]:
+    """Return, by number of a claim, the intervals of its differences in Recall@20 and MRR@20 over test sessions.
 
-    `NO_INTERVAL` where a cell of an earlier version kept no ranks.
+    Both sides have the seeds for which both networks were stable.  Claims of which a cell has no ranks are left out.
     """
-    ranks = [[ranks_of_seeds(of_side, results) for of_side in of_claim] for of_claim in sides]
-    columns = [gains(first, metric) - gains(second, metric) for first, second in ranks
-               if first is not None and second is not None for metric in RANKED]
-    if not columns:
-        return [[NO_INTERVAL] * len(RANKED) for _claim in sides]
-    bounds = percentiles(bootstrap(*session_sums(np.column_stack(columns), data.test_offsets), SEED)).T.tolist()
-    found = iter(map(tuple, bounds))
-    return [[NO_INTERVAL if first is None or second is None else next(found) for _metric in RANKED]
-            for first, second in ranks]
+    differences = {}
+    for k, of_claim in enumerate(sides):
+        pairs = [pair for pair in zip(*of_claim) if None not in [result['recall@20'] for result in pair]]
+        first, second = (ranks_of_seeds([pair[side] for pair in pairs], results) for side in (0, 1))
+        if first is not None and second is not None:
+            differences[k] = [gains(first, metric) - gains(second, metric) for metric in COMPARED]
+    if not differences:
+        return {}
+    bounds = bootstrap(*sums_of(itertools.chain(*differences.values()), data), SEED).T.tolist()
+    return {k: bounds[2 * n:2 * n + 2] for n, k in enumerate(differences)}
 
 
 def setting_cells(setting: Setting, data: Dataset, request: Request) -> list[Cell]:

@@ -148,7 +148,7 @@ class Dataset:
 
     @cached_property
     def test_offsets(self) -> np.ndarray:
-        """Where each session begins in the ordered test events, see `events.session_order`."""
+        """Starts of the sessions in the ordered test events, see `events.session_order`."""
         return session_order(self.test)[1]
 
     @property
@@ -178,10 +178,10 @@ def load_dataset(source: Source) -> Dataset:
         name = folder.resolve().name
     train, test = read_pair(train_path, test_path, source.protocol)
     if source.valid:
-        valid = read_pair(train_path, source.valid, source.protocol)[1]
+        train, valid = read_pair(train_path, source.valid, source.protocol)
         if train.SessionId.isin(valid.SessionId).any():
             raise ValueError(f'{source.valid}: has sessions of {train_path}, too; a session is in one of them')
-        train = pd.concat([train, valid], ignore_index=True)
+        train, test = alike(pd.concat([train, valid], ignore_index=True), test)
     is_synthetic = (train_path.parent / preprocess_rsc15.SYNTHETIC_LOG).exists() or not (source.train or source.folder)
     data = Dataset('', source.protocol, is_synthetic, train, test, said=source.said)
     check_said(data)
@@ -215,16 +215,13 @@ def check_said(data: Dataset) -> None:
 
 def validation_data(source: Source, data: Dataset) -> Dataset:
     """Return the data of the search: that of files, or else the training data, with its last day for testing."""
-    train, valid = None, None
-    if source.train and source.valid:
-        train, valid = read_pair(source.train, source.valid, data.protocol)
-        valid = with_known_items(train, valid)
+    train_path, valid_path = source.train, source.valid
     if source.folder:
         train_path, valid_path = (source.folder / preprocess_rsc15.FILES[part] for part in ('train_tr', 'valid'))
-        if train_path.is_file() and valid_path.is_file():
-            train, valid = read_pair(train_path, valid_path, data.protocol)
-            valid = with_known_items(train, valid)
-    if train is None or valid is None:
+    if train_path and valid_path and (source.valid or train_path.is_file() and valid_path.is_file()):
+        train, valid = read_pair(train_path, valid_path, data.protocol)
+        valid = with_known_items(train, valid)
+    else:
         train, valid = split(data.train, 'validation')
     return replace(data, train=train, test=valid, fingerprint=fingerprint(train, valid))
 
@@ -251,9 +248,13 @@ def read_pair(train_path: Path, test_path: Path, protocol: Protocol) -> tuple[pd
         if len(kept) < len(read):
             note(f'dropped {len(read) - len(kept)} events of sessions of more than {limit} events')
         frames.append(kept)
-    train, test = frames
+    return alike(*frames)
+
+
+def alike(train: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return both frames with ids of one type: text, where ids look like numbers in one of them only."""
     for key in COLUMNS[:2]:
-        if train[key].dtype != test[key].dtype:  # ids that look like numbers in one file only
+        if train[key].dtype != test[key].dtype:
             train, test = train.astype({key: str}), test.astype({key: str})
     return train, test
 

@@ -1,4 +1,4 @@
-"""What a search of a space found: the file of parameters of its best trial, and its section of tables and report."""
+"""Outcome of a search of a space: the file of parameters of its best trial, and its section of tables and report."""
 from __future__ import annotations
 
 import json
@@ -73,7 +73,7 @@ def best_of(trials: list[dict]) -> list[dict]:
 
 def duration(trials: list[dict]) -> str:
     """Return the time of all trials, one after another, in words."""
-    minutes = sum(trial['seconds'] for trial in trials) / 60
+    minutes = sum(trial['seconds'] or 0 for trial in trials) / 60
     return f'{minutes:.0f} min' if minutes < 100 else f'{minutes / 60:.1f} h'
 
 

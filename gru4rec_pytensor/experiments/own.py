@@ -5,6 +5,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import json
 import re
 import shutil
 import sys
@@ -43,20 +44,21 @@ def own_row(text: str | Path, title: str | None = None) -> OwnRow:
     """
     if isinstance(text, Path):
         digits = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
-        return OwnRow('lists', {'lists': digits}, digits, title or text.stem, path=text)
+        return OwnRow('lists', {'lists': title or text.stem}, digits, title or text.stem, path=text)
     found = re.fullmatch(r'([\w.]+:\w+)(?:\((.*)\))?', text)
     if not found:
         raise ValueError(f'{text!r}: a model of your own looks like {EXAMPLE}')
     try:
         call: Any = ast.parse(f'f({found[2] or ""})', mode='eval').body
-        parameters = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        if call.args or None in parameters:
+        given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if call.args or None in given:
             raise ValueError('no names')
-    except (SyntaxError, ValueError):
+        parameters = json.loads(json.dumps(given, sort_keys=True))  # as they are kept
+    except (SyntaxError, ValueError, TypeError):
         raise ValueError(f'{text}: its arguments must be names with plain values, as in {EXAMPLE}') from None
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    model, name = own_class(found[1]), found[1].partition(':')[2]
+    model = own_class(found[1])
     try:
         inspect.signature(model).bind(**parameters)
     except TypeError as error:
@@ -68,8 +70,7 @@ def own_row(text: str | Path, title: str | None = None) -> OwnRow:
                          'predict_next_batch(session_ids, input_item_ids, predict_for_item_ids, batch)')
     module = sys.modules[found[1].partition(':')[0]]
     is_seeded = 'seed' in inspect.signature(model).parameters and 'seed' not in parameters
-    written = name + (f'({found[2]})' if found[2] else '')
-    return OwnRow(found[1], parameters, source_digits(module), title or written, is_seeded)
+    return OwnRow(found[1], parameters, source_digits(module), title or text.partition(':')[2], is_seeded)
 
 
 def own_class(name: str, source: str | None = None, folder: Path | None = None) -> type:
@@ -105,7 +106,7 @@ def source_digits(module: ModuleType) -> str:
 def keep_source(row: OwnRow, folder: Path) -> None:
     """Copy the module of a row into a folder that all workers see, unless it is part of a package."""
     module_name = row.model.partition(':')[0]
-    if '.' not in module_name and not row.path:
+    if '.' not in module_name and not hasattr(sys.modules[module_name], '__path__'):
         path = folder / row.source / f'{module_name}.py'
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file, open(str(sys.modules[module_name].__file__), 'rb') as text:

@@ -8,14 +8,14 @@ from gru4rec_pytensor.experiments.comparisons import (
     INTERVALS,
     compare_rows,
     ranks_of_rows,
-    table_of_pairs,
+    section_of_pairs,
     titles_of_rows,
     with_intervals,
     without_ranks,
 )
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.found import best_trials
-from gru4rec_pytensor.experiments.protocols import REVISION
+from gru4rec_pytensor.experiments.protocols import BASELINES, REVISION, ROW_TITLES
 from gru4rec_pytensor.experiments.report import format_report
 from gru4rec_pytensor.experiments.results import Results, write_text
 from gru4rec_pytensor.experiments.tables import as_markdown, rows_of_later, rows_of_tables, tables_1_and_3, tables_2
@@ -30,7 +30,8 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
     with locked(results.folder / '.publish.lock'):
         cells = results.load('cells', data.fingerprint)
         paper, later = rows_of(cells, results, data)
-        both = with_intervals([*paper, *later], results, data)
+        ranks = ranks_of_rows([*paper, *later], results)
+        both = with_intervals([*paper, *later], ranks, data)
         paper, later = both[:len(paper)], both[len(paper):]
         searches = tables_2([found for found in results.load('searches', data.fingerprint)
                              if found['candidates'] == data.protocol.candidates], data)
@@ -43,9 +44,9 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
         tables = [tables_1_and_3(paper, later, data)] if both else []
         if any(result['intervals'] for result in both):
             tables[0].notes.insert(1, INTERVALS)
-        pairs = {tuple(asked['rows']): compare_rows(both, results, data, asked['rows'])
+        pairs = {tuple(asked['rows']): compare_rows(both, ranks, data, asked['rows'])
                  for asked in results.load('comparisons', data.fingerprint)}
-        compared = [table_of_pairs(of_request, without_ranks(both, results)) for of_request in pairs.values()]
+        compared = [section_of_pairs(pairs, without_ranks(both, ranks))] if pairs and tables else []
         for section in compared:
             tables[0].tables.extend(section.tables)
             tables[0].notes.extend(section.notes)
@@ -57,7 +58,7 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
             commands = sorted(results.load('commands', data.fingerprint), key=lambda command: command['began'])
             texts['report.html'] = format_report(paper, later, data, [*compared, *searches, *claims],
                                                  [command['command'] for command in commands],
-                                                 [*pairs.values()], ranks_of_rows(both, results), figures, found)
+                                                 [*pairs.values()], ranks, figures, found)
         for name, text in texts.items():
             write_text(results.folder / name, text)
     return texts
@@ -83,7 +84,11 @@ def keep_request(results: Results, data: Dataset, request: Request, planned: lis
     ValueError if a row to compare is neither in the folder nor planned.
     """
     base = {'data': data.fingerprint, 'revision': REVISION}
+    kept = {row['title']: (row['model'], row['parameters']) for row in results.load('rows', data.fingerprint)}
     for row in request.own:
+        if row.title in (*BASELINES, *ROW_TITLES.values()) or kept.setdefault(
+                row.title, (row.model, row.parameters)) != (row.model, row.parameters):
+            raise ValueError(f'--name: {row.title!r} is the title of another row; give {row.model} a title of its own')
         results.save('rows', base | {'model': row.model, 'parameters': row.parameters},
                      {'source': row.source, 'title': row.title})
     if request.claims:

@@ -99,10 +99,11 @@ def comparison_section(results: list[dict], data: Dataset) -> str:
     if is_papers(data) and not data.is_synthetic:
         words = (f'{paper_note(data)}Difference: ours to published, relative; green is above, orange below the '
                  'published number. ')
+    notes = INTERVALS * any(result['intervals'] for result in results)
     models = [model for model in DESCRIPTIONS if any(result['model'] == model for result in results)]
     described = '; '.join(f'{ROW_TITLES.get(model, model)}: {DESCRIPTIONS[model]}' for model in models)
     return page.section('Recall@20, MRR@20 and NDCG@20', *tables, page.paragraph(
-        f'{words}{networks_note(results)}{ties_note(results)}{INTERVALS}'),
+        f'{words}{networks_note(results)}{ties_note(results)}{notes}'),
         page.paragraph(f'{described}.' * bool(models)))
 
 
@@ -165,9 +166,7 @@ def picture_sections(results: list[dict], intervals: dict[str, dict[tuple, np.nd
             for title, of_seeds in details.items()}
 
     def bars(bins: str) -> dict[str, np.ndarray]:
-        of_rows = {titles[row]: of_row[~np.isnan(of_row[:, 0])] for row, of_row in intervals.get(bins, {}).items()
-                   if row in titles}
-        return {title: of_row for title, of_row in of_rows.items() if len(of_row) == len(details[title][0][bins])}
+        return {titles[row]: of_row for row, of_row in intervals.get(bins, {}).items() if row in titles}
 
     def draw_loss(title: str, values: list[float]) -> Callable[[Axes], None]:
         return lambda ax: page.draw_losses(ax, title, values, *page.line_style([*details].index(title)))

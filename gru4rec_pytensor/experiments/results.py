@@ -24,7 +24,7 @@ class Results:
     """A folder of finished cells and searches, and of the claims, parameters and commands that were asked for.
 
     Each is a file KIND/TITLE-DIGITS.json, which is whole or not there, and the digits are those of its key.  The ranks
-    of a cell's predictions, from which its numbers are, lie beside it as a float32 array, TITLE-DIGITS.npy.  So
+    of a cell's predictions, from which its numbers are, lie beside it as a float32 array, TITLE-DIGITS-THEIRS.npy.  So
     processes that share the folder, on a shared disk too, write without regard to one another; a process that trains a
     cell holds it meanwhile.  Checkpoints lie beside them, in a folder of their own.
     """
@@ -60,8 +60,10 @@ class Results:
                     if lock:
                         path.with_suffix('.holder').unlink(missing_ok=True)
         for path in (self.folder / 'checkpoints').iterdir():
-            if (self.folder / 'cells' / f'{path.name}.json').exists():
-                path.unlink(missing_ok=True)
+            finished = self.folder / 'cells' / f'{path.name}.json'
+            with contextlib.suppress(FileNotFoundError):  # which another command may remove, too
+                if finished.stat().st_mtime > path.stat().st_mtime:  # or else the cell is being run again
+                    path.unlink()
 
     def path(self, kind: str, key: dict) -> Path:
         """Return the file of a key."""
@@ -83,13 +85,17 @@ class Results:
 
     def save(self, kind: str, key: dict, result: dict, ranks: np.ndarray | None = None) -> None:
         """Keep a result under a key, and the ranks of a cell, which are there before it."""
+        path = self.path(kind, key)
         if ranks is not None:
             ranks = ranks.astype(np.float32)
-            with atomic_file(self.path(kind, key).with_suffix('.npy')) as file:
-                np.save(file, ranks)
             result = result | {'ranks': hashlib.sha256(ranks.tobytes()).hexdigest()}
+            with atomic_file(ranks_path(path, result)) as file:
+                np.save(file, ranks)
         text = json.dumps({'format': FORMAT, 'key': key, 'result': result, 'digits': digits_of(result)}, indent=1)
-        write_text(self.path(kind, key), text + '\n')
+        write_text(path, text + '\n')
+        for other in path.parent.glob(f'{path.stem}-*.npy'):  # of the cell before it was run again
+            if other != ranks_path(path, result):
+                other.unlink(missing_ok=True)
 
     def load(self, kind: str, fingerprint: str | None = None) -> list[dict]:
         """Return the results of a kind, for the data set with this fingerprint, each as one dictionary with its key.
@@ -116,15 +122,18 @@ class Results:
         """
         if not result.get('ranks'):
             return None
-        path = result['path'].with_suffix('.npy')
+        path = ranks_path(result['path'], result)
         try:
             ranks = np.load(path)
         except (OSError, ValueError, EOFError):
             ranks = np.empty(0)
-        if hashlib.sha256(ranks.tobytes()).hexdigest() != result['ranks']:
-            raise ValueError(f'{path}: not the ranks of {path.stem}.json, or damaged; move both away, and the cell is '
-                             'run again')
-        return ranks
+        if hashlib.sha256(ranks.tobytes()).hexdigest() == result['ranks']:
+            return ranks
+        now = self.load_file(result['path'])
+        if now.get('ranks') not in (None, result['ranks']):  # the cell was run again meanwhile
+            return self.ranks(now)
+        raise ValueError(f"{path}: not the ranks of {result['path'].name}, or damaged; move both away, and the cell is "
+                         'run again')
 
     @contextlib.contextmanager
     def hold(self, key: dict) -> Iterator[str | None]:
@@ -150,14 +159,14 @@ class Results:
         with locked(path, wait=False) as lock:
             return lock is None
 
-    @property
-    def sources(self) -> Path:
-        """Return the folder for copies of the modules of models of one's own."""
-        return self.folder / 'sources'
-
     def checkpoint(self, key: dict) -> Path:
         """Return the file for the checkpoint of a cell."""
         return self.folder / 'checkpoints' / self.path('cells', key).stem
+
+
+def ranks_path(path: Path, result: dict) -> Path:
+    """Return the file of the ranks of a cell's result, which lies in `path`."""
+    return path.with_name(f"{path.stem}-{str(result.get('ranks'))[:8]}.npy")
 
 
 def digits_of(key: Any) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation import CUT_OFF, next_item_ranks, recall_mrr
+from evaluation import CUT_OFF, gains, next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions
 from gru4rec_pytensor.experiments.cells import fit_from_checkpoint
@@ -293,10 +293,11 @@ def progress_of(trial: Trial, value: float, seconds: float, n_points: int) -> st
     running = 1 + sum(other.state.name == 'RUNNING' for other in others)
     stopped = sum(other.state.name == 'PRUNED' for other in finished) + (value == float('-inf'))
     best = max([value] + [other.value for other in finished if other.value is not None])
+    shown = '-' if best == float('-inf') else f'{best:.4f}'
     left = n_points - len(finished) - 1
     mean = (seconds + sum(other.user_attrs.get('seconds', 0) for other in finished)) / (len(finished) + 1)
     return (f'{len(finished) + 1} of {n_points} done, {running - 1} running, {stopped} stopped early or unstable, '
-            f'best {best:.4f}, about {left * mean / min(running, max(left, 1)) / 60:.0f} minutes left')
+            f'best {shown}, about {left * mean / min(running, max(left, 1)) / 60:.0f} minutes left')
 
 
 def validate(model: GRU4Rec, search: Search) -> tuple[float, float, float]:
@@ -304,8 +305,7 @@ def validate(model: GRU4Rec, search: Search) -> tuple[float, float, float]:
     train, valid = open_events(search.events)
     candidates = most_frequent(train.ItemId, search.candidates)
     ranks = next_item_ranks(model, valid, candidates, tie_policy=search.tie_policy)
-    kind, cut_off = search.metric.split('@')
-    return recall_mrr(ranks, int(cut_off))[kind == 'MRR'], *recall_mrr(ranks, CUT_OFF)
+    return float(gains(ranks, search.metric.lower()).mean()), *recall_mrr(ranks, CUT_OFF)
 
 
 def is_finished(trial: FrozenTrial) -> bool:

@@ -33,7 +33,7 @@ N_CHECKED = 20_000  # largest number of combinations of extreme values that are 
 
 
 class Space(NamedTuple):
-    """What a search tries.
+    """Parameters that a search tries, and those that all its networks share.
 
     name : of the file, without its end
     fixed : arguments of `gru4rec.GRU4Rec` that all networks share; the others are at their defaults
@@ -60,7 +60,7 @@ def read(path: Path, given: Sequence[str] = ()) -> Space:
             fixed, own = parameters.of_later_release({}), set()
             lines = enumerate(text.decode().splitlines(), 1)
             entries = [of_line(line, f'line {number}') for number, line in lines if line.strip()]
-        for word in given:
+        for word in sorted(given, key=lambda word: '=' in word):  # files first
             if '=' not in word:
                 fixed |= parameters.read(word).arguments
                 continue

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gru4rec_pytensor.experiments.cells import CUT_OFFS
+from gru4rec_pytensor.experiments.cells import CUT_OFFS, LISTS_KEYS
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, ROW_TITLES, Protocol
 from gru4rec_pytensor.experiments.published import RECORDED, ROWS, Row, by_yardstick, rows_for
@@ -143,7 +143,7 @@ def by_row(results: list[dict]) -> dict[tuple, list[dict]]:
 
 def table_of_models(title: str, kind: str, results: list[dict], data: Dataset) -> Table:
     """Return a table with a row for each model, and columns for published numbers if there are any."""
-    settings, models = row_settings(results), by_row(results).values()
+    settings, models, others = row_settings(results), by_row(results).values(), names_of_others(results)
     published = [published_for(ours[0], data) for ours in models]
     metrics = ('Recall@20', 'MRR@20')
     rows = []
@@ -152,9 +152,9 @@ def table_of_models(title: str, kind: str, results: list[dict], data: Dataset) -
         for metric, number in zip(metrics, numbers):
             row += [f'{number:.4f}' if number else '-'] * any(map(any, published))
             row.append(metric_in_words(ours, metric.lower()))
-        rows.append((*row, *other_metrics(ours, results), *durations(ours)))
+        rows.append((*row, *[metric_in_words(ours, name) for name in others], *durations(ours)))
     columns = [f'{metric} {whose}' for metric in metrics for whose in ('published', 'ours')
-               if any(map(any, published)) or whose == 'ours'] + names_of_others(results)
+               if any(map(any, published)) or whose == 'ours'] + others
     return Table(title, (kind, *[SETTINGS[name] for name in settings], *columns, 'fit', 'evaluation'), rows)
 
 
@@ -246,7 +246,7 @@ def table_2(searches: list[dict], data: Dataset) -> Section:
 def table_3(results: list[dict], data: Dataset) -> Table:
     """Return networks of one layer, published and ours, with the gains over Item-KNN."""
     networks, rows = networks_among(results), []
-    settings, with_published = row_settings(networks), is_papers(data)
+    settings, with_published, others = row_settings(networks), is_papers(data), names_of_others(results)
     for (_model, loss, units, *_), ours in by_row(networks).items():
         knn = [result for result in results if result['model'] == 'Item-KNN'
                and result['tie_policy'] == ours[0]['tie_policy']]
@@ -258,10 +258,10 @@ def table_3(results: list[dict], data: Dataset) -> Table:
             mean, base = mean_metric(ours, metric), mean_metric(knn, metric)
             gain = f' ({mean / base - 1:+.2%})' if mean is not None and base else ''
             row.append(metric_in_words(ours, metric) + gain)
-        rows.append((*row, *other_metrics(ours, results), *durations(ours)))
+        rows.append((*row, *[metric_in_words(ours, name) for name in others], *durations(ours)))
     columns = ('Recall@20 published (gain over Item-KNN)', 'Recall@20 ours (gain)', 'MRR@20 published (gain)',
                'MRR@20 ours (gain)') if with_published else ('Recall@20 (gain over Item-KNN)', 'MRR@20 (gain)')
-    header = ('Loss', 'Units', *[SETTINGS[name] for name in settings], *columns, *names_of_others(results), 'fit')
+    header = ('Loss', 'Units', *[SETTINGS[name] for name in settings], *columns, *others, 'fit')
     return Table(TITLES[3], (*header, 'evaluation'), rows)
 
 
@@ -307,12 +307,7 @@ def stable_values(results: list[dict], metric: str) -> list[float]:
 
 def names_of_others(results: list[dict]) -> list[str]:
     """Return the metrics of a table beside Recall and MRR: NDCG, and what is known of the lists of any result."""
-    return ['NDCG@20', *[name for name in ('coverage@20', 'popularity@20') if any(name in one for one in results)]]
-
-
-def other_metrics(ours: list[dict], results: list[dict]) -> list[str]:
-    """Return the values of `names_of_others` in the row of some of the results."""
-    return [metric_in_words(ours, name) for name in names_of_others(results)]
+    return ['NDCG@20', *[name for name in LISTS_KEYS if any(name in one for one in results)]]
 
 
 def metric_of(result: dict, metric: str) -> float | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gru4rec_pytensor.events import session_order
+from evaluation import CUT_OFF
 from gru4rec_pytensor.experiments import search
 from gru4rec_pytensor.experiments.cells import (
     CUT_OFFS,
@@ -32,7 +32,7 @@ from gru4rec_pytensor.experiments.found import keep
 from gru4rec_pytensor.experiments.own import OwnRow
 from gru4rec_pytensor.experiments.protocols import REVISION
 from gru4rec_pytensor.experiments.results import Results
-from gru4rec_pytensor.lists import SHORTEST, coverage_and_popularity, ranks_of_lists
+from gru4rec_pytensor.lists import coverage_and_popularity, ranks_of_lists
 from gru4rec_pytensor.terminal import Display, note
 
 WAIT = 2.0  # seconds, before cells that other processes train are looked for again
@@ -95,6 +95,8 @@ def run_cells(cells: list[Cell], work: Work) -> Iterator[None]:
     check_batch_sizes([*missing.values()], work.data.train)
     if len(missing) < len(cells):
         note(f'{len(cells) - len(missing)} of {len(cells)} cells are in {results.folder} already')
+    if again := sum(results.has('cells', cell.key(work.data.fingerprint)) for cell in missing.values()):
+        note(f'{again} cells are there without {" and ".join(work.wanted)}, and are run again')
     waits, reported = False, dict[str, float]()
     while missing:
         tasks = [Task(title, train_cell, (cell, results.folder, work.data.folder, work.data.fingerprint, work.every,
@@ -148,7 +150,7 @@ def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: 
             report(f'taken over from {last_holder}, which was killed', True)
         report('begins', False)
         checkpoint = results.checkpoint(key)
-        result, ranks = run_cell(cell, open_events(events), checkpoint, every, report, results.sources,
+        result, ranks = run_cell(cell, open_events(events), checkpoint, every, report, folder / 'sources',
                                  LISTS_KEYS[0] in wanted)
         results.save('cells', key, result, ranks)
         checkpoint.unlink(missing_ok=True)
@@ -161,17 +163,17 @@ def keep_lists(row: OwnRow, read: Dataset, results: Results, request: Request, c
     read : the data with the ids of its files, not yet shared
     """
     cell = Cell(row.model, None, None, None, None, row.parameters, request.tie_policy, candidates, source=row.source)
-    if not row.path or results.has_cell(cell.key(read.fingerprint), LISTS_KEYS if request.lists_metrics else ()):
+    if results.has_cell(cell.key(read.fingerprint), LISTS_KEYS if request.lists_metrics else ()):
         return
-    rows, offsets = session_order(read.test)
-    session_ids, item_ids = (read.test[key].to_numpy()[rows] for key in ('SessionId', 'ItemId'))
-    ranks, lists = ranks_of_lists(row.path, session_ids, item_ids, offsets)
+    if candidates:
+        raise ValueError(f'{row.path}: lists are of all items; --dataset video ranks among the most popular ones alone')
+    ranks, lists = ranks_of_lists(Path(str(row.path)), read.test)
     result = dict.fromkeys(RESULT_KEYS) | metrics_of_ranks(ranks, read) | {'versions': versions()}
     for kind in ('recall', 'mrr', 'ndcg'):  # beyond the lists nothing is known
         result['details'][kind] = [value if n <= lists.str.len().min() else None
                                    for n, value in zip(CUT_OFFS, result['details'][kind])]
     if request.lists_metrics:
-        listed = np.array([items[:SHORTEST] for items in lists])
+        listed = np.array([items[:CUT_OFF] for items in lists])
         result |= dict(zip(LISTS_KEYS, coverage_and_popularity(listed, read.train.ItemId.astype(str).value_counts())))
     results.save('cells', cell.key(read.fingerprint), result, ranks)
 
