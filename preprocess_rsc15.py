@@ -26,6 +26,7 @@ clocks change inside the log's span: clicks after the change move by an hour aga
 """
 from __future__ import annotations
 
+import gru4rec_pytensor  # isort: skip  # noqa: F401  so that Ctrl-C while the others are imported is no traceback
 import argparse
 import logging
 import os
@@ -281,8 +282,10 @@ def main(argv: list[str] | None = None) -> None:
             counts = make_synthetic(args.paths[0], **args.options, protocol=args.protocol, fraction=args.fraction)
         else:
             counts = preprocess_log(args.paths[0], args.paths[1], args.protocol, args.fraction)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    except (OSError, ValueError, TypeError, MemoryError) as error:
+        parser.error(str(error) or type(error).__name__)
+    except KeyboardInterrupt:
+        parser.exit(130, 'interrupted\n')
     print_result(format_counts(counts, args.synthetic, args.protocol, args.fraction))
 
 

@@ -18,6 +18,7 @@ OUT/report.html show all results in OUT for the data set; OUT/figures holds the 
 """
 from __future__ import annotations
 
+import gru4rec_pytensor  # isort: skip  # noqa: F401  so that Ctrl-C while the others are imported is no traceback
 import argparse
 import itertools
 import logging
@@ -335,10 +336,10 @@ def main(argv: list[str] | None = None) -> int:
         run(request, source, place, shlex.join(['python', 'run_experiments.py', *map(storage.without_password, words)]))
     except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        note(f'run_experiments.py: error: {str(message) or type(error).__name__}')
+        note(f'run_experiments.py: error: {" ".join(str(message).split()) or type(error).__name__}')
         return 2
     except TasksFailed as error:
-        note(f'run_experiments.py: {error}')
+        note(f'run_experiments.py: {" ".join(str(error).split())}')
         return 1
     except KeyboardInterrupt:
         note('interrupted; the finished cells are kept, and the same command continues from there')

@@ -5,6 +5,7 @@ It is imported before PyTensor, which does not start without a folder that it ca
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 import tempfile
@@ -12,6 +13,13 @@ import warnings
 from pathlib import Path
 
 __version__ = '0.1.0'
+
+
+def is_command() -> bool:
+    """Return whether this process was started as one of our commands."""
+    scripts = [Path(__file__).resolve().parents[1] / f'{name}.py' for name in ('preprocess_rsc15', 'run_experiments')]
+    started = Path(sys.argv[0] if getattr(sys, 'argv', None) else '').resolve()
+    return started in scripts or started.stem in ('gru4rec', 'gru4rec-preprocess', 'gru4rec-experiments')
 
 
 def find_cache_folders() -> None:
@@ -97,4 +105,6 @@ def temporary_folder() -> str:
                       'PYTENSOR_FLAGS=base_compiledir=FOLDER and NUMBA_CACHE_DIR=FOLDER') from error
 
 
+if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once while it imports; `terminal.Parser` ends that
 find_cache_folders()

@@ -130,7 +130,7 @@ def check_arguments(model: Arguments, tables: Mapping[str, Iterable]) -> None:
         if check := argument.metadata['check']:
             check(argument.name, getattr(model, argument.name))
     for name in FLOAT32:
-        if getattr(model, name) > np.finfo(np.float32).max:
+        if getattr(model, name) > float(np.finfo(np.float32).max):
             raise ValueError(f'{name}={getattr(model, name)!r}: must be at most 3.4e+38, the largest float32')
     if model.final_act is not None and (model.final_act, model.loss) != ('softmax', 'cross-entropy'):
         check_activation('final_act', model.final_act, also=", None, or 'softmax' with cross-entropy")

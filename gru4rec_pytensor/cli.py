@@ -68,6 +68,7 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     n_epochs = model.n_epochs
     if arguments.more:
         model = GRU4Rec.load(arguments.more, backend=model.backend)
+        model.equal_times = given.get('equal_times', model.equal_times)
         if [getattr(model, name) for name in KEYS] != columns_of(arguments, model):
             raise ValueError(f'the model of --more was trained with --session-key {model.session_key} --item-key '
                              f'{model.item_key} --time-key {model.time_key}')
@@ -205,6 +206,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         days = data.attrs['format'].test_days or 1
         if not arguments.quiet:
             note(f'the sessions of the last {days} day(s) are the test data; --test-days says otherwise')
+    is_old = (data[columns[2]] < 0).any()  # before 1970: in a file a date, since a negative number is no time there
+    if is_old:
+        data[columns[2]] = pd.to_datetime(data[columns[2]], unit='s')
     train, test = click_log.prepare(
         data, columns, min_session_length=arguments.min_session_length, max_session_length=arguments.max_session_length,
         min_item_events=arguments.min_item_events, test_days=days, time_unit='s',  # by `read_log`
@@ -214,6 +218,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     found: dict[str, Any] = {}
     for name, frame in (('train', train), ('test', test)):
         path, renamed = out / f'{name}.tsv', frame.set_axis(COLUMNS, axis=1)
+        if is_old:
+            renamed = renamed.assign(Time=pd.to_datetime(renamed.Time, unit='s'))
         with atomic_file(path) as file:
             renamed.to_csv(file, sep='\t', index=False)
         found[name] = {'file': str(path)} | count(renamed)
@@ -361,7 +367,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--checkpoint', metavar='FILE', help='save the state of the training there, and resume from it')
     parser.add_argument('--every', type=float, default=600, metavar='SECONDS', help='between two checkpoints (600)')
     parser.add_argument('--more', metavar='MODEL', help='train this model further on FILE, which may have new '
-                        'items; of the other options only --epochs, --backend and --dtype count')
+                        'items; of the other options only --epochs, --equal-times, --backend and --dtype count')
     parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
                         help='type of the saved weights (float32)')
 

@@ -207,6 +207,7 @@ def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFr
         raise ValueError(f'{title}: lacks the column {missing[0]!r}; it has {names[:12]}')
     for name in form.needed:
         kind = file.schema_arrow.field(name).type
+        kind = getattr(kind, 'storage_type', kind)  # of an extension, such as UUIDs
         kind = getattr(kind, 'value_type', kind) if types.is_dictionary(kind) else kind
         if types.is_nested(kind) or any(map(str(kind).startswith, NO_IDS)):
             raise ValueError(f'{title}: column {name!r} holds {kind}; write it as text, whole numbers or dates')

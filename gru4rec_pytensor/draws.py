@@ -105,6 +105,8 @@ class NegativeStore:
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         self.streams.state, self.used = state['streams'], state['used'].item()
+        if not 0 <= self.used < self._n_minibatches:
+            raise ValueError(f'used={self.used}')
 
 
 @numba.njit(cache=True, nogil=True)

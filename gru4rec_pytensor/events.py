@@ -24,6 +24,7 @@ EQUAL_TIMES = 0.01  # share of events from which on the order of equal times is 
 TIME_UNITS = {'s': 1, 'ms': 1000, 'us': 1_000_000, 'ns': 1_000_000_000}  # in a second
 ID_TYPES = (str, int, float, np.number, np.bool_, datetime.date, np.datetime64, datetime.timedelta, np.timedelta64)
 WHAT_IDS_ARE = 'numbers, text, dates or truth values'
+YEARS = (1901, 2199)  # of dates: those before and after stand for none, such as 0001-01-01, 1900-01-01 and 9999-12-31
 TODAY = (630_000_000, 4_200_000_000)  # seconds since 1970: 1989 to 2103
 LAST_SECOND = 7_258_118_400  # of 2199
 NUMBER_DATES = {  # number of digits -> dates that are written so
@@ -90,7 +91,7 @@ def in_seconds(times: pd.Series, unit: str | None = None, where: Callable[[int],
     Raises
     ------
     TypeError or ValueError for text, for another unit, and for what is no time: numbers that are negative, not finite,
-    of another unit than the others, or perhaps dates; timestamps that are not from 1970 to 2199
+    of another unit than the others, or perhaps dates; timestamps that are not of the `YEARS`
     """
     name = times.name
     if unit is not None and unit not in TIME_UNITS:
@@ -107,12 +108,12 @@ def in_seconds(times: pd.Series, unit: str | None = None, where: Callable[[int],
             place = f'{where(row)}: {name} is {value}' if where else f'{name} is {value} in row {row}'
             raise ValueError(f'{place}, not {wanted}')
 
-    in_span = 'a time from 1970 to 2199'
+    in_span = f'a time from {YEARS[0]} to {YEARS[1]}'
     if times.dtype == object and isinstance(times.iloc[0], datetime.date):  # of Python: dates, or with a time
-        require([1970 <= time.year < 2200 for time in times], in_span)
+        require([YEARS[0] <= time.year <= YEARS[1] for time in times], in_span)
         times = pd.to_datetime(times, utc=True)
     if pd.api.types.is_datetime64_any_dtype(times):
-        require(times.dt.year.between(1970, 2199).to_numpy(), in_span)
+        require(times.dt.year.between(*YEARS).to_numpy(), in_span)
         utc = times.dt.tz_localize('UTC') if times.dt.tz is None else times.dt.tz_convert('UTC')
         return (utc - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(seconds=1)
     if not pd.api.types.is_numeric_dtype(times) or pd.api.types.is_bool_dtype(times):
@@ -166,11 +167,11 @@ def _dates_in(values: np.ndarray, name: str) -> pd.DatetimeIndex | None:
 
 
 def _parsed(values: np.ndarray, form: str) -> pd.DatetimeIndex | None:
-    """Return the dates that numbers of such a form are; None if one of them is none, or not from 1970 to 2199."""
+    """Return the dates that numbers of such a form are; None if one of them is none, or not of the `YEARS`."""
     if (values % 1 != 0).any():
         return None
     dates = pd.to_datetime(pd.Index(values.astype('int64')).astype(str), format=form, errors='coerce')
-    return dates if ((dates.year >= 1970) & (dates.year < 2200)).all() else None
+    return dates if ((dates.year >= YEARS[0]) & (dates.year <= YEARS[1])).all() else None
 
 
 def check_one_type(ids: pd.Series) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import contextlib
+import errno
 import glob
 import io
 import itertools
@@ -52,6 +53,17 @@ def _target(path: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Name `path` in errors that a full disk causes within, which name no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(f'{path}: cannot be written: {error.strerror or error}') from error
+
+
+@contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Binary file that takes the place of `path` when the block ends, and is gone when the block raises.
 
@@ -61,7 +73,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     path = _target(path)
     remove_leftovers(path.parent, glob.escape(path.name[:100]))
-    with temporary_file(path) as file:
+    with naming(path), temporary_file(path) as file:
         try:
             yield file
             file.flush()
@@ -80,10 +92,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def temporary_file(path: Path) -> BinaryIO:
     """Open a new file beside `path`, and lock it, so that `remove_leftovers` knows that it is in use.
 
-    Not mkstemp, whose files are for their owner alone: it gets the mode that the process's umask gives any file.
+    Not mkstemp, whose files are for their owner alone: it gets the mode that the process's umask gives any file.  It
+    can be read, too, since `np.save` writes files that can only be written by a way that overlooks a full disk.
     """
     while True:
-        file = open(path.with_name(f'.{path.name[:100]}.{secrets.token_hex(8)}.unfinished'), 'xb')  # noqa: SIM115
+        file = open(path.with_name(f'.{path.name[:100]}.{secrets.token_hex(8)}.unfinished'), 'x+b')  # noqa: SIM115
         with contextlib.suppress(OSError):  # a disk that knows no locks
             _lock(file.fileno(), wait=True)
         if _is_file(file.fileno(), file.name):  # not removed as a left-over just before it was locked
@@ -154,7 +167,7 @@ def files_together(folder: str | os.PathLike) -> Iterator[str]:
     is_new = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)
     try:
-        with locked(Path(folder) / '.unfinished.lock'):
+        with naming(folder), locked(Path(folder) / '.unfinished.lock'):
             for leftover in Path(folder).glob('.unfinished-*'):
                 shutil.rmtree(leftover, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=folder) as unfinished:
@@ -314,7 +327,7 @@ def plain_text(path: str | os.PathLike) -> Iterator[BinaryIO]:
             if not (head.startswith(NOT_PLAIN) or EXCEL_LINE.match(head) or only_returns):
                 yield file
                 return
-    with tempfile.TemporaryFile() as copy:
+    with naming(tempfile.gettempdir()), tempfile.TemporaryFile() as copy:
         for block in text_blocks(path):
             is_binary = not copy.tell() and b'\0' in block[: 1 << 13] and not block.startswith(b'PAR1')
             copy.write(block)

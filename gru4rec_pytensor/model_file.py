@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from gru4rec_pytensor.checks import warn
+from gru4rec_pytensor.checks import check_whole_number, warn
 from gru4rec_pytensor.files import atomic_file, check_writable
 
 Layout = dict[str, tuple[list[str], tuple[int, ...]]]  # of weights, see `gru4rec.weight_layout`
@@ -236,6 +236,8 @@ class Checkpoint:
                     raise TypeError(name)
                 variable.set_value(arrays[name], borrow=True)
             random_inputs.restore(arrays)
+            for number in (saved['threads'], *saved['position'][:4]):
+                check_whole_number('position', number, 0)
             found = {'position': TrainingPosition(*saved['position']), 'epoch_losses': [*saved['epoch_losses']],
                      'threads': saved['threads']}
         except (KeyError, TypeError, ValueError) as error:

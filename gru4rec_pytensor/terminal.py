@@ -4,12 +4,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
-from gru4rec_pytensor import __version__
+from gru4rec_pytensor import __version__, is_command
 
 try:
     from tqdm import tqdm
@@ -157,6 +158,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         mend_streams()
+        if is_command() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until all was imported
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         super().__init__(*args, **options)
 
     def _print_message(self, message: str, file: Any = None) -> None:  # of --help and --version, too

@@ -11,7 +11,7 @@ import pytest
 from common import run_python
 
 import gru4rec_pytensor
-from gru4rec_pytensor.backends.numba_cache import CodeFiles
+from gru4rec_pytensor.backends.numba_cache import MARK, CodeFiles
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,7 +149,8 @@ def test_an_import_leaves_no_files_where_they_are_not_wanted_and_takes_no_jax_wi
 
 
 DAMAGES = {'empty': lambda content: b'', 'cut': lambda content: content[:-9],
-           'half': lambda content: content[:len(content) // 2]}
+           'half': lambda content: content[:len(content) // 2],
+           'bit': lambda content: content[:-99] + bytes([content[-99] ^ 1]) + content[-98:]}
 
 
 def damage(file, kind):
@@ -174,6 +175,20 @@ def test_a_damaged_file_of_compiled_code_is_named_and_made_again(tmp_path, monke
     assert str(file) in caplog.text and 'is damaged: compiling again' in caplog.text
     caplog.clear()
     assert result() == 6 and not caplog.text
+
+
+def test_files_that_others_wrote_have_no_checksum_and_are_read(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr('numba.config.CACHE_DIR', str(tmp_path))
+    path, names = tmp_path / 'halved.py', {}
+    path.write_text('def halved(x):\n    return x / 2\n')
+    exec(compile(path.read_text(), path, 'exec'), names)
+    assert numba.njit(cache=True)(names['halved'])(3) == 1.5
+    for file in [*tmp_path.rglob('*.nb?')]:
+        content, mark, checksum = file.read_bytes().rpartition(MARK)
+        assert mark and len(checksum) == 32
+        file.write_bytes(content)
+    again = numba.njit(cache=True)(names['halved'])
+    assert again(3) == 1.5 and sum(again.stats.cache_hits.values()) == 1 and not caplog.text
 
 
 @pytest.mark.parametrize('ending', [

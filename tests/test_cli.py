@@ -1,6 +1,7 @@
 """The command `gru4rec` on files, from a raw log to recommendations; and the output of all commands."""
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ import pandas as pd
 import pytest
 from common import assert_same_bits, few_items_log, state_of
 
+import preprocess_rsc15
+import run_experiments
 from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import cli, click_log, model_file, terminal
 
+ROOT = Path(cli.__file__).parents[1]
 DAY = 86_400
 LOG = few_items_log(n_sessions=300, n_items=12).rename(columns={'SessionId': 'visit', 'ItemId': 'product'})
 LOG = LOG.assign(product='p' + LOG['product'].astype(str), when=pd.to_datetime(LOG.visit * DAY / 10, unit='s')).drop(
@@ -204,10 +208,54 @@ def test_a_text_that_comes_after_the_end_of_its_task_is_not_shown(capsys):
     assert capsys.readouterr().err.splitlines() == ['a: epoch 1', '[1/2] a: done']
 
 
+# --- Ctrl-C ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='signals')
+@pytest.mark.parametrize('script', ['gru4rec', 'preprocess_rsc15.py', 'run_experiments.py'])
+def test_a_ctrl_c_while_a_command_imports_ends_it_at_once_without_a_traceback(tmp_path, script):
+    (tmp_path / 'pandas.py').write_text('import os, signal; os.kill(os.getpid(), signal.SIGINT)')
+    (tmp_path / 'gru4rec').write_text('from gru4rec_pytensor.cli import main; main()')  # as an installation makes it
+    path = ROOT / script if script.endswith('.py') else tmp_path / script
+    done = subprocess.run([sys.executable, path, '--help'], capture_output=True, text=True,
+                          env=os.environ | {'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'},
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # which xdist ignores
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, '', '')
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='signals')
+@pytest.mark.parametrize('name', ['gru4rec', 'mine'])
+def test_afterwards_a_ctrl_c_is_an_exception_and_in_other_programs_always(tmp_path, name):
+    is_exception = 'print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n'
+    (tmp_path / name).write_text(f'import signal, gru4rec_pytensor\n{is_exception}'
+                                 f'from gru4rec_pytensor.terminal import Parser; Parser()\n{is_exception}')
+    done = subprocess.run([sys.executable, tmp_path / name], capture_output=True, text=True, check=True,
+                          env=os.environ | {'PYTHONPATH': str(ROOT)},
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    assert done.stdout.split() == [str(name == 'mine'), 'True']
+
+
+@pytest.mark.parametrize('program, work, words', [
+    (preprocess_rsc15, 'preprocess_log', 'CLICKS OUT'), (preprocess_rsc15, 'make_synthetic', '--synthetic OUT'),
+    (run_experiments, 'run', '')])
+@pytest.mark.parametrize('error, code_of_error, line', [
+    (KeyboardInterrupt, 130, 'interrupted'), (MemoryError, 2, '.py: error: MemoryError\n')])
+def test_a_ctrl_c_or_an_error_without_words_ends_a_script_with_one_line(
+        program, work, words, error, code_of_error, line, monkeypatch, capsys):
+    def fails(*arguments, **options):
+        raise error
+    monkeypatch.setattr(program, work, fails)
+    try:
+        code = program.main(words.split())
+    except SystemExit as stop:
+        code = stop.code
+    shown = capsys.readouterr().err
+    assert code == code_of_error and line in shown and shown.count('\n') == 1
+
+
 # --- Output that nothing takes --------------------------------------------------------------------------------------
 
 
-ROOT = Path(cli.__file__).parents[1]
 # What every command does with its output, without the seconds that it takes to import all else.
 WRITE = """
 from gru4rec_pytensor.terminal import Parser, TrainingProgress, note, print_result

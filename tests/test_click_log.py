@@ -194,7 +194,9 @@ def test_columns_of_parquet_that_hold_no_ids_or_times_are_named(tmp_path, column
             (arrow.array(eight).dictionary_encode(), 'binary'), (arrow.array([[1], [2, 3]]), 'list'),
             (arrow.array([{'a': 1}] * 2), 'struct'), (arrow.array([7, 8], arrow.time64('us')), 'time64'),
             (arrow.array([[('a', 1)]] * 2, arrow.map_(arrow.string(), arrow.int64())), 'map'),
-            (arrow.array([7, 8], arrow.duration('s')), 'duration')]:
+            (arrow.array([7, 8], arrow.duration('s')), 'duration'),
+            (arrow.ExtensionArray.from_storage(arrow.uuid(), arrow.array([16 * b'\x0a'] * 2, arrow.binary(16))),
+             'fixed_size_binary')]:
         with pytest.raises(ValueError, match=f"log.parquet: column '{column}' holds {kind}"):
             read_parquet(tmp_path, **{column: values})
 
@@ -208,9 +210,9 @@ def test_columns_of_parquet_may_be_decimals_and_dictionaries(tmp_path):
     assert found.Time.tolist() == [1388620800, 1388534400, 1388620800]
 
 
-@pytest.mark.parametrize('day', ['9999-12-31', '0001-01-01', '2262-05-01', '1900-01-01', '1969-12-31'])
+@pytest.mark.parametrize('day', ['9999-12-31', '0001-01-01', '2262-05-01', '1900-01-01', '1900-12-31'])
 def test_dates_that_stand_for_none_are_named_with_their_line(tmp_path, day):
-    message = rf'(Time is .*{day}.*, not a time from 1970 to 2199|Time is .*{day}.*not a number, or a date)'
+    message = rf'(Time is .*{day}.*, not a time from 1901 to 2199|Time is .*{day}.*not a number, or a date)'
     with pytest.raises(ValueError, match=f'log, line 3: {message}'):
         read_times(tmp_path, ['2014-01-01', day])
     arrow = pytest.importorskip('pyarrow')
@@ -219,9 +221,36 @@ def test_dates_that_stand_for_none_are_named_with_their_line(tmp_path, day):
         values = [stamp.date() for stamp in stamps] if kind == arrow.date32() else stamps
         with pytest.raises(ValueError, match=f'log.parquet, row 1: {message}'):
             read_parquet(tmp_path, Time=arrow.array(values, kind))
-    with pytest.raises(ValueError, match=r'Time is .* in row 1, not a time from 1970 to 2199'):
+    with pytest.raises(ValueError, match=r'Time is .* in row 1, not a time from 1901 to 2199'):
         click_log.prepare(EVENTS.assign(Time=[datetime.date(2014, 1, 1), datetime.date.fromisoformat(day)] + [
             datetime.date(2014, 1, 1)]))
+
+
+def test_dates_before_1970_are_read_as_negative_seconds(tmp_path):
+    texts = ['1901-01-01', '1965-03-01T06:00:00.500', '1969-12-31T23:59:59', '1970-01-01', '2014-04-07']
+    days = [datetime.datetime.fromisoformat(text) for text in texts]
+    seconds = [(day - datetime.datetime(1970, 1, 1)).total_seconds() for day in days]
+    assert read_times(tmp_path, texts) == seconds and seconds[1] == -152_647_199.5
+    assert read_times(tmp_path, ['19650301', '19691231', '20140407']) == [-152_668_800, -86_400, 1_396_828_800]
+    for times in (days, pd.to_datetime(texts, format='ISO8601'), pd.to_datetime(texts, format='ISO8601', utc=True)):
+        assert events.in_seconds(pd.Series(times)).tolist() == seconds
+    with pytest.raises(ValueError, match='log, line 2: Time is -1, not a time: it is negative'):
+        read_times(tmp_path, [-1, 5])
+
+
+def test_a_log_of_before_1970_is_prepared_like_the_same_log_of_today_and_read_again(tmp_path, clicks):
+    shift = 10_000 * DAY
+    today = clicks.assign(Time=clicks.Time + shift - 5 * DAY)
+    dates = pd.to_datetime(today.Time - shift, unit='s').dt.strftime('%Y-%m-%dT%H:%M:%SZ')  # ten days around 1970
+    today.to_csv(tmp_path / 'today', index=False)
+    today.assign(Time=dates).to_csv(tmp_path / 'long_ago', index=False)
+    for name in ('today', 'long_ago'):
+        assert cli.main(f'prepare {tmp_path}/{name} -o {tmp_path}/{name}-data --quiet --test-days 7'.split()) == 0
+    for part in ('train', 'test'):
+        expected, found = (click_log.read_events(tmp_path / f'{name}-data' / f'{part}.tsv')
+                           for name in ('today', 'long_ago'))
+        assert_frame_equal(found, expected.assign(Time=expected.Time - shift), check_dtype=False)
+        assert (found.Time < 0).any()
 
 
 @pytest.mark.parametrize('text', ['now', 'today', 'True', 'NaT', 'yesterday'])
@@ -230,6 +259,11 @@ def test_words_are_no_times(tmp_path, text):
         read_times(tmp_path, ['2014-01-01', text])
     with pytest.raises(ValueError, match='log, line 2: Time is .*True'):
         read_times(tmp_path, ['True', 'True'])
+    with pytest.raises(TypeError, match='Time must be timestamps or a number of seconds since 1970, not bool'):
+        click_log.prepare(EVENTS.assign(Time=True))
+    arrow = pytest.importorskip('pyarrow')
+    with pytest.raises(ValueError, match='log.parquet, row 0: Time is True, not a time'):
+        read_parquet(tmp_path, Time=arrow.array([True, True]))
 
 
 @pytest.mark.parametrize('form', ['%Y%m%d', '%Y%m%d%H%M', '%Y%m%d%H%M%S'])
@@ -277,6 +311,10 @@ def test_rows_without_an_item_are_dropped_on_request_and_counted(tmp_path, caplo
         click_log.read_events(path, drop_without_session=True)
     found = click_log.read_events(path, drop_without_session=True, drop_without_item=True)
     assert found.to_numpy().tolist() == [['a', 'x', 5]] and '1 of 2 rows have no ItemId and are left out' in caplog.text
+    path = written(tmp_path, 'SessionId,ItemId,Time\n' + ''.join(f'{k // 3},{["x", "y", ""][k % 3]},{k}\n'
+                                                                for k in range(600)))
+    command = f'prepare {path} -o {tmp_path}/data --test-fraction 0.5 --quiet'.split()
+    assert cli.main(command) == 2 and cli.main([*command, '--drop-without-item']) == 0
 
 
 # --- Quotation marks ------------------------------------------------------------------------------------------------
@@ -891,7 +929,8 @@ def test_events_of_equal_times_are_counted_and_trained_in_the_order_that_is_aske
     data = click_log.read_events(tmp_path / 'log')
     share = sum(len(same) for _key, same in data.groupby(['SessionId', 'Time']) if len(same) > 1) / len(data)
     command = f'fit {tmp_path}/log -o {tmp_path}/model --layers 4 --batch-size 5 --epochs 1 --backend python'
-    for words, order in (('', 'item'), (' --equal-times frame', 'frame'), (f' --more {tmp_path}/first', 'item')):
+    for words, order in (('', 'item'), (' --equal-times frame', 'frame'), (f' --more {tmp_path}/first', 'item'),
+                         (f' --more {tmp_path}/first --equal-times frame', 'frame')):
         assert cli.main((command + words).split()) == 0
         error = capsys.readouterr().err
         noted = f'{share:.1%} of the events have the time of another one of their session' in error
@@ -902,6 +941,9 @@ def test_events_of_equal_times_are_counted_and_trained_in_the_order_that_is_aske
             trained = GRU4Rec([4], batch_size=5, n_epochs=1, backend='python', equal_times=order).fit(data)
             found = GRU4Rec.load(tmp_path / ('first' if order == 'item' else 'model'))
             assert_same_bits(state_of(found), state_of(trained))
+    more = GRU4Rec.load(tmp_path / 'first')
+    more.equal_times = 'frame'
+    assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(more.fit_more(data, 1)))
     assert cli.main(f'{command} --quiet'.split()) == 0 and capsys.readouterr().err == ''
 
 

@@ -116,6 +116,8 @@ CASES = [  # (program, command line in the folder of the files, what the line on
         ('--dropout half', "argument --dropout: invalid float value: 'half'"),
         ('--learning-rate 0', 'learning_rate=0.0: must be a finite number above 0'),
         ('--learning-rate 1e38 --loss cross-entropy', 'training met a loss that is not finite, and nothing was saved'),
+        ('--learning-rate 1e39', 'learning_rate=1e+39: must be at most 3.4e+38, the largest float32'),
+        ('--lmbd 1e39', 'lmbd=1e+39: must be at most 3.4e+38, the largest float32'),
         ('--seed 4294967296', 'seed=4294967296: must be a whole number from 0'),
         ('--session-key visit', "good: lacks the column(s) ['visit']"),
         ('--speed 11', 'unrecognized arguments: --speed 11'),
@@ -216,23 +218,32 @@ def test_a_full_disk_is_reported_and_leaves_the_old_model(world, tmp_path, monke
     def full(handle):
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr('os.fsync', full)
-    assert 'No space left on device' in complaint(cli, FIT, capsys)
+    assert 'new: cannot be written: No space left on device' in complaint(cli, FIT, capsys)
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize('kind', ['device', 'pipe', 'link to a pipe'])
 def test_what_is_no_file_is_not_replaced(world, tmp_path, monkeypatch, capsys, kind):
-    shutil.copy(world / 'good', tmp_path / 'good')
+    for name in ('good', 'model'):
+        shutil.copy(world / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     path = {'device': '/dev/null', 'pipe': 'pipe', 'link to a pipe': 'link'}[kind]
     os.mkfifo('pipe')
     os.symlink('pipe', 'link')
     os.mkdir('folder')
-    os.symlink(os.path.abspath(path), 'folder/train.tsv')
+    for name in ('train.tsv', 'tables.md'):
+        os.symlink(os.path.abspath(path), f'folder/{name}')
     before = os.stat(path)
-    for command in (FIT.replace('-o new', f'-o {path}'), f'{FIT} --checkpoint {path}', 'prepare good -o folder'):
+    for command in (FIT.replace('-o new', f'-o {path}'), f'{FIT} --checkpoint {path}', 'prepare good -o folder',
+                    f'evaluate model good --ranks {path}', f'evaluate model good --write-lists {path}'):
         assert 'is a device or a pipe, not a file' in complaint(cli, command, capsys)
-    assert os.stat(path) == before and os.path.islink('folder/train.tsv') and not os.path.exists('new')
+    command = '--train good --test good --table 1 --models POP --out folder'
+    assert 'is a device or a pipe, not a file' in complaint(run_experiments, command, capsys)
+    figures = pytest.importorskip('gru4rec_pytensor.experiments.figures', reason='Matplotlib, an extra, is missing')
+    os.symlink(os.path.abspath(path), 'picture.png')
+    with pytest.raises(ValueError, match='picture.png: is a device or a pipe, not a file'):
+        figures.Picture(1, 1).save(tmp_path / 'picture')
+    assert os.stat(path) == before and os.path.islink('folder/tables.md') and not os.path.exists('new')
 
 
 @pytest.mark.parametrize('target', ['file', 'elsewhere/file', 'elsewhere/new', '../{}/elsewhere/file'])

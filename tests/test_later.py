@@ -5,6 +5,7 @@ import copy
 import functools
 import pickle
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ from numpy_later import NumpyLater
 
 import gru4rec
 from evaluation import next_item_ranks, recall_mrr
-from gru4rec_pytensor import backends
+from gru4rec_pytensor import backends, draws
 from gru4rec_pytensor.later import GRU4Rec, evaluate_gpu
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
@@ -327,6 +328,15 @@ def test_the_store_decides_which_negatives_are_drawn():
     model = GRU4Rec(**SMALL).fit(LOG, 50)
     assert model.sample_store == 50
     assert any((state_of(model)[name] != value).any() for name, value in state_of(small_later()).items())
+
+
+def test_a_large_power_of_the_numbers_of_events_overflows_nowhere():
+    """999 ** 500 is infinite in float64; (999 / 1000) ** 500 is not."""
+    store = draws.NegativeStore(np.array([1, 1000, 999]), 500, 10, 10_000, 42, 0)
+    shares = np.bincount(store(1000).ravel(), minlength=3) / 10_000
+    assert_allclose(shares, [0, float(Fraction(1000 ** 500, 1000 ** 500 + 999 ** 500)), 1 - shares[1]], atol=0.02)
+    model = GRU4Rec(**SMALL | {'sample_alpha': 500.0}).fit(LOG)
+    assert np.isfinite(model.epoch_losses_).all() and not model.error_during_train
 
 
 @pytest.mark.parametrize('cls', [GRU4Rec, gru4rec.GRU4Rec])

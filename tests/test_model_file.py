@@ -223,15 +223,22 @@ def test_compressed_members_and_nested_headers_are_refused_without_unpacking_the
 
 
 @pytest.mark.parametrize('change', [
-    lambda arrays: arrays.update(Wy=arrays['Wy'][:2]), lambda arrays: arrays.update(H0=arrays['H0'].astype('int64')),
-    lambda arrays: arrays.pop('acc_Wy'), lambda arrays: arrays.pop('mask0_streams')],
-    ids=['shape', 'type', 'array missing', 'streams missing'])
+    lambda _header, arrays: arrays.update(Wy=arrays['Wy'][:2]),
+    lambda _header, arrays: arrays.update(H0=arrays['H0'].astype('int64')),
+    lambda _header, arrays: arrays.pop('acc_Wy'), lambda _header, arrays: arrays.pop('mask0_streams'),
+    lambda _header, arrays: arrays.update(negatives_used=np.array([10 ** 9])),
+    lambda _header, arrays: arrays.update(negatives_streams=arrays['negatives_streams'][:, :1][:3]),
+    lambda header, _arrays: header.update(position=[0, -1, 0, 0, 0.0]),
+    lambda header, _arrays: header.update(position=['0', 0, 0, 0, 0.0]),
+    lambda header, _arrays: header.update(threads='two')],
+    ids=['shape', 'type', 'array missing', 'streams missing', 'used', 'streams', 'before the start', 'text', 'threads'])
 def test_a_crafted_checkpoint_is_refused_too(tmp_path, change):
     path = tmp_path / 'checkpoint'
-    small_model(dropout_p_hidden=0.5).fit(LOG, checkpoint=path)
-    forged(path, lambda header, arrays: change(arrays))
+    arguments = dict(dropout_p_hidden=0.5, n_sample=2, sample_store=40)
+    small_model(**arguments).fit(LOG, checkpoint=path)
+    forged(path, change)
     with pytest.raises(ValueError, match=f'^{path}: a checkpoint of another version'):
-        small_model(dropout_p_hidden=0.5, n_epochs=3).fit(LOG, checkpoint=path)
+        small_model(n_epochs=3, **arguments).fit(LOG, checkpoint=path)
 
 
 @pytest.mark.parametrize('value', [1e5, -7e4, 1e-9])

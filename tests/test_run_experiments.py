@@ -208,13 +208,15 @@ def test_no_password_stands_in_the_command_that_is_kept(monkeypatch, url):
 
 
 @pytest.mark.parametrize('error, message', [
-    (KeyError('ItemId'), 'ItemId'), (TypeError('no such type'), 'no such type'), (MemoryError(), 'MemoryError')])
+    (KeyError('ItemId'), 'ItemId'), (TypeError('no such type'), 'no such type'), (MemoryError(), 'MemoryError'),
+    (ValueError('a\n  b'), 'a b'), (work.TasksFailed('a\n  b'), 'a b')])
 def test_an_error_of_any_kind_takes_one_line(monkeypatch, capsys, error, message):
     def failing(*arguments):
         raise error
     monkeypatch.setattr(run_experiments, 'run', failing)
-    assert run_experiments.main([]) == 2
-    assert capsys.readouterr().err == f'run_experiments.py: error: {message}\n'
+    is_input = not isinstance(error, work.TasksFailed)
+    assert run_experiments.main([]) == 1 + is_input
+    assert capsys.readouterr().err == f'run_experiments.py: {"error: " * is_input}{message}\n'
 
 
 # --- Parameters from files ------------------------------------------------------------------------------------------

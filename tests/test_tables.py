@@ -114,7 +114,8 @@ def test_a_section_in_markdown_has_the_notice_headings_even_columns_and_notes():
 
 
 def test_a_title_from_a_file_is_no_markup_in_markdown():
-    table = Table('One', ('a', 'b'), [('<script>x|y</script>\n| z', 1)])
+    table = Table('<i>One', ('a', 'b'), [('<script>x|y</script>\n| z', 1)])
     text = as_markdown(DATA, Section([table], ['<b>: loss bpr.']))
     row, note = text.splitlines()[-3], text.splitlines()[-1]
     assert row == '| &lt;script>x&#124;y&lt;/script> &#124; z | 1 |' and note == '&lt;b>: loss bpr.'
+    assert '### &lt;i>One' in text.splitlines()

@@ -1,5 +1,7 @@
 """Several processes and several commands on one folder: locks, left-overs, workers that die, Ctrl-C, and kills."""
 import contextlib
+import functools
+import gzip
 import importlib.util
 import json
 import os
@@ -7,23 +9,26 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from common import few_items_log
 
 import preprocess_rsc15
 import run_experiments
 from gru4rec_pytensor.backends import threads
 from gru4rec_pytensor.experiments import engines, work
 from gru4rec_pytensor.experiments.cells import plan
-from gru4rec_pytensor.experiments.datasets import Source, load_dataset, share
+from gru4rec_pytensor.experiments.datasets import Dataset, Source, load_dataset, share
 from gru4rec_pytensor.experiments.engines import Outcome, Task, in_processes, in_this_process
 from gru4rec_pytensor.experiments.protocols import RSC15
 from gru4rec_pytensor.experiments.results import Results
 from gru4rec_pytensor.experiments.tables import rows_of_tables
-from gru4rec_pytensor.files import atomic_file, files_together, locked
+from gru4rec_pytensor.files import atomic_file, files_together, locked, plain_text
 
 ROOT = Path(__file__).parents[1]
 needs_locks = pytest.mark.skipif(sys.platform == 'win32', reason='unfinished files are not locked on Windows')
@@ -102,6 +107,54 @@ def test_what_a_killed_process_has_left_of_files_that_belong_together_is_removed
     with files_together(tmp_path) as folder:
         (Path(folder) / 'new').write_text('x')
     assert [path.name for path in tmp_path.iterdir()] == ['new']
+
+
+@contextlib.contextmanager
+def room_for(n):
+    """Let files have n bytes at most, so that writing more fails as on a full disk."""
+    resource = pytest.importorskip('resource', reason='only Unix has limits of files')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_an_error_of_a_full_disk_names_the_file_or_folder(tmp_path, monkeypatch):
+    def written(file):
+        file.write(bytes(100_000))
+
+    def stored(n, file):
+        np.save(file, np.zeros(n))
+
+    for write in (written, functools.partial(stored, 200), functools.partial(stored, 100_000)):
+        with room_for(1000), pytest.raises(OSError, match=f'^{tmp_path}/file: cannot be written: '), \
+                atomic_file(tmp_path / 'file') as file:
+            write(file)
+    with room_for(1000), pytest.raises(OSError, match=f'^{tmp_path}/folder: cannot be written: '), \
+            files_together(tmp_path / 'folder') as folder:
+        (Path(folder) / 'part').write_bytes(bytes(100_000))
+    log = few_items_log(60, 8)
+    with room_for(1000), pytest.raises(OSError, match=f'^{tmp_path}/data/digits: cannot be written: '):
+        share(Dataset('', RSC15, False, log, log, 'digits'), tmp_path / 'data')
+    with monkeypatch.context() as patched, pytest.raises(OSError, match='digits: cannot be written: No space left'):
+        patched.setattr(os, 'fsync', lambda handle: fail(OSError(28, 'No space left on device'), None))
+        share(Dataset('', RSC15, False, log, log, 'digits'), tmp_path / 'data')
+    assert [path.name for path in tmp_path.iterdir()] == ['data'] and not list((tmp_path / 'data').iterdir())
+    (tmp_path / 'log').write_bytes(gzip.compress(bytes(100_000)))
+    monkeypatch.setattr(tempfile, 'gettempdir', lambda: str(tmp_path))
+    with room_for(1000), pytest.raises(OSError, match=f'^{tmp_path}: cannot be written: '), \
+            plain_text(tmp_path / 'log'):
+        pass
+    results = Results(tmp_path / 'out')
+    results.make_folders()
+    with room_for(3), pytest.raises(OSError, match='cells/.*holder: cannot be written: '), \
+            results.hold({'model': 'POP'}):
+        pass
+    assert not list((tmp_path / 'out' / 'cells').iterdir())
+    with pytest.raises(OSError, match='^mine'), atomic_file(tmp_path / 'file'):  # whatever else goes wrong
+        raise OSError('mine')
 
 
 # --- Engines --------------------------------------------------------------------------------------------------------
@@ -505,6 +558,8 @@ def test_a_worker_that_cannot_do_the_work_is_named_before_any(tmp_path, monkeypa
         with pytest.raises(ValueError, match=message):
             engines.count_workers('tcp://HOST:1', tmp_path)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError):  # what a worker says that has a folder of its own under this name
+        engines.describe_worker(str(tmp_path / 'sign'))
 
 
 def test_a_cell_that_is_reported_as_done_and_is_not_there_fails_with_that_reason(data, tmp_path, monkeypatch):

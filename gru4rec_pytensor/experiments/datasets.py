@@ -292,7 +292,7 @@ def share(data: Dataset, parent: Path) -> Dataset:
         with files_together(folder) as unfinished:
             if not has_arrays(folder, arrays):  # which another command may have written meanwhile
                 for name, array in arrays.items():
-                    with open(Path(unfinished) / name, 'wb') as file:
+                    with open(Path(unfinished) / name, 'w+b') as file:  # see `files.temporary_file`
                         np.save(file, array)
                         file.flush()
                         os.fsync(file.fileno())

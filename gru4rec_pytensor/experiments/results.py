@@ -145,8 +145,8 @@ class Results:
                 return
             holder = path.with_suffix('.holder')
             last_holder = holder.read_text() if holder.exists() else ''
-            holder.write_text(f'process {os.getpid()} on {socket.gethostname()}')
             try:
+                write_text(holder, f'process {os.getpid()} on {socket.gethostname()}')
                 yield last_holder
             finally:
                 holder.unlink(missing_ok=True)

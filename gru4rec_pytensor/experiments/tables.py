@@ -369,7 +369,7 @@ def as_markdown(data: Dataset, section: Section) -> str:
     """Return the notice about the data, the tables under headings, and the notes."""
     paragraphs = [data_notice(data)]
     for table in section.tables:
-        paragraphs += [f'### {table.title}', '\n'.join(markdown_rows(table))]
+        paragraphs += ['### ' + table.title.replace('<', '&lt;'), '\n'.join(markdown_rows(table))]
     return '\n\n'.join([*paragraphs, *[note.replace('<', '&lt;') for note in section.notes]]) + '\n'
 
 
