@@ -124,8 +124,8 @@ def compare(ranks_a: np.ndarray, ranks_b: np.ndarray, offsets: np.ndarray,
             metrics: Sequence[str] = ('recall@20', 'mrr@20'), seed: int = 42) -> dict[str, Comparison]:
     """Compare two models on the same test sessions, session by session: `Comparison` of A minus B, by metric.
 
-    The interval is that of `interval`.  The p-value is that of a permutation test, which exchanges A and B in sessions
-    at random: the share of 10,000 exchanges after which the difference is at least as large.
+    The interval is that of `interval`.  The p-value is from a permutation test, which swaps A and B in randomly chosen
+    sessions: the share of 10,000 such swaps after which the difference is at least as large.
 
     >>> a, b = np.array([1.0, 2.0, 1.0, 1.0]), np.array([2.0, 2.0, 4.0, 1.0])
     >>> compare(a, b, np.array([0, 3, 6]), ['mrr@20'])['mrr@20'].difference
@@ -292,7 +292,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     batch_size : parallel sessions of a `GRU4Rec`; another one changes last digits of scores, since BLAS rounds by the
         size of matrices, and so at most the order of items whose scores are that close
     carry_states : start from the hidden states of the last evaluation, as the release did; off by default
-    nan_as_zero : take scores of NaN for 0; otherwise one of a next item is a ValueError
+    nan_as_zero : take scores of NaN for 0; otherwise a ValueError names that of a next item, or any of a model of yours
     lists : to be filled with the items of highest score
 
     Returns

@@ -103,15 +103,14 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         return evaluate_lists(arguments)
     if arguments.write_lists and arguments.unknown == 'miss':
         raise ValueError('--write-lists does not go with --unknown miss: there is no list where nothing is known')
-    lists = Lists(max(arguments.k if arguments.write_lists else 0, CUT_OFF * arguments.lists_metrics, 1))
-    kept_lists = lists if arguments.write_lists or arguments.lists_metrics else None
+    n_listed = max(arguments.k if arguments.write_lists else 0, CUT_OFF if arguments.lists_metrics else 0)
+    lists = Lists(n_listed) if n_listed else None
     model = GRU4Rec.load(arguments.model, backend=arguments.backend)
     columns = session, item, _time = columns_of(arguments, model)
     data = read_log(arguments, columns)
     n_dropped = 0
     if arguments.unknown == 'miss':
-        ranks = next_item_ranks_with_misses(model, data, None, 100, arguments.tie_policy, 42, *columns,
-                                            lists=kept_lists)
+        ranks = next_item_ranks_with_misses(model, data, None, 100, arguments.tie_policy, 42, *columns, lists)
     else:
         index, n_events = model.known_indices(data[item]), len(data)
         data = drop_short_sessions(data[index >= 0].assign(**{item: model.items_[index[index >= 0]]}),
@@ -122,13 +121,13 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         if n_dropped and not arguments.quiet:
             note(f'dropped {n_dropped} of {n_events} events: items that the model does not know, then one-event '
                  'sessions')
-        ranks = next_item_ranks(model, data, None, 100, arguments.tie_policy, 42, *columns, lists=kept_lists)
-    if arguments.write_lists:
+        ranks = next_item_ranks(model, data, None, 100, arguments.tie_policy, 42, *columns, lists=lists)
+    if lists and arguments.write_lists:
         write_lists(arguments.write_lists, lists, arguments.k, data, columns)
         if arguments.k < SHORTEST and not arguments.quiet:
             note(f'lists of fewer than {SHORTEST} items cannot be evaluated by --lists')
     found, lines = metrics(ranks, data[session].nunique(), arguments)
-    if arguments.lists_metrics:
+    if lists and arguments.lists_metrics:
         counts = pd.Series(model.item_counts_, index=model.items_)
         values = coverage_and_popularity(lists.items[:, :CUT_OFF], counts)
         found |= dict(zip((f'coverage@{CUT_OFF}', f'popularity@{CUT_OFF}'), values))

@@ -130,18 +130,24 @@ def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common
     assert len({*names, the_search._replace(space=search.space_of_table_2('top1', 4, 2)).name}) == 3
 
 
-@pytest.mark.promise
-def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
-        the_search, untrained, tmp_path, monkeypatch):
-    whole = run(the_search, tmp_path / 'whole')
+def interrupt_validations(monkeypatch, *numbers):
+    """Have the validations of trials with these numbers, from 1, end as by Ctrl-C; return a list of all calls."""
     validate, calls = search.validate, []
 
     def interrupted(*arguments):
         calls.append(1)
-        if len(calls) in (2, 3, 5):
+        if len(calls) in numbers:
             raise KeyboardInterrupt
         return validate(*arguments)
     monkeypatch.setattr(search, 'validate', interrupted)
+    return calls
+
+
+@pytest.mark.promise
+def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
+        the_search, untrained, tmp_path, monkeypatch):
+    whole = run(the_search, tmp_path / 'whole')
+    calls = interrupt_validations(monkeypatch, 2, 3, 5)
     for _attempt in range(3):
         with pytest.raises(KeyboardInterrupt):
             run(the_search, tmp_path / 'db')
@@ -403,14 +409,7 @@ def test_random_points_are_those_of_the_seed_and_a_model_gives_those_after_them(
 @pytest.mark.promise
 def test_trials_of_an_interrupted_search_of_a_file_go_on_with_their_points(
         own_search, untrained, tmp_path, monkeypatch):
-    validate, calls = search.validate, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) in (2, 12, 13):
-            raise KeyboardInterrupt
-        return validate(*arguments)
-    monkeypatch.setattr(search, 'validate', interrupted)
+    interrupt_validations(monkeypatch, 2, 12, 13)
     for _attempt in range(3):
         with pytest.raises(KeyboardInterrupt):
             run(own_search, tmp_path / 'db', n_trials=12)

@@ -14,13 +14,7 @@ import numpy as np
 import pandas as pd
 import pytensor
 
-from evaluation import (
-    CUT_OFF,
-    TIE_POLICIES,
-    ndcg,
-    next_item_ranks_with_misses,
-    recall_mrr,
-)
+from evaluation import CUT_OFF, TIE_POLICIES, ndcg, next_item_ranks_with_misses, recall_mrr
 from gru4rec import GRU4Rec, changed_arguments, final_activation
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset, Events

@@ -167,7 +167,8 @@ def keep_lists(row: OwnRow, read: Dataset, results: Results, request: Request, c
         return
     if candidates:
         raise ValueError(f'{row.path}: lists are of all items; --dataset video ranks among the most popular ones alone')
-    ranks, lists = ranks_of_lists(Path(str(row.path)), read.test)
+    assert row.path
+    ranks, lists = ranks_of_lists(row.path, read.test)
     result = dict.fromkeys(RESULT_KEYS) | metrics_of_ranks(ranks, read) | {'versions': versions()}
     for kind in ('recall', 'mrr', 'ndcg'):  # beyond the lists nothing is known
         result['details'][kind] = [value if n <= lists.str.len().min() else None
