@@ -1103,8 +1103,9 @@ class GRU4Rec(Arguments):
             same call ends with the same bits as one without.  ValueError if it belongs to other data or arguments;
             `n_epochs` alone may differ
         every : seconds
-        threads : number of BLAS's threads, on a CPU; None for one, or for that of the checkpoint.  From about 500 units
-            on two threads are faster; they add up in another order, so that last digits change, and in ten epochs more
+        threads : number of BLAS's threads, on a CPU; None for one, or for that of the checkpoint.  From about 300 units
+            or 500 lanes on two threads are faster; they add up in another order, so that last digits change, and in
+            ten epochs more
 
         Returns
         -------

@@ -261,13 +261,13 @@ INTRODUCTION = """\
 # Results on real clicks
 
 What this code reaches on real clicks, and what is published for the same data. Written by `python
-benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To make rows again and hear whether they still
+benchmarks/results.py` from `benchmarks/results.json`; do not edit it. To run rows again and see whether they still
 hold: `python benchmarks/results.py rsc15_recent64=DATA`.
 
 Ours: mean ± standard deviation over the seeds 42, 43 and 44, equal scores conservative, a hit is a rank of at most N.
 {intervals}
 Seconds are those of one training and one evaluation, the median of the seeds, in one process, with other work on the
-machine; those of a model without seeds include up to 10 seconds of compilation. Peak memory is that of the whole
+machine; those of a model without seeds include compilation. Peak memory is that of the whole
 command. Versions: `constraints/python3.12.txt`. {yardstick}
 "Recorded" are runs of the authors' own releases on these files, made for this project; everything else is what the
 named source reports.
@@ -348,9 +348,9 @@ def others_section() -> list[str]:
               f'`{run.command}`' if run else '-') for row, run in runs_of_others()]
     table = Table('', ('Data', 'Model', 'Recall@20 published', 'MRR@20 published', 'Source', 'Command'), lines)
     origins = [f'- {name}: {ORIGINS[name]}.' for name in dict.fromkeys(row.data for row, _run in runs_of_others())]
-    return ['## Not run: the data is not ours to ship', '', 'RSC15 and its fractions, which a command knows by their '
-            'counts, and the data sets of 2023, which --published names, so that it shows the published numbers beside '
-            'its own with the verdict. `-`: a model that is not here, or whose parameters the source lacks.', '',
+    return ['## Not run: the data is not ours to ship', '', '`run_experiments.py` recognises RSC15 and its '
+            'fractions by their counts; of the data sets of 2023 `--published` says which it is. Published numbers '
+            'then stand beside ours. `-`: a model that is not here, or whose parameters the source lacks.', '',
             *origins, '', *markdown_rows(table)]
 
 
