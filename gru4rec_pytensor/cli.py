@@ -59,13 +59,15 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     else:
         model = GRU4Rec(**{'layers': [100]} | given)
         check_arguments(model)
-    for option in ('checkpoint', 'parameters'):
-        if arguments.more and getattr(arguments, option):
-            raise ValueError(f'--more and --{option} do not go together')
+    if arguments.more:
+        kept = [*given.keys() - {'n_epochs', 'equal_times', 'backend', *KEYS}]
+        other = [option for option in ('checkpoint', 'parameters') if getattr(arguments, option)]
+        if kept or other:
+            raise ValueError(f'--more and {min(kept + other)} do not go together: the model keeps its settings, but '
+                             'for --epochs, --equal-times and --backend')
     check_output(arguments.output, arguments.file)
     if arguments.checkpoint:
         check_output(arguments.checkpoint, arguments.file)
-    n_epochs = model.n_epochs
     if arguments.more:
         model = GRU4Rec.load(arguments.more, backend=model.backend)
         model.equal_times = given.get('equal_times', model.equal_times)
@@ -80,7 +82,7 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     progress = TrainingProgress(f'{model.loss}, {"+".join(map(str, model.layers))} units', arguments.quiet)
     started = time.perf_counter()
     if arguments.more:
-        model.fit_more(data, n_epochs, callback=progress)
+        model.fit_more(data, given.get('n_epochs'), callback=progress)
     else:
         model.fit(data, callback=progress, checkpoint=arguments.checkpoint, every=arguments.every)
     progress.close(time.perf_counter() - started)
@@ -366,7 +368,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--checkpoint', metavar='FILE', help='save the state of the training there, and resume from it')
     parser.add_argument('--every', type=float, default=600, metavar='SECONDS', help='between two checkpoints (600)')
     parser.add_argument('--more', metavar='MODEL', help='train this model further on FILE, which may have new '
-                        'items; of the other options only --epochs, --equal-times, --backend and --dtype count')
+                        'items; with --epochs (as many as before), --equal-times, --backend and --dtype alone')
     parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
                         help='type of the saved weights (float32)')
 
