@@ -36,7 +36,15 @@ from gru4rec_pytensor.events import EQUAL_TIMES, share_of_equal_times
 from gru4rec_pytensor.experiments import search, spaces, storage
 from gru4rec_pytensor.experiments.cells import LISTS_KEYS, Cell, Request, file_cells, memory_of, plan
 from gru4rec_pytensor.experiments.claims import claims_cells
-from gru4rec_pytensor.experiments.datasets import BY_TITLE, Source, load_dataset, share, size_in_words, validation_data
+from gru4rec_pytensor.experiments.datasets import (
+    BY_TITLE,
+    Dataset,
+    Source,
+    load_dataset,
+    share,
+    size_in_words,
+    validation_data,
+)
 from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
 from gru4rec_pytensor.experiments.own import EXAMPLE, keep_source, own_row
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, PROTOCOLS, REVISION, RSC15, VIDEO
@@ -273,11 +281,7 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
 
     engine, jobs = choose_engine(request, place, cells, len(data.train), n_workers)
     train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
-    equal = share_of_equal_times(data.train) if source.train else 0
-    if equal >= EQUAL_TIMES:
-        note(f'{equal:.1%} of the training events have the time of another one of their session, and GRU4Rec trains '
-             'them in the order of their items; equal_times = "frame" in a file of --parameters keeps the order of the '
-             'file')
+    note_equal_times(data, source, cells, request)
     note(f'{data.name}: train {train}; test {test}; backend {request.backend}; {jobs} at a time')
     wanted = ('ranks',) * request.again + LISTS_KEYS * request.lists_metrics
     work = Work(data, results, engine, place.every, wanted)
@@ -303,6 +307,20 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
     texts = publish(results, data, with_report=True)
     print_result(texts.get('claims.md' if request.claims else 'tables.md', ''))
     work.check()
+
+
+def note_equal_times(data: Dataset, source: Source, cells: list[Cell], request: Request) -> None:
+    """Note, of files of one's own, how many events have equal times, if a network orders these by their items."""
+    networks = [cell.parameters or {} for cell in cells if cell.model == NETWORK]
+    if request.search or 2 in request.tables:
+        networks.append(request.search['space'].fixed if request.search else {})
+    if not source.train or all(network.get('equal_times') == 'frame' for network in networks):
+        return
+    equal = share_of_equal_times(data.train)
+    if equal >= EQUAL_TIMES:
+        note(f'{equal:.1%} of the training events have the time of another one of their session, and GRU4Rec trains '
+             'them in the order of their items; equal_times = "frame" in a file of --parameters keeps the order of the '
+             'file')
 
 
 def choose_engine(request: Request, place: Place, cells: list[Cell], n_events: int,

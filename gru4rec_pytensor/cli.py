@@ -140,8 +140,9 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 
 def evaluate_lists(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """Return the metrics of lists that were made elsewhere, as `evaluate` does."""
-    if arguments.write_lists or arguments.lists_metrics:
-        raise ValueError('--write-lists and --lists-metrics are of a model, and do not go with --lists')
+    if arguments.write_lists or arguments.lists_metrics or arguments.backend or arguments.unknown == 'miss':
+        raise ValueError('--write-lists, --lists-metrics, --unknown miss and --backend are of a model, and do not go '
+                         'with --lists')
     columns = columns_of(arguments)
     data = read_log(arguments, columns)
     ranks, lists = ranks_of_lists(Path(arguments.model), data, columns)

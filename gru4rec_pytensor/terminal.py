@@ -57,7 +57,7 @@ class TrainingProgress:
         self.label, self.quiet, self.report = label, quiet, report
         self.first: tuple = ()
         self.last: tuple = (0.0, 0)
-        self.loss = float('nan')
+        self.loss, self.is_done = float('nan'), False
         self.bar = None
         if tqdm and sys.stderr.isatty() and not quiet:
             self.bar = tqdm(unit=' events', unit_scale=True, desc=label, file=sys.stderr)
@@ -80,7 +80,8 @@ class TrainingProgress:
         if rate:
             left = (progress.n_epochs * progress.total_events - events) / rate
             text += f', {minibatches}, {rate:,.0f} events/s, about {left:.0f} s left'
-        epoch_ended = progress.epoch_ends and progress.epoch + 1 < progress.n_epochs
+        is_last = progress.epoch + 1 == progress.n_epochs
+        epoch_ended, self.is_done = progress.epoch_ends and not is_last, progress.epoch_ends and is_last
         if self.report:
             self.report(text, epoch_ended)
         elif self.bar is None and epoch_ended and not self.quiet:
@@ -93,7 +94,7 @@ class TrainingProgress:
             self.bar.close()
         if not self.first:
             return None
-        if self.bar is None and not self.quiet:
+        if self.bar is None and self.is_done and not self.quiet:
             note(f'{self.label}: done, loss {self.loss:.4f}')
         if self.last[1] == self.first[1]:
             return self.last[1] / seconds
@@ -113,7 +114,7 @@ class Display:
         self._finished: set[str] = set()
         self._running: dict[str, str] = {}
         self._bar = None
-        if tqdm and sys.stderr.isatty():
+        if tqdm and total and sys.stderr.isatty():
             self._bar = tqdm(total=total, file=sys.stderr, bar_format='{n_fmt}/{total_fmt} [{elapsed}]{postfix}')
 
     def progress(self, title: str, text: str, is_milestone: bool) -> None:

@@ -23,6 +23,7 @@ from gru4rec import GRU4Rec, Progress
 from gru4rec_pytensor import click_log
 from gru4rec_pytensor.experiments import search, spaces, storage
 from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
+from gru4rec_pytensor.experiments.found import best_trials
 from gru4rec_pytensor.experiments.protocols import RSC15
 
 optuna = pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
@@ -181,14 +182,30 @@ def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, 
 def test_an_error_that_says_nothing_about_the_network_ends_the_search_and_its_point_is_run_again(
         the_search, untrained, tmp_path, monkeypatch):
     def broken(self, *arguments, **more):
-        raise MemoryError('no room')
+        raise OSError('no room')
     with monkeypatch.context() as patched:
         patched.setattr(Untrained, 'fit', broken)
-        with pytest.raises(MemoryError):
+        with pytest.raises(OSError):
             run(the_search, tmp_path / 'db', n_trials=1)
     found = run(the_search, tmp_path / 'db', n_trials=1)
     assert found.n_random == found.n_stable == 1
-    assert trials_in(tmp_path / 'db', the_search)[0].user_attrs['reason'] == 'MemoryError: no room'
+    assert trials_in(tmp_path / 'db', the_search)[0].user_attrs['reason'] == 'OSError: no room'
+
+
+def test_a_network_that_cannot_be_trained_is_a_result_and_the_search_continues(
+        own_search, untrained, tmp_path, monkeypatch):
+    fit = Untrained.fit
+
+    def broken(self, *arguments, **more):
+        if self.recall < 0.3:
+            raise MemoryError('no room')
+        return fit(self, *arguments, **more)
+
+    monkeypatch.setattr(Untrained, 'fit', broken)
+    found = run(own_search, tmp_path / 'db', n_trials=8)
+    reasons = {trial['number']: trial['reason'] for trial in found['trials']}
+    assert [*sorted(reasons)] == [*range(1, 9)] and {*reasons.values()} == {'', 'Cannot be trained'}
+    assert all((trial['value'] is None) == (trial['reason'] != '') for trial in found['trials'])
 
 
 @pytest.mark.promise
@@ -380,6 +397,7 @@ def test_all_spaces_of_the_project_can_be_trained_and_their_names_say_what_they_
     ('', '', ['learning_rate=0.1'], 'learning_rate is searched, and fixed at 0.1: leave one of them out'),
     ('', '', ['dropout_p_embed=0.1'], 'dropout_p_embed=0.1 needs embedding'),
     ('', '', ['n_samples=0.1'], "'n_samples' is no argument"),
+    ('[parameters]', '[fixed]', [], "has the unknown name 'fixed'"),
 ])
 def test_a_wrong_space_is_one_line_with_its_name(small_file, old, new, fixed, message):
     small_file.write_text(SMALL_FILE.replace(old, new) if old else SMALL_FILE)
@@ -404,6 +422,8 @@ def test_random_points_are_those_of_the_seed_and_a_model_gives_those_after_them(
     expected = spaces.random_points(own_search.space.parameters, 14, 42)
     same = [points[k] == expected[k] for k in range(14)]
     assert all(same[:search.STARTUP]) and all(same) == (sampler == 'random')
+    again = run(own_search._replace(sampler=sampler), tmp_path / 'again', n_trials=14)
+    assert [trial['point'] for trial in again['trials']] == [trial['point'] for trial in found['trials']]
 
 
 @pytest.mark.promise
@@ -431,6 +451,18 @@ def test_what_a_lost_trial_reported_counts_when_it_goes_on(own_search, untrained
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
     assert [one['point'] for one in run(mine, tmp_path / 'db', 1, prune=True)['trials']] == [point]
     assert trials_in(tmp_path / 'db', mine)[-1].intermediate_values == {0: 0.125}
+
+
+def test_a_trial_that_was_stopped_early_is_no_candidate_for_the_best(own_search, untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(optuna.pruners, 'MedianPruner', lambda **options: optuna.pruners.ThresholdPruner(upper=0.1))
+    found = run(own_search, tmp_path / 'db', n_trials=8, prune=True)
+    values = {trial['reason']: [one['value'] for one in found['trials'] if one['reason'] == trial['reason']]
+              for trial in found['trials']}
+    assert values.keys() == {'', 'stopped early'} and {*values['stopped early']} == {None}
+    described = {'metric': 'MRR@5', 'space': own_search.space.parameters, 'fixed': {}, 'name': 'small', 'train': '',
+                 'valid': '', 'conditions': ''}
+    table, = best_trials(found | described).tables
+    assert len(table.rows) == len(values[''])
 
 
 def test_a_search_begins_no_trial_after_its_time(own_search, untrained, tmp_path):

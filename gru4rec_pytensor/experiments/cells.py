@@ -237,7 +237,7 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
 
 def fit_from_checkpoint(model: GRU4Rec, train: pd.DataFrame, checkpoint: Path | None, every: float,
                         callback: Callable | None, report: Callable[[str, bool], None] | None) -> bool:
-    """Train a network; return False if its checkpoint was damaged, which is set aside for a training from the start."""
+    """Train a network; return False if its checkpoint was damaged, or of another training, and so was set aside."""
     try:
         model.fit(train, callback=callback, checkpoint=checkpoint, every=every)
     except ValueError as error:

@@ -23,12 +23,12 @@ from gru4rec_pytensor.experiments.tables import Section, Table, mean_and_deviati
 VERDICTS = """\
 How a claim is judged: the differences between the two settings, seed by seed, have a mean and a 95% confidence interval
 (Student's t). That one is better than the other holds if the interval is above 0 for each metric, and does not hold if
-it is below 0 for one. That one does not improve on the other holds if each interval ends below a gain of 1%, and
-otherwise does not hold if one is above 0. That one is like the other holds if each interval is within 1%, and does not
-hold if one is outside. Stability: Fisher's exact test, 2.5% on each side. Everything else is too close to tell, and so
-is a comparison with fewer than two seeds for which both networks were numerically stable. For the training loss, better
-is lower. Square brackets: the 95% interval of the difference over the choice of test sessions; a difference is within
-the interval of the test set if that of Recall@20 or of MRR@20 includes 0."""
+it is below 0 for one. That one does not improve on the other holds if each interval ends below a gain of 1%, and does
+not hold if one ends above that and is above 0 as a whole. That one is like the other holds if each interval is within
+1%, and does not hold if one is outside. Stability: Fisher's exact test, 2.5% on each side. Everything else is too close
+to tell, and so is a comparison with fewer than two seeds for which both networks were numerically stable. For the
+training loss, better is lower. Square brackets: the 95% interval of the difference over the choice of test sessions; a
+difference is within the interval of the test set if that of Recall@20 or of MRR@20 includes 0."""
 MARGIN = 0.01  # relative: a difference that does not matter
 METRICS = {'recall@20': 'Recall@20', 'mrr@20': 'MRR@20', 'loss': 'training loss'}
 POINTWISE, PAIRWISE = ('cross-entropy', 'mrr'), ('top1', 'bpr')
@@ -181,7 +181,8 @@ def claims_cells(data: Dataset, request: Request) -> list[Cell]:
     return [cell for k, cell in enumerate(cells) if cell not in cells[:k]]
 
 
-def claims_section(cells: list[dict], results: Results, data: Dataset, request: Request) -> Section:
+def claims_section(cells: list[dict], results: Results, data: Dataset, request: Request,
+                   with_intervals: bool = True) -> Section:
     """Return the table of the claims that can be judged by these results, and a note."""
     by_cell = {digits_of({name: result.get(name) for name in Cell._fields}): result for result in cells}
 
@@ -195,7 +196,9 @@ def claims_section(cells: list[dict], results: Results, data: Dataset, request: 
         if first and second:
             n_seeds = len(request.seeds)
             compared.append((claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds)))
-    rows, intervals = [], test_intervals([sides for _claim, *sides in compared], results, data)
+    rows, intervals = [], {}
+    if with_intervals:
+        intervals = test_intervals([sides for _claim, *sides in compared], results, data)
     for k, (claim, first, second) in enumerate(compared):
         verdict, details = judge(claim, first, second)
         of_test = intervals.get(k, [])  # of the first two metrics

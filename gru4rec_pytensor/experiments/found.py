@@ -15,7 +15,7 @@ from gru4rec_pytensor.experiments import page
 from gru4rec_pytensor.experiments.cells import versions
 from gru4rec_pytensor.experiments.protocols import LOSS_NAMES, REVISION
 from gru4rec_pytensor.experiments.results import Results, digits_of, write_text
-from gru4rec_pytensor.experiments.search import Search
+from gru4rec_pytensor.experiments.search import FAILED, Search
 from gru4rec_pytensor.experiments.spaces import network_arguments
 from gru4rec_pytensor.experiments.tables import Section, Table
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Reasons why a trial ended, and what the pictures call it.
-ENDS = {'': 'trained to the end', 'stopped early': 'stopped early', 'Unstable': 'numerically unstable'}
+ENDS = {'': 'trained to the end', 'stopped early': 'stopped early', 'Unstable': 'numerically unstable',
+        FAILED: 'could not be trained'}
 N_BEST = 10
 
 
@@ -41,7 +42,8 @@ def keep(results: Results, search: Search, outcome: dict, sizes: dict, fingerpri
         return None
     space = search.space
     results.save('found', {'data': fingerprint, 'revision': REVISION, 'search': search.name}, outcome | sizes | {
-        'space': space.parameters, 'fixed': space.fixed, 'name': space.name, 'metric': search.metric,
+        'candidates': search.candidates, 'space': space.parameters, 'fixed': space.fixed, 'name': space.name,
+        'metric': search.metric,
         'conditions': f'ties by the policy {search.tie_policy!r}, sampler {search.sampler}, seed {search.seed}, '
                       f'backend {search.backend}'})
     model = GRU4Rec(**network_arguments(space.fixed | best[0]['point']))

@@ -146,7 +146,7 @@ def svg_of(picture: Figure) -> str:
 
 def line_style(k: int) -> tuple[str, str]:
     """Return colour and marker of the k-th line."""
-    return COLOURS[k % len(COLOURS)], [*MARKERS][k % len(MARKERS)]
+    return COLOURS[k % len(COLOURS)], [*MARKERS][(k + k // len(COLOURS)) % len(MARKERS)]
 
 
 def draw_lines(series: dict[str, tuple], xlabel: str, ylabel: str,

@@ -18,7 +18,15 @@ from gru4rec_pytensor.experiments.found import best_trials
 from gru4rec_pytensor.experiments.protocols import BASELINES, REVISION, ROW_TITLES
 from gru4rec_pytensor.experiments.report import format_report
 from gru4rec_pytensor.experiments.results import Results, write_text
-from gru4rec_pytensor.experiments.tables import as_markdown, rows_of_later, rows_of_tables, tables_1_and_3, tables_2
+from gru4rec_pytensor.experiments.tables import (
+    as_markdown,
+    by_row,
+    rows_of_later,
+    rows_of_tables,
+    tables_1_and_3,
+    tables_2,
+    title_of,
+)
 from gru4rec_pytensor.files import locked
 
 
@@ -30,22 +38,27 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
     with locked(results.folder / '.publish.lock'):
         cells = results.load('cells', data.fingerprint)
         paper, later = rows_of(cells, results, data)
-        ranks = ranks_of_rows([*paper, *later], results)
+        # Bootstraps take seconds: the last call of a command makes them.
+        ranks = ranks_of_rows([*paper, *later], results) if with_report else {}
         both = with_intervals([*paper, *later], ranks, data)
         paper, later = both[:len(paper)], both[len(paper):]
         searches = tables_2([found for found in results.load('searches', data.fingerprint)
                              if found['candidates'] == data.protocol.candidates], data)
-        found = results.load('found', data.fingerprint)
+        found = [found for found in results.load('found', data.fingerprint)
+                 if found['candidates'] == data.protocol.candidates]
         claims = [claims_section(cells, results, data, Request(
             (), (), (), tuple(asked['units']), asked['epochs'], tuple(asked['seeds']), asked['tie_policy'],
-            asked['backend'], is_quick=asked['is_quick'])) for asked in results.load('claims', data.fingerprint)
-            if asked['protocol'] == data.protocol.title]
+            asked['backend'], is_quick=asked['is_quick']), with_report)
+            for asked in results.load('claims', data.fingerprint) if asked['protocol'] == data.protocol.title]
         claims = [section for section in claims if section.tables[0].rows]
         tables = [tables_1_and_3(paper, later, data)] if both else []
         if any(result['intervals'] for result in both):
             tables[0].notes.insert(1, INTERVALS)
-        pairs = {tuple(asked['rows']): compare_rows(both, ranks, data, asked['rows'])
-                 for asked in results.load('comparisons', data.fingerprint)}
+        titles, pairs = titles_of_rows(both), {}
+        for asked in results.load('comparisons', data.fingerprint) if ranks else []:
+            names = tuple(titles[row] for row in map(tuple, asked['rows']) if row in titles)
+            if names or not asked['rows']:
+                pairs[names] = compare_rows(both, ranks, data, names)
         compared = [section_of_pairs(pairs, without_ranks(both, ranks))] if pairs and tables else []
         for section in compared:
             tables[0].tables.extend(section.tables)
@@ -85,8 +98,11 @@ def keep_request(results: Results, data: Dataset, request: Request, planned: lis
     """
     base = {'data': data.fingerprint, 'revision': REVISION}
     kept = {row['title']: (row['model'], row['parameters']) for row in results.load('rows', data.fingerprint)}
+    others = [result for group in rows_of(results.load('cells', data.fingerprint), results, data) for result in group
+              if not result.get('source')]
+    taken = {*BASELINES, *ROW_TITLES.values(), *titles_of_rows(others).values()}
     for row in request.own:
-        if row.title in (*BASELINES, *ROW_TITLES.values()) or kept.setdefault(
+        if row.title in taken or kept.setdefault(
                 row.title, (row.model, row.parameters)) != (row.model, row.parameters):
             raise ValueError(f'--name: {row.title!r} is the title of another row; give {row.model} a title of its own')
         results.save('rows', base | {'model': row.model, 'parameters': row.parameters},
@@ -103,10 +119,14 @@ def keep_request(results: Results, data: Dataset, request: Request, planned: lis
     if request.compared is not None:
         unrun: list[dict] = [cell._asdict() | {'recall@20': None} for cell in planned]
         paper, later = rows_of([*results.load('cells', data.fingerprint), *unrun], results, data)
-        known = titles_of_rows([*paper, *later]).values()
+        known, rows = titles_of_rows([*paper, *later]), []
+        shown = {row: title_of(ours[0], with_seed=False) for row, ours in by_row([*paper, *later]).items()}
         if not known:
             raise ValueError(f'--compare: {results.folder} has no rows of tables for this data')
         for title in request.compared:
-            if title not in known:
-                raise ValueError(f"--compare {title!r}: no such row; there are {'; '.join(known)}")
-        results.save('comparisons', base | {'rows': request.compared}, {})
+            named = [row for row in known if known[row] == title] or [row for row in shown if shown[row] == title]
+            if len(named) != 1:
+                problem = 'is the title of several rows' if named else 'no such row'
+                raise ValueError(f"--compare {title!r}: {problem}; there are {'; '.join(known.values())}")
+            rows += named
+        results.save('comparisons', base | {'rows': rows}, {})

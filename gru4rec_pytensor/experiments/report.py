@@ -68,8 +68,8 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
             counts.append([name, kind, f'{found:,}', f'{published:,}' if published else '-'])
     parts.append(page.section('Data', page.table(
         ['data', '', 'here', f'{data.protocol.title}, published'], counts), page.paragraph(
-            'Sessions of one event are left out, and in the making of the training data items of fewer than '
-            f'{MIN_ITEM_EVENTS} events (section 4), so that there are fewer items than the log has.')))
+            'The protocol (section 4) leaves out sessions of one event and, of the whole log, items of fewer than '
+            f'{MIN_ITEM_EVENTS} events; files of --train and --test are taken as they are.')))
     if figures:
         parts.append(page.section('Figures', '<p>' + ', '.join(
             f'<a href="{html.escape(name, quote=True)}">{html.escape(name)}</a>' for name in figures) + '</p>'))
@@ -114,10 +114,10 @@ def comparison_table(shown: list[dict], results: list[dict], data: Dataset, capt
     """
     if not shown:
         return ''
-    knn = [result for result in results if result['model'] == 'Item-KNN']
     rows = []
     published = [(None, None) if data.is_synthetic else published_for(ours[0], data) for ours in by_row(shown).values()]
     is_published = any(map(any, published))
+    has_knn = any(result['model'] == 'Item-KNN' for result in results)
     for ours, numbers in zip(by_row(shown).values(), published):
         cells: list = [title_of(ours[0], row_settings(shown), with_seed=False)]
         for metric, number in zip(('recall@20', 'mrr@20'), numbers):
@@ -125,12 +125,14 @@ def comparison_table(shown: list[dict], results: list[dict], data: Dataset, capt
             if is_published:
                 cells += [f'{number:.4f}' if number else '-', page.difference(mean_metric(ours, metric), number, True)]
         cells.append(metric_in_words(ours, 'ndcg@20'))
-        if knn:
+        if has_knn:
+            knn = [result for result in results if result['model'] == 'Item-KNN'
+                   and result['tie_policy'] == ours[0]['tie_policy']]
             cells.append(page.difference(mean_metric(ours, 'recall@20'), mean_metric(knn, 'recall@20'), False))
         rows.append(cells)
     kinds = ('ours', 'published', 'difference') if is_published else ('',)
     header = ['', *[f'{metric} {which}'.strip() for metric in ('Recall@20', 'MRR@20') for which in kinds], 'NDCG@20']
-    return page.table(header + ['gain over Item-KNN'] * bool(knn), rows, caption)
+    return page.table(header + ['gain over Item-KNN'] * has_knn, rows, caption)
 
 
 def comparison_picture(pairs: list[Pair]) -> str:

@@ -43,6 +43,7 @@ SPACE: dict[str, tuple] = {
     'momentum': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 }
 SAMPLERS = ('tpe', 'random')
+FAILED = 'Cannot be trained'  # of a network that needs too much memory, say
 STARTUP = 10  # random points, from which TPE starts, and trials, before another one is stopped early
 
 
@@ -131,7 +132,8 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
     deadline = time.monotonic() + (search.timeout or float('inf'))
     with storage_lock(url):
         storage = open_storage(url)
-    for left in reversed(range(ATTEMPTS)):
+    left, last = ATTEMPTS, float('-inf')
+    while True:
         try:
             return run_phases(search, n_trials, storage, url, note, deadline)
         except Exception as error:
@@ -140,11 +142,12 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
                 cause = cause.__context__
             if not cause:
                 raise
+            left = (left if time.monotonic() < last + 3600 else ATTEMPTS) - 1  # of an hour
+            last = time.monotonic()
             if not left:
                 raise unusable(url, cause.__cause__ or cause) from None
             if left == ATTEMPTS - 1:
                 note('the storage was interrupted; the search continues')
-    raise AssertionError('the last attempt returns or raises')
 
 
 def run_phases(search: Search, n_trials: int, storage: RDBStorage, url: str, note: Callable[[str], None],
@@ -152,12 +155,9 @@ def run_phases(search: Search, n_trials: int, storage: RDBStorage, url: str, not
     """Run random points, then, from the best one, the values of each parameter in turn; or those of a sampler."""
     import optuna
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP) if search.prune else optuna.pruners.NopPruner()
-    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler()
-    if search.sampler == 'tpe':
-        sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, multivariate=True, constant_liar=True)
     with storage_lock(url):
-        study = optuna.create_study(storage=storage, study_name=search.name, direction='maximize',
-                                    pruner=pruner, sampler=sampler, load_if_exists=True)
+        study = optuna.create_study(storage=storage, study_name=search.name, direction='maximize', pruner=pruner,
+                                    sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
     n_sessions = n_trainable_sessions(open_events(search.events).train)
     space = search.space.parameters
     if search.sampler:
@@ -169,7 +169,7 @@ def run_phases(search: Search, n_trials: int, storage: RDBStorage, url: str, not
         if search.sampler == 'tpe':
             points[STARTUP:] = [{}] * (n_trials - STARTUP)  # the sampler gives them when their trials begin
         run_phase(study, search.sampler, points, search, space, url, note, deadline)
-        return recorded(study, trials_of(study, [search.sampler], n_trials))
+        return recorded(study, trials_of(study, [search.sampler], n_trials), space)
     space = space | {'batch_size': tuple(b for b in space['batch_size'] if b <= n_sessions)}
     if not space['batch_size']:
         raise ValueError(f'the training data has {n_sessions} sessions of two or more events: too few for a search, '
@@ -222,6 +222,9 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
                 if 'RUNNING' not in states:
                     return
             elif 'WAITING' in states:
+                if search.sampler == 'tpe':  # a seed for each trial: that of one process is the same in each command
+                    study.sampler = optuna.samplers.TPESampler(
+                        n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=search.seed + len(known))
                 try:
                     study.optimize(one_trial, n_trials=1, catch=(Superfluous,))
                 except (ValueError, AssertionError, optuna.exceptions.UpdateFinishedTrialError) as error:
@@ -266,10 +269,11 @@ def objective(trial: Trial, search: Search, space: dict[str, Any], note: Callabl
             raise optuna.TrialPruned(f'Unstable: not finite after {len(model.epoch_losses_)} epochs')
         value, recall, mrr = validate(model, search)
         outcome = f'{search.metric} {value:.4f}'
-    except optuna.TrialPruned as error:
-        value, outcome = float('-inf'), str(error)
+    except (optuna.TrialPruned, MemoryError, TypeError, ValueError) as error:
+        is_end = isinstance(error, optuna.TrialPruned)
+        value, outcome = float('-inf'), str(error) if is_end else f'{FAILED}: {type(error).__name__}: {error}'
         trial.set_user_attr('reason', outcome)
-    except Exception as error:
+    except Exception as error:  # of a disk or a database: another process, or the next command, has better luck
         trial.set_user_attr('reason', f'{type(error).__name__}: {error}')
         note(f'{title}: {type(error).__name__}: {error}')
         raise
@@ -292,7 +296,7 @@ def progress_of(trial: Trial, value: float, seconds: float, n_points: int) -> st
     finished = [other for other in others if is_finished(other)]
     running = 1 + sum(other.state.name == 'RUNNING' for other in others)
     stopped = sum(other.state.name == 'PRUNED' for other in finished) + (value == float('-inf'))
-    best = max([value] + [other.value for other in finished if other.value is not None])
+    best = max([value] + [other.value or 0.0 for other in finished if other.state.name == 'COMPLETE'])
     shown = '-' if best == float('-inf') else f'{best:.4f}'
     left = n_points - len(finished) - 1
     mean = (seconds + sum(other.user_attrs.get('seconds', 0) for other in finished)) / (len(finished) + 1)
@@ -309,9 +313,9 @@ def validate(model: GRU4Rec, search: Search) -> tuple[float, float, float]:
 
 
 def is_finished(trial: FrozenTrial) -> bool:
-    """Return whether a trial says something about its network; an error or an interruption does not."""
+    """Return whether a trial says something about its network; an interruption, or an error of a disk, does not."""
     reason = trial.user_attrs.get('reason', '')
-    return trial.state.name == 'COMPLETE' or reason == 'stopped early' or reason.startswith('Unstable')
+    return trial.state.name == 'COMPLETE' or reason == 'stopped early' or reason.startswith(('Unstable', FAILED))
 
 
 def trials_of(study: Study, phases: list[str], n_trials: int) -> list[FrozenTrial]:
@@ -335,13 +339,13 @@ def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> Found:
 
     at_random = [trial for trial in trials if trial.user_attrs['phase'] == phases[0]]
     finished = {trial.user_attrs['number']: trial for trial in at_random if is_finished(trial)}
-    unstable = sum(trial.user_attrs.get('reason', '').startswith('Unstable') for trial in finished.values())
+    unstable = sum(trial.user_attrs.get('reason', '').startswith(('Unstable', FAILED)) for trial in finished.values())
     stopped = sum(trial.user_attrs.get('reason') == 'stopped early' for trial in finished.values())
     return Found(len(finished), len(finished) - unstable, stopped, described(best_trial(at_random, phases)),
                    described(best_trial(trials, phases)))
 
 
-def recorded(study: Study, trials: list[FrozenTrial]) -> dict:
+def recorded(study: Study, trials: list[FrozenTrial], space: dict[str, Any]) -> dict:
     """Return the finished trials, in the order of their ends, and the importance of each parameter, for a file.
 
     The importance is that of PED-ANOVA, for a metric among the best tenth: fANOVA would need another package.
@@ -349,7 +353,8 @@ def recorded(study: Study, trials: list[FrozenTrial]) -> dict:
     import optuna
     finished = {trial.user_attrs['number']: trial for trial in trials if is_finished(trial)}
     in_order: list[Any] = sorted(finished.values(), key=lambda trial: trial.datetime_complete)
-    rows = [{'number': trial.user_attrs['number'] + 1, 'point': rounded(trial.params), 'value': trial.value,
+    rows = [{'number': trial.user_attrs['number'] + 1, 'point': rounded(trial.params, space),
+             'value': trial.value if trial.state.name == 'COMPLETE' else None,  # Optuna's is the last that was reported
              'reason': trial.user_attrs.get('reason', '').split(':')[0], 'epochs': len(trial.intermediate_values)}
             | {name: trial.user_attrs.get(name) for name in ('recall', 'mrr', 'seconds')} for trial in in_order]
     importance = {}

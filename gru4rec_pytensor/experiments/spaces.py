@@ -54,6 +54,8 @@ def read(path: Path, given: Sequence[str] = ()) -> Space:
     try:
         if path.suffix == '.toml':
             content = tomllib.loads(text.decode())
+            if unknown := content.keys() - {'parameters', 'space'}:
+                raise ValueError(f'has the unknown name {min(unknown)!r}; allowed are the tables parameters and space')
             fixed, entries = content.get('parameters', {}), [*content.get('space', {}).items()]
             own = {*fixed}
         else:
@@ -160,13 +162,14 @@ def suggested(trial: Trial, space: dict[str, Any]) -> dict[str, Any]:
             suggest(name, *given['values'], **{key: given[key] for key in ('step', 'log') if given[key]})
         else:
             trial.suggest_categorical(name, given)
-    return rounded(trial.params)
+    return rounded(trial.params, space)
 
 
-def rounded(point: dict[str, Any]) -> dict[str, Any]:
-    """Return a point with numbers of six digits, which steps such as 0.05 are not.
+def rounded(point: dict[str, Any], space: dict[str, Any]) -> dict[str, Any]:
+    """Return a point with six digits of numbers from ranges, whose steps, such as 0.05, are not exact.
 
-    >>> rounded({'momentum': 0.1 + 0.2, 'batch_size': 1234567})
-    {'momentum': 0.3, 'batch_size': 1234567}
+    >>> rounded({'momentum': 0.1 + 0.2, 'bpreg': 1.2345678}, {'momentum': {'step': 0.1}, 'bpreg': (0.5, 1.2345678)})
+    {'momentum': 0.3, 'bpreg': 1.2345678}
     """
-    return {name: float(f'{value:.6g}') if isinstance(value, float) else value for name, value in point.items()}
+    return {name: float(f'{value:.6g}') if isinstance(value, float) and isinstance(space[name], dict) else value
+            for name, value in point.items()}

@@ -209,7 +209,8 @@ def run_searches(request: Request, validation: Dataset, url: str, n_processes: i
                 if outcome.failure:
                     work.failures[f'{task.title} of {title}'] = outcome.failure
                 found = outcome.value or found
-                display.finished(task.title, outcome.failure or f'all trials of {title} are done')
+                ended = f"{len(found['trials'])} of {request.n_trials}" if isinstance(found, dict) else 'all'
+                display.finished(task.title, outcome.failure or f'{ended} trials of {title} are done')
         if isinstance(found, dict):
             path = keep(work.results, one, found, sizes, work.data.fingerprint)
             note(f'{path}: the best parameters' if path else 'no network of the search was trained to its end')
