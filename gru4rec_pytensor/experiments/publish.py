@@ -45,7 +45,7 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
         searches = tables_2([found for found in results.load('searches', data.fingerprint)
                              if found['candidates'] == data.protocol.candidates], data)
         found = [found for found in results.load('found', data.fingerprint)
-                 if found['candidates'] == data.protocol.candidates]
+                 if found.get('candidates') == data.protocol.candidates]
         claims = [claims_section(cells, results, data, Request(
             (), (), (), tuple(asked['units']), asked['epochs'], tuple(asked['seeds']), asked['tie_policy'],
             asked['backend'], is_quick=asked['is_quick']), with_report)
