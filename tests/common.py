@@ -42,7 +42,7 @@ FAST_CASE = 'x_dropout_fixedmask'
 CROSS_ENTROPY_CASE = 'cross-entropy_rmsprop_m00'  # on Numba, a promise
 
 PROMISE = pytest.mark.promise  # a slow test that .ci/run runs nevertheless: conftest.py marks it as slow, too
-needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX, an extra, is not installed')
+needs_jax = pytest.mark.skipif(not importlib.util.find_spec('jax'), reason='JAX, an extra, is not installed')  # -m jax
 FAST_BACKENDS = [pytest.param('numba', marks=pytest.mark.slow),  # for tests that 'python' runs in seconds
                  pytest.param('jax', marks=[needs_jax, pytest.mark.slow])]
 

@@ -22,6 +22,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker('promise'):
             item.add_marker('slow')
+        if any('JAX' in mark.kwargs['reason'] for mark in item.iter_markers('skipif')):  # `needs_jax` of common.py
+            item.add_marker('jax')
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
