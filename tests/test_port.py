@@ -111,8 +111,8 @@ class SummedReference(NumpyVariant):
 
 
 @pytest.mark.parametrize('arguments', [
-    dict(adapt=None), dict(adapt='rmsprop', momentum=0.2), dict(momentum=0.3, lmbd=0.01), dict(grad_cap=0.05),
-    dict(embedding=3), dict(input_mode='session')], ids=str)
+    dict(momentum=0.3, lmbd=0.01), dict(adapt=None, grad_cap=0.05, embedding=3),
+    dict(adapt='rmsprop', momentum=0.2, input_mode='session')], ids=str)
 def test_one_step_with_the_sum_is_the_step_of_a_dense_gradient(arguments, float64):
     model, log = small_model(**TINY, **arguments, repeats='sum'), few_items_log(n_sessions=14)
     expected = untrained_reference(model, SummedReference).fit(log)

@@ -88,16 +88,12 @@ def test_training_is_that_of_the_reference_for_every_loss_and_update_rule(loss, 
 
 
 @pytest.mark.parametrize('arguments', [
-    dict(layers=[4, 3], momentum=0.2),
     dict(layers=[3, 4, 2], loss='cross-entropy', adapt='rmsprop', learning_rate=0.01),
-    dict(lmbd=0.02),
     dict(lmbd=0.02, momentum=0.2, adapt='rmsprop', learning_rate=0.01),
     dict(grad_cap=0.05, loss='cross-entropy', adapt=None, momentum=0.2, layers=[4, 3]),
     dict(hidden_act='relu', momentum=0.2),
     dict(final_act='linear', loss='bpr'),
     dict(final_act='tanh', loss='cross-entropy'),
-    dict(reset_after_session=False),
-    dict(train_random_order=True),
     pytest.param(dict(batch_size=1), marks=pytest.mark.filterwarnings('ignore:nothing can be learned')),
     dict(batch_size=13, layers=[1]),
     *[pytest.param(again, marks=pytest.mark.slow) for again in (
