@@ -319,7 +319,10 @@ def test_a_score_that_is_not_a_number_is_an_error_and_no_hit(tie_policy):
     lambda: evaluation.evaluate_sessions(baselines.Pop(), TEST, TRAIN, tie_policy='standard'),
     lambda: evaluation.evaluate_sessions_batch(GRU4Rec([3]), TEST),
     lambda: evaluation.evaluate_sessions_batch(GRU4Rec([3]), TEST, break_ties=True),
-    lambda: evaluation.evaluate_sessions_batch(GRU4Rec([3]), TEST, carry_states=True)])
+    lambda: evaluation.evaluate_sessions_batch(GRU4Rec([3]), TEST, carry_states=True),
+    lambda: GRU4Rec([3]).predict_next_batch([1], [1], None, 1), lambda: GRU4Rec([3]).initial_states(1),
+    lambda: GRU4Rec([3]).next_states(np.array([0]), np.array([True]), {}),
+    lambda: GRU4Rec([3]).weights(), lambda: GRU4Rec([3]).optimizer_state()])
 def test_a_model_that_is_not_trained_says_so_whatever_it_is_asked(evaluate):
     with pytest.raises(RuntimeError, match='is not trained yet: call fit first'):
         evaluate()

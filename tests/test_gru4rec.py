@@ -246,15 +246,6 @@ def test_given_negatives_that_are_no_items_or_do_not_fit_are_explained(negatives
         assert found.tolist() == negatives
 
 
-@pytest.mark.parametrize('call', [
-    lambda model: model.predict_next_batch([1], [1], None, 1),
-    lambda model: model.next_states(np.array([0]), np.array([True]), model.initial_states(1)),
-    lambda model: model.weights(), lambda model: model.optimizer_state()])
-def test_an_untrained_model_says_so(call):
-    with pytest.raises(RuntimeError, match='call fit first'):
-        call(GRU4Rec([5]))
-
-
 # --- Losses that are not finite -------------------------------------------------------------------------------------
 
 

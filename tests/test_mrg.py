@@ -33,6 +33,12 @@ def slow_uniform(states, n_draws, size):
 # --- Recorded from Theano -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize('name, n_steps', [('jump_2p72', 2 ** 72), ('jump_2p134', 2 ** 134)])
+def test_jumps_are_those_of_theano(name, n_steps):
+    for step, modulus, key in ((mrg.STEP1, M1, 'A1'), (mrg.STEP2, M2, 'A2')):
+        assert mrg.jump_matrix(step, n_steps, modulus).tolist() == RECORDED[name][key]
+
+
 def test_streams_begin_and_draw_as_recorded():
     first, second = RECORDED['first_request'], RECORDED['second_request']
     streams = mrg.Streams(42, 0, first['n_streams'])
