@@ -126,31 +126,9 @@ def test_a_checkpoint_of_other_data_or_masks_is_not_used(tmp_path):
             small_model(dropout_p_hidden=0.5).fit(data, checkpoint=path, dropout_masks=mask)
 
 
-def test_a_checkpoint_of_another_version_is_not_used(tmp_path):
-    path = tmp_path / 'checkpoint'
-    small_model().fit(LOG, checkpoint=path)
-    header, arrays = model_file.read(path)
-    def without(name):
-        return {key: value for key, value in header.items() if key != name}
-    others = [(header | {'training': header['training'] | {'more': 1}}, arrays), (without('position'), arrays),
-              (without('epoch_losses'), arrays), (header | {'position': 7}, arrays),
-              (header, {name: array for name, array in arrays.items() if name != 'Wy'}), (header, {})]
-    for other in others:
-        model_file.write(path, *other)
-        with pytest.raises(ValueError, match='checkpoint: a checkpoint of another version of this code'):
-            small_model().fit(LOG, checkpoint=path)
-
-
-def test_a_file_that_is_no_checkpoint_is_named_and_left_alone(tmp_path):
-    small_model().fit(LOG).save(tmp_path / 'model')
-    (tmp_path / 'text').write_text('hello')
-    for name, complaint in (('model', 'not a checkpoint'), ('text', 'not a model file')):
-        before = (tmp_path / name).read_bytes()
-        with pytest.raises(ValueError, match=f'{name}: {complaint}'):
-            small_model().fit(LOG, checkpoint=tmp_path / name)
-        assert (tmp_path / name).read_bytes() == before
+def test_a_checkpoint_in_a_folder_that_is_not_there_is_refused_before_any_work(tmp_path):
     with pytest.raises(FileNotFoundError, match='there is no folder'):
-        small_model().fit(LOG, checkpoint=tmp_path / 'nowhere' / 'checkpoint')
+        small_model().fit(LOG, checkpoint=tmp_path / 'nowhere' / 'checkpoint', callback=stopping_after(0))
 
 
 PROGRAM = textwrap.dedent("""
@@ -228,20 +206,3 @@ def test_kills_at_random_moments_lose_nothing_of_a_search(tmp_path, n_kills):
     killed_until_finished(SEARCH_PROGRAM, [tmp_path / 'data', tmp_path / 'killed'], n_kills, longest,
                           lambda: finished('killed'))
     assert len(tables) >= 2 and len(set(tables)) == 1
-
-
-@kills
-def test_kills_at_random_moments_leave_no_half_written_data(tmp_path, n_kills):
-    program = 'import sys, preprocess_rsc15; preprocess_rsc15.main(sys.argv[1:])'
-    preprocess_rsc15.make_synthetic(tmp_path / 'whole', n_sessions=60_000, n_items=1000, seed=1)
-    raw = tmp_path / 'clicks.dat'
-    (tmp_path / 'whole' / preprocess_rsc15.SYNTHETIC_LOG).rename(raw)
-    names = sorted(path.name for path in (tmp_path / 'whole').iterdir())
-
-    def finished():
-        found = sorted(path for path in (tmp_path / 'out').iterdir() if not path.name.startswith('.'))
-        assert [path.name for path in found] == names
-        for path in found:
-            assert path.read_bytes() == (tmp_path / 'whole' / path.name).read_bytes()
-            path.unlink()
-    killed_until_finished(program, [raw, tmp_path / 'out'], n_kills, 4, finished)

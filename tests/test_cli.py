@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from common import assert_same_bits, few_items_log, state_of
@@ -15,7 +16,7 @@ import preprocess_rsc15
 import run_experiments
 from evaluation import next_item_ranks, recall_mrr
 from gru4rec import GRU4Rec
-from gru4rec_pytensor import cli, click_log, model_file, terminal
+from gru4rec_pytensor import cli, click_log, terminal
 
 ROOT = Path(cli.__file__).parents[1]
 DAY = 86_400
@@ -62,14 +63,12 @@ def test_retailrockets_log_is_prepared_without_options_and_what_was_taken_is_sai
 
 
 def test_kinds_of_event_are_a_list_with_commas(tmp_path, capsys):
-    log = few_items_log(n_sessions=100, n_items=4)
-    log.assign(Time=log.SessionId * 10 ** 5 + log.Time, what=['see', 'buy', 'drop', 'see'] * (len(log) // 4)
-               + ['see'] * (len(log) % 4)).to_csv(tmp_path / 'log.csv', index=False)
-    found = json.loads(run(f'prepare --event-key what --event-types see,buy {tmp_path}/log.csv -o {tmp_path}/data '
-                           '--json --min-session-length 1', capsys).out)
-    kept = len(log) - len(log) // 4
+    log = few_items_log(n_sessions=100).assign(kind=lambda log: np.resize(['see', 'buy', 'drop'], len(log)))
+    log.to_csv(tmp_path / 'log.csv', index=False)
+    found = json.loads(run(f'prepare {tmp_path}/log.csv -o {tmp_path}/data --event-key kind --event-types see,buy '
+                           '--test-fraction 0.3 --min-session-length 1 --json', capsys).out)
     n_written = sum(found[name]['events'] for name in ('train', 'test'))
-    assert 0 < n_written == kept - found['dropped_events']
+    assert 0 < n_written == (log.kind != 'drop').sum() - found['dropped_events']
 
 
 def test_fit_saves_the_model_that_the_class_would_train(folder):
@@ -89,26 +88,19 @@ def test_evaluate_prints_recall_and_mrr_at_every_cut_off(folder, capsys):
     assert f'Recall@5 {found["recall@5"]:.4f}   MRR@5 {found["mrr@5"]:.4f}' in run(command, capsys).out
 
 
-def test_evaluate_drops_and_counts_what_the_model_does_not_know(folder, tmp_path, capsys):
-    test = click_log.read_events(folder / 'data' / 'test.tsv')
-    more = pd.concat([test, pd.DataFrame({'SessionId': [-1, -1], 'ItemId': ['p10', 'new'], 'Time': 0})])
-    more.to_csv(tmp_path / 'more.csv', index=False)
-    out, error = run(f'evaluate {folder}/model {tmp_path}/more.csv', capsys)
-    assert out == run(f'evaluate {folder}/model {folder}/data/test.tsv', capsys).out
-    assert f'dropped 2 of {len(more)} events' in error
-
-
-def test_evaluate_counts_unknown_items_as_misses_where_asked_to(folder, tmp_path, capsys):
+@pytest.mark.parametrize('unknown, n_misses, n_dropped', [('drop', 0, 3), ('miss', 2, 0)])
+def test_evaluate_drops_unknown_items_or_counts_them_as_misses(folder, tmp_path, capsys, unknown, n_misses, n_dropped):
     test = click_log.read_events(folder / 'data' / 'test.tsv')
     new = pd.DataFrame({'SessionId': [-1, -1, -1, -2, -2], 'ItemId': ['new', 'p10', 'p20', 'p10', 'other'],
                         'Time': range(5)})
     pd.concat([test, new]).to_csv(tmp_path / 'more.csv', index=False)
-    model = GRU4Rec.load(folder / 'model')
-    ranks = next_item_ranks(model, pd.concat([new[1:3], test]), tie_policy='conservative')
-    found = json.loads(run(f'evaluate {folder}/model {tmp_path}/more.csv --unknown miss --json', capsys).out)
-    assert found['predictions'] == len(ranks) + 2 and found['dropped_events'] == 0
+    ranks = next_item_ranks(GRU4Rec.load(folder / 'model'), pd.concat([new[1:3], test]), tie_policy='conservative')
+    out, error = run(f'evaluate {folder}/model {tmp_path}/more.csv --unknown {unknown} --json', capsys)
+    found = json.loads(out)
+    assert (found['predictions'], found['dropped_events']) == (len(ranks) + n_misses, n_dropped)
     for name, value in zip(('recall@20', 'mrr@20'), recall_mrr(ranks)):
-        assert found[name] == pytest.approx(value * len(ranks) / (len(ranks) + 2))
+        assert found[name] == pytest.approx(value * len(ranks) / (len(ranks) + n_misses))
+    assert (f'dropped {n_dropped} of {len(test) + 5} events' in error) == (n_dropped > 0)
 
 
 def test_recommend_prints_what_the_model_recommends(folder, capsys):
@@ -120,23 +112,6 @@ def test_recommend_prints_what_the_model_recommends(folder, capsys):
     assert len(out.splitlines()) == 3 and "skipped item id(s) that are not in the training data: 'nonsense'" in error
 
 
-def test_ids_that_are_numbers_are_found_in_text_and_others_are_unknown(tmp_path, capsys):
-    log = few_items_log(n_sessions=60)
-    log.to_csv(tmp_path / 'log.csv', index=False)
-    run(f'fit {tmp_path}/log.csv -o {tmp_path}/model {OPTIONS}', capsys)
-    out, error = run(f'recommend {tmp_path}/model 10 20 -k 2', capsys)
-    assert [int(line.split('\t')[0]) for line in out.splitlines()] == GRU4Rec.load(
-        tmp_path / 'model').recommend([10, 20], k=2).ItemId.tolist()
-    assert error == ''
-    _out, error = run(f'recommend {tmp_path}/model 10 10.5 abc -k 2', capsys)
-    assert "skipped item id(s) that are not in the training data: '10.5', 'abc'" in error
-    log.astype({'ItemId': str}).assign(ItemId=lambda frame: ['abc', *frame.ItemId[1:]]).to_csv(
-        tmp_path / 'bad.csv', index=False)
-    whole, bad = (json.loads(run(f'evaluate {tmp_path}/model {tmp_path}/{name}.csv --json', capsys).out)['predictions']
-                  for name in ('log', 'bad'))
-    assert 0 < whole - bad <= 2
-
-
 def test_info_says_what_a_model_is(folder, capsys):
     found = json.loads(run(f'info {folder}/model --json', capsys).out)
     model = GRU4Rec.load(folder / 'model')
@@ -144,14 +119,6 @@ def test_info_says_what_a_model_is(folder, capsys):
     assert found['parameters'] == sum(value.size for value in model.weights().values())
     text = run(f'info {folder}/model', capsys).out
     assert f'{model.n_items:,} items' in text and 'layers=[6]' in text and 'Wy 12x6' in text
-
-
-def test_info_refuses_what_load_refuses(folder, tmp_path, capsys):
-    header, arrays = model_file.read(folder / 'model')
-    header['arguments']['loss'] = 'hinge'
-    model_file.write(tmp_path / 'model', header, arrays)
-    assert cli.main(['info', str(tmp_path / 'model')]) == 2
-    assert f"{tmp_path}/model: not a model of this package (ValueError: loss='hinge'" in capsys.readouterr().err
 
 
 def test_more_trains_a_model_further_on_new_data(folder, tmp_path, capsys):
@@ -267,18 +234,27 @@ note('done')
 """
 
 
+CAFE, NOTES = 'caf\u00e9 ' * 20_000 + '\n', ['working on caf\u00e9', 'done']
+needs_full_device = pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no /dev/full')
+
+
 def shell(command, **environment):
     """Run a line of the shell in which "$@" is a Python that writes like a command."""
     return subprocess.run(['bash', '-c', command, 'bash', sys.executable, '-c', WRITE], cwd=ROOT, capture_output=True,
                           text=True, env=os.environ | environment)
 
 
-def test_a_reader_that_has_gone_is_no_error():
-    done = shell('"$@" | head -c 6; exit ${PIPESTATUS[0]}')
-    assert (done.returncode, done.stdout) == (0, 'caf\u00e9 ')
-    assert done.stderr.splitlines() == ['working on caf\u00e9', 'done']
-    done = shell('{ "$@" 2>&1 >&3 | true; exit ${PIPESTATUS[0]}; } 3>&1')  # nor is one of standard error
-    assert (done.returncode, done.stdout) == (0, 'caf\u00e9 ' * 20_000 + '\n')
+@pytest.mark.parametrize('line, code, out, notes', [
+    pytest.param('"$@" | head -c 6; exit ${PIPESTATUS[0]}', 0, 'caf\u00e9 ', NOTES, id='its reader has gone'),
+    pytest.param('{ "$@" 2>&1 >&3 | true; exit ${PIPESTATUS[0]}; } 3>&1', 0, CAFE, [], id='that of the notes has gone'),
+    pytest.param('"$@" >/dev/full', 2, '', [NOTES[0], '-c: error: standard output: No space left on device'],
+                 id='its device is full', marks=needs_full_device),
+    pytest.param('"$@" 2>/dev/full', 0, CAFE, [], id='that of the notes is full', marks=needs_full_device),
+    pytest.param('"$@" >&-', 0, '', NOTES, id='it is closed'),
+    pytest.param('"$@" 2>&-', 0, CAFE, [], id='standard error is closed')])
+def test_output_that_nothing_takes_stops_no_work_and_only_a_full_device_is_an_error(line, code, out, notes):
+    done = shell(line)
+    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (code, out, notes)
 
 
 @pytest.mark.parametrize('encoding, word', [
@@ -289,23 +265,7 @@ def test_characters_that_the_console_lacks_are_printed_as_backslashes(encoding, 
     assert done.stderr.splitlines() == [f'working on {word}', 'done']
 
 
-@pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no /dev/full')
-def test_a_full_device_is_named_in_one_line_and_does_not_stop_the_work():
-    done = shell('"$@" >/dev/full')
-    assert (done.returncode, done.stderr.splitlines()) == (2, [
-        'working on caf\u00e9', '-c: error: standard output: No space left on device'])
-    done = shell('"$@" 2>/dev/full')
-    assert (done.returncode, done.stdout) == (0, 'caf\u00e9 ' * 20_000 + '\n')
-
-
-def test_notes_go_nowhere_and_not_into_the_results_where_standard_error_is_closed():
-    done = shell('"$@" 2>&-')
-    assert (done.returncode, done.stdout, done.stderr) == (0, 'caf\u00e9 ' * 20_000 + '\n', '')
-    done = shell('"$@" >&-')
-    assert (done.returncode, done.stderr.splitlines()) == (0, ['working on caf\u00e9', 'done'])
-
-
-@pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no /dev/full')
+@needs_full_device
 @pytest.mark.parametrize('script', [
     'preprocess_rsc15.py',
     *[pytest.param(script, marks=pytest.mark.slow) for script in ('-m gru4rec_pytensor.cli', 'run_experiments.py')]])

@@ -14,11 +14,6 @@ from gru4rec import GRU4Rec
 from gru4rec_pytensor.experiments import figures
 
 
-def texts(picture):
-    """All texts of a picture, in the order in which they were drawn."""
-    return [text.get_text() for ax in picture.axes for text in ax.texts]
-
-
 def untrained(n_items=30, **arguments):
     return GRU4Rec(**arguments).settings(n_items)
 
@@ -36,9 +31,7 @@ def test_figure_1_has_the_layers_of_the_model_bottom_to_top():
 
 
 @pytest.mark.parametrize('arguments', [
-    dict(layers=[8]), *[pytest.param(more, marks=pytest.mark.slow) for more in (
-        dict(layers=[8, 6], input_to_all_layers=True), dict(layers=[8], unit='rnn', embedding=5))],
-    dict(layers=[8, 8], unit='lstm', input_to_all_layers=True, embedding=8, feedforward=[4, 3])])
+    dict(layers=[8]), dict(layers=[8, 8], unit='lstm', input_to_all_layers=True, embedding=8, feedforward=[4, 3])])
 def test_figure_1_names_every_weight_of_the_trained_model_with_its_shape(arguments):
     model = small_model(**arguments).fit(click_log(*[[1, 2, 3]] * 8))
     drawn = {}
@@ -68,14 +61,6 @@ def test_models_stand_side_by_side_in_figure_1():
 OFFSETS = np.array([0, 3, 5, 9, 11, 14])  # sessions of 3, 2, 4, 2 and 3 events
 
 
-def test_figure_2_shows_what_goes_in_and_the_event_after_it():
-    _above, below = figures.minibatches(OFFSETS, 2).axes
-    # Lane 1 has the sessions 1, 4 and 5, lane 2 has 2 and 3, after which it finds none: 5.2 is no input, 5.3 no output.
-    assert [text.get_text() for text in below.texts] == [
-        'input, lane 1', '1.1', '1.2', '4.1', '5.1', 'input, lane 2', '2.1', '3.1', '3.2', '3.3',
-        'output, lane 1', '1.2', '1.3', '4.2', '5.2', 'output, lane 2', '2.2', '3.2', '3.3', '3.4', *'1234']
-
-
 def test_figure_2_is_that_of_the_iterator():
     position, starts = next(gru4rec.session_parallel_minibatches(OFFSETS, 2))
     labels = [f'e{event}' for event in range(OFFSETS[-1])]
@@ -96,13 +81,8 @@ def test_figure_2_follows_the_order_of_the_sessions():
 
 def test_figure_2_of_many_long_sessions_stops_after_some_mini_batches():
     picture = figures.minibatches(np.arange(0, 2001, 20), 3, steps=5)
-    assert '1.6' in texts(picture) and '1.8' not in texts(picture)
-
-
-def test_no_two_sessions_of_figure_2_have_tints_that_look_alike():
-    tints = np.array([matplotlib.colors.to_rgb(tint) for tint in (*figures.TINTS, figures.UNUSED)])
-    apart = np.abs(tints[:, None] - tints).sum(axis=2)
-    assert apart[~np.eye(len(tints), dtype=bool)].min() > 0.2  # it was 0.12
+    shown = {text.get_text() for ax in picture.axes for text in ax.texts}
+    assert '1.6' in shown and '1.8' not in shown
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
@@ -125,12 +105,6 @@ def test_training_curves_have_a_panel_for_each_network_with_its_losses():
     losses = {'TOP1': [0.9, 0.8], 'BPR': [0.5, 0.4], 'MRR': [0.3, 0.2], 'Cross-entropy': [6.0, 5.0]}
     axes = [ax for ax in figures.training_curves(losses).axes if ax.lines]
     assert {ax.get_title(): ax.lines[0].get_ydata().tolist() for ax in axes} == losses
-
-
-@pytest.mark.parametrize('n_epochs, marker', [(20, 'o'), (21, '')])
-def test_a_long_training_curve_has_no_markers(n_epochs, marker):
-    ax, = figures.training_curves({'TOP1': [0.5] * n_epochs}).axes
-    assert ax.lines[0].get_marker() == marker
 
 
 @pytest.mark.slow

@@ -25,46 +25,29 @@ def named(lengths, position):
     return [[names[p] if p >= 0 else '-' for p in row] for row in position]
 
 
-def test_three_lanes_walk_through_the_sessions_as_in_figure_2():
-    lengths = [4, 2, 6, 2, 3]
-    position, starts = drawn(lengths, 3)
-    assert named(lengths, position) == [['i1,1', 'i2,1', 'i3,1'],
-                                        ['i1,2', 'i4,1', 'i3,2'],
-                                        ['i1,3', 'i5,1', 'i3,3']]
-    assert named(lengths, position + 1) == [['i1,2', 'i2,2', 'i3,2'],
-                                            ['i1,3', 'i4,2', 'i3,3'],
-                                            ['i1,4', 'i5,2', 'i3,4']]
-    assert starts.tolist() == [[True, True, True], [False, True, False], [False, True, False]]
-
-
-def test_a_lane_whose_session_ends_takes_the_next_unused_session():
-    lengths = [2, 5, 3, 2]
-    position, starts = drawn(lengths, 2)
-    assert named(lengths, position) == [['i1,1', 'i2,1'], ['i3,1', 'i2,2'], ['i3,2', 'i2,3'], ['i4,1', 'i2,4']]
-    assert starts.tolist() == [[True, True], [True, False], [False, False], [True, False]]
-
-
-def test_a_lane_that_draws_a_one_event_session_waits_for_the_next_round():
+@pytest.mark.parametrize('lengths, batch_size, options, expected', [
+    pytest.param([4, 2, 6, 2, 3], 3, {}, ['i1,1 i2,1 i3,1', 'i1,2 i4,1 i3,2', 'i1,3 i5,1 i3,3'], id='figure 2'),
+    pytest.param([2, 5, 3, 2], 2, {}, ['i1,1 i2,1', 'i3,1 i2,2', 'i3,2 i2,3', 'i4,1 i2,4'],
+                 id='a lane whose session ends takes the next unused one'),
     # After the first mini-batch all three lanes end: lane 1 draws session 4, of one event, lane 2 session 5 and lane 3
     # session 6; only then does lane 1 take session 7.
-    lengths = [2, 2, 2, 1, 3, 3, 3]
-    position, starts = drawn(lengths, 3)
-    assert named(lengths, position) == [['i1,1', 'i2,1', 'i3,1'], ['i7,1', 'i5,1', 'i6,1'], ['i7,2', 'i5,2', 'i6,2']]
-    assert starts.tolist() == [[True] * 3, [True] * 3, [False] * 3]
-
-
-def test_one_event_sessions_at_the_beginning_are_skipped_in_rounds():
-    lengths = [1, 2, 1, 1, 3, 2]
-    position, _starts = drawn(lengths, 3)
+    pytest.param([2, 2, 2, 1, 3, 3, 3], 3, {}, ['i1,1 i2,1 i3,1', 'i7,1 i5,1 i6,1', 'i7,2 i5,2 i6,2'],
+                 id='a lane that draws a session of one event waits for the next round'),
     # Round 1: sessions 1, 2, 3.  Round 2: lane 1 draws session 4, lane 3 session 5.  Round 3: lane 1 draws session 6.
-    assert named(lengths, position) == [['i6,1', 'i2,1', 'i5,1']]
-
-
-def test_with_the_tail_lanes_fall_idle_one_by_one():
-    lengths = [2, 4, 2]
-    position, starts = drawn(lengths, 2, drop_tail=False)
-    assert named(lengths, position) == [['i1,1', 'i2,1'], ['i3,1', 'i2,2'], ['-', 'i2,3']]
-    assert starts.tolist() == [[True, True], [True, False], [False, False]]
+    pytest.param([1, 2, 1, 1, 3, 2], 3, {}, ['i6,1 i2,1 i5,1'], id='sessions of one event are skipped in rounds'),
+    pytest.param([2, 3, 2, 4], 2, dict(order=np.array([3, 0, 2, 1])), ['i4,1 i1,1', 'i4,2 i3,1', 'i4,3 i2,1'],
+                 id='sessions in the given order'),
+    pytest.param([2, 4, 2], 2, dict(drop_tail=False), ['i1,1 i2,1', 'i3,1 i2,2', '- i2,3'],
+                 id='with the tail lanes fall idle one by one'),
+    pytest.param([2, 4, 2], 2, dict(drop_tail=False, fewest_lanes=2), ['i1,1 i2,1', 'i3,1 i2,2'],
+                 id='the tail ends where fewer lanes than asked for are left'),
+    pytest.param([3, 2], 3, {}, [], id='fewer sessions than lanes'),
+    pytest.param([3, 2], 3, dict(drop_tail=False), ['i1,1 i2,1 -', 'i1,2 - -'], id='fewer sessions than lanes: a tail'),
+])
+def test_lanes_walk_through_the_sessions_as_drawn_by_hand(lengths, batch_size, options, expected):
+    position, starts = drawn(lengths, batch_size, **options)
+    assert named(lengths, position) == [row.split() for row in expected]
+    assert starts.tolist() == [[name.endswith(',1') for name in row.split()] for row in expected]
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 7, 50])
@@ -77,44 +60,17 @@ def test_with_the_tail_every_event_that_has_a_next_one_is_an_input_once(batch_si
     assert_array_equal(np.sort(position[starts]), offsets[:-1][lengths > 1])
 
 
-def test_fewer_sessions_than_lanes_give_no_minibatch_unless_the_tail_is_kept():
-    assert len(drawn([3, 2], 3)[0]) == 0
-    assert named([3, 2], drawn([3, 2], 3, drop_tail=False)[0]) == [['i1,1', 'i2,1', '-'], ['i1,2', '-', '-']]
-
-
-def test_the_tail_ends_where_fewer_lanes_than_asked_for_are_left():
-    assert len(drawn([2, 4, 2], 2, drop_tail=False, fewest_lanes=2)[0]) == 2
-
-
-def test_sessions_are_used_in_the_given_order():
-    lengths = [2, 3, 2, 4]
-    position, starts = drawn(lengths, 2, order=np.array([3, 0, 2, 1]))
-    assert named(lengths, position) == [['i4,1', 'i1,1'], ['i4,2', 'i3,1'], ['i4,3', 'i2,1']]
-    assert starts.tolist() == [[True, True], [False, True], [False, True]]
-
-
 @pytest.mark.parametrize('drop_tail', [True, False])
 @pytest.mark.parametrize('chunk', [1, 2, 3, 5, 8, 1000])
 def test_the_length_of_a_chunk_does_not_change_the_minibatches(chunk, drop_tail):
     lengths = np.random.RandomState(1).randint(1, 7, 25)
+    # All are held, so that one which overwrites another is seen.
     chunks = list(session_parallel_minibatches(offsets_of(lengths), 4, chunk=chunk, drop_tail=drop_tail))
     position, starts = drawn(lengths, 4, drop_tail=drop_tail)
     assert_array_equal(np.concatenate([s.position for s in chunks]), position)
     assert_array_equal(np.concatenate([s.starts for s in chunks]), starts)
     assert [len(s.position) for s in chunks[:-1]] == [chunk] * (len(chunks) - 1)
     assert 1 <= len(chunks[-1].position) <= chunk
-
-
-def test_a_chunk_is_not_overwritten_by_the_next_one():
-    lengths = np.random.RandomState(1).randint(2, 7, 25)
-    kept, copies = [], []
-    for chunk in session_parallel_minibatches(offsets_of(lengths), 4, chunk=3):
-        kept.append(chunk)
-        copies.append((chunk.position.copy(), chunk.starts.copy()))
-    assert len(kept) > 2
-    for chunk, (position, starts) in zip(kept, copies):
-        assert_array_equal(chunk.position, position)
-        assert_array_equal(chunk.starts, starts)
 
 
 @pytest.mark.parametrize('seed', range(20))

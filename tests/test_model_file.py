@@ -94,14 +94,9 @@ def test_a_model_can_be_loaded_for_another_backend_and_copied_there(model, path,
         assert_array_equal(next_item_ranks(each, LOG), next_item_ranks(model, LOG))
 
 
-@pytest.mark.parametrize('ids', [
-    [f'item {k}' for k in range(5)], ['ä', '日本', '', "'", '\n'], [1, 'a', 2.5, True, '1'], np.arange(5) / 3,
-    np.arange(5, dtype='int32'), pd.date_range('2014-04-01', periods=5),
-    [*pd.date_range('2014-04-01', periods=5).date]], ids=lambda ids: str(ids[:1]))
+@pytest.mark.parametrize('ids', [['ä', '日本', '', "'", '\n'], [1, 'a', 2.5, True, '1']], ids=['text', 'mixed'])
 def test_item_ids_keep_their_values_and_types(tmp_path, ids):
-    names = pd.Series(ids, index=range(0, 50, 10))
-    log = LOG.assign(ItemId=LOG.ItemId.map(names) if names.dtype != object
-                     else pd.Series([names[item] for item in LOG.ItemId], index=LOG.index, dtype=object))
+    log = LOG.assign(ItemId=pd.Series([ids[item // 10] for item in LOG.ItemId], LOG.index, dtype=object))
     model = small_model().fit(log)
     model.save(tmp_path / 'model')
     loaded = GRU4Rec.load(tmp_path / 'model')
@@ -143,19 +138,15 @@ def changed(path, change):
 @pytest.mark.parametrize('damage, complaint', [
     (lambda path: path.write_bytes(b''), 'not a model file, or a damaged or truncated one'),
     (lambda path: path.write_bytes(path.read_bytes()[:-30]), 'not a model file, or a damaged or truncated one'),
-    (lambda path: path.write_bytes(path.read_bytes()[:1000]), 'not a model file, or a damaged or truncated one'),
     (lambda path: path.write_bytes(path.read_bytes().replace(b'NUMPY', b'NIMPY')), 'damaged'),
-    (lambda path: path.write_text('<html>'), 'not a model file, or a damaged or truncated one'),
     (lambda path: path.write_bytes(pickle.dumps({'a': 1})), 'not a model file, or a damaged or truncated one'),
     (lambda path: np.savez(path.open('wb'), a=np.ones(3)), 'not a model file of this'),
-    (lambda path: changed(path, lambda header, _contents: header.update(format='other')), 'not a model file of this'),
     (lambda path: changed(path, lambda header, _contents: header.pop('sha256')), 'not a model file of this'),
-    (lambda path: changed(path, lambda header, _contents: header.update(version=2)), 'of version 2, and this'),
     (lambda path: changed(path, lambda header, _contents: header.update(sha256='0')), 'its checksum is not that'),
     (lambda path: changed(path, lambda _header, contents: contents.pop('Wy.npy')), 'its checksum is not'),
     (lambda path: changed(path, lambda header, _contents: header['arguments'].update(magic=1)), 'not a model of this'),
-], ids=['empty', 'end cut off', 'cut in two', 'bytes changed', 'HTML', 'pickle', 'other archive', 'other format',
-        'no checksum', 'newer', 'other checksum', 'array missing', 'unknown argument'])
+], ids=['empty', 'end cut off', 'bytes changed', 'pickle', 'other archive', 'no checksum', 'other checksum',
+        'array missing', 'unknown argument'])
 def test_a_file_that_is_no_model_is_named_and_explained(path, damage, complaint):
     damage(path)
     with pytest.raises(ValueError, match=complaint) as error:
@@ -230,8 +221,11 @@ def test_compressed_members_and_nested_headers_are_refused_without_unpacking_the
     lambda _header, arrays: arrays.update(negatives_streams=arrays['negatives_streams'][:, :1][:3]),
     lambda header, _arrays: header.update(position=[0, -1, 0, 0, 0.0]),
     lambda header, _arrays: header.update(position=['0', 0, 0, 0, 0.0]),
-    lambda header, _arrays: header.update(threads='two')],
-    ids=['shape', 'type', 'array missing', 'streams missing', 'used', 'streams', 'before the start', 'text', 'threads'])
+    lambda header, _arrays: header.update(threads='two'), lambda header, _arrays: header.update(position=7),
+    lambda header, _arrays: header.pop('position'), lambda header, _arrays: header.pop('epoch_losses'),
+    lambda header, _arrays: header['training'].update(more=1), lambda _header, arrays: arrays.clear()],
+    ids=['shape', 'type', 'array missing', 'streams missing', 'used', 'streams', 'before the start', 'text', 'threads',
+         'position', 'no position', 'no losses', 'an argument more', 'no arrays'])
 def test_a_crafted_checkpoint_is_refused_too(tmp_path, change):
     path = tmp_path / 'checkpoint'
     arguments = dict(dropout_p_hidden=0.5, n_sample=2, sample_store=40)

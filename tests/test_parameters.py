@@ -1,7 +1,6 @@
 """Files of parameters: those of published rows, which are read back as arguments, and the authors' own, never executed.
 """
 import inspect
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,10 +35,6 @@ def test_a_file_says_what_it_is_and_makes_a_model(name):
     check_arguments(model)
     assert {name: getattr(model, name) for name in found.arguments} == found.arguments
     assert (model.backend, model.seed) == ('python', 3)
-
-
-def test_the_folder_holds_nothing_else():
-    assert all(path.suffix == '.toml' for path in FILES.values())
 
 
 @pytest.mark.parametrize('dataset, loss, units', OF_2016)
@@ -178,27 +173,17 @@ momentum = 0.1
 """
 
 
-def test_fit_takes_parameters_from_a_file_and_options_override_them(tmp_path):
-    few_items_log(n_sessions=40).to_csv(tmp_path / 'log.csv', index=False)
-    path = written(tmp_path, TOML, 'p.toml')
-    assert cli.main(f'fit {tmp_path}/log.csv -o {tmp_path}/model --parameters {path} --momentum 0.2 --backend python '
-                    '--quiet'.split()) == 0
-    arguments = tomllib.loads(TOML)['parameters'] | {'momentum': 0.2}
-    expected = GRU4Rec(**arguments, backend='python').fit(few_items_log(n_sessions=40))
-    assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(expected))
-
-
 @pytest.mark.parametrize('name, text', [
     ('p.toml', TOML + 'session_key = "visit"\nitem_key = "product"\ntime_key = "when"\n'),
     ('p.py', "gru4rec_params = {'layers': [5], 'batch_size': 8, 'n_epochs': 1, 'n_sample': 4, 'session_key': 'visit', "
              "'item_key': 'product', 'time_key': 'when'}")])
-def test_fit_takes_the_names_of_the_columns_from_the_file_too(name, text, tmp_path):
+def test_fit_takes_arguments_and_names_of_columns_from_a_file_and_options_override_them(name, text, tmp_path):
     log = few_items_log(n_sessions=40).set_axis(['visit', 'product', 'when'], axis=1)
     log.to_csv(tmp_path / 'log.csv', index=False)
     log.rename(columns={'visit': 'session'}).to_csv(tmp_path / 'other.csv', index=False)
     path = written(tmp_path, text, name)
-    expected = GRU4Rec.from_parameters(path, backend='python').fit(log)
-    command = f'fit {{}}.csv -o {tmp_path}/model --parameters {path} --backend python --quiet'
+    expected = GRU4Rec.from_parameters(path, backend='python', momentum=0.2).fit(log)
+    command = f'fit {{}}.csv -o {tmp_path}/model --parameters {path} --momentum 0.2 --backend python --quiet'
     for words in (command.format(tmp_path / 'log'), command.format(tmp_path / 'other') + ' --session-key session'):
         assert cli.main(words.split()) == 0
         assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(expected))

@@ -13,6 +13,7 @@ from common import (
     few_items_log,
     minibatches_recorded,
     needs_jax,
+    recorded,
     small_model,
     state_of,
 )
@@ -22,7 +23,6 @@ from test_variants import TINY, NumpyVariant, untrained_reference
 import gru4rec
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import model_file, port
-from gru4rec_pytensor.backends import repeats
 
 CASES = json.loads((GOLDEN / 'port.json').read_text())['cases']
 with np.load(GOLDEN / 'port.npz') as archive:
@@ -36,10 +36,9 @@ every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case
     for backend in PROMISED for case in CASES])
 
 
-def recorded(case, kind):
+def weights_of(case, kind):
     """Weights under the release's names, 'init' or 'final'."""
-    prefix = f'{case}/{kind}_'
-    arrays = {name.removeprefix(prefix): array for name, array in ARRAYS.items() if name.startswith(prefix)}
+    arrays = recorded(case, kind, ARRAYS)
     if case in WITH_GRU_CELL:
         return port.weights_from_port(arrays)[1]
     return arrays | {'By': arrays['By'].reshape(-1)}
@@ -55,12 +54,12 @@ def arguments_of(case):
 
 
 @functools.cache
-def trained_as_recorded(case, backend, **changes):
+def trained_as_recorded(case, backend):
     """A model trained as the PyTorch code was, from its initial weights, and the loss of each mini-batch."""
     def initial_weights(settings, rng):
-        return model_file.join_parts(recorded(case, 'init'), gru4rec.weight_layout(settings), 'float32')
+        return model_file.join_parts(weights_of(case, 'init'), gru4rec.weight_layout(settings), 'float32')
 
-    model = GRU4Rec(**arguments_of(case) | changes, backend=backend)
+    model = GRU4Rec(**arguments_of(case), backend=backend)
     with pytest.MonkeyPatch.context() as patch, minibatches_recorded() as chunks:
         patch.setattr(gru4rec, 'initial_weights', initial_weights)
         model.fit(TRAIN, sampled_negatives=ARRAYS.get(f'{case}/neg'))
@@ -92,24 +91,10 @@ def test_the_weights_after_three_epochs_are_those_recorded(case, backend):
     if CASES[case]['logq']:
         pytest.skip('weights were recorded after the lanes had left')
     model, _losses = trained_as_recorded(case, backend)
-    assert_close(model.weights(), recorded(case, 'final'), 2e-5)
-
-
-@pytest.mark.parametrize('case', ['xe', 'bprmax_n8_m03'])
-def test_a_step_for_each_occurrence_is_far_from_the_recorded_run(case):
-    """The two ways differ where items repeat: the test above would not pass with either."""
-    _model, losses = trained_as_recorded(case, 'python', repeats='each')
-    assert np.abs(losses - ARRAYS[f'{case}/cost']).max() > 0.01
+    assert_close(model.weights(), weights_of(case, 'final'), 2e-5)
 
 
 # --- Repeats --------------------------------------------------------------------------------------------------------
-
-
-def test_occurrences_name_the_one_before_and_the_last_of_those_that_count():
-    rows, counts = np.array([7, 3, 7, 7, 3, 9]), np.array([True, True, True, False, True, True])
-    before, is_last = repeats.occurrences(rows, counts)
-    assert before.tolist() == [-1, -1, 0, -1, 1, -1]
-    assert is_last.tolist() == [False, False, True, False, True, True]
 
 
 class SummedReference(NumpyVariant):
@@ -126,24 +111,12 @@ class SummedReference(NumpyVariant):
 
 
 @pytest.mark.parametrize('arguments', [
-    dict(adapt=None), dict(adapt='rmsprop', momentum=0.2), dict(momentum=0.3, lmbd=0.01), dict(grad_cap=0.05),
-    dict(embedding=3), dict(input_mode='session')], ids=str)
+    dict(momentum=0.3, lmbd=0.01), dict(adapt=None, grad_cap=0.05, embedding=3),
+    dict(adapt='rmsprop', momentum=0.2, input_mode='session')], ids=str)
 def test_one_step_with_the_sum_is_the_step_of_a_dense_gradient(arguments, float64):
     model, log = small_model(**TINY, **arguments, repeats='sum'), few_items_log(n_sessions=14)
     expected = untrained_reference(model, SummedReference).fit(log)
     assert_close(state_of(model.fit(log)), state_of(expected), 1e-6)
-
-
-# --- The unit -------------------------------------------------------------------------------------------------------
-
-
-def test_a_step_of_the_gru_after_the_product_is_that_worked_out_by_hand():
-    """sigmoid(0) = 1/2 for both gates: n = tanh(0.3 + (2 * 0.5 + 0.4) / 2) = tanh(1), h' = (n + 2) / 2."""
-    gates, H = np.array([[0.3, 0.0, 0.0]]), np.array([[2.0]])
-    zero, second = np.zeros((1, 1)), np.array([0.4, 0.0, 0.0])
-    new = gru4rec.gru_after_step(*map(gru4rec.pt.constant, (gates, H, np.array([[0.5]]), zero, zero, second)),
-                                 gru4rec.pt.tanh)
-    assert_allclose(new.eval(), [[(np.tanh(1) + 2) / 2]], rtol=1e-12)
 
 
 # --- Weights of the PyTorch code ------------------------------------------------------------------------------------
@@ -154,8 +127,7 @@ def test_a_state_of_the_pytorch_code_comes_back_as_it_was_and_predicts_like_the_
     trained, _losses = trained_as_recorded(case, 'python')
     state = trained.port_state_dict()
     if case in WITH_GRU_CELL:
-        prefix = f'{case}/final_'
-        expected = {name.removeprefix(prefix): array for name, array in ARRAYS.items() if name.startswith(prefix)}
+        expected = recorded(case, 'final', ARRAYS)
         assert {name: array.shape for name, array in state.items()} == {
             name: array.shape for name, array in expected.items()}
         state = expected
@@ -202,11 +174,11 @@ def test_a_state_that_does_not_fit_is_one_error_that_names_what(change, message)
         GRU4Rec.from_port(state, change.get('items', range(60)))
 
 
-@pytest.mark.parametrize('arguments', [dict(unit='lstm'), dict(layers=[3, 3]), dict(embedding=3)], ids=str)
-def test_a_network_that_the_pytorch_code_does_not_have_is_refused(arguments):
-    model = small_model(n_epochs=1, **arguments).fit(TRAIN)
+@pytest.mark.parametrize('names, unit, n_layers', [
+    ([], 'lstm', 1), ([], 'gru', 2), (['E'], 'gru', 1), (['Wd0'], 'gru', 1), (['Ix1'], 'gru-after', 2)], ids=str)
+def test_a_network_that_the_pytorch_code_does_not_have_is_refused(names, unit, n_layers):
     with pytest.raises(ValueError, match='the PyTorch code has'):
-        model.port_state_dict()
+        port.port_from_weights(dict.fromkeys(names), unit, n_layers)
 
 
 def test_the_optimiser_of_a_model_from_the_pytorch_code_begins_at_zero():

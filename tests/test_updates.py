@@ -62,17 +62,15 @@ LOG = few_items_log()  # 5 items in 6 lanes: every mini-batch repeats at least o
 TOLERANCE = 1e-5  # of weights, accumulators and velocities, after two epochs in float32; the reference is in float64
 
 
-def assert_trained_like_the_reference(model, log, masks=None):
-    model.fit(log, dropout_masks=masks)
-    expected = reference_of(model, log, masks)
+def assert_trained_like_the_reference(**arguments):
+    """With fixed masks where there is dropout."""
+    model = small_model(**arguments)
+    p = model.dropout_p_hidden
+    masks = fixed_masks(model.layers, model.batch_size, p) if p else None
+    model.fit(LOG, dropout_masks=masks)
+    expected = reference_of(model, LOG, masks)
     assert_allclose(model.epoch_losses_, expected.epoch_losses, rtol=0, atol=1e-6)
     assert_close(state_of(model), state_of(expected), TOLERANCE)
-
-
-def with_masks(**arguments):
-    """Model and fixed dropout masks."""
-    model = small_model(**{'dropout_p_hidden': 0.25, **arguments})
-    return model, fixed_masks(model.layers, model.batch_size, model.dropout_p_hidden)
 
 
 # Each loss, and each rule with and without momentum: they do not know of one another.
@@ -85,40 +83,29 @@ QUICK = [('top1', 'adagrad', 0.2), ('bpr', 'adagrad', 0), ('cross-entropy', 'rms
     for rule in itertools.product(reference_losses, ['adagrad', 'rmsprop', None], [0, 0.2])])
 def test_training_is_that_of_the_reference_for_every_loss_and_update_rule(loss, adapt, momentum):
     rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
-    assert_trained_like_the_reference(
-        small_model(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate), LOG)
+    assert_trained_like_the_reference(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate)
 
 
 @pytest.mark.parametrize('arguments', [
-    dict(layers=[4, 3], momentum=0.2),
     dict(layers=[3, 4, 2], loss='cross-entropy', adapt='rmsprop', learning_rate=0.01),
-    dict(lmbd=0.02),
     dict(lmbd=0.02, momentum=0.2, adapt='rmsprop', learning_rate=0.01),
     dict(grad_cap=0.05, loss='cross-entropy', adapt=None, momentum=0.2, layers=[4, 3]),
     dict(hidden_act='relu', momentum=0.2),
     dict(final_act='linear', loss='bpr'),
     dict(final_act='tanh', loss='cross-entropy'),
-    dict(reset_after_session=False),
-    dict(train_random_order=True),
     pytest.param(dict(batch_size=1), marks=pytest.mark.filterwarnings('ignore:nothing can be learned')),
     dict(batch_size=13, layers=[1]),
     *[pytest.param(again, marks=pytest.mark.slow) for again in (
         dict(lmbd=0.02, momentum=0.2, adapt=None), dict(grad_cap=0.05, loss='bpr'), dict(final_act='relu'),
         dict(final_act='relu', loss='cross-entropy'), dict(decay=0.6, adapt='rmsprop', learning_rate=0.01))],
+    dict(dropout_p_hidden=0.25, momentum=0.2),
+    dict(dropout_p_hidden=0.25, layers=[4, 3], loss='bpr', adapt='rmsprop', learning_rate=0.01),
+    dict(dropout_p_hidden=0.25, hidden_act='relu', loss='cross-entropy', reset_after_session=False),
+    dict(dropout_p_hidden=0.25, layers=[4, 3], lmbd=0.01, grad_cap=0.1, momentum=0.2, init_as_normal=True,
+         train_random_order=True),
 ], ids=lambda arguments: ' '.join(f'{name}={value}' for name, value in arguments.items()))
 def test_training_is_that_of_the_reference_for_every_option(arguments):
-    assert_trained_like_the_reference(small_model(**arguments), LOG)
-
-
-@pytest.mark.parametrize('arguments', [
-    dict(momentum=0.2),
-    dict(layers=[4, 3], loss='bpr', adapt='rmsprop', learning_rate=0.01),
-    dict(hidden_act='relu', loss='cross-entropy', reset_after_session=False),
-    dict(layers=[4, 3], lmbd=0.01, grad_cap=0.1, momentum=0.2, init_as_normal=True, train_random_order=True),
-], ids=lambda arguments: ' '.join(f'{name}={value}' for name, value in arguments.items()))
-def test_training_is_that_of_the_reference_with_fixed_dropout_masks(arguments):
-    model, masks = with_masks(**arguments)
-    assert_trained_like_the_reference(model, LOG, masks)
+    assert_trained_like_the_reference(**arguments)
 
 
 # --- On the fast backend --------------------------------------------------------------------------------------------
@@ -154,6 +141,6 @@ def test_numba_reads_rows_and_stores_the_last_occurrence_that_changes_something(
 @pytest.mark.parametrize('loss', list(reference_losses))
 def test_numba_trains_like_the_reference_for_every_loss_and_update_rule(loss, adapt, momentum):
     rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
-    model, masks = with_masks(loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate, layers=[4, 3], lmbd=0.01,
-                              backend='numba')
-    assert_trained_like_the_reference(model, LOG, masks)
+    assert_trained_like_the_reference(
+        loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate, layers=[4, 3], lmbd=0.01, dropout_p_hidden=0.25,
+        backend='numba')

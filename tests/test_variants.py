@@ -210,13 +210,6 @@ def untrained_reference(model, reference=NumpyVariant):
     return reference(**{name: getattr(model, name) for name in names})
 
 
-def reference_for(model, log, masks=None):
-    negatives = ()
-    if model.negatives == 'uniform':
-        negatives = iter(drawn_inputs(model.settings(), 1000, fixed_masks=masks)[-1])
-    return untrained_reference(model).fit(log, masks, negatives)
-
-
 def scores_of_the_reference(model, log):
     """Scores of the reference with the weights of the model."""
     reference = untrained_reference(model)
@@ -228,19 +221,6 @@ def scores_of_the_reference(model, log):
 
 
 # --- Formulas -------------------------------------------------------------------------------------------------------
-
-
-def test_an_lstm_step_of_one_unit_is_that_worked_out_by_hand():
-    # i = s(0) = 1/2, f = s(ln 3) = 3/4, o = s(-ln 3) = 1/4, C = 3/4 * 8 + 1/2 * relu(1 + 2 * 3) = 9.5, h = 9.5 / 4
-    zero = np.zeros((1, 1))
-    C, h = gru4rec.lstm_step(pt.constant([[1.0, 0.0, np.log(3), -np.log(3)]]), np.array([[8.0]]),
-                             pt.constant([[2.0]]), np.array([[3.0]]), zero, zero, zero, gru4rec.relu)
-    assert_allclose([C.eval()[0, 0], h.eval()[0, 0]], [9.5, 9.5 / 4], rtol=1e-15)
-
-
-def test_a_step_of_a_plain_unit_is_that_worked_out_by_hand():
-    h = gru4rec.rnn_step(pt.constant([[1.0]]), pt.constant([[2.0]]), np.array([[-0.25]]), pt.tanh)
-    assert_allclose(h.eval(), [[np.tanh(0.5)]], rtol=1e-15)
 
 
 @pytest.mark.parametrize('decay, events, expected', [
@@ -270,9 +250,12 @@ def test_the_session_input_remembers_what_counts_more_than_a_thousandth(decay, l
 TOLERANCE = 1e-6
 
 
-def assert_trained_like_the_reference(model, masks=None, log=LOG):
-    model.fit(log, dropout_masks=masks)
-    expected = reference_for(model, log, masks)
+def assert_trained_like_the_reference(model, masks=None):
+    model.fit(LOG, dropout_masks=masks)
+    negatives = ()
+    if model.negatives == 'uniform':
+        negatives = iter(drawn_inputs(model.settings(), 1000, fixed_masks=masks)[-1])
+    expected = untrained_reference(model).fit(LOG, masks, negatives)
     assert_allclose(model.epoch_losses_, expected.epoch_losses, rtol=0, atol=1e-6)
     assert_close(state_of(model), state_of(expected), TOLERANCE)
 
@@ -334,46 +317,39 @@ def test_the_fast_backends_train_and_predict_a_variant_like_the_interpreter(vari
 
 @pytest.fixture(scope='module', params=[*COMBINED, pytest.param(MANY_EVENTS, marks=pytest.mark.slow)], ids=str)
 def trained(request):
-    """A trained model and the log that it was trained on."""
-    return small_model(**{'layers': [3], **request.param}).fit(LOG), LOG
+    return small_model(**{'layers': [3], **request.param}).fit(LOG)
 
 
 def test_a_variant_scores_like_the_reference(trained):
-    model, log = trained
-    scores, targets = scores_by_hand(model, log, batch=3)
-    assert_allclose(scores, scores_of_the_reference(model, log), rtol=0, atol=1e-5)
-    assert_array_equal(evaluation.next_item_ranks(model, log, batch_size=5),
-                       ranks_by_hand(scores, targets, model.items_))
+    scores, targets = scores_by_hand(trained, LOG, batch=3)
+    assert_allclose(scores, scores_of_the_reference(trained, LOG), rtol=0, atol=1e-5)
+    assert_array_equal(evaluation.next_item_ranks(trained, LOG, batch_size=5),
+                       ranks_by_hand(scores, targets, trained.items_))
 
 
 def test_a_variant_is_the_same_after_saving_and_loading(trained, tmp_path):
-    model, log = trained
-    model.save(tmp_path / 'model')
+    trained.save(tmp_path / 'model')
     loaded = GRU4Rec.load(tmp_path / 'model')
-    assert_same_bits(state_of(loaded), state_of(model))
-    assert_array_equal(scores_by_hand(loaded, log)[0], scores_by_hand(model, log)[0])
+    assert_same_bits(state_of(loaded), state_of(trained))
+    assert_array_equal(scores_by_hand(loaded, LOG)[0], scores_by_hand(trained, LOG)[0])
 
 
 def test_a_variant_recommends_click_by_click_what_it_recommends_for_the_session(trained):
-    model, _log = trained
-    session, visit = [10, 30, 10, 20], model.session()
+    session, visit = [10, 30, 10, 20], trained.session()
     for n, item in enumerate(session, 1):
-        assert visit.click(item, k=3).equals(model.recommend(session[:n], k=3))
-    best = model.predict_next_batch([1], session[:1], None, 1)[0]
-    for item in session[1:]:
-        best = model.predict_next_batch([1], [item], None, 1)[0]
+        assert visit.click(item, k=3).equals(trained.recommend(session[:n], k=3))
+        best = trained.predict_next_batch([1], [item], None, 1)[0]
     assert_allclose(visit.recommend(k=5).Score, best.sort_values(ascending=False), rtol=1e-5)
 
 
 def test_a_variant_continues_from_a_checkpoint_with_the_same_bits(trained, tmp_path, monkeypatch):
-    model, log = trained
-    arguments = {name: getattr(model, name) for name in gru4rec.argument_names()}
+    arguments = {name: getattr(trained, name) for name in gru4rec.argument_names()}
     monkeypatch.setattr('gru4rec.chunk_length', lambda settings: 3)
 
     def stop(progress):
         if progress.epoch == 1:
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        GRU4Rec(**arguments).fit(log, checkpoint=tmp_path / 'checkpoint', every=0, callback=stop)
-    again = GRU4Rec(**arguments).fit(log, checkpoint=tmp_path / 'checkpoint')
-    assert_same_bits(state_of(again), state_of(model))
+        GRU4Rec(**arguments).fit(LOG, checkpoint=tmp_path / 'checkpoint', every=0, callback=stop)
+    again = GRU4Rec(**arguments).fit(LOG, checkpoint=tmp_path / 'checkpoint')
+    assert_same_bits(state_of(again), state_of(trained))
