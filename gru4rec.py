@@ -1384,6 +1384,8 @@ class GRU4Rec(Arguments):
 
         ValueError if the file is damaged, of a later version, or no model.
         """
+        if backend is not None:
+            check_choice('backend', backend, backends.BACKENDS)
         saved = model_file.read_model(path)
         with model_file.refused_unless_model(path):
             model = cls._of_arguments(saved.arguments | ({'backend': backend} if backend else {}))

@@ -69,7 +69,7 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     if arguments.checkpoint:
         check_output(arguments.checkpoint, arguments.file)
     if arguments.more:
-        model = GRU4Rec.load(arguments.more, backend=model.backend)
+        model = GRU4Rec.load(arguments.more, backend=given.get('backend'))
         model.equal_times = given.get('equal_times', model.equal_times)
         if [getattr(model, name) for name in KEYS] != columns_of(arguments, model):
             raise ValueError(f'the model of --more was trained with --session-key {model.session_key} --item-key '

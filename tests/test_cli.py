@@ -122,10 +122,15 @@ def test_info_says_what_a_model_is(folder, capsys):
 
 
 def test_more_trains_a_model_further_on_new_data(folder, tmp_path, capsys):
-    command = f'fit {folder}/data/test.tsv -o {tmp_path}/more --more {folder}/model {OPTIONS}'
-    run(command.replace('--batch-size 10', '--batch-size 3'), capsys)
-    expected = GRU4Rec.load(folder / 'model').fit_more(click_log.read_events(folder / 'data' / 'test.tsv'), 2)
-    assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'more')), state_of(expected))
+    command = f'fit {folder}/data/test.tsv -o {tmp_path}/more --more {folder}/model --quiet'
+    new = click_log.read_events(folder / 'data' / 'test.tsv')
+    for words, n_epochs in (('', 2), (' --epochs 1', 1)):  # as many as before, unless told otherwise
+        run(command + words, capsys)
+        expected = GRU4Rec.load(folder / 'model').fit_more(new, n_epochs)
+        assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'more')), state_of(expected))
+    for words, name in (('--batch-size 3', 'batch_size'), ('--learning-rate 0.1', 'learning_rate')):
+        assert cli.main(f'{command} {words}'.split()) == 2
+        assert f'--more and {name} do not go together' in capsys.readouterr().err
 
 
 def test_a_pipe_gets_a_line_for_each_epoch_and_quiet_gets_none(folder, tmp_path, capsys):
