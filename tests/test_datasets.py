@@ -80,26 +80,15 @@ def test_the_search_takes_the_validation_data_of_the_folder_or_the_last_day_of_t
     assert sessions() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize('unit', [1, 1000])
-def test_times_in_milliseconds_are_noticed_where_the_validation_data_is_split_off(tmp_path, caplog, unit):
-    """The last day of milliseconds taken for seconds would be the last 86 seconds."""
-    hours = 1_396_000_000 + 3600 * np.arange(60)  # a session in each
-    log = click_log(*[[1, 2]] * 60).assign(Time=np.repeat(hours, 2) * unit)
-    source = Source(RSC15, write(tmp_path / 'train.tsv', log), write(tmp_path / 'test.tsv', log[:4]))
-    data = datasets.load_dataset(source)
-    noticed = [record.getMessage() for record in caplog.records]
-    assert len(noticed) == 2 * (unit == 1000) and all('are taken for milliseconds' in text for text in noticed)
-    counts = datasets.validation_data(source, data).counts
-    assert (counts['train']['sessions'], counts['test']['sessions']) == (35, 25)
-    assert data.train.Time.max() == hours[-1]
-
-
 def test_the_notice_says_with_what_our_numbers_can_be_compared():
     log = click_log([1, 2], [2, 3, 1])
     mine = Dataset('mine', RSC15, False, log, log)
     assert 'train 2 sessions, 5 events, 3 items' in datasets.data_notice(mine)
     assert "This is not the paper's data: 2 of 7,966,257 sessions." in datasets.data_notice(mine)
     assert 'This is not the data of the published numbers' in datasets.data_notice(replace(mine, protocol=VIDEO))
+    other_test = RSC15._replace(counts={'train': dict(sessions=2, events=5), 'test': dict(sessions=1)})
+    assert "not the paper's data: 2 of 1 sessions for testing." in datasets.data_notice(
+        replace(mine, protocol=other_test))
     for protocol in (RSC15, VIDEO):
         synthetic = replace(mine, is_synthetic=True, protocol=protocol)
         assert 'This is a synthetic click log' in datasets.data_notice(synthetic)
@@ -176,13 +165,6 @@ def test_what_the_option_cannot_say_is_one_line_with_the_known_names(words, mess
     assert source.said.title == 'RetailRocket'
 
 
-def test_the_first_count_that_is_not_the_papers_is_named():
-    log = click_log([1, 2], [2, 3, 1])
-    protocol = RSC15._replace(counts={'train': dict(sessions=2, events=5), 'test': dict(sessions=1)})
-    assert "not the paper's data: 2 of 1 sessions for testing." in datasets.data_notice(
-        Dataset('mine', protocol, False, log, log))
-
-
 def test_items_that_a_fraction_lacks_stay_and_count_as_misses(tmp_path, monkeypatch, capsys):
     """As in NARM's rows; on other data they are left out, and another fingerprint says so."""
     train, test = click_log([1, 2], [2, 1, 2]), click_log([1, 9, 2], [9, 1, 2], [9, 9])
@@ -206,8 +188,9 @@ def is_mapped(array):
     return isinstance(array, np.memmap) or array is not None and is_mapped(array.base)
 
 
-@pytest.mark.parametrize('name_of', [int, 'item {:03}'.format], ids=['numbers', 'text'])
-def test_events_that_processes_share_give_the_numbers_of_those_that_were_read(tmp_path, name_of):
+@pytest.mark.parametrize('name_of, models', [(int, [NETWORK]), ('item {:03}'.format, [*BASELINES, NETWORK])],
+                         ids=['numbers', 'text'])
+def test_events_that_processes_share_give_the_numbers_of_those_that_were_read(tmp_path, name_of, models):
     log = few_items_log(60, 8)
     log = log.assign(ItemId=log.ItemId.map(name_of), SessionId=log.SessionId.map(name_of))
     read = Dataset('', RSC15, False, log, log[10:], 'digits')
@@ -215,7 +198,7 @@ def test_events_that_processes_share_give_the_numbers_of_those_that_were_read(tm
     assert shared.folder == tmp_path / 'data' / 'digits'
     assert all(is_mapped(frame[name].to_numpy()) for frame in (shared.train, shared.test) for name in frame)
     assert shared.test.Time.tolist() == log.Time[10:].tolist()
-    for model in (*BASELINES, NETWORK):
+    for model in models:
         cell = Cell(model, 'top1' if model == NETWORK else None, 4, 1, 42 if model in (NETWORK, 'BPR-MF') else None,
                     {'batch_size': 10} if model == NETWORK else BASELINES[model][1], 'median', 5, 'python')
         first, second = (run_cell(cell, events)[0] for events in (read, shared))
