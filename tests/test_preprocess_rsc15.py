@@ -481,34 +481,32 @@ def test_a_bad_log_ends_with_one_line_and_nothing_in_the_folder(content, message
 
 @pytest.mark.parametrize('arguments, message', [
     ('', 'required: PATH'),
-    ('CLICKS', 'two paths are needed'),
-    ('CLICKS OUT MORE', 'two paths are needed'),
-    ('nowhere.dat OUT', 'nowhere.dat: no such file'),
-    ('OUT OUT', 'out: is a folder, not a file'),
-    ('CLICKS CLICKS', 'File exists'),
-    ('CLICKS CLICKS/out', 'Not a directory'),
-    ('CLICKS OUT --seed 1', 'need --synthetic'),
-    ('CLICKS MADE', 'holds a synthetic log'),
+    ('clicks.dat', 'two paths are needed'),
+    ('clicks.dat out more', 'two paths are needed'),
+    ('nowhere.dat out', 'nowhere.dat: no such file'),
+    ('out out', 'out: is a folder, not a file'),
+    ('clicks.dat clicks.dat', 'File exists'),
+    ('clicks.dat clicks.dat/out', 'Not a directory'),
+    ('clicks.dat out --seed 1', 'need --synthetic'),
+    ('clicks.dat made', 'holds a synthetic log'),
     ('--synthetic', 'required: PATH'),
-    ('--synthetic CLICKS OUT', '--synthetic takes one path'),
-    ('--synthetic OUT --sessions 0', 'n_sessions=0: must be a whole number of at least 1'),
-    ('--synthetic OUT --sessions 20', 'no event is left after'),
-    ('--synthetic OUT --seed x', "invalid int value: 'x'"),
-    ('--synthetic OUT --colour', 'unrecognized arguments: --colour'),
-    ('--synthetic REAL', 'real holds rsc15_test.txt, and no synthetic log that it was made of'),
+    ('--synthetic clicks.dat out', '--synthetic takes one path'),
+    ('--synthetic out --sessions 0', 'n_sessions=0: must be a whole number of at least 1'),
+    ('--synthetic out --sessions 20', 'no event is left after'),
+    ('--synthetic out --seed x', "invalid int value: 'x'"),
+    ('--synthetic real', 'real holds rsc15_test.txt, and no synthetic log that it was made of'),
 ])
-def test_a_bad_command_ends_with_one_line_and_nothing_in_the_folder(arguments, message, raw_log, tmp_path, capsys):
-    out, made, real = tmp_path / 'out', tmp_path / 'made', tmp_path / 'real'
-    for folder in (out, made, real):
-        folder.mkdir()
-    (made / rsc15.SYNTHETIC_LOG).write_text('')
-    (real / 'rsc15_test.txt').write_text('real')
-    places = {'CLICKS': str(raw_log), 'CLICKS/out': f'{raw_log}/out', 'OUT': str(out), 'MADE': str(made),
-              'REAL': str(real)}
+def test_a_bad_command_ends_with_one_line_and_writes_nothing(
+        arguments, message, raw_log, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('out', 'made', 'real'):
+        (tmp_path / folder).mkdir()
+    (tmp_path / 'made' / rsc15.SYNTHETIC_LOG).touch()
+    (tmp_path / 'real' / 'rsc15_test.txt').touch()
+    before = sorted(tmp_path.rglob('*'))
     with pytest.raises(SystemExit) as stopped:
-        rsc15.main([places.get(word, word) for word in arguments.split()])
+        rsc15.main(arguments.split())
     printed = capsys.readouterr()
-    assert stopped.value.code == 2 and printed.out == ''
-    assert list(out.iterdir()) == [] and len(list(made.iterdir())) == len(list(real.iterdir())) == 1
+    assert stopped.value.code == 2 and printed.out == '' and sorted(tmp_path.rglob('*')) == before
     assert printed.err.startswith('preprocess_rsc15.py: error: ') and printed.err.count('\n') == 1
     assert message in printed.err
