@@ -10,9 +10,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 from common import PATH
@@ -492,16 +491,12 @@ def postgresql():
     return found[-1] if found else Path(on_path).parent if on_path else None
 
 
-class Server(NamedTuple):
-    """URL of an empty database on a PostgreSQL server of its own, and what stops and starts it."""
-    url: str
-    stop: Callable
-    start: Callable
-
-
 @pytest.fixture
 def server(request):
-    """A server that listens on the loopback interface alone; its parameter is the encoding of the database."""
+    """URL of an empty database on a PostgreSQL server of its own, and what stops and starts it.
+
+    It listens on the loopback interface alone; the fixture's parameter is the encoding of the database.
+    """
     folder = Path(tempfile.mkdtemp(prefix='postgresql'))  # a path of sockets has to be short
     user = {}
     if os.geteuid() == 0:  # PostgreSQL does not run as root
@@ -518,7 +513,7 @@ def server(request):
     start = functools.partial(run, [*control, '-o', f'-p {port} -h 127.0.0.1 -k {folder}', 'start'])
     start()
     run([postgresql() / 'createdb', '-h', '127.0.0.1', '-p', str(port), '-U', 'trials', 'trials'])
-    yield Server(f'postgresql://trials@127.0.0.1:{port}/trials', stop, start)
+    yield SimpleNamespace(url=f'postgresql://trials@127.0.0.1:{port}/trials', stop=stop, start=start)
     stop()
     shutil.rmtree(folder)
 
