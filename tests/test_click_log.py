@@ -8,9 +8,6 @@ import io
 import itertools
 import lzma
 import os
-import signal
-import subprocess
-import sys
 import threading
 import zipfile
 from collections import Counter
@@ -26,6 +23,7 @@ import preprocess_rsc15
 import run_experiments
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import cli, click_log, events, text_table
+from gru4rec_pytensor.files import plain_text
 
 DAY = 86_400
 EVENTS = pd.DataFrame({'SessionId': [2, 2, 1], 'ItemId': [10, 7, 10], 'Time': [5, 6, 9]})
@@ -434,16 +432,12 @@ def test_a_compressed_log_is_read_whole_or_refused(tmp_path, kind):
             click_log.read_events(path)
 
 
-def test_a_process_that_is_killed_leaves_no_copy_of_a_compressed_log(tmp_path):
+def test_the_copy_of_a_compressed_log_has_no_name_so_that_a_killed_process_leaves_none(tmp_path, monkeypatch):
     (tmp_path / 'log.gz').write_bytes(gzip.compress(TEXT.encode()))
-    program = ('import os, signal, sys; from gru4rec_pytensor.files import plain_text\n'
-               'with plain_text(sys.argv[1]) as copy:\n'
-               '    print(copy.read().decode(), flush=True); os.kill(os.getpid(), signal.SIGKILL)')
     (tmp_path / 'temporary').mkdir()
-    done = subprocess.run([sys.executable, '-c', program, tmp_path / 'log.gz'], capture_output=True, text=True,
-                          env=os.environ | {'TMPDIR': str(tmp_path / 'temporary')})
-    assert done.stdout == TEXT + '\n' and done.returncode == -signal.SIGKILL
-    assert list((tmp_path / 'temporary').iterdir()) == []
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
+    with plain_text(tmp_path / 'log.gz') as copy:
+        assert copy.read().decode() == TEXT and list((tmp_path / 'temporary').iterdir()) == []
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/zero'), reason='needs the devices of Unix')
