@@ -387,20 +387,22 @@ def cluster(tmp_path):
                 *[['dask_worker', '--nthreads', '1', '--no-dashboard']] * 2]
     processes = [subprocess.Popen([sys.executable, '-m', f'distributed.cli.{command[0]}', '--scheduler-file', str(file),
                                    *command[1:]], **common) for command in commands]
-    deadline = time.monotonic() + 60
-    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:  # it is empty at first
-        time.sleep(0.1)
-    address = json.loads(file.read_text())['address']
-    while len(workers_of(address)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.5)
-    yield address
-    for process in reversed(processes):  # the nannies before the scheduler that they would look for
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    try:
+        deadline = time.monotonic() + 60
+        while not (file.exists() and file.read_text()) and time.monotonic() < deadline:  # it is empty at first
+            time.sleep(0.1)
+        address = json.loads(file.read_text())['address']
+        while len(workers_of(address)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        yield address
+    finally:
+        for process in reversed(processes):  # the nannies before the scheduler that they would look for
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def workers_of(address):
