@@ -63,10 +63,14 @@ def test_without_a_folder_to_write_to_one_warning_names_the_variables_and_all_wo
     assert {path.name.split('_')[0] for path in folder.iterdir()} >= {'gru4rec', 'numba', 'tree'}  # of both
 
 
-@pytest.mark.promise
-def test_variables_that_are_set_are_left_as_they_are_and_nothing_warns(bare, tmp_path):
+@pytest.mark.parametrize('variable, value', [
+    pytest.param('PYTENSOR_FLAGS', 'base_compiledir={}/compiled', marks=pytest.mark.promise),
+    pytest.param('PYTENSORRC', '{}/settings', marks=pytest.mark.slow)])
+def test_folders_in_variables_and_in_the_settings_file_of_pytensor_are_left_as_they_are_and_nothing_warns(
+        bare, tmp_path, variable, value):
+    (tmp_path / 'settings').write_text(f'[global]\nbase_compiledir = {tmp_path}/compiled\n')
     done = bare("import gru4rec; print(gru4rec.pytensor.config.base_compiledir, gru4rec.numba.config.CACHE_DIR)",
-                PYTENSOR_FLAGS=f'base_compiledir={tmp_path}/compiled', NUMBA_CACHE_DIR=f'{tmp_path}/numba')
+                NUMBA_CACHE_DIR=f'{tmp_path}/numba', **{variable: value.format(tmp_path)})
     assert (done.stdout, done.stderr) == (f'{tmp_path}/compiled {tmp_path}/numba\n', '')
     assert not any((tmp_path / 'tmp').iterdir())
 
@@ -76,14 +80,6 @@ def test_other_flags_of_pytensor_are_kept(bare):
     program = 'import gru4rec; print(gru4rec.pytensor.config.optimizer_verbose)'
     done = bare(program, PYTENSOR_FLAGS='optimizer_verbose=True')
     assert done.stdout == 'True\n' and done.stderr.count('UserWarning') == 1
-
-
-@pytest.mark.slow
-def test_a_folder_in_the_settings_file_of_pytensor_counts(bare, tmp_path):
-    (tmp_path / 'settings').write_text(f'[global]\nbase_compiledir = {tmp_path}/compiled\n')
-    done = bare("import gru4rec; print(gru4rec.pytensor.config.base_compiledir)", PYTENSORRC=f'{tmp_path}/settings',
-                NUMBA_CACHE_DIR=f'{tmp_path}/numba')
-    assert (done.stdout, done.stderr) == (f'{tmp_path}/compiled\n', '')
 
 
 def test_a_pytensor_that_was_imported_before_and_cannot_write_is_one_clear_error(bare):
@@ -148,47 +144,38 @@ def test_an_import_leaves_no_files_where_they_are_not_wanted_and_takes_no_jax_wi
 # --- Files that are damaged -----------------------------------------------------------------------------------------
 
 
-DAMAGES = {'empty': lambda content: b'', 'cut': lambda content: content[:-9],
-           'half': lambda content: content[:len(content) // 2],
-           'bit': lambda content: content[:-99] + bytes([content[-99] ^ 1]) + content[-98:]}
-
-
-def damage(file, kind):
-    file.write_bytes(DAMAGES[kind](file.read_bytes()))
-
-
-@pytest.mark.parametrize('kind', DAMAGES)
-@pytest.mark.parametrize('ending', ['.nbi', '.nbc'])
-def test_a_damaged_file_of_compiled_code_is_named_and_made_again(tmp_path, monkeypatch, caplog, ending, kind):
+@pytest.fixture
+def twice(tmp_path, monkeypatch):
+    """A function in a file, whose compiled code goes into the same folder."""
     monkeypatch.setattr('numba.config.CACHE_DIR', str(tmp_path))
     path, names = tmp_path / 'twice.py', {}
     path.write_text('def twice(x):\n    return 2 * x\n')
     exec(compile(path.read_text(), path, 'exec'), names)
+    return names['twice']
 
-    def result():
-        return numba.njit(cache=True)(names['twice'])(3)
 
-    assert result() == 6
+@pytest.mark.parametrize('damage', [
+    lambda content: b'', lambda content: content[:-9],
+    lambda content: content[:-99] + bytes([content[-99] ^ 1]) + content[-98:]], ids=['empty', 'cut', 'bit'])
+@pytest.mark.parametrize('ending', ['.nbi', '.nbc'])
+def test_a_damaged_file_of_compiled_code_is_named_and_made_again(tmp_path, twice, caplog, ending, damage):
+    assert numba.njit(cache=True)(twice)(3) == 6
     (file,) = tmp_path.rglob(f'*{ending}')
-    damage(file, kind)
-    assert result() == 6
+    file.write_bytes(damage(file.read_bytes()))
+    assert numba.njit(cache=True)(twice)(3) == 6
     assert str(file) in caplog.text and 'is damaged: compiling again' in caplog.text
     caplog.clear()
-    assert result() == 6 and not caplog.text
+    assert numba.njit(cache=True)(twice)(3) == 6 and not caplog.text
 
 
-def test_files_that_others_wrote_have_no_checksum_and_are_read(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr('numba.config.CACHE_DIR', str(tmp_path))
-    path, names = tmp_path / 'halved.py', {}
-    path.write_text('def halved(x):\n    return x / 2\n')
-    exec(compile(path.read_text(), path, 'exec'), names)
-    assert numba.njit(cache=True)(names['halved'])(3) == 1.5
+def test_files_that_others_wrote_have_no_checksum_and_are_read(tmp_path, twice, caplog):
+    assert numba.njit(cache=True)(twice)(3) == 6
     for file in [*tmp_path.rglob('*.nb?')]:
         content, mark, checksum = file.read_bytes().rpartition(MARK)
         assert mark and len(checksum) == 32
         file.write_bytes(content)
-    again = numba.njit(cache=True)(names['halved'])
-    assert again(3) == 1.5 and sum(again.stats.cache_hits.values()) == 1 and not caplog.text
+    again = numba.njit(cache=True)(twice)
+    assert again(3) == 6 and sum(again.stats.cache_hits.values()) == 1 and not caplog.text
 
 
 @pytest.mark.parametrize('ending', [
@@ -209,22 +196,17 @@ def test_damaged_code_of_a_step_is_made_again_that_of_its_parts_too(tmp_path, en
     files = [*tmp_path.rglob(f'*{ending}')]
     assert len(files) > 1, first.stderr
     for file in files:
-        damage(file, 'cut')
+        file.write_bytes(file.read_bytes()[:-9])
     again = run()
     assert again.stdout == first.stdout
     assert 'is damaged: compiling again' in again.stderr
     assert run().stderr == first.stderr == ''
 
 
-def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr('numba.config.CACHE_DIR', str(tmp_path))
-    path, names = tmp_path / 'thrice.py', {}
-    path.write_text('def thrice(x):\n    return 3 * x\n')
-    exec(compile(path.read_text(), path, 'exec'), names)
-
+def test_a_full_disk_is_an_error_that_names_the_file(twice, monkeypatch):
     def full(*_arguments):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(CodeFiles, '_save_data', full)
-    with pytest.raises(OSError, match='No space left on device: .*thrice.*nbi'):
-        numba.njit(cache=True)(names['thrice'])(3)
+    with pytest.raises(OSError, match='No space left on device: .*twice.*nbi'):
+        numba.njit(cache=True)(twice)(3)

@@ -1,5 +1,6 @@
 """Reading a session log of any kind, and preparing training and test data from it."""
 import bz2
+import codecs
 import csv
 import datetime
 import gzip
@@ -7,9 +8,6 @@ import io
 import itertools
 import lzma
 import os
-import signal
-import subprocess
-import sys
 import threading
 import zipfile
 from collections import Counter
@@ -25,6 +23,7 @@ import preprocess_rsc15
 import run_experiments
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import cli, click_log, events, text_table
+from gru4rec_pytensor.files import plain_text
 
 DAY = 86_400
 EVENTS = pd.DataFrame({'SessionId': [2, 2, 1], 'ItemId': [10, 7, 10], 'Time': [5, 6, 9]})
@@ -58,32 +57,28 @@ def test_ids_are_numbers_only_where_they_are_written_as_such(tmp_path, texts, id
     assert click_log.read_events(path).ItemId.tolist() == ids
 
 
-def test_ids_that_cease_to_be_numbers_far_down_the_file_are_text_from_the_start(tmp_path):
-    path = written(tmp_path, 'SessionId\tItemId\tTime\n' + ''.join(f'1\t{k}\t1\n' for k in range(3000)) + '1\tx\t1\n')
-    assert click_log.read_events(path).ItemId.tolist() == [*map(str, range(3000)), 'x']
-
-
-@pytest.mark.parametrize('odd', ['0007', '1e3', '+7', '7.5'])
+@pytest.mark.parametrize('odd', ['x', '0007', '1e3', '+7', '7.5'])
 def test_an_id_far_down_the_file_that_would_lose_something_as_a_number_makes_all_of_them_text(tmp_path, odd):
     path = written(tmp_path, 'SessionId\tItemId\tTime\n' + ''.join(f'1\t{k}\t1\n' for k in range(3000))
                    + f'1\t{odd}\t1\n')
     events = click_log.read_events(path)
-    assert events.ItemId.iloc[-1] == odd and events.ItemId.iloc[7] == '7' and events.SessionId.iloc[7] == 1
+    assert events.ItemId.tolist() == [*map(str, range(3000)), odd] and events.SessionId.dtype == 'int64'
 
 
-@pytest.mark.parametrize('texts', [
-    ['2014-04-07T10:51:09.500Z', '2014-04-07T12:51:09+02:00'], ['2014-04-07 10:51:09.5', '2014-04-07 10:51:09'],
-    ['2014-04-07', '2014-04-06']])
-def test_dates_become_seconds_since_1970(tmp_path, texts):
-    path = written(tmp_path, 'SessionId,ItemId,Time\n' + ''.join(f'1,2,{text}\n' for text in texts))
-    expected = [pd.Timestamp(text).timestamp() for text in texts]
-    assert click_log.read_events(path).Time.tolist() == expected
+def read_times(tmp_path, times, **options):
+    """Read a log of one session with these times."""
+    return click_log.read_events(written(tmp_path, 'SessionId,ItemId,Time\n' + ''.join(f'1,2,{t}\n' for t in times)),
+                                 **options).Time.tolist()
 
 
-@pytest.mark.parametrize('text', ['2019-10-01 00:00:01 UTC', '2019-10-01 00:00:01UTC', '2019-10-01T00:00:01 GMT'])
-def test_a_time_that_says_utc_is_read_beside_others_that_do_not(tmp_path, text):
-    path = written(tmp_path, f'SessionId,ItemId,Time\n1,2,{text}\n1,2,2019-10-01 00:00:01\n')
-    assert click_log.read_events(path).Time.tolist() == [1569888001] * 2
+@pytest.mark.parametrize('texts, seconds', [
+    (['2014-04-07T10:51:09.500Z', '2014-04-07T12:51:09+02:00'], [1396867869.5, 1396867869]),
+    (['2014-04-07 10:51:09.5', '2014-04-07 10:51:09'], [1396867869.5, 1396867869]),
+    (['2014-04-07', '2014-04-06'], [1396828800, 1396742400]),
+    (['2019-10-01 00:00:01 UTC', '2019-10-01 00:00:01'], [1569888001] * 2),
+    (['2019-10-01 00:00:01UTC', '2019-10-01T00:00:01 GMT'], [1569888001] * 2)])
+def test_dates_become_seconds_since_1970(tmp_path, texts, seconds):
+    assert read_times(tmp_path, texts) == seconds
 
 
 @pytest.mark.parametrize('unit, factor', [('ms', 10 ** 3), ('us', 10 ** 6), ('ns', 10 ** 9)])
@@ -97,26 +92,23 @@ def test_the_unit_of_times_is_told_by_their_size_and_said_and_can_be_given(tmp_p
     assert not caplog.records
 
 
-def test_rows_without_a_session_are_dropped_on_request_and_counted(tmp_path, caplog):
-    path = written(tmp_path, 'SessionId,ItemId,Time\na,1,5\n,1,6\nb,1,7\n,1,8\n')
-    with pytest.raises(ValueError, match='line 3: SessionId is missing, not an id .--drop-without-session'):
-        click_log.read_events(path)
-    assert click_log.read_events(path, drop_without_session=True).Time.tolist() == [5, 7]
-    assert '2 of 4 rows have no SessionId and are left out' in caplog.text
+def test_rows_without_a_session_or_an_item_are_dropped_on_request_and_counted(tmp_path, caplog):
+    path = written(tmp_path, 'SessionId,ItemId,Time\na,x,5\na,,6\n,y,7\n,y,8\n')
+    with pytest.raises(ValueError, match='line 4: SessionId is missing, not an id .--drop-without-session'):
+        click_log.read_events(path, drop_without_item=True)
+    with pytest.raises(ValueError, match='line 3: ItemId is missing, not an id .--drop-without-item'):
+        click_log.read_events(path, drop_without_session=True)
+    found = click_log.read_events(path, drop_without_session=True, drop_without_item=True)
+    assert found.to_numpy().tolist() == [['a', 'x', 5]]
+    for counted in ('2 of 4 rows have no SessionId and are left out', '1 of 2 rows have no ItemId and are left out'):
+        assert counted in caplog.text
     later = written(tmp_path, 'SessionId,ItemId,Time\n,1,5\na,1,x\n')
     with pytest.raises(ValueError, match='line 3: Time is'):
         click_log.read_events(later, drop_without_session=True)
-
-
-def test_numbers_of_seconds_stay_as_they_are(tmp_path):
-    path = written(tmp_path, 'SessionId,ItemId,Time\n1,2,1396861869\n1,2,1396861869.277\n')
-    assert click_log.read_events(path).Time.tolist() == [1396861869, 1396861869.277]
-
-
-def test_columns_may_have_other_names(tmp_path):
-    path = written(tmp_path, 'visit,product,when\n2,10,5\n2,7,6\n1,10,9\n')
-    columns = ('visit', 'product', 'when')
-    assert_frame_equal(click_log.read_events(path, columns), EVENTS.set_axis(columns, axis=1))
+    rows = [f'{k // 3 or ""},{["x", "y", ""][k % 3]},{k}\n' for k in range(600)]
+    path = written(tmp_path, 'SessionId,ItemId,Time\n' + ''.join(rows))
+    command = f'prepare {path} -o {tmp_path}/data --test-fraction 0.5 --quiet'.split()
+    assert cli.main(command) == 2 and cli.main([*command, '--drop-without-item', '--drop-without-session']) == 0
 
 
 def test_a_parquet_file_is_read_like_text(tmp_path):
@@ -177,12 +169,6 @@ def read_parquet(tmp_path, **columns):
     whole = {name: arrow.array(range(n)) for name in EVENTS} | columns
     parquet.write_table(arrow.table(whole), tmp_path / 'log.parquet')
     return click_log.read_events(tmp_path / 'log.parquet')
-
-
-def read_times(tmp_path, times, **options):
-    """Read a log of one session with these times."""
-    return click_log.read_events(written(tmp_path, 'SessionId,ItemId,Time\n' + ''.join(f'1,2,{t}\n' for t in times)),
-                                 **options).Time.tolist()
 
 
 @pytest.mark.parametrize('column', ['SessionId', 'ItemId', 'Time'])
@@ -261,6 +247,8 @@ def test_words_are_no_times(tmp_path, text):
         read_times(tmp_path, ['True', 'True'])
     with pytest.raises(TypeError, match='Time must be timestamps or a number of seconds since 1970, not bool'):
         click_log.prepare(EVENTS.assign(Time=True))
+    with pytest.raises(TypeError, match=f"column 'Time' must hold numbers or timestamps, not text such as '{text}'"):
+        click_log.prepare(EVENTS.assign(Time=text))
     arrow = pytest.importorskip('pyarrow')
     with pytest.raises(ValueError, match='log.parquet, row 0: Time is True, not a time'):
         read_parquet(tmp_path, Time=arrow.array([True, True]))
@@ -303,20 +291,6 @@ def test_one_time_in_another_unit_is_named_and_rescales_nothing(tmp_path, odd, p
         read_times(tmp_path, times)
 
 
-def test_rows_without_an_item_are_dropped_on_request_and_counted(tmp_path, caplog):
-    path = written(tmp_path, 'SessionId,ItemId,Time\na,x,5\na,,6\n,y,7\n')
-    with pytest.raises(ValueError, match='line 4: SessionId is missing'):
-        click_log.read_events(path, drop_without_item=True)
-    with pytest.raises(ValueError, match='line 3: ItemId is missing, not an id .--drop-without-item'):
-        click_log.read_events(path, drop_without_session=True)
-    found = click_log.read_events(path, drop_without_session=True, drop_without_item=True)
-    assert found.to_numpy().tolist() == [['a', 'x', 5]] and '1 of 2 rows have no ItemId and are left out' in caplog.text
-    path = written(tmp_path, 'SessionId,ItemId,Time\n' + ''.join(f'{k // 3},{["x", "y", ""][k % 3]},{k}\n'
-                                                                for k in range(600)))
-    command = f'prepare {path} -o {tmp_path}/data --test-fraction 0.5 --quiet'.split()
-    assert cli.main(command) == 2 and cli.main([*command, '--drop-without-item']) == 0
-
-
 # --- Quotation marks ------------------------------------------------------------------------------------------------
 
 
@@ -332,16 +306,13 @@ def test_an_unclosed_quotation_mark_swallows_no_row(tmp_path):
     assert read_rows(tmp_path, text.replace('d"', 'd').replace('"Live', 'Live"')) == expected
 
 
-def test_fields_that_span_lines_in_a_csv_stay_one_field(tmp_path):
-    for text in ('SessionId,ItemId,Time,Title\n1,5,10,"Live\nat, home"\n1,6,20,b\n',
-                 'Title,SessionId,ItemId,Time\n"Live\nat home",1,5,10\n"a ""b"", c",1,6,20\n'):
-        assert read_rows(tmp_path, text) == [[1, 5, 10], [1, 6, 20]]
-
-
-@pytest.mark.parametrize('quoted', ['"1","5","10"\n"1","6","20"\n', '1,"5",10\n1,"6",20\n', '"1",5,10\n1,6,"20"\n'])
-def test_quotation_marks_around_numbers_are_no_part_of_them(tmp_path, quoted):
-    frame = click_log.read_events(written(tmp_path, '"SessionId",ItemId,"Time"\n' + quoted))
-    assert frame.to_numpy().tolist() == [[1, 5, 10], [1, 6, 20]] and all(frame.dtypes == 'int64')
+@pytest.mark.parametrize('text', [
+    'SessionId,ItemId,Time,Title\n1,5,10,"Live\nat, home"\n1,6,20,b\n',
+    'Title,SessionId,ItemId,Time\n"Live\nat home",1,5,10\n"a ""b"", c",1,6,20\n',
+    '"SessionId",ItemId,"Time"\n"1","5","10"\n"1","6","20"\n',
+    '"SessionId",ItemId,"Time"\n1,"5",10\n1,"6",20\n', '"SessionId",ItemId,"Time"\n"1",5,10\n1,6,"20"\n'])
+def test_quotation_marks_hold_together_a_field_that_spans_lines_and_are_no_part_of_numbers(tmp_path, text):
+    assert read_rows(tmp_path, text) == [[1, 5, 10], [1, 6, 20]]
 
 
 def test_marks_within_fields_are_letters(tmp_path):
@@ -398,15 +369,19 @@ def test_a_name_in_the_header_may_hold_what_separates_names_a_line_end_and_marks
         assert read_rows(tmp_path, ''.join(','.join(line) + '\n' for line in lines)) == [[1, 5, 10], [1, 6, 20]]
 
 
-def test_a_line_after_a_header_of_two_lines_has_its_number_in_messages(tmp_path):
-    with pytest.raises(ValueError, match="log, line 4: Time is 'x'"):
-        read_rows(tmp_path, '"Title\nof the page",SessionId,ItemId,Time\na,1,5,10\n"b, c",1,6,x\n')
+@pytest.mark.parametrize('text, line', [
+    ('"Title\nof the page",SessionId,ItemId,Time\na,1,5,10\n"b, c",1,6,x\n', 4),
+    ('\nSessionId,ItemId,Time,Title\n\n1,5,10,"a\nb"\n   \n1,6,x,c\n', 7)])
+def test_lines_are_counted_with_those_that_are_blank_and_those_within_names_and_fields(tmp_path, text, line):
+    with pytest.raises(ValueError, match=f"log, line {line}: Time is 'x'"):
+        read_rows(tmp_path, text)
 
 
 # --- Compression, encodings, pipes ----------------------------------------------------------------------------------
 
 
 TEXT = 'SessionId\tItemId\tTime\n2\t10\t5\n2\t7\t6\n1\t10\t9\n'
+PACKS = {'plain': bytes, 'gzip': gzip.compress}
 
 
 def zipped(text):
@@ -417,21 +392,15 @@ def zipped(text):
     return packed.getvalue()
 
 
-@pytest.mark.parametrize('pack', [gzip.compress, bz2.compress, lzma.compress, zipped],
-                         ids=['gzip', 'bzip2', 'xz', 'zip'])
+@pytest.mark.parametrize('pack', [bytes, gzip.compress, bz2.compress, lzma.compress, zipped],
+                         ids=['plain', 'gzip', 'bzip2', 'xz', 'zip'])
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
-def test_a_file_may_be_compressed_in_any_encoding_of_unicode_whatever_its_name(tmp_path, pack, encoding):
-    (tmp_path / 'log').write_bytes(pack(TEXT.encode(encoding)))
-    assert_frame_equal(click_log.read_events(tmp_path / 'log'), EVENTS)
+def test_a_file_may_be_compressed_and_have_a_byte_order_mark_whatever_its_name(tmp_path, pack, encoding):
+    (tmp_path / 'log').write_bytes(pack(TEXT.replace('2', 'ä').encode(encoding)))
+    assert_frame_equal(click_log.read_events(tmp_path / 'log'), EVENTS.assign(SessionId=['ä', 'ä', '1']))
 
 
-@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
-def test_plain_text_is_read_with_a_byte_order_mark_or_without(tmp_path, encoding):
-    (tmp_path / 'log').write_bytes(TEXT.replace('2', 'ä').encode(encoding))
-    assert click_log.read_events(tmp_path / 'log').SessionId.tolist() == ['ä', 'ä', '1']
-
-
-@pytest.mark.parametrize('pack', [bytes, gzip.compress], ids=['plain', 'gzip'])
+@pytest.mark.parametrize('pack', PACKS.values(), ids=PACKS)
 @pytest.mark.parametrize('start, message', [('\ufeff'.encode('utf-16-le'), 'is UTF-16 text; save it as UTF-8'),
                                             ('\ufeff'.encode('utf-16-be'), 'is UTF-16 text; save it as UTF-8'),
                                             (b'\x28\xb5\x2f\xfd', 'is compressed with zstandard; unpack it first')])
@@ -442,23 +411,16 @@ def test_what_is_not_read_is_named(tmp_path, pack, start, message):
             read(tmp_path / 'log')
 
 
-def in_streams(name):
-    """A log of 3,000 rows, its bytes compressed as two streams, and where the second one begins."""
-    text = 'SessionId,ItemId,Time\n' + ''.join(f'{k // 3},{k * 7919 % 1000},{k}\n' for k in range(3000))
-    compress = pytest.importorskip(name).compress
-    parts = [compress(half.encode()) for half in (text[:20_000], text[20_000:])]
-    return text, b''.join(parts), len(parts[0])
-
-
-@pytest.mark.parametrize('name', ['gzip', 'bz2', 'lzma'])
-def test_a_compressed_log_is_read_whole_or_refused(tmp_path, name):
+@pytest.mark.parametrize('kind', [gzip, bz2, lzma], ids=lambda kind: kind.__name__)
+def test_a_compressed_log_is_read_whole_or_refused(tmp_path, kind):
     """Cut anywhere, or with a bit flipped in the header of a later stream; also where zeros follow a stream."""
-    text, packed, second = in_streams(name)
-    path = tmp_path / 'log'
+    text = 'SessionId,ItemId,Time\n' + ''.join(f'{k // 3},{k * 7919 % 1000},{k}\n' for k in range(3000))
+    streams = [kind.compress(half.encode()) for half in (text[:20_000], text[20_000:])]
+    path, packed, second = tmp_path / 'log', b''.join(streams), len(streams[0])
     path.write_bytes(packed)
     expected = click_log.read_events(written(tmp_path, text, 'plain'))
     assert_frame_equal(click_log.read_events(path), expected)
-    if name in ('lzma', 'gzip'):
+    if kind in (lzma, gzip):
         path.write_bytes(packed[:second] + bytes(8) + packed[second:] + bytes(4))
         assert_frame_equal(click_log.read_events(path), expected)
     damaged = [packed[:end] for end in (len(packed) - 1, second + 3, second - 2, len(packed) // 3, 9)]
@@ -470,16 +432,12 @@ def test_a_compressed_log_is_read_whole_or_refused(tmp_path, name):
             click_log.read_events(path)
 
 
-def test_a_process_that_is_killed_leaves_no_copy_of_a_compressed_log(tmp_path):
+def test_the_copy_of_a_compressed_log_has_no_name_so_that_a_killed_process_leaves_none(tmp_path, monkeypatch):
     (tmp_path / 'log.gz').write_bytes(gzip.compress(TEXT.encode()))
-    program = ('import os, signal, sys; from gru4rec_pytensor.files import plain_text\n'
-               'with plain_text(sys.argv[1]) as copy:\n'
-               '    print(copy.read().decode(), flush=True); os.kill(os.getpid(), signal.SIGKILL)')
     (tmp_path / 'temporary').mkdir()
-    done = subprocess.run([sys.executable, '-c', program, tmp_path / 'log.gz'], capture_output=True, text=True,
-                          env=os.environ | {'TMPDIR': str(tmp_path / 'temporary')})
-    assert done.stdout == TEXT + '\n' and done.returncode == -signal.SIGKILL
-    assert list((tmp_path / 'temporary').iterdir()) == []
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
+    with plain_text(tmp_path / 'log.gz') as copy:
+        assert copy.read().decode() == TEXT and list((tmp_path / 'temporary').iterdir()) == []
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/zero'), reason='needs the devices of Unix')
@@ -519,7 +477,7 @@ def test_a_header_may_be_long(tmp_path):
         click_log.read_events(written(tmp_path, 'a,' * (1 << 22)))
 
 
-@pytest.mark.parametrize('pack', [bytes, gzip.compress], ids=['plain', 'gzip'])
+@pytest.mark.parametrize('pack', PACKS.values(), ids=PACKS)
 def test_lines_may_end_with_returns_alone_and_excel_may_have_a_line_of_its_own(tmp_path, pack):
     for text in (TEXT.replace('\n', '\r'), 'sep=\t\n' + TEXT, '"sep=\t"\r\n' + TEXT):
         (tmp_path / 'log').write_bytes(pack(text.encode()))
@@ -557,12 +515,6 @@ def test_a_block_boundary_changes_nothing(tmp_path, monkeypatch):
     assert_frame_equal(click_log.read_events(path), expected)
     with pytest.raises(ValueError, match='line 602: has 5 fields, but the header has 4'):
         click_log.read_events(written(tmp_path, text + '7,7,7,7,7\n'))
-
-
-def test_lines_are_counted_with_those_that_are_blank_and_those_within_fields(tmp_path):
-    text = '\nSessionId,ItemId,Time,Title\n\n1,5,10,"a\nb"\n   \n1,6,x,c\n'
-    with pytest.raises(ValueError, match="line 7: Time is 'x'"):
-        click_log.read_events(written(tmp_path, text))
 
 
 # --- Logs that are known by their headers ---------------------------------------------------------------------------
@@ -629,16 +581,18 @@ def test_the_views_of_diginetica_have_a_day_and_a_time_in_it(tmp_path, header):
         click_log.read_events(written(tmp_path, DIGINETICA.format(header).replace('1031018;2016-05', '1;2016-13')))
 
 
-def test_the_events_of_rees46_and_coveo_are_read_as_they_are_and_only_views_of_products_kept(tmp_path, caplog):
-    found = click_log.read_events(written(tmp_path, REES46))
-    assert found.to_numpy().tolist() == [['72d76fde-8bb3', 44600062, 1569888000], ['566511c2', 17200506, 1569888001]]
-    assert 'with the event_type view are kept, and 1 of 3 left out: 1 cart' in caplog.text
-    found = click_log.read_events(written(tmp_path, COVEO))
-    assert found.to_numpy().tolist() == [['20c4', 'd5157f8b', 1550885210.881]]
-    assert 'with the product_action detail are kept, and 2 of 3 left out: ' in caplog.text
+@pytest.mark.parametrize('log, rows, said', [
+    (REES46, [['72d76fde-8bb3', 44600062, 1569888000], ['566511c2', 17200506, 1569888001]],
+     'with the event_type view are kept, and 1 of 3 left out: 1 cart'),
+    (COVEO, [['20c4', 'd5157f8b', 1550885210.881]], 'with the product_action detail are kept, and 2 of 3 left out: '),
+    (RECBOLE, [[2, 33043, 1462752000.5], [1, 9, 1462752001]], 'read as interactions of RecBole')])
+def test_the_events_of_other_logs_are_read_as_they_are_and_only_views_of_products_kept(
+        tmp_path, caplog, log, rows, said):
+    caplog.set_level('INFO', 'gru4rec.events')
+    assert click_log.read_events(written(tmp_path, log)).to_numpy().tolist() == rows and said in caplog.text
 
 
-@pytest.mark.parametrize('pack', [bytes, gzip.compress], ids=['plain', 'gzip'])
+@pytest.mark.parametrize('pack', [*PACKS.values(), codecs.BOM_UTF8.__add__], ids=[*PACKS, 'byte order mark'])
 def test_the_raw_log_of_rsc15_is_read_without_a_header(tmp_path, caplog, monkeypatch, pack):
     caplog.set_level('INFO', 'gru4rec.events')
     raw = ('2,2014-04-07T10:51:09.277Z,214536502,0\n2,2014-04-07T10:54:09.868Z,214536500,S\n'
@@ -646,6 +600,7 @@ def test_the_raw_log_of_rsc15_is_read_without_a_header(tmp_path, caplog, monkeyp
     (tmp_path / 'log').write_bytes(pack(raw.encode()))
     found = click_log.read_events(tmp_path / 'log')
     assert_frame_equal(found, preprocess_rsc15.read_clicks(tmp_path / 'log'))
+    assert found.ItemId.tolist() == [214536502, 214536500, 214662742]
     assert 'log: read as the raw log of RSC15' in caplog.text
     assert click_log.read_events(tmp_path / 'log', session_gap=100).SessionId.tolist() == [0, 1, 2]
     monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(pack(raw.encode()))))
@@ -655,12 +610,6 @@ def test_the_raw_log_of_rsc15_is_read_without_a_header(tmp_path, caplog, monkeyp
         click_log.read_events(tmp_path / 'log')
     with pytest.raises(ValueError, match='the raw log of RSC15, which is read without options for columns and kinds'):
         click_log.read_events(tmp_path / 'log', event_key='category', event_types=['0'])
-
-
-def test_interactions_of_recbole_are_read_by_their_typed_names(tmp_path):
-    found = click_log.read_events(written(tmp_path, RECBOLE, 'diginetica.inter'))
-    assert found.SessionId.tolist() == [2, 1] and found.ItemId.tolist() == [33043, 9]
-    assert found.Time.tolist() == [1462752000.5, 1462752001]
 
 
 def test_a_log_with_the_usual_names_is_what_it_says_whatever_else_it_has(tmp_path):
@@ -673,27 +622,11 @@ def test_kinds_of_event_and_sessions_by_a_gap_are_options_for_any_log(tmp_path):
     columns = ('who', 'what', 'when')
     found = click_log.read_events(path, columns, event_key='kind', event_types=['7'], session_gap=100)
     assert found.to_numpy().tolist() == [[0, 1, 0], [1, 1, 5], [0, 2, 100], [2, 3, 201]]
+    assert (*found.columns,) == columns
     with pytest.raises(ValueError, match='event_types needs event_key'):
         click_log.read_events(path, columns, event_types=['7'])
     with pytest.raises(ValueError, match='session_gap=-1: must be'):
         click_log.read_events(path, columns, session_gap=-1)
-
-
-def test_sessions_by_a_gap_are_those_that_a_loop_finds():
-    rng = np.random.RandomState(0)
-    visits = pd.DataFrame({'SessionId': rng.choice(list('abcdef'), 500), 'Time': rng.randint(40_000, size=500) / 4})
-    found = pd.Series(events.sessions_by_gap(visits, 100), visits.index)
-    starts = []
-    for _visitor, group in visits.groupby('SessionId'):
-        last = None
-        for row, time in group.Time.sort_values(kind='stable').items():
-            if last is None or time - visits.Time[last] > 100:
-                starts.append(time)
-                session = found[row]
-            assert found[row] == session
-            last = row
-    assert found.nunique() == len(starts)
-    assert visits.groupby(found).Time.min().tolist() == sorted(starts)
 
 
 # --- Preparing ------------------------------------------------------------------------------------------------------
@@ -707,29 +640,33 @@ def clicks():
     session = np.repeat(np.arange(400), lengths)
     start = np.sort(rng.randint(10 * DAY, size=400))
     log = pd.DataFrame({'SessionId': session, 'ItemId': rng.zipf(1.5, len(session)).clip(max=60),
-                        'Time': start[session] + np.concatenate([np.arange(n) * 60 for n in lengths])})
+                        'Time': start[session] + np.concatenate([np.arange(n) * 6000 for n in lengths])})
     return log.sample(frac=1, random_state=0)
 
 
-def test_by_default_it_is_the_papers_protocol(clicks):
-    expected = preprocess_rsc15.preprocess(clicks)
-    train, test = click_log.prepare(clicks)
-    assert_frame_equal(train, expected['train_full'])
-    assert_frame_equal(test, expected['test'])
+@pytest.mark.parametrize('by', ['last', 'first'])
+@pytest.mark.parametrize('shortest', [1, 2, 3])
+@pytest.mark.parametrize('options', [dict(test_days=3), dict(test_fraction=0.2)])
+def test_the_sessions_of_the_last_days_or_the_last_share_by_ends_or_starts_are_the_test_data(
+        clicks, options, shortest, by):
+    """By starts, training ends where test data begins, and its sessions have the wanted length after that cut."""
+    train, test = click_log.prepare(clicks, min_item_events=1, min_session_length=shortest, test_by=by, **options)
 
-
-def test_the_last_days_or_the_last_share_of_the_sessions_are_the_test_data(clicks):
-    for options in (dict(test_days=3), dict(test_fraction=0.2)):
-        train, test = click_log.prepare(clicks, min_item_events=1, **options)
-        ends = pd.concat([train, test]).groupby('SessionId').Time.max()
-        last_in_train = ends[train.SessionId.unique()].max()
-        assert last_in_train <= ends[test.SessionId.unique()].min()
-        assert not set(train.SessionId) & set(test.SessionId)
-        if 'test_days' in options:
-            assert last_in_train < ends.max() - 3 * DAY <= ends[test.SessionId.unique()].min()
-        else:  # of the sessions of two events or more; some are left out since training lacks their items
-            n = (clicks.groupby('SessionId').size() > 1).sum()
-            assert train.SessionId.nunique() == n - round(0.2 * n)
+    def with_at_least(n, log):
+        return log[log.groupby('SessionId').ItemId.transform('size') >= n]
+    log = with_at_least(shortest, clicks.sort_values(['SessionId', 'Time']))
+    time = log.groupby('SessionId').Time.transform({'last': 'max', 'first': 'min'}[by])
+    if 'test_days' in options:
+        border = log.Time.max() - 3 * DAY
+    else:
+        times = time.groupby(log.SessionId).first().sort_values()
+        border = times.iloc[len(times) - round(0.2 * len(times))]
+    before = log[(time < border) & (log.Time < border)]
+    assert (len(before) < (time < border).sum()) == (by == 'first')
+    before = with_at_least(shortest, before)
+    behind = with_at_least(2, log[(time >= border) & log.ItemId.isin(before.ItemId)])
+    for frame, expected in ((train, before), (test, behind)):
+        assert_frame_equal(frame, expected.reset_index(drop=True))
 
 
 def test_every_filter_is_an_option(clicks):
@@ -756,6 +693,8 @@ def test_the_rows_are_in_order_and_equal_times_keep_theirs():
     (dict(min_item_events=None), TypeError, 'min_item_events=None: must be a whole number'),
     (dict(min_session_length=None), TypeError, 'min_session_length=None: must be a whole number'),
     (dict(max_session_length=0), ValueError, 'max_session_length=0: must be a whole number of at least 1'),
+    (dict(test_by='start'), ValueError, "test_by='start': must be one of 'last', 'first'"),
+    (dict(time_unit='days'), ValueError, "time_unit='days': must be one of 's', 'ms', 'us', 'ns', or None"),
     (dict(test_days='3'), TypeError, "test_days='3': must be a finite number above 0")])
 def test_preparing_names_the_column_or_argument_that_is_wrong(options, error, message):
     events = pd.DataFrame({'SessionId': [1, 1], 'ItemId': [1, 2], 'Time': [0.0, 1.0]})
@@ -764,23 +703,16 @@ def test_preparing_names_the_column_or_argument_that_is_wrong(options, error, me
 
 
 @pytest.mark.parametrize('unit', [10 ** 3, 10 ** 6])
-def test_days_are_days_in_whatever_unit_the_times_are(clicks, unit):
+def test_by_default_it_is_the_papers_protocol_and_a_day_is_one_in_whatever_unit_the_times_are(clicks, unit):
+    """In the script for RSC15, too."""
     clicks = clicks.assign(Time=clicks.Time + 1_400_000_000)
-    expected = click_log.prepare(clicks, test_days=2)
+    expected = click_log.prepare(clicks)
     stamps = pd.to_datetime(clicks.Time, unit='s')
     for times in (clicks.Time * unit, stamps, stamps.dt.tz_localize('UTC'), stamps.astype(object)):
-        for frame, wanted in zip(click_log.prepare(clicks.assign(Time=times), test_days=2), expected):
+        log = clicks.assign(Time=times)
+        parts = preprocess_rsc15.preprocess(log)
+        for frame, wanted in zip([*click_log.prepare(log), parts['train_full'], parts['test']], 2 * expected):
             assert_frame_equal(frame, wanted, check_dtype=False)
-    with pytest.raises(ValueError, match="time_unit='days': must be one of 's', 'ms', 'us', 'ns', or None"):
-        click_log.prepare(clicks, time_unit='days')
-
-
-def test_preparing_as_the_authors_do_since_2023_is_the_protocol_of_that_name(clicks):
-    expected = preprocess_rsc15.preprocess(clicks, '2023')
-    found = click_log.prepare(clicks, drop_repeats=True, until_stable=True, test_by='first')
-    for frame, name in zip(found, ('train_full', 'test')):
-        assert_frame_equal(frame, expected[name])
-    assert not expected['test'].equals(preprocess_rsc15.preprocess(clicks)['test'])
 
 
 def sessions_of(rows):
@@ -849,49 +781,19 @@ def test_the_five_logs_of_2023_are_prepared_as_loops_prepare_them(tmp_path, caps
 
 
 def test_the_protocol_of_2023_is_that_of_the_script_for_rsc15_and_of_three_options(tmp_path, clicks):
-    start = clicks.groupby('SessionId').Time.transform('min')
-    clicks = clicks.assign(Time=start + 100 * (clicks.Time - start))  # so that some sessions begin a day before
     clicks.to_csv(tmp_path / 'log', index=False)
     expected, options = preprocess_rsc15.preprocess(clicks, '2023'), '--drop-repeats --until-stable --test-by first'
     for words in ('--protocol 2023', options, f'--protocol 2023 {options}'):
         assert cli.main(f'prepare {tmp_path}/log -o {tmp_path}/data --quiet {words}'.split()) == 0
         for part, name in (('train_full', 'train'), ('test', 'test')):
             assert_frame_equal(click_log.read_events(tmp_path / 'data' / f'{name}.tsv'), expected[part])
+    tuning = click_log.prepare(expected['train_full'], min_item_events=1, test_by='first')
+    for frame, part in zip(tuning, ('train_tr', 'valid')):
+        assert_frame_equal(frame, expected[part])
     assert cli.main(f'prepare {tmp_path}/log -o {tmp_path}/data --protocol 2023 --test-by last'.split()) == 0
     _train, by_end = click_log.prepare(clicks, drop_repeats=True, until_stable=True)
     assert_frame_equal(click_log.read_events(tmp_path / 'data' / 'test.tsv'), by_end)
     assert len(by_end) > len(expected['test'])
-
-
-def test_test_sessions_are_counted_by_their_first_events_where_asked_for(clicks):
-    for options in (dict(test_days=3), dict(test_fraction=0.2)):
-        train, test = click_log.prepare(clicks, min_item_events=1, test_by='first', **options)
-        starts = clicks.groupby('SessionId').Time.min()
-        assert train.Time.max() < starts[test.SessionId.unique()].min()
-        assert starts[train.SessionId.unique()].max() < starts[test.SessionId.unique()].min()
-        if 'test_days' in options:
-            assert test.Time.min() >= clicks.Time.max() - 3 * DAY - DAY / 24
-        assert (train.groupby('SessionId').size() >= 2).all()
-    with pytest.raises(ValueError, match="test_by='start': must be one of 'last', 'first'"):
-        click_log.prepare(clicks, test_by='start')
-
-
-@pytest.mark.parametrize('shortest', [1, 2, 3])
-@pytest.mark.parametrize('options', [dict(test_days=3), dict(test_fraction=0.2)])
-def test_training_sessions_that_are_cut_at_the_border_are_as_long_as_asked_for(clicks, options, shortest):
-    options = options | dict(min_item_events=1, min_session_length=shortest, test_by='first')
-    train, test = click_log.prepare(clicks, **options)
-    long_enough = clicks[clicks.groupby('SessionId').ItemId.transform('size') >= shortest]
-    start = long_enough.groupby('SessionId').Time.transform('min')
-    if 'test_days' in options:
-        border = clicks.Time.max() - 3 * DAY
-    else:
-        starts = start.groupby(long_enough.SessionId).first().sort_values()
-        border = starts.iloc[len(starts) - round(0.2 * len(starts))]
-    before = long_enough[(start < border) & (long_enough.Time < border)]
-    expected = before[before.groupby('SessionId').ItemId.transform('size') >= shortest]
-    assert_frame_equal(train, expected.sort_values(['SessionId', 'Time']).reset_index(drop=True))
-    assert (train.groupby('SessionId').size() == 1).any() == (shortest == 1)
 
 
 def test_every_event_that_preparing_drops_is_counted(clicks, caplog):
@@ -955,9 +857,3 @@ def test_the_experiments_note_equal_times_of_own_files(tmp_path, capsys):
         data.to_csv(tmp_path / 'log', sep='\t', index=False)
         assert run_experiments.main(words) == 0
         assert (f'{share:.1%} of the training events have the time of another one' in capsys.readouterr().err) == noted
-
-
-def test_preparing_refuses_times_that_are_text():
-    events = pd.DataFrame({'SessionId': [1, 1], 'ItemId': [1, 2], 'Time': ['0', '1']})
-    with pytest.raises(TypeError, match="column 'Time' must hold numbers or timestamps, not text such as '0'"):
-        click_log.prepare(events)

@@ -2,7 +2,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from common import click_log, few_items_log
 
@@ -17,14 +16,6 @@ from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, RSC15, VI
 def write(path, log):
     log.to_csv(path, sep='\t', index=False)
     return path
-
-
-def test_test_events_that_the_protocol_would_have_dropped_are_dropped(capsys):
-    train = pd.DataFrame({'SessionId': [1, 1, 2, 2], 'ItemId': ['a', 'b', 'b', 'c'], 'Time': [1, 2, 3, 4]})
-    test = pd.DataFrame({'SessionId': [3, 3, 3, 4, 4], 'ItemId': ['a', 'new', 'b', 'a', 'new'], 'Time': range(5, 10)})
-    kept = datasets.with_known_items(train, test)
-    assert kept.ItemId.tolist() == ['a', 'b'] and kept.SessionId.tolist() == [3, 3]
-    assert 'dropped 3 test events' in capsys.readouterr().err
 
 
 def test_ids_that_look_like_numbers_in_one_file_only_are_the_same_ids(tmp_path):
@@ -80,26 +71,15 @@ def test_the_search_takes_the_validation_data_of_the_folder_or_the_last_day_of_t
     assert sessions() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize('unit', [1, 1000])
-def test_times_in_milliseconds_are_noticed_where_the_validation_data_is_split_off(tmp_path, caplog, unit):
-    """The last day of milliseconds taken for seconds would be the last 86 seconds."""
-    hours = 1_396_000_000 + 3600 * np.arange(60)  # a session in each
-    log = click_log(*[[1, 2]] * 60).assign(Time=np.repeat(hours, 2) * unit)
-    source = Source(RSC15, write(tmp_path / 'train.tsv', log), write(tmp_path / 'test.tsv', log[:4]))
-    data = datasets.load_dataset(source)
-    noticed = [record.getMessage() for record in caplog.records]
-    assert len(noticed) == 2 * (unit == 1000) and all('are taken for milliseconds' in text for text in noticed)
-    counts = datasets.validation_data(source, data).counts
-    assert (counts['train']['sessions'], counts['test']['sessions']) == (35, 25)
-    assert data.train.Time.max() == hours[-1]
-
-
 def test_the_notice_says_with_what_our_numbers_can_be_compared():
     log = click_log([1, 2], [2, 3, 1])
     mine = Dataset('mine', RSC15, False, log, log)
     assert 'train 2 sessions, 5 events, 3 items' in datasets.data_notice(mine)
     assert "This is not the paper's data: 2 of 7,966,257 sessions." in datasets.data_notice(mine)
     assert 'This is not the data of the published numbers' in datasets.data_notice(replace(mine, protocol=VIDEO))
+    other_test = RSC15._replace(counts={'train': dict(sessions=2, events=5), 'test': dict(sessions=1)})
+    assert "not the paper's data: 2 of 1 sessions for testing." in datasets.data_notice(
+        replace(mine, protocol=other_test))
     for protocol in (RSC15, VIDEO):
         synthetic = replace(mine, is_synthetic=True, protocol=protocol)
         assert 'This is a synthetic click log' in datasets.data_notice(synthetic)
@@ -176,13 +156,6 @@ def test_what_the_option_cannot_say_is_one_line_with_the_known_names(words, mess
     assert source.said.title == 'RetailRocket'
 
 
-def test_the_first_count_that_is_not_the_papers_is_named():
-    log = click_log([1, 2], [2, 3, 1])
-    protocol = RSC15._replace(counts={'train': dict(sessions=2, events=5), 'test': dict(sessions=1)})
-    assert "not the paper's data: 2 of 1 sessions for testing." in datasets.data_notice(
-        Dataset('mine', protocol, False, log, log))
-
-
 def test_items_that_a_fraction_lacks_stay_and_count_as_misses(tmp_path, monkeypatch, capsys):
     """As in NARM's rows; on other data they are left out, and another fingerprint says so."""
     train, test = click_log([1, 2], [2, 1, 2]), click_log([1, 9, 2], [9, 1, 2], [9, 9])
@@ -191,7 +164,9 @@ def test_items_that_a_fraction_lacks_stay_and_count_as_misses(tmp_path, monkeypa
     with_counts(monkeypatch, ('RSC15 1/2', 'RSC15', {'train': dict(predictions=3), 'test': dict(predictions=5)},
                               'somewhere', True))
     kept = datasets.load_dataset(Source(RSC15, *paths))
-    assert kept.published.title == 'RSC15 1/2' and 'RSC15 1/2: test events with items' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert 'dropped 4 test events' in error and 'RSC15 1/2: test events with items' in error
+    assert kept.published.title == 'RSC15 1/2'
     assert len(dropped.test) == 4 and len(kept.test) == 8 and dropped.fingerprint != kept.fingerprint
     cell = Cell('Markov', None, None, None, None, {}, 'conservative')
     result, _ranks = run_cell(cell, kept)
@@ -206,8 +181,9 @@ def is_mapped(array):
     return isinstance(array, np.memmap) or array is not None and is_mapped(array.base)
 
 
-@pytest.mark.parametrize('name_of', [int, 'item {:03}'.format], ids=['numbers', 'text'])
-def test_events_that_processes_share_give_the_numbers_of_those_that_were_read(tmp_path, name_of):
+@pytest.mark.parametrize('name_of, models', [(int, [NETWORK]), ('item {:03}'.format, [*BASELINES, NETWORK])],
+                         ids=['numbers', 'text'])
+def test_events_that_processes_share_give_the_numbers_of_those_that_were_read(tmp_path, name_of, models):
     log = few_items_log(60, 8)
     log = log.assign(ItemId=log.ItemId.map(name_of), SessionId=log.SessionId.map(name_of))
     read = Dataset('', RSC15, False, log, log[10:], 'digits')
@@ -215,7 +191,7 @@ def test_events_that_processes_share_give_the_numbers_of_those_that_were_read(tm
     assert shared.folder == tmp_path / 'data' / 'digits'
     assert all(is_mapped(frame[name].to_numpy()) for frame in (shared.train, shared.test) for name in frame)
     assert shared.test.Time.tolist() == log.Time[10:].tolist()
-    for model in (*BASELINES, NETWORK):
+    for model in models:
         cell = Cell(model, 'top1' if model == NETWORK else None, 4, 1, 42 if model in (NETWORK, 'BPR-MF') else None,
                     {'batch_size': 10} if model == NETWORK else BASELINES[model][1], 'median', 5, 'python')
         first, second = (run_cell(cell, events)[0] for events in (read, shared))

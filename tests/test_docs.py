@@ -18,6 +18,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from common import PROMISE, few_items_log
+from test_style import MODULES as FILES
 
 import evaluation
 import gru4rec
@@ -163,30 +164,24 @@ def test_the_code_that_a_walk_shows_is_that_of_the_project(name):
 
 
 @pytest.mark.parametrize('name', WALKS)
-def test_a_notebook_has_the_text_the_code_and_the_outputs_of_its_walk(name):
+def test_a_notebook_has_the_text_the_code_the_outputs_and_the_pictures_of_its_walk_wherever_it_lies(name):
     """So that what is true of the blocks is true of the notebook, and they need not run twice."""
     stored = [build.Result(block, block['text'] or '', block['path'] and
                            (build.DOCS / block['path']).read_text(encoding='utf-8'))
               for walk, _number, block in BLOCKS if walk == name]
     found = json.loads((build.DOCS / name).with_suffix('.ipynb').read_text(encoding='utf-8'))['cells']
     expected = json.loads(build.notebook(WALKS[name], stored))['cells']
+    assert [cell for cell in found if cell['cell_type'] == 'code'][0]['source'][0].startswith('%pip install')
+    texts = [(''.join(cell['source']), cell.get('attachments')) for cell in found if cell['cell_type'] == 'markdown']
+    for text, attachments in texts:
+        for picture in re.findall(r'!\[[^]]*\]\(([^)]*)\)', text):
+            attached = attachments[picture.removeprefix('attachment:')]
+            assert base64.b64decode(attached['image/png'])[1:4] == b'PNG'
+    n_listings = sum(text.count('```python\n') for text, _attachments in texts)
+    assert n_listings == len(build.SOURCE.findall(WALKS[name]))
     for cell in found + expected:  # a picture has the same bytes only with the same version of Matplotlib
         cell['attachments'] = {name: [*kinds] for name, kinds in cell.get('attachments', {}).items()}
     assert found == expected
-
-
-@pytest.mark.parametrize('name', WALKS)
-def test_a_notebook_shows_its_pictures_and_colours_its_code_wherever_it_lies(name):
-    cells = json.loads((build.DOCS / name).with_suffix('.ipynb').read_text(encoding='utf-8'))['cells']
-    code = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code']
-    assert code[0].startswith('%pip install')
-    texts = [cell for cell in cells if cell['cell_type'] == 'markdown']
-    for cell in texts:
-        for picture in re.findall(r'!\[[^]]*\]\(([^)]*)\)', ''.join(cell['source'])):
-            attached = cell['attachments'][picture.removeprefix('attachment:')]
-            assert base64.b64decode(attached['image/png'])[1:4] == b'PNG'
-    together = '\n'.join(''.join(cell['source']) for cell in texts)
-    assert together.count('```python\n') == len(build.SOURCE.findall(WALKS[name]))
 
 
 @pytest.mark.parametrize('name', WALKS)
@@ -216,9 +211,7 @@ def test_links_anchors_and_pictures_of_a_document_are_there(path):
 
 
 # What documents call a module -> its full name: those of the package also without the package's name.
-FILES = [*ROOT.glob('*.py'), *ROOT.glob('gru4rec_pytensor/**/*.py')]
-FULL_NAMES = ['.'.join(file.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__') for file in FILES]
-MODULES = {name: name for name in FULL_NAMES} | {name.removeprefix('gru4rec_pytensor.'): name for name in FULL_NAMES}
+MODULES = {name: name for name in FILES} | {name.removeprefix('gru4rec_pytensor.'): name for name in FILES}
 NAMED_MODULES = re.compile(  # the longest first, and no names of files
     rf"`({'|'.join(map(re.escape, sorted(MODULES, key=len, reverse=True)))})\.(?!py\b|md\b)([A-Za-z_][\w.]*)")
 
@@ -233,14 +226,12 @@ def test_what_a_document_names_of_the_code_is_there(path):
             value = getattr(value, part)
 
 
-@pytest.mark.parametrize('path', [path for path in (*ROOT.glob('*.py'), *ROOT.glob('gru4rec_pytensor/**/*.py'))
-                                  if '>>> ' in path.read_text(encoding='utf-8')], ids=lambda path: path.name)
-def test_the_examples_in_the_docstrings_of_a_module_run(path):
+@pytest.mark.parametrize('name', [name for name, path in FILES.items() if '>>> ' in path.read_text(encoding='utf-8')])
+def test_the_examples_in_the_docstrings_of_a_module_run(name):
     """All of them: a decorator can hide a function's from doctest."""
-    module = importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'))
-    outcome = doctest.testmod(module)
+    outcome = doctest.testmod(importlib.import_module(name))
     assert outcome.failed == 0
-    assert outcome.attempted == len(re.findall(r'^ *>>> ', path.read_text(encoding='utf-8'), re.MULTILINE))
+    assert outcome.attempted == len(re.findall(r'^ *>>> ', FILES[name].read_text(encoding='utf-8'), re.MULTILINE))
 
 
 # --- CONTRIBUTING.md ------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Messages of the commands about wrong input: one line that names it, exit code 2, and nothing half-written."""
 import gzip
-import json
 import os
 import re
 import shutil
@@ -10,7 +9,9 @@ import pytest
 from common import few_items_log, small_model
 
 import run_experiments
+from gru4rec import GRU4Rec
 from gru4rec_pytensor import cli
+from gru4rec_pytensor.files import check_writable
 
 HEADER = 'SessionId\tItemId\tTime\n'
 WITH_TITLE = HEADER.replace('\n', '\tTitle\n')
@@ -19,7 +20,6 @@ FILES = {  # name -> content
     'empty': '', 'header-only': HEADER, 'no-item': 'SessionId\tItem\tTime\n1\t2\t3\n',
     'spaces': 'SessionId ItemId Time\n1 2 3\n', 'twice': 'SessionId\tItemId\tItemId\tTime\n1\t2\t2\t3\n',
     'page': '<!DOCTYPE html>\n<html><body>Please log in</body></html>\n',
-    'no-id': HEADER + '1\ta\t1\n1\t\t2\n', 'no-session': HEADER + '1\t7\t1\n\t8\t2\n',
     'no-time': HEADER + '1\t7\t1\n1\t8\t\n', 'nan-time': HEADER + '1\t7\t1\n1\t8\tnan\n',
     'negative-time': HEADER + '1\t7\t1\n1\t8\t-5\n', 'infinite-time': HEADER + '1\t7\tinf\n1\t8\t1\n',
     'word-time': HEADER + '1\t7\t1\n1\t8\tnoon\n',
@@ -29,7 +29,6 @@ FILES = {  # name -> content
     'open': WITH_TITLE + '1\t5\t9\ta\n1\t5\t9\t"Live\n1\t6\t9\n2\t6\t9\td\n', 'headerless': '1,7,1\n1,8,2\n',
     'raw.dat': '1,2014-04-07T10:51:09.277Z,214536502,0\n1,noon,7,0\n',
     'blank-lines': '\n' + HEADER + '\n1\t7\t1\n  \n\n1\t8\t\n',
-    'one-event': HEADER + ''.join(f'{k}\t{k % 5}\t{k}\n' for k in range(50)),
     'few': HEADER + '1\t7\t1\n1\t8\t2\n2\t7\t3\n2\t8\t4\n',
     'no-overlap': HEADER + '1\t1001\t1\n1\t1002\t2\n', 'words': HEADER + ''.join(
         f'{k // 3}\t{"abc"[k % 3]}\t{k}\n' for k in range(60)),
@@ -37,7 +36,6 @@ FILES = {  # name -> content
     'text': 'hello\n', 'other/results.json': '{"mine": 1}', 'file': 'x',
 }
 BYTES = {'binary': bytes(range(256)), 'damaged.gz': gzip.compress(b'SessionId')[:-3],
-         'log.7z': b"7z\xbc\xaf'\x1c\x00\x04",
          'log.tar.gz': gzip.compress(b'log'.ljust(257, b'\0') + b'ustar\0'),
          'latin-1': (HEADER + '1\tcafé\t1\n').encode('latin-1')}
 
@@ -56,17 +54,6 @@ def world(tmp_path_factory):
         for name in 'ab':
             archive.writestr(name, HEADER)
     small_model(batch_size=5).fit(GOOD, checkpoint=folder / 'checkpoint').save(folder / 'model')
-    whole = (folder / 'model').read_bytes()
-    (folder / 'truncated').write_bytes(whole[:len(whole) // 2])
-    middle = whole.index(b'Wy.npy') + 200
-    (folder / 'corrupt').write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1:])
-    for name, change in (('newer', {'version': 99}), ('foreign', {'format': 'other'})):
-        with zipfile.ZipFile(folder / 'model') as old, zipfile.ZipFile(folder / name, 'w') as new:
-            for member in old.namelist():
-                content = old.read(member)
-                if member == 'header.json':
-                    content = json.dumps(json.loads(content) | change)
-                new.writestr(member, content)
     return folder
 
 
@@ -80,18 +67,16 @@ CASES = [  # (program, command line in the folder of the files, what the line on
         ('no-item', "no-item: lacks the column(s) ['ItemId']; by tabs its first line has ['SessionId', 'Item', 'T"),
         ('spaces', "spaces: lacks the column(s) ['SessionId', 'ItemId', 'Time']"),
         ('twice', "twice: has more than one column 'ItemId'"), ('page', 'page: is a web page, not a log'),
-        ('binary', 'binary: is a binary file, not text'),
+        ('binary', 'binary: is a binary file, not text'), ('log.tar.gz', 'log.tar.gz: is a binary file, not text'),
         ('damaged.gz', 'damaged.gz: is a damaged gzip file'),
         ('two.zip', 'two.zip: is a zip archive of 2 files, a, b: '),
-        ('log.7z', 'log.7z: is a binary file, not text'), ('log.tar.gz', 'log.tar.gz: is a binary file, not text'),
         ('swallows', 'swallows, line 2: a quotation mark is opened there and closed in line 4, and what is between'),
         ('open', 'open, line 3: a quotation mark is opened and never closed'),
         ('headerless', 'It looks like an event: a log needs a first line that names its columns'),
         ('raw.dat', "raw.dat, line 2: time 'noon' is not a time from 1970 on; a click log has no header"),
         ('raw.dat --item-key item', 'It looks like the raw log of RSC15, which is read without options for columns'),
         ('blank-lines', 'blank-lines, line 7: Time is'),
-        ('latin-1', 'latin-1: is not UTF-8 text'), ('no-id', 'no-id, line 3: ItemId is missing, not an id'),
-        ('no-session', 'no-session, line 3: SessionId is missing, not an id'),
+        ('latin-1', 'latin-1: is not UTF-8 text'),
         ('no-time', 'no-time, line 3: Time is missing, not a number'), ('nan-time', 'nan-time, line 3: Time is'),
         ('negative-time', 'negative-time, line 3: Time is -5, not a time: it is negative'),
         ('infinite-time', 'infinite-time, line 2: Time is inf, not a number'),
@@ -100,27 +85,20 @@ CASES = [  # (program, command line in the folder of the files, what the line on
         ('ragged', 'ragged, line 3: has 4 fields, but the header has 3'),
         ('long-rows', 'long-rows, line 2: has 4 fields, but the header has 3'),
         ('not.parquet', 'not.parquet: '),
-        ('one-event',
-         'batch_size=5 needs at least as many sessions of two or more events, but the training data has 0'),
-        ('few', 'the training data has 2; use a smaller batch_size')]],
+        ('few', 'sessions of two or more events, but the training data has 2; use a smaller batch_size')]],
     # options of training
     *[(cli, FIT + option, message) for option, message in [
         ('--loss hinge', "argument --loss: invalid choice: 'hinge' (choose from"),
         ('--backend tpu', "argument --backend: invalid choice: 'tpu'"),
         ('--final-act softmax', "final_act='softmax': must be one of 'tanh', 'linear', 'relu'"),
         ('--layers 0', "argument --layers: '0' is not a whole number of at least 1"),
-        ('--layers', 'argument --layers: expected at least one argument'),
         ('--epochs 0', "argument --epochs: '0' is not a whole number of at least 1"),
-        ('--batch-size 500', 'batch_size=500 needs at least as many sessions'),
         ('--dropout 1', 'dropout_p_hidden=1.0: must be a number of at least 0 and below 1'),
-        ('--dropout half', "argument --dropout: invalid float value: 'half'"),
         ('--learning-rate 0', 'learning_rate=0.0: must be a finite number above 0'),
         ('--learning-rate 1e38 --loss cross-entropy', 'training met a loss that is not finite, and nothing was saved'),
         ('--learning-rate 1e39', 'learning_rate=1e+39: must be at most 3.4e+38, the largest float32'),
-        ('--lmbd 1e39', 'lmbd=1e+39: must be at most 3.4e+38, the largest float32'),
         ('--seed 4294967296', 'seed=4294967296: must be a whole number from 0'),
         ('--session-key visit', "good: lacks the column(s) ['visit']"),
-        ('--speed 11', 'unrecognized arguments: --speed 11'),
         ('-o nowhere/new', 'nowhere/new: there is no folder nowhere'),
         ('-o other', 'other: is a folder; give the name of a file'),
         ('-o /proc/new', '/proc/new: cannot be written'),
@@ -137,16 +115,12 @@ CASES = [  # (program, command line in the folder of the files, what the line on
     # model files
     *[(cli, f'info {name}', f'{name}: {message}') for name, message in [
         ('nowhere', 'no such model file'), ('text', 'not a model file'),
-        ('truncated', 'not a model file, or a damaged'),
-        ('corrupt', ''), ('newer', 'a model file of version 99, and this code reads versions up to'),
-        ('foreign', 'not a model file of this package'), ('checkpoint', 'not a model of this package')]],
-    (cli, 'evaluate corrupt good', 'corrupt: '), (cli, 'recommend nowhere 10', 'nowhere: no such model file'),
+        ('checkpoint', 'not a model of this package')]],
+    (cli, 'evaluate text good', 'text: not a model'), (cli, 'recommend nowhere 10', 'nowhere: no such model file'),
     (cli, 'evaluate model no-overlap', 'no session has two events with items that the model knows'),
-    (cli, 'evaluate model one-event', 'no session has two events with items that the model knows'),
-    (cli, 'evaluate model empty', 'empty: is empty'), (cli, 'evaluate model good --item-key product', "['product']"),
+    (cli, 'evaluate model good --item-key product', "['product']"),
     (cli, 'evaluate model good --cut-off 0', "argument --cut-off: '0' is not a whole number of at least 1"),
     (cli, 'evaluate model good --tie-policy best', "argument --tie-policy: invalid choice: 'best'"),
-    (cli, 'recommend model', 'the following arguments are required: ITEM'),
     (cli, 'recommend model 10 -k 0', "argument -k: '0' is not a whole number of at least 1"),
     # preparing data
     (cli, 'prepare good -o new --test-days 0', 'test_days=0.0: must be a finite number above 0'),
@@ -205,10 +179,6 @@ def test_wrong_input_gets_one_line_that_names_it_and_leaves_everything_as_it_was
     assert left == before
 
 
-def test_no_case_stands_twice():
-    assert len({case[:2] for case in CASES}) == len(CASES)
-
-
 def test_a_full_disk_is_reported_and_leaves_the_old_model(world, tmp_path, monkeypatch, capsys):
     shutil.copy(world / 'good', tmp_path / 'good')
     shutil.copy(world / 'model', tmp_path / 'new')
@@ -255,12 +225,13 @@ def test_a_link_is_followed_to_the_file_that_is_written(world, tmp_path, monkeyp
     for name in ('file', 'elsewhere/file'):
         (tmp_path / name).write_text('old')
     target = target.format(tmp_path.name)
+    model = GRU4Rec.load(world / 'model')
     for path in (target, os.path.abspath(target)):
         os.symlink(path, 'link')
-        assert cli.main((FIT.replace('-o new', '-o link') + '--quiet').split()) == 0
-        assert os.readlink('link') == path and cli.main(['info', target]) == 0
+        check_writable('link')
+        model.save('link')
+        assert os.readlink('link') == path and GRU4Rec.load(target).n_items == model.n_items
         os.unlink('link')
     assert {path.name for path in (tmp_path / 'elsewhere').iterdir()} <= {'file', 'new'}
     os.symlink('nowhere/file', 'link')
-    capsys.readouterr()
     assert 'there is no folder' in complaint(cli, FIT.replace('-o new', '-o link'), capsys)

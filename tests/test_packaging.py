@@ -50,9 +50,8 @@ def test_the_source_archive_holds_the_folders_that_commands_and_tests_read():
 
 def test_the_metadata_agree_with_the_citation_and_the_constraints():
     citation = (ROOT / 'CITATION.cff').read_text(encoding='utf-8')
-    words = [word for line in setup_says('--keywords') for word in line.split(',')]
-    assert words == re.findall(r'^  - ([^:\n]*)$', citation[:citation.index('references:')], re.MULTILINE)
-    classifiers = setup_says('--classifiers')
+    keywords, *classifiers = setup_says('--keywords', '--classifiers')
+    assert keywords.split(',') == re.findall(r'^  - ([^:\n]*)$', citation[:citation.index('references:')], re.MULTILINE)
     pythons = {name.rpartition(' ')[2] for name in classifiers if re.search(r':: 3\.\d+$', name)}
     assert pythons == CONSTRAINTS.keys() and 'Typing :: Typed' in classifiers
 

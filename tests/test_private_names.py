@@ -1,7 +1,7 @@
 """Names of other packages that are not documented: each is there and does what the project needs of it."""
 import ast
-import importlib
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 
@@ -26,18 +26,9 @@ MODULES = ('pytensor.link', 'numba.core', 'llvmlite', 'distributed.worker')  # o
 
 
 def found(path):
-    """The object of a dotted name; an AssertionError says which part of it is gone."""
-    parts = path.split('.')
-    for n in range(len(parts), 0, -1):
-        try:
-            value = importlib.import_module('.'.join(parts[:n]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[n:]:
-            assert hasattr(value, part), f'{path}: {part} is gone'
-            value = getattr(value, part)
-        return value
-    pytest.skip(f'{parts[0]} is not installed')
+    """The object of a dotted name; an error says which part of it is gone."""
+    pytest.importorskip(path.partition('.')[0])
+    return pkgutil.resolve_name(path)
 
 
 DOTTED = [name for name in NAMES if re.fullmatch(r'(pytensor|numba|llvmlite|optuna)[\w.]+', name)]

@@ -5,21 +5,12 @@ from pathlib import Path
 import pytest
 from common import click_log
 
-import preprocess_rsc15
 from gru4rec_pytensor.experiments import datasets, published
 from gru4rec_pytensor.experiments.cells import CUT_OFFS
 from gru4rec_pytensor.experiments.datasets import DATA, Dataset, find_data
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, PROTOCOLS, RSC15, VIDEO
 from gru4rec_pytensor.experiments.published import LATER_NETWORKS, ROWS, by_yardstick, is_of, rows_for
-from gru4rec_pytensor.experiments.tables import (
-    as_markdown,
-    metric_of,
-    rows_of_later,
-    rows_of_tables,
-    tables_1_and_3,
-)
-
-TITLES = {data.title for data in DATA}
+from gru4rec_pytensor.experiments.tables import as_markdown, metric_of, rows_of_later, rows_of_tables, tables_1_and_3
 
 
 def counts(train, test):
@@ -28,9 +19,13 @@ def counts(train, test):
                                                                                            ('test', test))}
 
 
-def a_network(title, protocol=RSC15, **changes):
-    """A result of a published network."""
-    row = next(row for row in ROWS if row.model == title and row.data == protocol.title)
+def row_of(model, data=None):
+    """The first published row of a model, on any data or this."""
+    return next(row for row in ROWS if row.model == model and data in (None, row.data))
+
+
+def of_network(row, **changes):
+    """What a result says about the network of a published row, some of whose arguments may be changed."""
     arguments = row.arguments | changes
     parameters = {name: value for name, value in arguments.items() if name not in ('loss', 'n_epochs')}
     return {'model': NETWORK, 'loss': arguments['loss'], 'units': None, 'epochs': arguments.get('n_epochs', 10),
@@ -48,7 +43,8 @@ def a_network(title, protocol=RSC15, **changes):
     ('VIDEO', VIDEO, (2_954_321, 13_187_654, 329_876), (37_123, 179_876, 30_000)),
 ])
 def test_data_is_told_by_its_published_counts(title, protocol, train, test):
-    assert find_data(protocol, counts(train, test)).title == title
+    data = find_data(protocol, counts(train, test))
+    assert data.title == title and data.with_misses == ('1/' in title)
     other = RSC15 if protocol is VIDEO else VIDEO
     assert find_data(other, counts(train, test)) is None
     for part, kind in (('train', 'events'), ('test', 'events')):
@@ -57,22 +53,14 @@ def test_data_is_told_by_its_published_counts(title, protocol, train, test):
         assert find_data(protocol, found) is None
 
 
-def test_the_test_data_of_a_fraction_is_that_of_the_whole():
-    for share, title in ((64, 'RSC15 1/64'), (4, 'RSC15 1/4')):
-        data = next(data for data in DATA if data.title == title)
-        assert data.with_misses and data.counts['train'] == {
-            'predictions': preprocess_rsc15.PUBLISHED_FRACTIONS[share]['training prefixes']}
-        test = preprocess_rsc15.PUBLISHED['test']
-        assert data.counts['test'] == {'predictions': test['events'] - test['sessions']}
-
-
 # --- Rows -----------------------------------------------------------------------------------------------------------
 
 
 def test_each_row_has_a_source_a_known_data_set_and_shares_of_one():
     assert len({(row.data, row.source, row.model) for row in ROWS}) == len(ROWS)
+    titles = {data.title for data in DATA}
     for row in ROWS:
-        assert row.data in TITLES and row.source and 20 in row.recall and 20 in row.mrr
+        assert row.data in titles and row.source and 20 in row.recall and 20 in row.mrr
         assert set(row.recall) | set(row.mrr) <= set(CUT_OFFS)
         for values in (row.recall, row.mrr):
             assert list(values) == sorted(values) and sorted(values.values()) == list(values.values())
@@ -108,9 +96,7 @@ def test_the_rows_of_2023_are_two_losses_on_five_data_sets_at_all_cut_offs_and_t
         for lower, upper in ((1, 5), (5, 10), (10, 20)):
             hits, gained = row.recall[upper] - row.recall[lower], mrr[upper] - mrr[lower]
             assert hits / upper - 1.5e-4 < gained < hits / (lower + 1) + 1.5e-4
-        assert len(rows_for(row.data, {'model': NETWORK, 'units': None, 'epochs': 10, 'loss': row.arguments['loss'],
-                                       'parameters': {name: value for name, value in row.arguments.items()
-                                                      if name not in ('loss', 'n_epochs')}})) == 1
+        assert rows_for(row.data, of_network(row)) == [row]
 
 
 @pytest.mark.parametrize('title', LATER_NETWORKS)
@@ -127,18 +113,17 @@ def test_a_network_is_found_by_its_arguments_and_not_if_one_differs(title):
 
 
 def test_an_argument_that_changes_nothing_does_not_tell_networks_apart():
-    row = next(row for row in ROWS if row.model == 'Cross-entropy, 100 units (2023)')
+    row, of_2016 = row_of('Cross-entropy, 100 units (2023)'), row_of('TOP1, 100 units')
     for spelling in ({'bpreg': 0.0}, {'final_act': None}, {'final_act': 'linear'}, {'hidden_act': 'tanh'}):
-        assert is_of(row, a_network(row.model, **spelling))
+        assert is_of(row, of_network(row, **spelling))
     for change in ({'logq': 0.0}, {'sample_alpha': 0.75}, {'drop_tail': True}):
-        assert not is_of(row, a_network(row.model, **change))
-    assert is_of(next(row for row in ROWS if row.model == 'TOP1, 100 units'), a_network('TOP1, 100 units', logq=1.0,
-                                                                                      sample_alpha=0.5))
+        assert not is_of(row, of_network(row, **change))
+    assert is_of(of_2016, of_network(of_2016, logq=1.0, sample_alpha=0.5))
 
 
 def test_a_network_whose_parameters_a_paper_does_not_give_is_compared_with_nothing():
-    row = next(row for row in ROWS if row.model == 'GRU4Rec' and row.data == 'RSC15 1/64')
-    assert row.arguments is None and not is_of(row, a_network('TOP1, 100 units'))
+    row = row_of('GRU4Rec', 'RSC15 1/64')
+    assert row.arguments is None and not is_of(row, of_network(row_of('TOP1, 100 units')))
 
 
 @pytest.mark.parametrize('ours, expected', [(0.5, 'the same'), (0.5049, 'the same'), (0.4951, 'the same'),
@@ -163,10 +148,8 @@ def baseline(model, recall, mrr=0.1):
     return measured(recall, mrr, model=model, parameters=BASELINES[model][1])
 
 
-def later(title, recall, mrr=0.1, seed=42):
-    row = next(row for row in ROWS if row.model == title)
-    parameters = {name: value for name, value in row.arguments.items() if name not in ('loss', 'n_epochs')}
-    return measured(recall, mrr, model=NETWORK, loss=row.arguments['loss'], parameters=parameters, seed=seed)
+def later(model, recall, mrr=0.1, seed=42, data=None, **more):
+    return measured(recall, mrr, **of_network(row_of(model, data)) | {'seed': seed} | more)
 
 
 def as_data(monkeypatch, title, is_synthetic=False):
@@ -195,7 +178,7 @@ def test_what_is_published_for_the_data_stands_beside_ours_with_difference_and_v
 def test_a_published_row_is_compared_at_each_of_its_cut_offs_and_a_recorded_one_is_none_of_the_tables(monkeypatch):
     data = as_data(monkeypatch, 'rsc15_recent64')
     title = 'BPR-max, 64 units (2025)'
-    results = [later(title, 0.65, 0.3, seed) | {'title': title} for seed in (1, 2)]
+    results = [later(title, 0.65, 0.3, seed, title=title) for seed in (1, 2)]
     of_later, compared = tables_1_and_3([], results, data).tables
     assert of_later.rows == [(title, '0.6503', '0.6500 ± 0.0000', '0.3165', '0.3000 ± 0.0000', '-', '2.0 s',
                               '0.5 s')]
@@ -211,11 +194,8 @@ def test_a_published_row_is_compared_at_each_of_its_cut_offs_and_a_recorded_one_
 
 def test_beside_data_that_the_user_names_stand_its_published_rows_and_whose_word_that_is():
     log, title = click_log([1, 2]), 'BPR-max, 512 units (2023)'
-    row = next(row for row in ROWS if (row.data, row.model) == ('Diginetica', title))
     data = Dataset('mine', RSC15, False, log, log, said=datasets.BY_TITLE['diginetica'])
-    found = later(title, 0.51, 0.15) | {'title': title, 'loss': 'bpr-max', 'parameters': {
-        name: value for name, value in row.arguments.items() if name not in ('loss', 'n_epochs')}}
-    section = tables_1_and_3([], [found], data)
+    section = tables_1_and_3([], [later(title, 0.51, 0.15, data='Diginetica', title=title)], data)
     of_later, compared = section.tables
     assert of_later.rows[0][:3] == (title, '0.4995', '0.5100')
     assert compared.rows[3] == (title, 'Recall@20', '0.4995', '0.5100', '+2.1%', 'the same level',
@@ -229,8 +209,8 @@ def test_data_that_nothing_is_published_for_has_our_numbers_alone():
     log = click_log([1, 2])
     mine = Dataset('mine', RSC15, False, log, log)
     top1 = measured(0.6, 0.2, model=NETWORK, loss='top1', units=100, parameters=RSC15.parameters['top1'], seed=42)
-    tables = tables_1_and_3([baseline('POP', 0.1), top1], [later('BPR-max, 100 units (2018)', 0.5) | {
-        'title': 'x'}], mine).tables
+    tables = tables_1_and_3([baseline('POP', 0.1), top1], [later('BPR-max, 100 units (2018)', 0.5, title='x')],
+                            mine).tables
     assert [table.header for table in tables] == [
         ('Baseline', 'Recall@20 ours', 'MRR@20 ours', 'NDCG@20', 'fit', 'evaluation'),
         ('Loss', 'Units', 'Recall@20 (gain over Item-KNN)', 'MRR@20 (gain)', 'NDCG@20', 'fit', 'evaluation'),
@@ -240,7 +220,7 @@ def test_data_that_nothing_is_published_for_has_our_numbers_alone():
 def test_beside_a_synthetic_log_stand_the_papers_tables_and_no_verdict(monkeypatch):
     data = as_data(monkeypatch, 'RSC15', is_synthetic=True)
     results = [baseline('POP', 0.0050)]
-    section = tables_1_and_3(results, [later('BPR-max, 100 units (2018)', 0.7197) | {'title': 'x'}], data)
+    section = tables_1_and_3(results, [later('BPR-max, 100 units (2018)', 0.7197, title='x')], data)
     assert [table.title for table in section.tables] == ['Table 1: baselines', 'Later papers']
     assert section.tables[0].rows[0][:3] == ('POP', '0.0050', '0.0050')
     assert section.tables[1].rows[0][:2] == ('x', '0.7197')  # which is ours
@@ -250,7 +230,7 @@ def test_beside_a_synthetic_log_stand_the_papers_tables_and_no_verdict(monkeypat
 def test_an_unstable_network_has_no_verdict(monkeypatch):
     data = as_data(monkeypatch, 'RSC15')
     title = 'BPR-max, 100 units (2018)'
-    _later, compared = tables_1_and_3([], [later(title, None, None) | {'title': title}], data).tables
+    _later, compared = tables_1_and_3([], [later(title, None, None, title=title)], data).tables
     assert compared.rows[0] == (title, 'Recall@20', '0.7197', ' 1 of 1 numerically unstable', '-', '-',
                                 published.GRU4REC_2018)
 

@@ -10,11 +10,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
+from common import PATH
 
 import preprocess_rsc15
 import run_experiments
@@ -68,8 +68,7 @@ class Untrained:
 @pytest.fixture
 def untrained(monkeypatch):
     monkeypatch.setattr(search, 'GRU4Rec', Untrained)
-    monkeypatch.setattr(search, 'validate', lambda model, the_search: (
-        model.recall, model.recall, model.recall / 2))
+    monkeypatch.setattr(search, 'validate', lambda model, the_search: (model.recall, model.recall, model.recall / 2))
 
 
 def run(the_search, path, n_trials=3, prune=False, note=lambda text: None):
@@ -120,8 +119,7 @@ def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_sea
     assert (found['recall'], found['mrr']) == recall_mrr(ranks, 20)
 
 
-def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common(
-        the_search, monkeypatch):
+def test_the_name_of_a_search_in_the_storage_says_what_its_trials_have_in_common(the_search, monkeypatch):
     assert the_search.name == (
         'data, top1, 4 units, 2 epochs, seed 42, python, conservative, all items, space '
         f'{search.digits_of(SMALL_SPACE)}, revision 2')
@@ -145,8 +143,7 @@ def interrupt_validations(monkeypatch, *numbers):
 
 
 @pytest.mark.promise
-def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
-        the_search, untrained, tmp_path, monkeypatch):
+def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(the_search, untrained, tmp_path, monkeypatch):
     whole = run(the_search, tmp_path / 'whole')
     calls = interrupt_validations(monkeypatch, 2, 3, 5)
     for _attempt in range(3):
@@ -159,8 +156,7 @@ def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(
 
 
 @pytest.mark.promise
-def test_more_points_prolong_a_search_which_ends_as_if_they_had_been_asked_for_at_once(
-        the_search, untrained, tmp_path):
+def test_more_points_prolong_a_search_which_ends_as_if_they_had_been_asked_for_at_once(the_search, untrained, tmp_path):
     found = {n: run(the_search, tmp_path / 'db', n_trials=n) for n in (1, 4)}
     assert [found[n].n_random for n in (1, 4)] == [1, 4]
     assert found[4] == run(the_search, tmp_path / 'once', n_trials=4)
@@ -209,8 +205,7 @@ def test_a_network_that_cannot_be_trained_is_a_result_and_the_search_continues(
 
 
 @pytest.mark.promise
-def test_a_trial_that_was_lost_with_its_process_is_run_again(
-        the_search, untrained, tmp_path, monkeypatch):
+def test_a_trial_that_was_lost_with_its_process_is_run_again(the_search, untrained, tmp_path, monkeypatch):
     study = optuna.create_study(study_name=the_search.name, storage=f'sqlite:///{tmp_path}/db', direction='maximize')
     point, = search.random_points(SMALL_SPACE, 1, 42)
     study.enqueue_trial(point, user_attrs={'phase': 'random', 'number': 0})
@@ -231,15 +226,14 @@ def test_trials_are_stopped_early_only_when_asked_for(the_search, untrained, tmp
         assert list(trial.intermediate_values) == [0] and 0 < trial.intermediate_values[0] < 1
 
 
-@pytest.mark.parametrize('jobs', ['1', '2'])
-def test_a_storage_that_cannot_be_opened_is_named_once_before_any_data_is_read(capsys, tmp_path, monkeypatch, jobs):
+def test_a_storage_that_cannot_be_opened_is_named_once_before_any_data_is_read(capsys, tmp_path, monkeypatch):
     monkeypatch.delattr(run_experiments, 'load_dataset')
     for url, shown, reason in (
             ('nonsense', 'nonsense', 'Could not parse'),
             ('postgresql://me:se@cret:x/y@HOST', 'postgresql://me:***@HOST', '@ is written as %40'),
             (f'sqlite:///{tmp_path}/no/where.db', f'sqlite:///{tmp_path}/no/where.db', 'unable to open')):
         assert run_experiments.main(['--data', 'DATA', '--out', str(tmp_path), '--table', '2', '--backend', 'python',
-                                     '--storage', url, '--jobs', jobs]) == 2
+                                     '--storage', url, '--jobs', '2']) == 2
         error = capsys.readouterr().err.splitlines()
         assert len(error) == 1 and f"the storage '{shown}' cannot be used" in error[0] and reason in error[0]
         assert 'cret' not in error[0]
@@ -270,12 +264,9 @@ def test_the_command_prints_table_2_with_the_published_parameters_next_to_ours(f
 PROGRAM = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {root!r})
 import pandas as pd
-from gru4rec_pytensor.experiments import search, spaces, storage
+from gru4rec_pytensor.experiments import search, storage
 from gru4rec_pytensor.experiments.datasets import Events
-from gru4rec_pytensor.experiments.datasets import Dataset, open_events, share
-from gru4rec_pytensor.experiments.protocols import RSC15
 
 def objective(trial, a_search, space, note, n_points):
     trial.set_user_attr('began', True)
@@ -297,10 +288,9 @@ print(found)
 
 def start_search(url, seconds, patience=60):
     """A process that takes part in a search whose trials sleep."""
-    program = PROGRAM.format(root=str(Path(search.__file__).parents[2]), space=SMALL_SPACE, seconds=seconds,
-                             patience=patience)
+    program = PROGRAM.format(space=SMALL_SPACE, seconds=seconds, patience=patience)
     return subprocess.Popen([sys.executable, '-c', program, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True)
+                            text=True, env=os.environ | {'PYTHONPATH': PATH})
 
 
 def assert_shared(processes):
@@ -533,16 +523,12 @@ def postgresql():
     return found[-1] if found else Path(on_path).parent if on_path else None
 
 
-class Server(NamedTuple):
-    """URL of an empty database on a PostgreSQL server of its own, and what stops and starts it."""
-    url: str
-    stop: Callable
-    start: Callable
-
-
 @pytest.fixture
 def server(request):
-    """A server that listens on the loopback interface alone; its parameter is the encoding of the database."""
+    """URL of an empty database on a PostgreSQL server of its own, and what stops and starts it.
+
+    It listens on the loopback interface alone; the fixture's parameter is the encoding of the database.
+    """
     folder = Path(tempfile.mkdtemp(prefix='postgresql'))  # a path of sockets has to be short
     user = {}
     if os.geteuid() == 0:  # PostgreSQL does not run as root
@@ -559,7 +545,7 @@ def server(request):
     start = functools.partial(run, [*control, '-o', f'-p {port} -h 127.0.0.1 -k {folder}', 'start'])
     start()
     run([postgresql() / 'createdb', '-h', '127.0.0.1', '-p', str(port), '-U', 'trials', 'trials'])
-    yield Server(f'postgresql://trials@127.0.0.1:{port}/trials', stop, start)
+    yield SimpleNamespace(url=f'postgresql://trials@127.0.0.1:{port}/trials', stop=stop, start=start)
     stop()
     shutil.rmtree(folder)
 

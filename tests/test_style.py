@@ -20,6 +20,7 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 TOP = 'gru4rec evaluation baselines preprocess_rsc15'
 ROOMS = 'backends events checks files lists terminal model_file recommend text_table click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
+    **dict.fromkeys(['activations', 'checks', 'events', 'files', 'floats', 'mrg', 'port', 'terminal', 'turns'], ''),
     'gru4rec': 'activations arguments backends events checks model_file recommend draws parameters port turns',
     'evaluation': 'gru4rec backends events checks floats lists prefix_scores',
     'lists': 'checks events files',
@@ -28,21 +29,12 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'raw_log': 'events files',
     'run_experiments': 'experiments evaluation preprocess_rsc15 backends events files terminal',
     'backends': 'checks floats turns',
-    'events': '',
-    'checks': '',
-    'files': '',
-    'floats': '',
-    'terminal': '',
-    'mrg': '',
-    'activations': '',
     'arguments': 'activations checks',
     'draws': 'mrg',
     'model_file': 'checks files',
     'prefix_scores': 'events checks',
     'session_knn': 'events checks prefix_scores',
     'recommend': 'events checks turns',
-    'port': '',
-    'turns': '',
     'text_table': 'files',
     'click_log': 'events checks files raw_log text_table',
     'synthetic': 'events checks',
@@ -72,16 +64,15 @@ def lines_of_code(function):
         docstring.end_lineno - docstring.lineno + 1 if docstring else 0)
 
 
-@pytest.mark.parametrize('module', MODULES)
-def test_no_function_has_more_than_60_lines(module):
-    functions = [node for node in ast.walk(TREES[module]) if isinstance(node, ast.FunctionDef)]
+def test_no_function_has_more_than_60_lines():
+    functions = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     assert [function.name for function in functions if lines_of_code(function) > 60] == []
 
 
-@pytest.mark.parametrize('module', MODULES)
-def test_public_functions_and_classes_say_what_they_are(module):
-    public = [node for node in TREES[module].body
-              if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith('_')]
+def test_public_functions_and_classes_say_what_they_are():
+    definitions = [node for tree in TREES.values() for node in tree.body
+                   if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    public = [node for node in definitions if not node.name.startswith('_')]
     assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 
@@ -159,15 +150,14 @@ def loaded_with(modules):
     return modules
 
 
-@pytest.mark.parametrize('module', MODULES)
-def test_what_a_module_imports_is_declared(module):
+def test_what_a_module_imports_is_declared():
     """Imports of a script or command are requirements; the others are extras at least."""
-    always = module in loaded_with({name for name in MODULES if '.' not in name} | {f'{PACKAGE}.cli'})
     required = distributions(SETUP['install_requires'])
     extras = distributions(name for extra in SETUP['extras_require'].values() for name in extra)
-    if always:
-        assert third_party(imports(TREES[module].body, module)) <= required
-    assert third_party(imports(ast.walk(TREES[module]), module)) <= required | extras
+    for module in loaded_with({name for name in MODULES if '.' not in name} | {f'{PACKAGE}.cli'}):
+        assert third_party(imports(TREES[module].body, module)) <= required, module
+    for module, tree in TREES.items():
+        assert third_party(imports(ast.walk(tree), module)) <= required | extras, module
 
 
 def test_what_the_extras_hold_is_in_the_extra_for_tests():
