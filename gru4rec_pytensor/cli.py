@@ -60,11 +60,12 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         model = GRU4Rec(**{'layers': [100]} | given)
         check_arguments(model)
     if arguments.more:
-        kept = [*given.keys() - {'n_epochs', 'equal_times', 'backend', *KEYS}]
-        other = [option for option in ('checkpoint', 'parameters') if getattr(arguments, option)]
-        if kept or other:
-            raise ValueError(f'--more and {min(kept + other)} do not go together: the model keeps its settings, but '
-                             'for --epochs, --equal-times and --backend')
+        options = [*given.keys() - {'n_epochs', 'equal_times', 'backend', *KEYS},
+                   *[name for name in ('checkpoint', 'parameters') if getattr(arguments, name)]]
+        if options:
+            option = min(options).replace('_p_hidden', '').replace('_', '-')
+            raise ValueError(f'--more and --{option} do not go together: the model keeps its settings, but for '
+                             '--epochs, --equal-times and --backend')
     check_output(arguments.output, arguments.file)
     if arguments.checkpoint:
         check_output(arguments.checkpoint, arguments.file)

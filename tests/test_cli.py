@@ -128,7 +128,7 @@ def test_more_trains_a_model_further_on_new_data(folder, tmp_path, capsys):
         run(command + words, capsys)
         expected = GRU4Rec.load(folder / 'model').fit_more(new, n_epochs)
         assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'more')), state_of(expected))
-    for words, name in (('--batch-size 3', 'batch_size'), ('--learning-rate 0.1', 'learning_rate')):
+    for words, name in (('--batch-size 3', '--batch-size'), ('--dropout 0.1', '--dropout')):
         assert cli.main(f'{command} {words}'.split()) == 2
         assert f'--more and {name} do not go together' in capsys.readouterr().err
 

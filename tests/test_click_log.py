@@ -830,9 +830,10 @@ def test_events_of_equal_times_are_counted_and_trained_in_the_order_that_is_aske
     log.assign(Time=log.groupby('SessionId').cumcount() // 2).to_csv(tmp_path / 'log', index=False)
     data = click_log.read_events(tmp_path / 'log')
     share = sum(len(same) for _key, same in data.groupby(['SessionId', 'Time']) if len(same) > 1) / len(data)
-    command = f'fit {tmp_path}/log -o {tmp_path}/model --layers 4 --batch-size 5 --epochs 1 --backend python'
-    for words, order in (('', 'item'), (' --equal-times frame', 'frame'), (f' --more {tmp_path}/first', 'item'),
-                         (f' --more {tmp_path}/first --equal-times frame', 'frame')):
+    command = f'fit {tmp_path}/log -o {tmp_path}/model --epochs 1 --backend python '
+    new, more = '--layers 4 --batch-size 5', f'--more {tmp_path}/first'
+    for words, order in ((new, 'item'), (f'{new} --equal-times frame', 'frame'), (more, 'item'),
+                         (f'{more} --equal-times frame', 'frame')):
         assert cli.main((command + words).split()) == 0
         error = capsys.readouterr().err
         noted = f'{share:.1%} of the events have the time of another one of their session' in error
@@ -846,14 +847,17 @@ def test_events_of_equal_times_are_counted_and_trained_in_the_order_that_is_aske
     more = GRU4Rec.load(tmp_path / 'first')
     more.equal_times = 'frame'
     assert_same_bits(state_of(GRU4Rec.load(tmp_path / 'model')), state_of(more.fit_more(data, 1)))
-    assert cli.main(f'{command} --quiet'.split()) == 0 and capsys.readouterr().err == ''
+    assert cli.main(f'{command} {new} --quiet'.split()) == 0 and capsys.readouterr().err == ''
 
 
 def test_the_experiments_note_equal_times_of_own_files(tmp_path, capsys):
     log = few_items_log(n_sessions=60, n_items=9, seed=1)
-    words = f'--train {tmp_path}/log --test {tmp_path}/log --out {tmp_path}/out --table 1 --models POP --jobs 1'.split()
+    words = (f'--train {tmp_path}/log --test {tmp_path}/log --out {tmp_path}/out --jobs 1 --backend python '
+             f'--parameters {tmp_path}/p.toml').split()
     share = (log.groupby('SessionId').ItemId.transform('size') > 1).mean()
-    for data, noted in ((log.assign(Time=0), True), (log.assign(Time=range(len(log))), False)):
-        data.to_csv(tmp_path / 'log', sep='\t', index=False)
+    for times, order, noted in ((0, 'item', True), (0, 'frame', False), (range(len(log)), 'item', False)):
+        log.assign(Time=times).to_csv(tmp_path / 'log', sep='\t', index=False)
+        (tmp_path / 'p.toml').write_text('[parameters]\nlayers = [4]\nbatch_size = 5\nn_epochs = 1\n'
+                                         f'equal_times = "{order}"')
         assert run_experiments.main(words) == 0
         assert (f'{share:.1%} of the training events have the time of another one' in capsys.readouterr().err) == noted

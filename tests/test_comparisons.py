@@ -253,6 +253,16 @@ def test_cells_without_ranks_are_named_and_run_again_on_demand(place, done, tmp_
                if result['model'] in again)
 
 
+def test_a_comparison_is_kept_when_the_titles_of_its_rows_change(place, tmp_path, capsys):
+    assert experiments(place, tmp_path, '--table', '1', '--models', 'POP,Markov', '--compare', 'POP') == 0
+    before, = rows_of(capsys.readouterr().out, 'Comparison of rows with POP')
+    assert experiments(place, tmp_path, '--table', '1', '--models', 'POP,Markov', '--tie-policy', 'median') == 0
+    after = rows_of(capsys.readouterr().out, 'Comparison of rows with POP, ties conservative')
+    assert before[0] == 'Markov' and before[2] in [row[2] for row in after] and len(after) == 3
+    assert experiments(place, tmp_path, '--compare', 'POP') == 2
+    assert "--compare 'POP': is the title of several rows" in capsys.readouterr().err
+
+
 @pytest.fixture(scope='module')
 def written(place):
     """A model, the lists of its recommendations, its ranks, and what was printed about it."""
@@ -298,6 +308,8 @@ def test_a_file_of_lists_that_does_not_fit_is_refused(written, tmp_path, capsys,
     path, lines = tmp_path / 'lists.csv', Path(written['lists.csv']).read_text().splitlines()
     assert lines[0] == ';'.join(LISTS_COLUMNS)
     path.write_text('\n'.join(change(lines)) + '\n' * bool(change(lines)))
+    assert cli.main(['evaluate', '--lists', str(path), written['test.tsv'], '--unknown', 'miss']) == 2
+    assert '--unknown miss and --backend are of a model' in capsys.readouterr().err
     assert cli.main(['evaluate', '--lists', str(path), written['test.tsv']]) == 2
     error = capsys.readouterr().err
     assert message in error and str(path) in error and error.count('\n') == 1

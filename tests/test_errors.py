@@ -105,8 +105,10 @@ CASES = [  # (program, command line in the folder of the files, what the line on
         ('--checkpoint checkpoint', 'the checkpoint of another training: dropout_p_hidden was 0.0, and is 0.4'),
         ('--checkpoint model', 'model: not a checkpoint'), ('--checkpoint text', 'text: not a model file'),
         ('--checkpoint nowhere/c', 'nowhere/c: there is no folder nowhere'),
+        ('--more model', '--more and --batch-size do not go together'),
+        ('--time-key ItemId', "session, item and time must be three columns, not ['SessionId', 'ItemId', 'ItemId']")]],
+    *[(cli, f'fit good -o new {option}', message) for option, message in [
         ('--more text', 'text: not a model file'), ('--more model --checkpoint c', '--more and --checkpoint do not go'),
-        ('--time-key ItemId', "session, item and time must be three columns, not ['SessionId', 'ItemId', 'ItemId']"),
         ('--more model --time-key when', 'the model of --more was trained with --session-key SessionId')]],
     (cli, 'fit good', 'the following arguments are required: -o/--output'),
     (cli, 'fit words -o new --more model',

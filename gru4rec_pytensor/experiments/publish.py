@@ -55,7 +55,7 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
         if any(result['intervals'] for result in both):
             tables[0].notes.insert(1, INTERVALS)
         titles, pairs = titles_of_rows(both), {}
-        for asked in results.load('comparisons', data.fingerprint) if ranks else []:
+        for asked in results.load('comparisons', data.fingerprint) if with_report else []:
             names = tuple(titles[row] for row in map(tuple, asked['rows']) if row in titles)
             if names or not asked['rows']:
                 pairs[names] = compare_rows(both, ranks, data, names)
