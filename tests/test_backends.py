@@ -270,7 +270,7 @@ def test_each_trick_can_be_switched_off(monkeypatch, rows_updated, many_rows_upd
     outputs = [pt.tanh(x).sum(axis=0), x.max(axis=1), *pt.split(x, [4, 4, 4], n_splits=3, axis=1)]
     operation = {'fast_activations': 'FastTanh', 'unfused_column_sums': 'ColumnSums', 'integer_maxima': 'RowMaxima',
                  'contiguous_splits': 'SplitColumns', 'inlined_bodies': 'InlinedComposite', 'row_updates': 'RowUpdate',
-                 'rows_read_ahead': 'ReadRows'}
+                 'joint_row_updates': 'JointRowUpdate', 'rows_read_ahead': 'ReadRows'}
     assert {*operation, 'sums_in_own_precision', 'tables_in_place'} == backends.TRICKS.keys()
     del operation['row_updates']
 
@@ -319,7 +319,8 @@ def test_updates_of_many_rows_overwrite_the_shared_arrays_themselves(monkeypatch
 
 
 @pytest.mark.parametrize('without', [pytest.param('', marks=PROMISE), *[
-    pytest.param(trick, marks=pytest.mark.slow) for trick in ('tables_in_place', 'rows_read_ahead')]])
+    pytest.param(tricks, marks=pytest.mark.slow) for tricks in (
+        'tables_in_place', 'joint_row_updates,rows_read_ahead')]])
 def test_many_rows_are_updated_as_by_a_loop_over_the_occurrences(monkeypatch, many_rows_updated, without):
     monkeypatch.setenv('GRU4REC_WITHOUT', without)
     inputs, output, updates = many_rows_updated

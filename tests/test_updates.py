@@ -1,5 +1,6 @@
 """Update rules on dense weights and on rows that repeat, and whole training runs, against plain NumPy."""
 import itertools
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -133,6 +134,23 @@ def test_numba_reads_rows_and_stores_the_last_occurrence_that_changes_something(
     found, updated = compiled(table, values, OCCURRENCES, SOME)
     assert_array_equal(found, table[OCCURRENCES])
     assert_array_equal(updated, updated_by_loop(table, values, OCCURRENCES, SOME, store=True))
+
+
+@pytest.mark.parametrize('changes', [SOME, np.ones(80, bool)], ids=['some', 'all'])
+def test_a_joint_update_of_tables_reads_rows_as_they_were_before_all_occurrences(changes):
+    """The source that Numba compiles, run as Python."""
+    def body(w, v, x):
+        return x - w * v, v + x
+
+    weight, velocity, x = RNG.rand(5000, 3), RNG.rand(5000, 3), RNG.rand(80, 3)
+    op = numba_rows.JointRowUpdate(SimpleNamespace(nout=2), operands=(0, 1, None), outputs=(0, 1), stores=(False, True),
+                                   conditional=not changes.all())
+    names = {'np': np, 'body': body, 'repeated_rows': numba_rows.repeated_rows.py_func, 'fetch_row': lambda *row: None}
+    exec(numba_rows.joint_row_update_source(op, [pt.dmatrix()]), names)
+    actual = names['joint_row_update'](OCCURRENCES, *[changes] * op.conditional, weight, velocity, x)
+    steps = body(weight[OCCURRENCES], velocity[OCCURRENCES], x)
+    for new, table, step, store in zip(actual, (weight, velocity), steps, (False, True), strict=True):
+        assert_allclose(new, updated_by_loop(table, step, OCCURRENCES, changes, store), rtol=1e-12)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 A mini-batch with 2,048 additional negatives reads as many rows, and changes them in three tables: the weights, their
 accumulators and their velocities.  They lie anywhere in memory, so that most of the time goes into waiting for it.  So
-each row is prefetched some rows ahead of its turn.
+each row is prefetched some rows ahead of its turn, and one loop reads and writes the three tables.
 """
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
-from pytensor.graph.basic import Apply
+from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.link.numba.cache import compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import (
+    numba_funcify_and_cache_key,
     numba_njit,
     register_funcify_and_cache_key,
     register_funcify_default_op_cache_key,
 )
+from pytensor.scalar.basic import ScalarOp, get_scalar_type
 from pytensor.tensor import subtensor
+from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor.backends.common import FEW, ROW_UPDATES, RowUpdate, version_of
+from gru4rec_pytensor.backends.common import FEW, FLOAT, ROW_UPDATES, RowUpdate, TableUpdate, version_of
+from gru4rec_pytensor.backends.numba_ops import with_inlined_bodies
+from gru4rec_pytensor.backends.repeats import Occurrences
 
 VERSION = version_of(__file__)
 AHEAD = 4  # rows: long enough for memory, and few enough for the nearest cache
@@ -69,6 +74,13 @@ READING = tuple(getattr(subtensor, name) for name in ('AdvancedSubtensor', 'Adva
 AdvancedIncSubtensor1: Any = getattr(subtensor, 'AdvancedIncSubtensor1', ())
 
 
+def is_reading_of_rows(node: Apply | None) -> bool:
+    """Return whether a node is table[rows], of a matrix and a vector of whole numbers."""
+    return node is not None and isinstance(node.op, READING) and [
+        (variable.type.ndim, variable.type.dtype[:3] in ('int', 'uin')) for variable in node.inputs] == [
+        (2, False), (1, True)]
+
+
 class ReadRows(Op):
     """table[rows], of many rows."""
     __props__ = ()
@@ -97,15 +109,14 @@ def _funcify_read_rows(op: ReadRows, node: Apply, **kwargs: Any) -> tuple[Callab
 
 @node_rewriter([*READING])
 def rows_read_ahead(fgraph: FunctionGraph, node: Apply) -> list | None:
-    """Rewrite: table[rows], of a matrix and a vector of many whole numbers, to `ReadRows`."""
-    kinds = [(variable.type.ndim, variable.type.dtype[:3] in ('int', 'uin')) for variable in node.inputs]
-    if kinds != [(2, False), (1, True)] or (node.outputs[0].type.shape[0] or 0) <= FEW:
+    """Rewrite: table[rows] of many rows to `ReadRows`."""
+    if not is_reading_of_rows(node) or (node.outputs[0].type.shape[0] or 0) <= FEW:
         return None
     return [ReadRows()(*node.inputs)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Updating
+# Updating one table
 # ---------------------------------------------------------------------------------------------------------------------
 
 @register_funcify_and_cache_key(RowUpdate)
@@ -138,3 +149,171 @@ def row_updates(fgraph: FunctionGraph, node: Apply) -> list | None:
     if x.type.ndim != 2 or None in y.type.shape or y.type.shape[0] == 1 or x.type.shape[1] != y.type.shape[1]:
         return None
     return [RowUpdate(node.op.set_instead_of_inc, inplace=True)(x, y, rows)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Updating several tables at once
+# ---------------------------------------------------------------------------------------------------------------------
+
+class JointRowUpdate(TableUpdate):
+    """The `RowUpdate` of several tables at the same rows, with the loop that computes their values.
+
+    Inputs are rows (n,), for `conditional` updates `changes` (n,), the tables, and other arguments of the body, to be
+    broadcast to (n, columns).  Each occurrence of a row reads the tables as they were before all of them.
+
+    Parameters
+    ----------
+    body : of the loop, a function of numbers
+    operands : for each of its inputs, the number of the table whose row it is, or None
+    outputs : for each table, the number of the body's output that is added or stored
+    stores : for each table, True to store, False to add
+    distinct : whether no row changes twice
+    """
+    __props__ = ('body', 'operands', 'outputs', 'stores', 'conditional', 'distinct', 'inplace')
+
+    def __init__(self, body: ScalarOp, operands: tuple[int | None, ...], outputs: tuple[int, ...],
+                 stores: tuple[bool, ...], conditional: bool, distinct: bool = False, inplace: bool = False) -> None:
+        self.body, self.operands, self.outputs, self.stores = body, operands, outputs, stores
+        self.conditional, self.distinct, self.inplace = conditional, distinct, inplace
+        self.first_table = 2 if conditional else 1  # number of the input
+        if inplace:
+            self.destroy_map = {k: [self.first_table + k] for k in range(len(outputs))}
+
+    def make_node(self, *inputs: Variable) -> Apply:
+        return Apply(self, [*inputs], [table.type() for table in self.tables_of(inputs)])
+
+    def tables_of(self, inputs: Sequence) -> Sequence:
+        """Return the tables among the inputs."""
+        return inputs[self.first_table:self.first_table + len(self.outputs)]
+
+    def operands_of(self, inputs: Sequence, row_of: Callable[[int, Any], Any]) -> list:
+        """Return the arguments of the body, with `row_of` (number, table) for rows of tables."""
+        others = iter(inputs[self.first_table + len(self.outputs):])
+        tables = self.tables_of(inputs)
+        return [next(others) if k is None else row_of(k, tables[k]) for k in self.operands]
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        rows, tables = inputs[0], self.tables_of(inputs)
+        values: Any = np.vectorize(self.body.impl)(*self.operands_of(inputs, lambda k, table: table[rows]))
+        changes = [inputs[1]] if self.conditional else []
+        for k, (output, store) in enumerate(zip(self.outputs, self.stores)):
+            value = np.asarray(values[output] if self.body.nout > 1 else values, FLOAT)
+            RowUpdate(store, self.inplace).perform(node, [tables[k], value, rows, *changes], output_storage[k:])
+
+
+@numba_njit
+def repeated_rows(rows: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the rows that occur several times.
+
+    Returns
+    -------
+    for each occurrence, int32 (n,), the number of its row, -1 if that occurs once; and how many numbers there are
+    """
+    size = 1
+    while size < 4 * len(rows):
+        size *= 2
+    number, n_repeated = np.full(len(rows), -1, np.int32), 0
+    first = np.full(size, -1, np.int32)  # a hash table: number of the row's first occurrence
+    for i in range(len(rows)):
+        place = (rows[i] * 2654435761 >> 12) & (size - 1)
+        while first[place] >= 0 and rows[first[place]] != rows[i]:
+            place = (place + 1) & (size - 1)
+        before = first[place]
+        if before < 0:
+            first[place] = i
+            continue
+        if number[before] < 0:
+            number[before] = n_repeated
+            n_repeated += 1
+        number[i] = number[before]
+    return number, n_repeated
+
+
+def joint_row_update_source(op: JointRowUpdate, operands: Sequence[Variable]) -> str:
+    """Return the source of a `JointRowUpdate`; the types of `operands` say which are the same for all rows or columns.
+
+    The body's values go to arrays of one row, so that each loop is over few arrays: LLVM makes no vectors where
+    it would have to compare many arrays for overlap.
+    """
+    tables = [f'table{k}' for k in range(len(op.outputs))]
+    others = [f'other{i}' for i in range(op.operands.count(None))]
+    read = sorted({k for k in op.operands if k is not None})
+    written = sorted(set(op.outputs))
+
+    def number_at(other: str, type_: Any) -> str:
+        i, j = (0 if fixed else name for fixed, name in zip(type_.broadcastable, 'ij'))
+        return f'{other}[{i}, {j}]'
+
+    numbers = op.operands_of([*['']] * op.first_table + tables + [
+        number_at(other, variable.type) for other, variable in zip(others, operands)], lambda k, _table: f'old{k}[j]')
+    results = ', '.join(f'value{k}[j]' if k in written else '_' for k in range(op.body.nout))
+    arguments = ['rows', *['changes'] * op.conditional, *tables, *others]
+    keep = [] if op.distinct else [  # what this occurrence writes, a later one must not read
+        '        if number[i] >= 0:',
+        '            if not is_kept[number[i]]:',
+        *[f'                kept{k}[number[i], :] = old{k}' for k in read],
+        '            is_kept[number[i]] = True',
+        *[f'            old{k} = kept{k}[number[i]]' for k in read]]
+    return '\n'.join([
+        f"def joint_row_update({', '.join(arguments)}):",
+        *[f'    {table} = {table}.copy()' for table in tables if not op.inplace],
+        *([] if op.distinct else [
+            '    number, n_repeated = repeated_rows(rows)',
+            '    is_kept = np.zeros(n_repeated, np.bool_)',
+            *[f'    kept{k} = np.empty((n_repeated, table{k}.shape[1]), table{k}.dtype)' for k in read]]),
+        *[f'    value{k} = np.empty(table0.shape[1], table0.dtype)' for k in written],
+        '    for i in range(len(rows)):',
+        f'        row, later = rows[i], rows[min(i + {AHEAD}, len(rows) - 1)]',
+        *[f'        fetch_row({table}, later)' for table in tables],
+        *['        if not changes[i]:', '            continue'] * op.conditional,
+        *[f'        old{k} = table{k}[row]' for k in read],
+        *keep,
+        '        for j in range(table0.shape[1]):',
+        f"            {results} = body({', '.join(numbers)})",
+        *[line for table, output, store in zip(tables, op.outputs, op.stores) for line in (
+            f'        for j in range({table}.shape[1]):',
+            f"            {table}[row, j] {'=' if store else '+='} value{output}[j]")],
+        f"    return ({''.join(f'{table}, ' for table in tables)})" if len(tables) > 1 else f'    return {tables[0]}'])
+
+
+@register_funcify_and_cache_key(JointRowUpdate)
+def _funcify_joint_row_update(op: JointRowUpdate, node: Apply, **kwargs: Any) -> tuple[Callable, str | None]:
+    body: Any = with_inlined_bodies(op.body)
+    numbers = op.operands_of(node.inputs, lambda k, table: table)
+    scalars = [get_scalar_type(dtype=variable.type.dtype)() for variable in numbers]
+    compiled, body_key = numba_funcify_and_cache_key(body, node=body.make_node(*scalars))
+    source = joint_row_update_source(op, node.inputs[op.first_table + len(op.outputs):])
+    names = {'np': np, 'body': compiled, 'repeated_rows': repeated_rows, 'fetch_row': fetch_row}
+    function = numba_njit(compile_numba_function_src(source, 'joint_row_update', names), error_model='numpy')
+    return function, body_key and sha256(f'{source} {body_key} {VERSION}'.encode()).hexdigest()
+
+
+@node_rewriter([RowUpdate])
+def joint_row_updates(fgraph: FunctionGraph, node: Apply) -> dict | None:
+    """Rewrite: `RowUpdate` of several tables, whose values one loop computes for them alone, to `JointRowUpdate`."""
+    loop, rows, changes = node.inputs[1].owner, node.inputs[2], node.inputs[3:]
+    if loop is None or not isinstance(loop.op, Elemwise):
+        return None
+    updates = [client for output in loop.outputs for client, _number in fgraph.clients[output]]
+    tables = [update.inputs[0] for update in updates]
+    if len(set(tables)) < len(tables) or any(
+            not isinstance(update.op, RowUpdate) or update.op.inplace or update.inputs[2:] != [rows, *changes]
+            or update.inputs[0].type.dtype != FLOAT or update.inputs[1].type.dtype != FLOAT
+            or update.inputs[0].type.ndim != 2 or update.inputs[1].type.shape != (
+                rows.type.shape[0], update.inputs[0].type.shape[1]) for update in updates):
+        return None
+    operands = [row_of_table(variable, tables, rows) for variable in loop.inputs]
+    op = JointRowUpdate(loop.op.scalar_op, tuple(operands), tuple(loop.outputs.index(u.inputs[1]) for u in updates),
+                        tuple(update.op.store for update in updates), conditional=bool(changes),
+                        distinct=any(isinstance(getattr(which.owner, 'op', None), Occurrences) for which in changes))
+    others = [variable for variable, k in zip(loop.inputs, operands) if k is None]
+    joint = op.make_node(rows, *changes, *tables, *others)
+    return dict(zip([update.outputs[0] for update in updates], joint.outputs))
+
+
+def row_of_table(variable: Variable, tables: list[Variable], rows: Variable) -> int | None:
+    """Return the number of the table that a variable is rows of, or None."""
+    if not is_reading_of_rows(variable.owner):
+        return None
+    table, index = variable.owner.inputs
+    return tables.index(table) if index is rows and table in tables else None

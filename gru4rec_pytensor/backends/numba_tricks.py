@@ -21,15 +21,16 @@ from gru4rec_pytensor.backends.numba_ops import (
     integer_maxima,
     unfused_column_sums,
 )
-from gru4rec_pytensor.backends.numba_rows import row_updates, rows_read_ahead
+from gru4rec_pytensor.backends.numba_rows import joint_row_updates, row_updates, rows_read_ahead
 
-AFTER_FUSION = 49.3
+AFTER_FUSION, AFTER_JOINT = 49.2, 49.3
 
 # name -> rewrite, and its position among PyTensor's
 TRICKS = {rewrite.__name__: (rewrite, position) for position, rewrites in (
     (BEFORE_FUSION, [fast_activations, sums_in_own_precision, unfused_column_sums, contiguous_splits,
                      integer_maxima]),
-    (AFTER_FUSION, [rows_read_ahead]),
+    (AFTER_FUSION, [joint_row_updates]),
+    (AFTER_JOINT, [rows_read_ahead]),
     (IN_PLACE, [tables_in_place]),
     (AFTER_ALL, [inlined_bodies, row_updates])) for rewrite in rewrites}
 
