@@ -44,7 +44,8 @@ SPACE: dict[str, tuple] = {
 }
 SAMPLERS = ('tpe', 'random')
 FAILED = 'Cannot be trained'  # of a network that needs too much memory, say
-STARTUP = 10  # random points, from which TPE starts, and trials, before another one is stopped early
+STARTUP = 10  # random points, from which TPE starts
+N_WHOLE = 5  # trials that end before another one is stopped early
 
 
 class Superfluous(Exception):
@@ -154,7 +155,7 @@ def run_phases(search: Search, n_trials: int, storage: RDBStorage, url: str, not
                deadline: float) -> Found | dict:
     """Run random points, then, from the best one, the values of each parameter in turn; or those of a sampler."""
     import optuna
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP) if search.prune else optuna.pruners.NopPruner()
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=N_WHOLE) if search.prune else optuna.pruners.NopPruner()
     with storage_lock(url):
         study = optuna.create_study(storage=storage, study_name=search.name, direction='maximize', pruner=pruner,
                                     sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
