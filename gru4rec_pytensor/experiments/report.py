@@ -69,7 +69,7 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
     parts.append(page.section('Data', page.table(
         ['data', '', 'here', f'{data.protocol.title}, published'], counts), page.paragraph(
             'The protocol (section 4) leaves out sessions of one event and, of the whole log, items of fewer than '
-            f'{MIN_ITEM_EVENTS} events; files of --train and --test are taken as they are.')))
+            f'{MIN_ITEM_EVENTS} events; files of --train and --test lose only test items that training lacks.')))
     if figures:
         parts.append(page.section('Figures', '<p>' + ', '.join(
             f'<a href="{html.escape(name, quote=True)}">{html.escape(name)}</a>' for name in figures) + '</p>'))
