@@ -258,10 +258,10 @@ def thread_rows():
             yield f"{units} units, {parameters['batch_size']} lanes, {name}", *seconds, differ
 
 
-def trick_rows(tricks, rounds=4):
-    """Seconds per mini-batch of each of `OF_TRICKS` without a trick of `backends` and with all, the least of `rounds`.
+def trick_rows(tricks, rounds=8):
+    """Seconds per mini-batch of each of `OF_TRICKS` without a trick of `backends` and with all, and their ratio.
 
-    Two processes measure in turns, so that what the machine does meanwhile is the same for both.
+    Two processes measure in turns, so that what the machine does meanwhile is the same for both; medians of `rounds`.
     """
     script = ('import sys, speed; frame = speed.events(500_000)\n'
               'for _line in sys.stdin:\n'
@@ -282,9 +282,10 @@ def trick_rows(tricks, rounds=4):
     with_all = start('')
     for trick in tricks:
         without = start(trick)
-        pairs = [(measure(without), measure(with_all)) for _ in range(rounds)]
+        pairs = np.array([(measure(without), measure(with_all)) for _ in range(rounds)])
         without.communicate()
-        yield trick, *zip(*np.min(pairs, axis=0).tolist())
+        ratios = np.median(pairs[:, 0] / pairs[:, 1], axis=0)
+        yield trick, *zip(*np.median(pairs, axis=0), ratios)
     with_all.communicate()
 
 
@@ -317,8 +318,8 @@ def main():
     if arguments.tricks is not None:
         print(f"{'without / with, and their ratio':<24}", *[f'{name:>27}' for name in OF_TRICKS])
         for name, *pairs in trick_rows(arguments.tricks or TRICKS):
-            print(f'{name:<24}', *[f'{without * 1e6:>12.0f} / {with_all * 1e6:>4.0f} {without / with_all:>7.3f}'
-                                   for without, with_all in pairs], flush=True)
+            print(f'{name:<24}', *[f'{without * 1e6:>12.0f} / {with_all * 1e6:>4.0f} {ratio:>7.3f}'
+                                   for without, with_all, ratio in pairs], flush=True)
         return
     print(f"{'':<74} {'time':>10} {'bound':>10} {'bound/time':>6}")
     train, test = events(2_000_000), events(70_000, seed=1)

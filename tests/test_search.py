@@ -488,7 +488,7 @@ def test_a_search_of_a_file_ends_in_a_file_of_parameters_a_row_and_a_section(fol
     assert 'Search of small' in page and 'aria-label="Importance' in page and page.count('aria-label="MRR@5 by') == 3
     before = sorted((out / 'cells').glob('*.json'))
     assert run_experiments.main(command) == 0 and sorted((out / 'cells').glob('*.json')) == before
-    assert '22 of 22' not in capsys.readouterr().err  # no trial is run again
+    assert '22 of 22 done' not in capsys.readouterr().err  # no trial is run again
 
 
 @pytest.mark.promise
