@@ -3,7 +3,7 @@
     python benchmarks/speed.py            # the main table: a few minutes on an idle machine
     python benchmarks/speed.py --sizes    # the same work over events, items, units and batch sizes
     python benchmarks/speed.py --threads  # training with 1 thread of BLAS and with all, idle and beside a busy process
-    python benchmarks/speed.py --tricks   # training with and without each trick of `backends`, in turns: 20 minutes
+    python benchmarks/speed.py --tricks   # training with and without each trick of `backends`, in turns: 45 minutes
     python benchmarks/speed.py --tricks row_updates joint_row_updates  # without these alone
 
 Every ratio comes from one run: both of its times are measured here, in turns, and the best of several is taken.  One

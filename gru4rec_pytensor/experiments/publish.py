@@ -98,9 +98,10 @@ def keep_request(results: Results, data: Dataset, request: Request, planned: lis
     """
     base = {'data': data.fingerprint, 'revision': REVISION}
     kept = {row['title']: (row['model'], row['parameters']) for row in results.load('rows', data.fingerprint)}
-    others = [result for group in rows_of(results.load('cells', data.fingerprint), results, data) for result in group
-              if not result.get('source')]
-    taken = {*BASELINES, *ROW_TITLES.values(), *titles_of_rows(others).values()}
+    taken = {*BASELINES, *ROW_TITLES.values()}
+    if request.own:
+        paper, later = rows_of(results.load('cells', data.fingerprint), results, data)
+        taken |= {*titles_of_rows([result for result in (*paper, *later) if not result.get('source')]).values()}
     for row in request.own:
         if row.title in taken or kept.setdefault(
                 row.title, (row.model, row.parameters)) != (row.model, row.parameters):
