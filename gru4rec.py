@@ -52,17 +52,8 @@ from gru4rec_pytensor.activations import (
 )
 from gru4rec_pytensor.arguments import Arguments, argument_names, changed_arguments, plain_arguments
 from gru4rec_pytensor.backends import FLOAT, Variables, free_with, shared
-from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number, first_few, warn
-from gru4rec_pytensor.events import (
-    IdIndex,
-    as_ids,
-    check_events,
-    column_of_item,
-    index_by_appearance,
-    n_trainable_sessions,
-    session_order,
-    sessions_by_start,
-)
+from gru4rec_pytensor.checks import check_choice, check_number, check_optional_number, first_few, warn
+from gru4rec_pytensor.events import IdIndex, as_ids, check_events, column_of_item, index_by_appearance, session_order
 from gru4rec_pytensor.parameters import read as read_parameters
 from gru4rec_pytensor.recommend import Session, recommendations
 from gru4rec_pytensor.turns import Turns
@@ -94,14 +85,9 @@ class Settings(Arguments):
         return final_activation(self.loss, self.final_act)
 
     @property
-    def output_width(self) -> int:
-        """Number of units of the layer that the scores are computed from."""
-        return [*self.layers, *self.feedforward][-1]
-
-    @property
     def embedded_width(self) -> int | None:
         """Number of columns of the matrix whose rows stand for items in the input; None for the 1-of-N code itself."""
-        return self.output_width if self.constrained_embedding else self.embedding
+        return [*self.layers, *self.feedforward][-1] if self.constrained_embedding else self.embedding
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -734,7 +720,10 @@ def training_step(settings: Settings, events: Symbol, variables: Variables, stat
 
     read = INPUTS[settings.input_mode](item, starts, states.get(HISTORY), settings.session_decay)
     parameters, input_rows, output_rows = used_parameters(settings, weights, read, lanes, scored)
-    products = embedded(read, input_rows, masks.get('mask_embed'), rates)
+    products = {name: read.product(rows) for name, rows in input_rows.items()}  # (B, ...) each
+    if 'mask_embed' in masks:
+        mask = masks['mask_embed'] * rates['kept_scale_embed']
+        products = {name: product * mask for name, product in products.items()}
     scaled_masks = {name: mask * rates['kept_scale'] for name, mask in masks.items() if name != 'mask_embed'}
     top, new_states = network(settings, weights, products, reset(states, starts, settings.reset_after_session),
                               scaled_masks)
@@ -797,16 +786,14 @@ def used_parameters(settings: Settings, weights: Symbols, read: InputRows, lanes
 def gradients_of(loss: Symbol, parameters: list[Parameter]) -> list[Symbol]:
     """Return the gradient of the loss by the value of each parameter."""
     parts = [parameter.parts or (parameter.value,) for parameter in parameters]
-    gradients: Any = pytensor.grad(loss, [*itertools.chain(*parts)])
-    remaining = iter(gradients)
-    joined = [[*itertools.islice(remaining, len(of_parameter))] for of_parameter in parts]
-    return [pt.concatenate(some) if len(some) > 1 else some[0] for some in joined]
+    gradients: Any = iter(pytensor.grad(loss, [*itertools.chain(*parts)]))  # type: ignore[arg-type]
+    of_parameters = [[*itertools.islice(gradients, len(some))] for some in parts]
+    return [pt.concatenate(some) if len(some) > 1 else some[0] for some in of_parameters]
 
 
 def updates_of(settings: Settings, rates: Symbols, parameter: Parameter, gradient: Symbol, acc: Any,
                vel: Any) -> Updates:
     """Return the updates of one parameter and its accumulators: adapt the gradient, then take the step."""
-
     updates: Updates = {}
     if settings.adapt == 'adagrad':
         gradient, updates = adagrad(parameter, gradient, acc)
@@ -846,14 +833,6 @@ def with_one_item_matrix(parameters: dict[str, Parameter], read: InputRows, scor
     parameters['Wy'] = Parameter(W, pt.concatenate(parts), pt.concatenate(rows),
                                  None if None in changes else pt.concatenate(changes), parts)
     return parameters, {'Wy': parts[0]}, parts[1]
-
-
-def embedded(read: InputRows, rows: Symbols, mask: Symbol | None, rates: Symbols) -> Symbols:
-    """Return the input times each of `input_tables`, (B, ...), with dropout where the input is embedded."""
-    products = {name: read.product(of_table) for name, of_table in rows.items()}
-    if mask is None:
-        return products
-    return {name: product * (mask * rates['kept_scale_embed']) for name, product in products.items()}
 
 
 def with_repeats_summed(parameter: Parameter, gradient: Symbol, with_zeros: bool) -> tuple[Parameter, Symbol]:
@@ -906,7 +885,6 @@ def prediction_step(settings: Settings, weights: Symbols) -> tuple[Symbols, Symb
 # Values of weights
 # ---------------------------------------------------------------------------------------------------------------------
 
-
 def initial_weight(rng: np.random.RandomState, shape: tuple, sigma: float = 0, normal: bool = False,
                    n_rows: int | None = None) -> np.ndarray:
     """Draw a weight from U(-x, x), or N(0, x): float32 of a float64 draw; a bias, which is a vector, is zero.
@@ -949,9 +927,16 @@ def chunk_length(settings: Settings) -> int:
     """Return how many mini-batches a chunk has: 256; fewer, but at least 16, where masks would take more than 8 MB."""
     return int(np.clip(8e6 / (settings.batch_size * sum([*settings.layers, *settings.feedforward])), 16, 256))
 
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The estimator
 # ---------------------------------------------------------------------------------------------------------------------
+
+def check_arguments(model: GRU4Rec) -> None:
+    """Raise TypeError or ValueError that names the first argument that is no such value, or out of range."""
+    arguments.check_arguments(model, {'loss': LOSSES, 'input_mode': INPUTS, 'unit': UNITS,
+                                      'backend': backends.BACKENDS})
+
 
 class Progress(NamedTuple):
     """Progress of a training, which `fit` hands to its callback after each chunk of mini-batches."""
@@ -1118,8 +1103,7 @@ class GRU4Rec(Arguments):
             return self.fit_more(data, callback=callback, threads=threads)
         check_arguments(self)
         check_number('every', every)
-        if threads is not None:
-            check_whole_number('threads', threads)
+        check_optional_number('threads', threads)
         backends.check_working_directory()
         backend = backends.resolve(self.backend)
         check_events(data, *self._columns)
@@ -1133,8 +1117,8 @@ class GRU4Rec(Arguments):
         negatives = None
         if sampled_negatives is not None:
             chunks = itertools.chain(*self._epochs(settings, offsets, copy.deepcopy(rng), self.n_epochs))
-            negatives = arguments.checked_negatives(sampled_negatives, sum(len(chunk.starts) for chunk in chunks),
-                                          self.n_sample, len(items))
+            n_minibatches = sum(len(chunk.starts) for chunk in chunks)
+            negatives = arguments.checked_negatives(sampled_negatives, n_minibatches, self.n_sample, len(items))
         events = item_index[rows]
         file = None
         if checkpoint:
@@ -1145,6 +1129,7 @@ class GRU4Rec(Arguments):
             self.backend_ = backend
             self._set_items(items, np.bincount(item_index))
             self._set_variables(Variables.of(settings, weights))
+            self.epoch_losses_ = []
             drawn = random_inputs(settings, self.item_counts_, dropout_masks, negatives)
             self._train(events, offsets, rng, drawn, callback, file, n_threads=threads)
         return self
@@ -1170,9 +1155,8 @@ class GRU4Rec(Arguments):
         """
         self._check_usable()
         check_arguments(self)
-        for name, number in (('n_epochs', n_epochs), ('threads', threads)):
-            if number is not None:
-                check_whole_number(name, number)
+        check_optional_number('n_epochs', n_epochs)
+        check_optional_number('threads', threads)
         backends.check_working_directory()
         check_events(data, *self._columns)
         with self._turns.training():
@@ -1185,10 +1169,9 @@ class GRU4Rec(Arguments):
             item_index = IdIndex(np.concatenate([self.items_, unknown])).get_indexer(ids)
             rows, offsets = self._session_order(data, item_index)
             arguments.warn_of_constant_loss(self, self.n_items + len(unknown))
-            losses, n_epochs_before = self.epoch_losses_, len(self.epoch_losses_)
+            n_epochs_before = len(self.epoch_losses_)
             rng = np.random.RandomState([self.seed, n_epochs_before, self.n_items])
             self._add_items(unknown, rng)
-            self.epoch_losses_ = losses  # to which those of the new epochs are appended
             self.item_counts_ = self.item_counts_ + np.bincount(item_index, minlength=self.n_items)
             drawn = random_inputs(self.settings(), self.item_counts_, n_epochs_before=n_epochs_before)
             self._train(item_index[rows], offsets, rng, drawn, callback, None, n_epochs, threads)
@@ -1200,13 +1183,12 @@ class GRU4Rec(Arguments):
 
     def _session_order(self, data: pd.DataFrame, item_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the `session_order` of training data; ValueError when there are too few sessions for the lanes."""
-        rows, offsets = session_order(data, *self._columns, item_index if self.equal_times == 'item' else None)
-        n_sessions = n_trainable_sessions(data, self.session_key)
+        rows, offsets = session_order(data, *self._columns, item_index if self.equal_times == 'item' else None,
+                                      by_start=self.time_sort and not self.train_random_order)
+        n_sessions = int((np.diff(offsets) >= 2).sum())
         if n_sessions < self.batch_size:
             raise ValueError(f'batch_size={self.batch_size} needs at least as many sessions of two or more events, but '
                              f'the training data has {n_sessions}; use a smaller batch_size')
-        if self.time_sort and not self.train_random_order:
-            return sessions_by_start(rows, offsets, data[self.time_key].to_numpy())
         return rows, offsets
 
     def _epochs(self, settings: Settings, offsets: np.ndarray, rng: np.random.RandomState,
@@ -1247,7 +1229,6 @@ class GRU4Rec(Arguments):
         """Set weights and optimiser's state of a model whose training begins."""
         self.variables_ = variables
         self._forget_compiled()
-        self.epoch_losses_ = []
         self.error_during_train = False
 
     def _forget_compiled(self) -> None:
@@ -1472,13 +1453,9 @@ class GRU4Rec(Arguments):
         With H as `next_states` gives it, ``H @ Wy.T + By`` are the scores before the final activation.
         """
         with self.in_use():
-            Wy, By = map(np.asarray, self._device_output())
+            self._check_usable()
+            Wy, By = (np.asarray(self.variables_.weights[name].get_value(borrow=True)) for name in ('Wy', 'By'))
             return (Wy, By) if candidates is None else (Wy[candidates], By[candidates])
-
-    def _device_output(self) -> list:
-        """Return ``Wy`` and ``By`` as they are, with JAX on the device."""
-        self._check_usable()
-        return [self.variables_.weights[name].get_value(borrow=True) for name in ('Wy', 'By')]
 
     def next_item_counts(self, items: np.ndarray, starts: np.ndarray, targets: np.ndarray, states: dict,
                          candidates: np.ndarray | None = None) -> tuple[dict, list[np.ndarray]]:
@@ -1488,7 +1465,8 @@ class GRU4Rec(Arguments):
         are ranked, or None for all.
         """
         with self.in_use():
-            output = self._device_output()
+            self._check_usable()
+            output = [self.variables_.weights[name].get_value(borrow=True) for name in ('Wy', 'By')]
             program = self._rank_program
             if program is None:
                 settings, x = self.settings(), pt.matrix('scores', dtype=FLOAT)
@@ -1620,13 +1598,3 @@ class GRU4Rec(Arguments):
         self._check_trained()
         if self.error_during_train:
             raise RuntimeError('training of this GRU4Rec stopped at a loss that is not finite: it cannot predict')
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks
-# ---------------------------------------------------------------------------------------------------------------------
-
-def check_arguments(model: GRU4Rec) -> None:
-    """Raise TypeError or ValueError that names the first argument that is no such value, or out of range."""
-    arguments.check_arguments(model, {'loss': LOSSES, 'input_mode': INPUTS, 'unit': UNITS,
-                                      'backend': backends.BACKENDS})

@@ -18,6 +18,7 @@ from gru4rec_pytensor.checks import (
     check_choice,
     check_flag,
     check_number,
+    check_optional_number,
     check_whole_number,
     check_whole_numbers,
     warn,
@@ -41,12 +42,6 @@ FLOAT32 = ('learning_rate', 'grad_cap', 'sigma', 'lmbd', 'sample_alpha', 'bpreg'
 def one_of(*allowed: Any) -> Callable[[str, Any], None]:
     """Check of an argument that has one of a few values."""
     return partial(check_choice, allowed=allowed)
-
-
-def check_width(name: str, value: Any) -> None:
-    """Raise unless it is None or a number of columns."""
-    if value is not None:
-        check_whole_number(name, value)
 
 
 @dataclass(eq=False, repr=False)
@@ -78,7 +73,7 @@ class Arguments:
     _: KW_ONLY
     input_mode: str = argument('item')
     session_decay: float = argument(0.5, BELOW_1)
-    embedding: int | None = argument(None, check_width)
+    embedding: int | None = argument(None, check_optional_number)
     unit: str = argument('gru')
     input_to_all_layers: bool = argument(False, check_flag)
     feedforward: Sequence[int] = argument((), NO_LAYERS)

@@ -34,6 +34,12 @@ def check_whole_number(name: str, value: Any, low: float = 1, high: float = np.i
         raise ValueError(f'{name}={value!r}: must be {allowed}')
 
 
+def check_optional_number(name: str, value: Any) -> None:
+    """Raise unless it is None or a whole number of at least 1."""
+    if value is not None:
+        check_whole_number(name, value)
+
+
 def check_whole_numbers(name: str, values: Any, what: str, at_least: int = 0) -> None:
     """Raise unless it is a list of whole numbers of at least 1; `what` says, for the message, what they are."""
     message = f'{name}={values!r}: must be a list of {what}'

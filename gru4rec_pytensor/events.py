@@ -370,12 +370,14 @@ def most_frequent(ids: pd.Series, n: int | None) -> np.ndarray | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: str = 'ItemId',
-                  time_key: str = 'Time', then_by: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+                  time_key: str = 'Time', then_by: np.ndarray | None = None,
+                  by_start: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Order the rows of a frame by session and time, and find where each session begins.
 
     Parameters
     ----------
     then_by : (n_events,), what decides the order of events of a session with equal times; the frame's order when None
+    by_start : order the sessions by the times of their first events, not by their ids
 
     Returns
     -------
@@ -387,17 +389,10 @@ def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: 
     session, _ids = pd.factorize(data[session_key], sort=True)
     keys = (data[time_key].to_numpy(), session)
     rows = np.lexsort(keys if then_by is None else (then_by, *keys))
-    return rows, np.concatenate([[0], np.cumsum(np.bincount(session))])
-
-
-def sessions_by_start(rows: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reorder the sessions of `session_order` by the times of their first events; a stable order.
-
-    >>> rows, offsets = sessions_by_start(np.arange(5), np.array([0, 3, 5]), np.array([7, 8, 9, 1, 2]))
-    >>> rows.tolist(), offsets.tolist()
-    ([3, 4, 0, 1, 2], [0, 2, 5])
-    """
-    order = np.argsort(times[rows[offsets[:-1]]], kind='stable')
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(session))])
+    if not by_start:
+        return rows, offsets
+    order = np.argsort(data[time_key].to_numpy()[rows[offsets[:-1]]], kind='stable')
     lengths = np.diff(offsets)[order]
     new_offsets = np.concatenate([[0], np.cumsum(lengths)])
     return rows[np.repeat(offsets[order] - new_offsets[:-1], lengths) + np.arange(len(rows))], new_offsets
