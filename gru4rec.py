@@ -720,10 +720,7 @@ def training_step(settings: Settings, events: Symbol, variables: Variables, stat
 
     read = INPUTS[settings.input_mode](item, starts, states.get(HISTORY), settings.session_decay)
     parameters, input_rows, output_rows = used_parameters(settings, weights, read, lanes, scored)
-    products = {name: read.product(rows) for name, rows in input_rows.items()}  # (B, ...) each
-    if 'mask_embed' in masks:
-        mask = masks['mask_embed'] * rates['kept_scale_embed']
-        products = {name: product * mask for name, product in products.items()}
+    products = embedded(read, input_rows, masks.get('mask_embed'), rates)
     scaled_masks = {name: mask * rates['kept_scale'] for name, mask in masks.items() if name != 'mask_embed'}
     top, new_states = network(settings, weights, products, reset(states, starts, settings.reset_after_session),
                               scaled_masks)
@@ -833,6 +830,14 @@ def with_one_item_matrix(parameters: dict[str, Parameter], read: InputRows, scor
     parameters['Wy'] = Parameter(W, pt.concatenate(parts), pt.concatenate(rows),
                                  None if None in changes else pt.concatenate(changes), parts)
     return parameters, {'Wy': parts[0]}, parts[1]
+
+
+def embedded(read: InputRows, rows: Symbols, mask: Symbol | None, rates: Symbols) -> Symbols:
+    """Return the input times each of `input_tables`, (B, ...), with dropout where the input is embedded."""
+    products = {name: read.product(of_table) for name, of_table in rows.items()}
+    if mask is None:
+        return products
+    return {name: product * (mask * rates['kept_scale_embed']) for name, product in products.items()}
 
 
 def with_repeats_summed(parameter: Parameter, gradient: Symbol, with_zeros: bool) -> tuple[Parameter, Symbol]:
