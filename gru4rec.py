@@ -858,8 +858,8 @@ def with_repeats_summed(parameter: Parameter, gradient: Symbol, with_zeros: bool
 def log_popularity(settings: Settings, log_counts: Symbol, target: Symbol, negatives: list[Symbol]) -> Symbol:
     """Return what ``logq`` takes off the scores, (B + n,): logq times the log of how often an item is drawn.
 
-    That is in proportion to its events in the training data among targets, and to their power `sample_alpha` among
-    additional negatives.  Only differences between columns count in a softmax.
+    That is its number of events in the training data for targets, and its power `sample_alpha` for additional negatives.
+    Neither is divided by its total, so the two kinds of columns differ by a constant.
     """
     drawn = [log_counts[target], *[np.float32(settings.sample_alpha) * log_counts[sample] for sample in negatives]]
     return np.float32(settings.logq) * pt.concatenate(drawn)
