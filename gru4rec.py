@@ -1246,15 +1246,14 @@ class GRU4Rec(Arguments):
         """Train all epochs on `items` (n_events,), the item indices in session order."""
         settings, n_epochs = self.settings(), n_epochs or self.n_epochs
         states = {name: shared(name, state) for name, state in initial_states(settings, self.batch_size).items()}
-        events = shared('events', items)
-        free_with(drawn, [events, *states.values()])  # which this call alone refers to
+        events, log_counts = shared('events', items), shared('log_counts', np.log(self.item_counts_).astype(FLOAT))
+        free_with(drawn, [events, log_counts, *states.values()])  # which this call alone refers to
         trained = {variable.name: variable for group in (*self.variables_, states) for variable in group.values()}
         saved = checkpoint.restore(trained, drawn, n_threads) if checkpoint else {}
         position = model_file.TrainingPosition(*saved.get('position', ()))
         self.epoch_losses_ = saved.get('epoch_losses', self.epoch_losses_)
         n_threads = n_threads or saved.get('threads', 1)
         with backends.symbols_of_float32():
-            log_counts = shared('log_counts', np.log(self.item_counts_).astype(FLOAT))
             step = training_step(settings, events, self.variables_, states, log_counts)
         run = backends.compile_loop(*step, backend=self.backend_, n_threads=n_threads)
 
@@ -1282,7 +1281,7 @@ class GRU4Rec(Arguments):
                 if callback:
                     callback(Progress(epoch, n_epochs, position.minibatches, position.events,
                                       len(items) - len(offsets) + 1, position.mean_loss, is_last))
-            self.epoch_losses_.append(position.mean_loss)
+            self.epoch_losses_ = [*self.epoch_losses_, position.mean_loss]  # a copy of the model keeps its own
             logger.info('Epoch%d\tloss: %.6f', epoch, self.epoch_losses_[-1])
             position = model_file.TrainingPosition(epoch + 1)
         save(drawn.state())

@@ -66,7 +66,7 @@ def check_activation(name: str, value: Any, also: str = '') -> None:
     try:
         activation(value)
         known = isinstance(value, str)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError):
         known = False
     if not known:
         raise ValueError(f"{name}={value!r}: must be one of 'tanh', 'linear', 'relu', 'leaky-X', 'elu-X', 'selu-X-Y' "

@@ -144,12 +144,15 @@ def check_combinations(model: Arguments) -> None:
     if model.n_sample and model.negatives == 'uniform':
         raise ValueError(f"n_sample={model.n_sample!r} does not go with negatives='uniform': use sample_alpha=0 for "
                          'additional negatives that are drawn uniformly')
+    if model.logq and model.negatives == 'uniform':
+        raise ValueError(f"logq={model.logq!r} does not go with negatives='uniform', which are not drawn by popularity")
     if model.n_sample and model.sample_store < 2 * model.n_sample:
         raise ValueError(f'sample_store={model.sample_store!r}: must hold at least two mini-batches, so 2 * n_sample = '
                          f'{2 * model.n_sample}')
-    if model.batch_size == 1 and not model.n_sample and not model.drop_tail:
-        raise ValueError('batch_size=1 and n_sample=0 leave a target nothing to be ranked among, and with '
-                         'drop_tail=False no mini-batch to train on: use a larger batch_size, or n_sample')
+    if model.batch_size == 1 and not model.n_sample and (not model.drop_tail or model.loss in ('top1-max', 'bpr-max')):
+        raise ValueError('batch_size=1 and n_sample=0 leave a target nothing to be ranked among, so that '
+                         f'loss={model.loss!r} with drop_tail={model.drop_tail!r} cannot be trained: use a larger '
+                         'batch_size, or n_sample')
 
 
 def check_masks(dropout_masks: list | None, batch_size: int, layout: dict[str, tuple[int, float]]) -> None:
