@@ -29,17 +29,12 @@ HEADER = 'header.json'
 
 
 def write(path: str | os.PathLike, header: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays and a header to `path`: all of it or, if anything goes wrong, nothing.
+    """Write arrays of numbers, times or fixed-length strings, and a header that JSON can hold: all of it, or nothing.
 
-    Parameters
-    ----------
-    path : of the file; one that is there is replaced when the new one is complete
-    header : of numbers, strings, lists and dictionaries
-    arrays : name -> array of numbers, times or fixed-length strings
+    A file that is there is replaced when the new one is complete.
     """
-    path = Path(path)
     header = header | {'format': FORMAT, 'version': VERSION, 'sha256': checksum(arrays)}
-    with atomic_file(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
+    with atomic_file(Path(path)) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
         archive.writestr(HEADER, json.dumps(header, indent=1))
         for name, array in arrays.items():
             with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
@@ -58,19 +53,19 @@ def read(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
             header = json.loads(archive.read(HEADER))
             if header['format'] != FORMAT:
                 raise KeyError('format')
-            if header['version'] > VERSION:
-                raise NewerVersion(header['version'])
-            expected = header['sha256']
-            arrays = {name.removesuffix('.npy'): np.lib.format.read_array(io.BytesIO(archive.read(name)),
-                                                                          allow_pickle=False)
-                      for name in archive.namelist() if name != HEADER}
-    except NewerVersion as error:
-        raise ValueError(f'{path}: a model file of version {error}, and this code reads versions up to {VERSION}; '
-                         'a newer release of it is needed') from None
+            is_newer = header['version'] > VERSION
+            if not is_newer:
+                expected = header['sha256']
+                arrays = {name.removesuffix('.npy'): np.lib.format.read_array(io.BytesIO(archive.read(name)),
+                                                                              allow_pickle=False)
+                          for name in archive.namelist() if name != HEADER}
     except KeyError:
         raise ValueError(f'{path}: not a model file of this package') from None
     except Exception as error:  # zipfile and NumPy have a dozen kinds of error for damaged files
         raise ValueError(f'{path}: not a model file, or a damaged or truncated one ({error})') from None
+    if is_newer:
+        raise ValueError(f'{path}: a model file of version {header["version"]}, and this code reads versions up to '
+                         f'{VERSION}; a newer release of it is needed')
     if checksum(arrays) != expected:
         raise ValueError(f'{path}: damaged: its checksum is not that of its contents')
     return header, arrays
@@ -195,16 +190,13 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike, every: float, arguments: dict, data: tuple[np.ndarray, ...]) -> None:
         self._path, self._every, self._written = Path(path), every, time.monotonic()
-        checksum_of_data = checksum({str(number): array for number, array in enumerate(data)})
         self._training = {name: value for name, value in arguments.items() if name != 'n_epochs'}
-        self._training['data'] = checksum_of_data
+        self._training['data'] = checksum({str(number): array for number, array in enumerate(data)})
         check_writable(self._path)
         self._found = read(self._path) if self._path.exists() else None
-        if self._found:
-            self._check(self._found[0].get('training'))
-
-    def _check(self, training: dict | None) -> None:
-        """Raise ValueError unless the file is the checkpoint of this training."""
+        if not self._found:
+            return
+        training = self._found[0].get('training')
         if training is None:
             raise ValueError(f'{self._path}: not a checkpoint')
         if training.keys() != self._training.keys():
@@ -258,10 +250,6 @@ class Checkpoint:
         self._written = time.monotonic()
 
 
-class NewerVersion(Exception):
-    """The file's version is above ours."""
-
-
 def checksum(arrays: dict[str, np.ndarray]) -> str:
     """Return the SHA-256 of names, types, shapes and values."""
     digest = hashlib.sha256()
@@ -299,6 +287,4 @@ def ids_from_array(array: np.ndarray, as_json: bool) -> np.ndarray:
     read = {'time': pd.Timestamp, 'date': datetime.date.fromisoformat}
     values = [next(read[kind](text) for kind, text in value.items()) if isinstance(value, dict) else value
               for value in json.loads(array.tobytes())]
-    ids = np.empty(len(values), dtype=object)
-    ids[:] = values
-    return ids
+    return np.fromiter(values, object)

@@ -174,11 +174,13 @@ def test_a_state_that_does_not_fit_is_one_error_that_names_what(change, message)
         GRU4Rec.from_port(state, change.get('items', range(60)))
 
 
-@pytest.mark.parametrize('names, unit, n_layers', [
-    ([], 'lstm', 1), ([], 'gru', 2), (['E'], 'gru', 1), (['Wd0'], 'gru', 1), (['Ix1'], 'gru-after', 2)], ids=str)
-def test_a_network_that_the_pytorch_code_does_not_have_is_refused(names, unit, n_layers):
+@pytest.mark.parametrize('arguments, name', [
+    (dict(unit='lstm'), 'Wx0'), (dict(layers=[4, 4]), 'Wx0'), (dict(embedding=3), 'E'), (dict(feedforward=[3]), 'Wd0'),
+    (dict(unit='gru-after', layers=[4, 4], embedding=3), 'Ix1'), (dict(unit='gru-after'), 'Wx0'),
+    (dict(constrained_embedding=True), 'Wx0'), (dict(input_mode='session'), 'Wx0')], ids=str)
+def test_a_network_that_the_pytorch_code_does_not_have_is_refused(arguments, name):
     with pytest.raises(ValueError, match='the PyTorch code has'):
-        port.port_from_weights(dict.fromkeys(names), unit, n_layers)
+        port.port_from_weights({name: None}, small_model(**arguments))
 
 
 def test_the_optimiser_of_a_model_from_the_pytorch_code_begins_at_zero():

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from glob import glob
 from hashlib import sha256
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numba
 import numpy as np
@@ -53,9 +53,6 @@ from gru4rec_pytensor.backends.threads import available_cores, blas_threads
 from gru4rec_pytensor.backends.variables import Variables, free_with, shared
 from gru4rec_pytensor.checks import check_choice
 from gru4rec_pytensor.turns import ProcessLock
-
-if TYPE_CHECKING:
-    from gru4rec_pytensor.backends.jax_loops import JaxRanks
 
 Symbols = Mapping[str, Variable]  # by name
 Arrays = dict[str, Any]
@@ -115,13 +112,11 @@ def compile_function(inputs: Sequence[Variable], outputs: Variable | Sequence[Va
                      backend: str) -> Function:
     """Compile as `pytensor.function` does, for a backend.  One thread at a time may call the result."""
     check_choice('backend', backend, BACKENDS[1:])
-    if backend == 'python':
-        mode = python_mode()
-    elif backend == 'jax':
+    if backend == 'jax':
         from gru4rec_pytensor.backends.jax_loops import jax_mode
         mode = jax_mode()
     else:
-        mode = numba_mode()
+        mode = python_mode() if backend == 'python' else numba_mode()
     with compiling():
         return pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
 
@@ -137,8 +132,7 @@ def compile_step(inputs: Symbols, outputs: Symbols, *, backend: str) -> Callable
     check_choice('backend', backend, BACKENDS[1:])
     if backend == 'jax':
         from gru4rec_pytensor.backends.jax_loops import JaxStep
-        with compiling():
-            return JaxStep(inputs, outputs)
+        return JaxStep(inputs, outputs)
     return (PythonStep if backend == 'python' else NumbaStep)(inputs, outputs)
 
 
@@ -161,17 +155,15 @@ def compile_loop(sequences: Symbols, output: Variable, updates: dict, *, backend
     check_choice('backend', backend, BACKENDS[1:])
     if backend == 'jax':
         from gru4rec_pytensor.backends.jax_loops import JaxLoop
-        with compiling():
-            return JaxLoop(sequences, output, updates)
+        return JaxLoop(sequences, output, updates)
     return (PythonLoop if backend == 'python' else NumbaLoop)(sequences, output, updates, n_threads)
 
 
 def compile_ranks(inputs: Symbols, outputs: Symbols, scores: Variable, activated: Variable,
-                  block: int = 16_384) -> JaxRanks:
-    """Compile the counting of ranks on a GPU, for the backend 'jax'; arguments as of `jax_loops.JaxRanks`."""
+                  block: int = 16_384) -> Callable[..., tuple[dict, list[np.ndarray]]]:
+    """Compile the counting of ranks on a GPU, for the backend 'jax': see `jax_loops.JaxRanks`."""
     from gru4rec_pytensor.backends.jax_loops import JaxRanks
-    with compiling():
-        return JaxRanks(inputs, outputs, scores, activated, block)
+    return JaxRanks(inputs, outputs, scores, activated, block)
 
 
 class PythonStep:

@@ -15,7 +15,6 @@ from jax import Array
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.link.jax.linker import JAXLinker
@@ -25,7 +24,9 @@ from gru4rec_pytensor.backends.common import (
     FLOAT,
     FORKED_WITH_JAX,
     ROW_UPDATES,
+    CompiledOp,
     RowUpdate,
+    compiling,
     sums_in_own_precision,
 )
 from gru4rec_pytensor.backends.repeats import Occurrences, RunningSums
@@ -42,23 +43,18 @@ NOWHERE = 2 ** 30  # number of a row that no table has
 # value is made of a row that the step reads anyway, XLA also sees that the table may be overwritten; an increment would
 # make it copy the table first.
 
-class SortedRows(Op):
+class SortedRows(CompiledOp):
     """The order of rows (n,), and the sorted rows; an optional second input says which of them change something.
 
     The sort is stable, so that the occurrences of a row lie together as they came; those that change nothing come last,
     as `NOWHERE`.
     """
-    __props__ = ()
 
     def make_node(self, rows: Variable, *changes: Variable) -> Apply:  # type: ignore[override]
         return Apply(self, [rows, *changes], [rows.type(), rows.type()])
 
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        for storage, value in zip(output_storage, sorted_rows(*map(jnp.asarray, inputs))):
-            storage[0] = np.asarray(value)
 
-
-class FinalRows(Op):
+class FinalRows(CompiledOp):
     """A table with values (n, ...) added to its rows, or stored there, by the outputs of `SortedRows`."""
     __props__ = ('store',)
 
@@ -68,10 +64,6 @@ class FinalRows(Op):
     def make_node(self, table: Variable, values: Variable, order: Variable,  # type: ignore[override]
                   rows: Variable) -> Apply:
         return Apply(self, [table, values, order, rows], [table.type()])
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        table, values, order, rows = map(jnp.asarray, inputs)
-        output_storage[0][0] = np.asarray(final_rows(table, values, order, rows, self.store))
 
 
 def sorted_rows(rows: Array, changes: Array | None = None) -> tuple[Array, Array]:
@@ -209,8 +201,9 @@ class JaxFunction:
     def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable],
                  updates: dict | None = None) -> None:
         check_not_forked()
-        mode = jax_mode(PureLinker)
-        function = pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
+        with compiling():
+            function = pytensor.function(inputs, outputs, updates=updates, mode=jax_mode(PureLinker),
+                                         on_unused_input='ignore')
         fgraph = function.maker.fgraph
         self.function = function.vm.jit_fn
         self.storage = [function.vm.storage_map[variable] for variable in fgraph.inputs[len(inputs):]]

@@ -16,7 +16,6 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.link.numba.cache import compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import (
@@ -30,7 +29,15 @@ from pytensor.tensor import subtensor
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor.backends.common import FEW, FLOAT, ROW_UPDATES, RowUpdate, TableUpdate, version_of
+from gru4rec_pytensor.backends.common import (
+    FEW,
+    FLOAT,
+    ROW_UPDATES,
+    CompiledOp,
+    RowUpdate,
+    TableUpdate,
+    version_of,
+)
 from gru4rec_pytensor.backends.numba_ops import with_inlined_bodies
 from gru4rec_pytensor.backends.repeats import Occurrences
 
@@ -81,16 +88,11 @@ def is_reading_of_rows(node: Apply | None) -> bool:
         (2, False), (1, True)]
 
 
-class ReadRows(Op):
+class ReadRows(CompiledOp):
     """table[rows], of many rows."""
-    __props__ = ()
 
     def make_node(self, table: TensorVariable, rows: TensorVariable) -> Apply:  # type: ignore[override]
         return Apply(self, [table, rows], [table[rows].type()])
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        table, rows = inputs
-        output_storage[0][0] = table[rows]
 
 
 @register_funcify_default_op_cache_key(ReadRows)
@@ -155,7 +157,7 @@ def row_updates(fgraph: FunctionGraph, node: Apply) -> list | None:
 # Updating several tables at once
 # ---------------------------------------------------------------------------------------------------------------------
 
-class JointRowUpdate(TableUpdate):
+class JointRowUpdate(CompiledOp, TableUpdate):
     """The `RowUpdate` of several tables at the same rows, with the loop that computes their values.
 
     Inputs are rows (n,), for `conditional` updates `changes` (n,), the tables, and other arguments of the body, to be
@@ -174,10 +176,9 @@ class JointRowUpdate(TableUpdate):
     def __init__(self, body: ScalarOp, operands: tuple[int | None, ...], outputs: tuple[int, ...],
                  stores: tuple[bool, ...], conditional: bool, distinct: bool = False, inplace: bool = False) -> None:
         self.body, self.operands, self.outputs, self.stores = body, operands, outputs, stores
-        self.conditional, self.distinct, self.inplace = conditional, distinct, inplace
+        self.conditional, self.distinct = conditional, distinct
         self.first_table = 2 if conditional else 1  # number of the input
-        if inplace:
-            self.destroy_map = {k: [self.first_table + k] for k in range(len(outputs))}
+        TableUpdate.__init__(self, inplace, range(self.first_table, self.first_table + len(outputs)))
 
     def make_node(self, *inputs: Variable) -> Apply:
         return Apply(self, [*inputs], [table.type() for table in self.tables_of(inputs)])
@@ -191,14 +192,6 @@ class JointRowUpdate(TableUpdate):
         others = iter(inputs[self.first_table + len(self.outputs):])
         tables = self.tables_of(inputs)
         return [next(others) if k is None else row_of(k, tables[k]) for k in self.operands]
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        rows, tables = inputs[0], self.tables_of(inputs)
-        values: Any = np.vectorize(self.body.impl)(*self.operands_of(inputs, lambda k, table: table[rows]))
-        changes = [inputs[1]] if self.conditional else []
-        for k, (output, store) in enumerate(zip(self.outputs, self.stores)):
-            value = np.asarray(values[output] if self.body.nout > 1 else values, FLOAT)
-            RowUpdate(store, self.inplace).perform(node, [tables[k], value, rows, *changes], output_storage[k:])
 
 
 @numba_njit
