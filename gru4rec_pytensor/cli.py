@@ -54,11 +54,8 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     Like the other commands it returns what is printed: a dictionary for --json, and lines for people.
     """
     given = {name: value for name, value in vars(arguments).items() if name in argument_names() and value is not None}
-    if arguments.parameters:
-        model = GRU4Rec.from_parameters(arguments.parameters, **given)
-    else:
-        model = GRU4Rec(**{'layers': [100]} | given)
-        check_arguments(model)
+    for path in filter(None, (arguments.output, arguments.checkpoint)):
+        check_output(path, arguments.file)
     if arguments.more:
         options = [*given.keys() - {'n_epochs', 'equal_times', 'backend', *KEYS},
                    *[name for name in ('checkpoint', 'parameters') if getattr(arguments, name)]]
@@ -66,15 +63,16 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
             option = min(options).replace('_p_hidden', '').replace('_', '-')
             raise ValueError(f'--more and --{option} do not go together: the model keeps its settings, but for '
                              '--epochs, --equal-times and --backend')
-    check_output(arguments.output, arguments.file)
-    if arguments.checkpoint:
-        check_output(arguments.checkpoint, arguments.file)
-    if arguments.more:
         model = GRU4Rec.load(arguments.more, backend=given.get('backend'))
         model.equal_times = given.get('equal_times', model.equal_times)
         if [getattr(model, name) for name in KEYS] != columns_of(arguments, model):
             raise ValueError(f'the model of --more was trained with --session-key {model.session_key} --item-key '
                              f'{model.item_key} --time-key {model.time_key}')
+    elif arguments.parameters:
+        model = GRU4Rec.from_parameters(arguments.parameters, **given)
+    else:
+        model = GRU4Rec(**{'layers': [100]} | given)
+        check_arguments(model)
     data = read_log(arguments, columns_of(arguments, model))
     share = share_of_equal_times(data, model.session_key, model.time_key)
     if share >= EQUAL_TIMES and model.equal_times == 'item' and not arguments.quiet:
@@ -100,8 +98,7 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec evaluate`: Recall, MRR and NDCG on a file of events, of a model or of lists made elsewhere."""
     for path in filter(None, (arguments.write_lists, arguments.ranks)):
-        check_output(path, arguments.file)
-        check_output(path, arguments.model)
+        check_output(path, arguments.file, arguments.model)
     if arguments.lists:
         return evaluate_lists(arguments)
     if arguments.write_lists and arguments.unknown == 'miss':
@@ -243,10 +240,11 @@ def read_log(arguments: argparse.Namespace, columns: Sequence[str]) -> pd.DataFr
     return click_log.read_events(arguments.file, columns, **{name: getattr(arguments, name) for name in names})
 
 
-def check_output(output: str | Path, source: str | Path) -> None:
-    """Raise OSError or ValueError if `output` cannot be written, or is the file that is read."""
-    if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
-        raise ValueError(f'{output}: is the file that is read; give another name')
+def check_output(output: str | Path, *sources: str | Path) -> None:
+    """Raise OSError or ValueError if `output` cannot be written, or is a file that is read."""
+    for source in sources:
+        if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
+            raise ValueError(f'{output}: is the file that is read; give another name')
     check_writable(output)
 
 

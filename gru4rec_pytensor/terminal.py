@@ -57,7 +57,6 @@ class TrainingProgress:
         self.label, self.quiet, self.report = label, quiet, report
         self.first: tuple = ()
         self.last: tuple = (0.0, 0)
-        self.loss, self.is_done = float('nan'), False
         self.bar = None
         if tqdm and sys.stderr.isatty() and not quiet:
             self.bar = tqdm(unit=' events', unit_scale=True, desc=label, file=sys.stderr)
@@ -81,12 +80,10 @@ class TrainingProgress:
             left = (progress.n_epochs * progress.total_events - events) / rate
             text += f', {minibatches}, {rate:,.0f} events/s, about {left:.0f} s left'
         is_last = progress.epoch + 1 == progress.n_epochs
-        epoch_ended, self.is_done = progress.epoch_ends and not is_last, progress.epoch_ends and is_last
         if self.report:
-            self.report(text, epoch_ended)
-        elif self.bar is None and epoch_ended and not self.quiet:
-            note(f'{self.label}: {text}')
-        self.loss = progress.loss
+            self.report(text, progress.epoch_ends and not is_last)
+        elif self.bar is None and progress.epoch_ends and not self.quiet:
+            note(f'{self.label}: ' + (f'done, loss {progress.loss:.4f}' if is_last else text))
 
     def close(self, seconds: float) -> float | None:
         """End the bar; return events per second, over all `seconds` of the training if there was a single report."""
@@ -94,8 +91,6 @@ class TrainingProgress:
             self.bar.close()
         if not self.first:
             return None
-        if self.bar is None and self.is_done and not self.quiet:
-            note(f'{self.label}: done, loss {self.loss:.4f}')
         if self.last[1] == self.first[1]:
             return self.last[1] / seconds
         return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])

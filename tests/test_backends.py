@@ -380,7 +380,7 @@ def test_an_update_of_rows_takes_indices_from_the_end(store):
 def test_a_trick_that_is_not_there_cannot_be_switched_off(monkeypatch):
     monkeypatch.setenv('GRU4REC_WITHOUT', 'fast_activations,magic')
     with pytest.raises(ValueError, match='magic.*must be one of fast_activations, '):
-        numba_tricks.switched_off()
+        numba_tricks.numba_mode()
 
 
 def test_the_interpreter_adds_and_multiplies_two_arrays_at_a_time():

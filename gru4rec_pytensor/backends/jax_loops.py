@@ -177,7 +177,7 @@ class PureLinker(JAXLinker):
 
 
 def jax_mode(linker: type[JAXLinker] = JAXLinker) -> Mode:
-    """PyTensor's mode for JAX, with our rewrites."""
+    """Return PyTensor's mode for JAX, with our rewrites."""
     mode = Mode(linker(), get_mode('JAX').provided_optimizer)
     return mode.register(*((in2out(rewrite, name=rewrite.__name__, ignore_newtrees=True), BEFORE_FUSION)
                            for rewrite in (sums_in_own_precision, row_updates_without_race,

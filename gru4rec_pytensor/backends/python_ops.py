@@ -80,7 +80,7 @@ class NumpyCalls(GraphRewriter):
 
 
 def python_mode() -> Mode:
-    """PyTensor's mode for its interpreter.
+    """Return PyTensor's mode for its interpreter.
 
     Fused loops, and sums and products of three and more, would run element by element in Python.  Finding loops that
     may overwrite their inputs takes a third of the time of a compilation, and brings nothing here.
