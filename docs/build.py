@@ -12,8 +12,8 @@ A block of code begins with one of
     ```python PyTensor 3.3              the same, but what it prints is that of this version
     ```python varies                    the same, but what it prints is another on each machine
     ```ipython                          a cell of the notebook only
-    ```python source gru4rec.bpr        not run: the code of a function, without its docstring, or any expression that
-                                        is code as text; several are separated by semicolons
+    ```python source gru4rec.bpr        not run: the code of functions, without docstrings, or of expressions that are
+                                        code as text; separated by semicolons
 """
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NOTEBOOKS = (DOCS / 'walkthrough.md', DOCS / 'later-papers.md')
 PAGES = (DOCS / 'solutions.md', ROOT / 'CONTRIBUTING.md')
 
 # A block of code, what it printed, if anything, and the picture that it drew, if any.
-BLOCK = re.compile(r'^```(?P<language>i?python)(?: (?P<note>varies|PyTensor [\d.]+))?\n(?P<code>.*?)^```\n'
+BLOCK = re.compile(r'^(?P<listing>```(?P<language>i?python)(?: (?P<note>varies|PyTensor [\d.]+))?\n(?P<code>.*?)^```\n)'
                    r'(?P<output>\n```text\n(?P<text>.*?)^```\n)?'
                    r'(?P<image>\n!\[(?P<alternative>[^]]*)\]\((?P<path>[^)]*)\)\n)?', re.MULTILINE | re.DOTALL)
 SOURCE = re.compile(r'^```python source (?P<names>[^\n]*)\n.*?^```\n', re.MULTILINE | re.DOTALL)
@@ -89,10 +89,8 @@ def written(document: str, results: list[Result]) -> str:
         result = next(texts)
         if (result.svg is None) != (block['path'] is None):
             raise ValueError(f'{block["code"]}: a picture, and a line ![...](...) for it, must go together')
-        code = document[block.start():block.start('output') if block['output'] else
-                        block.start('image') if block['image'] else block.end()]
         output = f'\n```text\n{result.text}```\n' if result.text else ''
-        return code + output + (block['image'] or '')
+        return block['listing'] + output + (block['image'] or '')
     return BLOCK.sub(replaced, document)
 
 

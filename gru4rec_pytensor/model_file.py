@@ -1,7 +1,6 @@
 """Files of trained models and checkpoints: arrays and JSON, nothing that is executed.
 
-The file is a zip archive of NumPy arrays (`numpy.load` reads it) beside ``header.json``, which names the format, its
-version and a checksum of the arrays.
+The file is a zip archive of NumPy arrays, which `numpy.load` reads, and of ``header.json``: format, version, checksum.
 """
 from __future__ import annotations
 
@@ -154,15 +153,12 @@ def rounded(name: str, weight: np.ndarray, dtype: str) -> np.ndarray:
 
 
 class TrainingPosition(NamedTuple):
-    """Position in a training: whole epochs, and chunks, mini-batches and events of the current one.
-
-    total_loss : sum of this epoch's losses, each times its number of lanes at work
-    """
+    """Position in a training: whole epochs, and chunks, mini-batches and events of the current one."""
     epoch: int = 0
     chunks: int = 0
     minibatches: int = 0
     events: int = 0
-    total_loss: float = 0.0
+    total_loss: float = 0.0  # sum of this epoch's losses, each times its number of lanes at work
 
     def after(self, losses: np.ndarray, chunk: Any) -> TrainingPosition:
         """Return the position after another chunk of mini-batches with these losses."""
@@ -215,8 +211,7 @@ class Checkpoint:
     def restore(self, variables: dict[str, Any], random_inputs: Any, n_threads: int | None) -> dict[str, Any]:
         """Put shared variables and random streams back as they were when the file was written, if there is one.
 
-        Returns the rest of what was saved, or an empty dictionary.  A warning says where `n_threads` is not what the
-        training had so far.
+        Returns the rest of what was saved, or nothing.  A warning says that `n_threads` is not what the training had.
         """
         if not self._found:
             return {}

@@ -60,11 +60,8 @@ def jump(state: Any, n_steps: int) -> list[int]:
 class Streams:
     """The streams of one random variable, in the order of requests.
 
-    Parameters
-    ----------
-    seed : of `GRU4Rec`, see `first_state`
-    request : how many random variables were made before this one
-    n_streams : at most `MAX_STREAMS`
+    `seed` is that of `GRU4Rec`, see `first_state`; `request`, how many random variables were made before this one;
+    `n_streams` is at most `MAX_STREAMS`.
     """
 
     def __init__(self, seed: int, request: int, n_streams: int = MAX_STREAMS) -> None:

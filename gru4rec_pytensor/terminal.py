@@ -97,12 +97,7 @@ class TrainingProgress:
 
 
 class Display:
-    """Progress of several tasks that run at the same time: one bar on a terminal, lines elsewhere.
-
-    Parameters
-    ----------
-    total : number of tasks
-    """
+    """Progress of `total` tasks, several of which run at the same time: one bar on a terminal, lines elsewhere."""
 
     def __init__(self, total: int) -> None:
         self._total = total

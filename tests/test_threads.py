@@ -469,7 +469,7 @@ def test_a_child_that_was_forked_while_other_threads_predict_does_not_wait_for_t
         def hold(waiting):
             with contextlib.ExitStack() as held:
                 for lock in (model._state_function._lock.held(), visit._lock.held(), model._turns.predicting(),
-                             blas_threads._lock):
+                             blas_threads._lock.held()):
                     held.enter_context(lock)
                 waiting()
 

@@ -130,10 +130,6 @@ class TableUpdate(Op):
         if inplace:
             self.destroy_map = {k: [table] for k, table in enumerate(tables)}
 
-    def overwriting(self) -> TableUpdate:
-        """Return the same operation in place."""
-        return type(self)(**{name: getattr(self, name) for name in self.__props__} | {'inplace': True})
-
 
 class RowUpdate(TableUpdate):
     """The operation of `row_update`: table, values, rows and, as an optional fourth input, `changes`.
@@ -180,4 +176,7 @@ def sums_in_own_precision(fgraph: FunctionGraph, node: Apply) -> list | None:
 @node_rewriter([TableUpdate])
 def tables_in_place(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: `TableUpdate` to the one that overwrites its tables."""
-    return None if node.op.inplace else node.op.overwriting().make_node(*node.inputs).outputs
+    if node.op.inplace:
+        return None
+    arguments = {name: getattr(node.op, name) for name in node.op.__props__}
+    return type(node.op)(**arguments | {'inplace': True}).make_node(*node.inputs).outputs

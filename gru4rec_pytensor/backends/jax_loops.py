@@ -39,9 +39,8 @@ NOWHERE = 2 ** 30  # number of a row that no table has
 # ---------------------------------------------------------------------------------------------------------------------
 #
 # A GPU adds in any order, which changes the last bits from run to run, and of several values that are set any one may
-# win.  So each occurrence of a row writes the same final value, or only the last one writes at all.  Since the final
-# value is made of a row that the step reads anyway, XLA also sees that the table may be overwritten; an increment would
-# make it copy the table first.
+# win.  So each occurrence of a row writes the same final value, or only the last one writes at all.  XLA then sees that
+# the table may be overwritten; an increment would make it copy the table first.
 
 class SortedRows(CompiledOp):
     """The order of rows (n,), and the sorted rows; an optional second input says which of them change something.
@@ -105,13 +104,9 @@ def sums_of_rows(rows: Array, values: Array) -> Array:
 
 
 @jax_funcify.register(SortedRows)
-def _funcify_sorted_rows(op: SortedRows, **kwargs: Any) -> Callable:
-    return sorted_rows
-
-
 @jax_funcify.register(FinalRows)
-def _funcify_final_rows(op: FinalRows, **kwargs: Any) -> Callable:
-    return partial(final_rows, store=op.store)
+def _funcify_rows(op: SortedRows | FinalRows, **kwargs: Any) -> Callable:
+    return partial(final_rows, store=op.store) if isinstance(op, FinalRows) else sorted_rows
 
 
 @node_rewriter([RowUpdate])
@@ -170,7 +165,7 @@ def _funcify_running_sums(op: RunningSums, **kwargs: Any) -> Callable:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class PureLinker(JAXLinker):
-    """PyTensor's linker for JAX without the last step: functions are converted, but not compiled."""
+    """PyTensor's linker for JAX, which converts functions and does not compile them."""
 
     def jit_compile(self, fn: Callable) -> Callable:
         return fn
@@ -194,8 +189,8 @@ def check_not_forked() -> None:
 class JaxFunction:
     """A graph as a pure function for JAX: ``function(*inputs, *values of the shared variables)`` -> outputs.
 
-    storage : one-element lists that hold the values of the shared variables
-    new_value : number of a shared variable -> number of the output that is its value after the step
+    `storage` are one-element lists that hold the values of the shared variables; `new_value` is the number of a shared
+    variable -> number of the output that is its value after the step.
     """
 
     def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable],
@@ -208,6 +203,7 @@ class JaxFunction:
         self.function = function.vm.jit_fn
         self.storage = [function.vm.storage_map[variable] for variable in fgraph.inputs[len(inputs):]]
         self.new_value = {i - len(inputs): o for o, i in fgraph.update_mapping.items()}
+        self._length = 0  # of the longest chunk so far
 
     def values(self) -> list:
         """Return the values of the shared variables, on the device."""
@@ -216,10 +212,10 @@ class JaxFunction:
             cell[0] = jnp.asarray(cell[0])
         return [cell[0] for cell in self.storage]
 
-
-def padded(rows: np.ndarray, length: int) -> np.ndarray:
-    """Return rows with zeros up to `length`, since XLA compiles a program for each shape."""
-    return np.concatenate([rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)])
+    def padded(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
+        """Return sequences with zeros up to the longest so far, since XLA compiles a program for each shape."""
+        self._length = max(self._length, len(sequences[0]))
+        return [np.pad(rows, [(0, self._length - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in sequences]
 
 
 class JaxStep:
@@ -244,7 +240,6 @@ class JaxLoop:
 
     def __init__(self, sequences: Mapping[str, Variable], output: Variable, updates: dict) -> None:
         self.step, self._names = JaxFunction([*sequences.values()], [output], updates), [*sequences]
-        self._length = 0  # of the longest chunk so far
         step, new_value = self.step.function, self.step.new_value
 
         def loop(n_rows: Array, sequences: list[Array], states: list[Array]) -> tuple:
@@ -265,8 +260,7 @@ class JaxLoop:
 
     def __call__(self, sequences: dict[str, np.ndarray]) -> np.ndarray:
         n_rows = len(sequences[self._names[0]])
-        self._length = max(self._length, n_rows)
-        rows = [padded(sequences[name], self._length) for name in self._names]
+        rows = self.step.padded([sequences[name] for name in self._names])
         with jax.default_matmul_precision('float32'):  # a GPU would round factors to 10 bits otherwise
             n_done, outputs, states = self.program(n_rows, rows, self.step.values())
         for cell, state in zip(self.step.storage, states):
@@ -279,19 +273,14 @@ class JaxRanks:
 
     Scores are made and compared in blocks of items, so that no array of all items' scores is needed.
 
-    Parameters
-    ----------
-    inputs, outputs : symbols by name: 'item', 'starts' and the states; 'top', the last layer's output, and new states
-    scores, activated : a symbolic matrix of raw scores, and the same activated
-    block : items at a time
+    `inputs` are 'item', 'starts' and the states; `outputs` are 'top', the last layer's output, and the new states;
+    `activated` is made of `scores`, a symbolic matrix; `block` is the number of items at a time.
     """
 
     def __init__(self, inputs: Mapping[str, Variable], outputs: Mapping[str, Variable], scores: Variable,
                  activated: Variable, block: int) -> None:
         step = JaxFunction([*inputs.values()], [*outputs.values()])
-        self._step, self._activation = step, JaxFunction([scores], [activated])
-        self._block = block
-        self._length = 0  # of the longest chunk so far
+        self._step, self._activation, self._block = step, JaxFunction([scores], [activated]), block
 
         def loop(items: Array, starts: Array, targets: Array, states: dict[str, Array], values: list[Array],
                  *arrays: Array) -> tuple:
@@ -307,17 +296,14 @@ class JaxRanks:
     def _counts(self, H: Array, target: Array, column: Array, all_Wy: Array, all_By: Array, Wy: Array,
                 By: Array) -> tuple[Array, Array, Array]:
         """Count, for one mini-batch, the other items that score higher than the target and the same, and find NaN."""
-        size = min(self._block, len(By))
-
-        def activation(scores: Array) -> Array:
-            return self._activation.function(scores)[0]
+        size, activation = min(self._block, len(By)), self._activation.function
 
         def scores_of_block(k: Array) -> tuple[Array, Array, Array]:
             # The last block reaches back into the one before it, and repeats some of its items.
             first = jnp.minimum(k * size, len(By) - size)
             W, b = (jax.lax.dynamic_slice_in_dim(array, first, size) for array in (Wy, By))
             columns = first + jnp.arange(size)
-            return activation(H @ W.T + b), columns == column[target][:, None], columns >= k * size
+            return activation(H @ W.T + b)[0], columns == column[target][:, None], columns >= k * size
 
         def find_target(k: Array, target_score: Array) -> Array:
             scores, is_target, _is_new = scores_of_block(k)
@@ -331,7 +317,7 @@ class JaxRanks:
 
         n_blocks, zeros = -(-len(By) // size), jnp.zeros(len(H), int)
         # A target that is none of the ranked items has this score; others have that of their column, to the last bit.
-        target_score = activation(((H * all_Wy[target]).sum(axis=1) + all_By[target])[:, None])[:, 0]
+        target_score = activation(((H * all_Wy[target]).sum(axis=1) + all_By[target])[:, None])[0][:, 0]
         target_score = jax.lax.fori_loop(0, n_blocks, find_target, target_score)
         return *jax.lax.fori_loop(0, n_blocks, count, (zeros, zeros)), jnp.isnan(target_score)
 
@@ -350,9 +336,7 @@ class JaxRanks:
         -------
         the states after the last; (K, B) counts of higher and of equal scores, and where one is NaN
         """
-        n_rows = len(items)
-        self._length = max(self._length, n_rows)
-        sequences = [padded(rows, self._length) for rows in (items, starts, targets)]
+        sequences = self._step.padded([items, starts, targets])
         with jax.default_matmul_precision('float32'):
             states, counts = self.program(*sequences, states, self._step.values(), column, *all_output, *output)
-        return states, [np.asarray(count)[:n_rows] for count in counts]
+        return states, [np.asarray(count)[:len(items)] for count in counts]

@@ -27,17 +27,15 @@ class CodeFiles(caching.IndexDataCacheFile):
 
     def _load_index(self) -> dict:
         try:
-            overloads = super()._load_index()
+            overloads: dict = super()._load_index()
             if overloads:
                 self._check(self._index_path)
-            if isinstance(overloads, dict):
-                return overloads
+            return overloads
         except OSError:
             raise
         except Exception:  # damaged bytes can raise anything
-            pass
-        logger.warning('the index of compiled code %s is damaged: compiling again', self._index_path)
-        return {}
+            logger.warning('the index of compiled code %s is damaged: compiling again', self._index_path)
+            return {}
 
     def _load_data(self, name: str) -> Any:
         try:

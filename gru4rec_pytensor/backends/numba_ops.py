@@ -1,7 +1,6 @@
-"""Numba: operations, and rewrites that put them into a graph.
+"""Numba: operations, and rewrites that put them into the graphs that `numba_mode` compiles.
 
-PyTensor's own operations stay as they are, since other graphs of the same process may hold them.  A rewrite replaces
-them by operations of ours in the graphs that `numba_mode` compiles.
+PyTensor's own operations stay as they are, since other graphs of the same process may hold them.
 """
 from __future__ import annotations
 

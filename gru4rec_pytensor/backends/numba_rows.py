@@ -1,8 +1,8 @@
 """Numba: reading and updating many rows of a table, and rewrites that put this into a graph.
 
 A mini-batch with 2,048 additional negatives reads as many rows, and changes them in three tables: the weights, their
-accumulators and their velocities.  They lie anywhere in memory, so that most of the time goes into waiting for it.  So
-each row is prefetched some rows ahead of its turn, and one loop reads and writes the three tables.
+accumulators and their velocities.  Most of the time goes into waiting for memory.  So each row is prefetched some rows
+ahead of its turn, and one loop reads and writes the three tables.
 """
 from __future__ import annotations
 
@@ -163,8 +163,6 @@ class JointRowUpdate(CompiledOp, TableUpdate):
     Inputs are rows (n,), for `conditional` updates `changes` (n,), the tables, and other arguments of the body, to be
     broadcast to (n, columns).  Each occurrence of a row reads the tables as they were before all of them.
 
-    Parameters
-    ----------
     body : of the loop, a function of numbers
     operands : for each of its inputs, the number of the table whose row it is, or None
     outputs : for each table, the number of the body's output that is added or stored
@@ -198,9 +196,7 @@ class JointRowUpdate(CompiledOp, TableUpdate):
 def repeated_rows(rows: np.ndarray) -> tuple[np.ndarray, int]:
     """Number the rows that occur several times.
 
-    Returns
-    -------
-    for each occurrence, int32 (n,), the number of its row, -1 if that occurs once; and how many numbers there are
+    Returns, int32 (n,), each occurrence's number of its row, -1 if that occurs once, and how many numbers there are.
     """
     size = 1
     while size < 4 * len(rows):

@@ -34,12 +34,10 @@ def two_by_two(fgraph: FunctionGraph, node: Apply) -> list | None:
 
 
 class NumpyCall(Op):
-    """An element-wise operation as one call of its NumPy function.
+    """PyTensor's operation `elementwise` as one call of its NumPy function.
 
-    PyTensor's own looks at the shape of each input before and at the memory of the result after each call, which takes
-    longer than to compute a small one.
-
-    elementwise : PyTensor's operation
+    PyTensor looks at the shape of each input before and at the memory of the result after each call, which takes longer
+    than to compute a small one.
     """
     __props__ = ('elementwise',)
 
@@ -82,8 +80,8 @@ class NumpyCalls(GraphRewriter):
 def python_mode() -> Mode:
     """Return PyTensor's mode for its interpreter.
 
-    Fused loops, and sums and products of three and more, would run element by element in Python.  Finding loops that
-    may overwrite their inputs takes a third of the time of a compilation, and brings nothing here.
+    Fused loops, and sums of three and more, would run element by element in Python.  Finding loops that may overwrite
+    their inputs takes a third of the time of a compilation, and brings nothing here.
     """
     mode = Mode(linker='py', optimizer='fast_run').excluding('fusion', 'inplace_elemwise', *ABOUT_SPECIAL_MATRICES)
     return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION),
