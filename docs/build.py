@@ -149,20 +149,15 @@ def text_cells(text: str) -> list:
     attachments = {}
 
     def attached(found: re.Match) -> str:
-        name = f"{Path(found['path']).name}.png"
-        attachments[name] = {'image/png': base64.b64encode(png_of(DOCS / found['path'])).decode()}
-        return f"![{found['alternative']}](attachment:{name})"
+        """Attach the picture of benchmarks/ideas.py, whose numbers stand beside it, as PNG: Jupyter attaches no SVG."""
+        import ideas
+
+        path, file = DOCS / found['path'], io.BytesIO()
+        ideas.picture(json.loads(path.with_suffix('.json').read_text())).savefig(file, format='png', dpi=100)
+        attachments[f'{path.name}.png'] = {'image/png': base64.b64encode(file.getvalue()).decode()}
+        return f"![{found['alternative']}](attachment:{path.name}.png)"
     text = STORED_PICTURE.sub(attached, text)
     return [v4.new_markdown_cell(text, **({'attachments': attachments} if attachments else {}))] if text else []
-
-
-def png_of(path: Path) -> bytes:
-    """Return the picture of benchmarks/ideas.py, whose numbers stand beside it, as PNG: Jupyter attaches no SVG."""
-    import ideas
-
-    file = io.BytesIO()
-    ideas.picture(json.loads(path.with_suffix('.json').read_text())).savefig(file, format='png', dpi=100)
-    return file.getvalue()
 
 
 def main(names: list[str]) -> None:

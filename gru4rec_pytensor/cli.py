@@ -198,9 +198,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     out = Path(arguments.output)
     if out.exists() and not out.is_dir():
         raise ValueError(f'{out}: is a file; give the name of a folder')
-    for name in ('train.tsv', 'test.tsv') if out.exists() else ():
-        check_output(out / name, arguments.file)
-    check_writable(out / 'train.tsv' if out.exists() else out)
+    for path in [out / 'train.tsv', out / 'test.tsv'] if out.exists() else [out]:
+        check_output(path, arguments.file)
     data, is_2023, days = read_log(arguments, columns), arguments.protocol == '2023', arguments.test_days
     if is_2023 and days is None and arguments.test_fraction is None:
         days = data.attrs['format'].test_days or 1

@@ -14,6 +14,9 @@ class ProcessLock:
     def __init__(self) -> None:
         self._locks: dict[int, threading.Lock] = {}
 
+    def __reduce__(self) -> tuple:  # a copy is another lock
+        return ProcessLock, ()
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the lock within."""

@@ -143,10 +143,11 @@ def changed(path, change):
     (lambda path: np.savez(path.open('wb'), a=np.ones(3)), 'not a model file of this'),
     (lambda path: changed(path, lambda header, _contents: header.pop('sha256')), 'not a model file of this'),
     (lambda path: changed(path, lambda header, _contents: header.update(sha256='0')), 'its checksum is not that'),
+    (lambda path: changed(path, lambda header, _contents: header.update(version=2)), 'a newer release of it is needed'),
     (lambda path: changed(path, lambda _header, contents: contents.pop('Wy.npy')), 'its checksum is not'),
     (lambda path: changed(path, lambda header, _contents: header['arguments'].update(magic=1)), 'not a model of this'),
 ], ids=['empty', 'end cut off', 'bytes changed', 'pickle', 'other archive', 'no checksum', 'other checksum',
-        'array missing', 'unknown argument'])
+        'newer', 'array missing', 'unknown argument'])
 def test_a_file_that_is_no_model_is_named_and_explained(path, damage, complaint):
     damage(path)
     with pytest.raises(ValueError, match=complaint) as error:

@@ -179,17 +179,13 @@ class JointRowUpdate(CompiledOp, TableUpdate):
         TableUpdate.__init__(self, inplace, range(self.first_table, self.first_table + len(outputs)))
 
     def make_node(self, *inputs: Variable) -> Apply:
-        return Apply(self, [*inputs], [table.type() for table in self.tables_of(inputs)])
+        tables = inputs[self.first_table:self.first_table + len(self.outputs)]
+        return Apply(self, [*inputs], [table.type() for table in tables])
 
-    def tables_of(self, inputs: Sequence) -> Sequence:
-        """Return the tables among the inputs."""
-        return inputs[self.first_table:self.first_table + len(self.outputs)]
-
-    def operands_of(self, inputs: Sequence, row_of: Callable[[int, Any], Any]) -> list:
-        """Return the arguments of the body, with `row_of` (number, table) for rows of tables."""
-        others = iter(inputs[self.first_table + len(self.outputs):])
-        tables = self.tables_of(inputs)
-        return [next(others) if k is None else row_of(k, tables[k]) for k in self.operands]
+    def arguments_of_body(self, others: Sequence, row_of: Callable[[int], Any]) -> list:
+        """Return the arguments of the body: what `row_of` says of a table's number, or the next of `others`."""
+        left = iter(others)
+        return [next(left) if k is None else row_of(k) for k in self.operands]
 
 
 @numba_njit
@@ -225,7 +221,7 @@ def joint_row_update_source(op: JointRowUpdate, operands: Sequence[Variable]) ->
     it would have to compare many arrays for overlap.
     """
     tables = [f'table{k}' for k in range(len(op.outputs))]
-    others = [f'other{i}' for i in range(op.operands.count(None))]
+    others = [f'other{i}' for i in range(len(operands))]
     read = sorted({k for k in op.operands if k is not None})
     written = sorted(set(op.outputs))
 
@@ -233,8 +229,8 @@ def joint_row_update_source(op: JointRowUpdate, operands: Sequence[Variable]) ->
         i, j = (0 if fixed else name for fixed, name in zip(type_.broadcastable, 'ij'))
         return f'{other}[{i}, {j}]'
 
-    numbers = op.operands_of([*['']] * op.first_table + tables + [
-        number_at(other, variable.type) for other, variable in zip(others, operands)], lambda k, _table: f'old{k}[j]')
+    numbers = op.arguments_of_body([number_at(other, variable.type) for other, variable in zip(others, operands)],
+                                   lambda k: f'old{k}[j]')
     results = ', '.join(f'value{k}[j]' if k in written else '_' for k in range(op.body.nout))
     arguments = ['rows', *['changes'] * op.conditional, *tables, *others]
     keep = [] if op.distinct else [  # what this occurrence writes, a later one must not read
@@ -268,10 +264,11 @@ def joint_row_update_source(op: JointRowUpdate, operands: Sequence[Variable]) ->
 @register_funcify_and_cache_key(JointRowUpdate)
 def _funcify_joint_row_update(op: JointRowUpdate, node: Apply, **kwargs: Any) -> tuple[Callable, str | None]:
     body: Any = with_inlined_bodies(op.body)
-    numbers = op.operands_of(node.inputs, lambda k, table: table)
-    scalars = [get_scalar_type(dtype=variable.type.dtype)() for variable in numbers]
-    compiled, body_key = numba_funcify_and_cache_key(body, node=body.make_node(*scalars))
-    source = joint_row_update_source(op, node.inputs[op.first_table + len(op.outputs):])
+    others = node.inputs[op.first_table + len(op.outputs):]
+    dtypes = op.arguments_of_body([variable.type.dtype for variable in others], lambda k: FLOAT)
+    compiled, body_key = numba_funcify_and_cache_key(body, node=body.make_node(*[
+        get_scalar_type(dtype=dtype)() for dtype in dtypes]))
+    source = joint_row_update_source(op, others)
     names = {'np': np, 'body': compiled, 'repeated_rows': repeated_rows, 'fetch_row': fetch_row}
     function = numba_njit(compile_numba_function_src(source, 'joint_row_update', names), error_model='numpy')
     return function, body_key and sha256(f'{source} {body_key} {VERSION}'.encode()).hexdigest()
