@@ -50,8 +50,8 @@ STORED_PICTURE = re.compile(r'!\[(?P<alternative>[^]]*)\]\((?P<path>[^):]*)\.svg
 class Result(NamedTuple):
     """A block that was run."""
     block: re.Match
-    text: str  # what it printed, and the value of its last line, as a notebook shows it
-    svg: str | None  # the picture that was the value of its last line
+    text: str = ''  # what it printed, and the value of its last line, as a notebook shows it
+    svg: str | None = None  # the picture that was the value of its last line
 
 
 def is_comparable(block: re.Match) -> bool:
@@ -65,7 +65,7 @@ def run(document: str, name: str, namespace: dict | None = None) -> list[Result]
     results = []
     for block in BLOCK.finditer(document):
         if block['language'] == 'ipython':
-            results.append(Result(block, '', None))
+            results.append(Result(block))
             continue
         line = document[:block.start()].count('\n') + 1
         tree = ast.parse('\n' * line + block['code'], name)
@@ -127,12 +127,10 @@ def notebook(document: str, results: list[Result]) -> str:
         if result.svg:
             data = {'image/svg+xml': result.svg, 'text/plain': result.block['alternative']}
             outputs.append(v4.new_output('display_data', data=data))
-        code = result.block['code'].rstrip('\n')
-        if result.block['language'] == 'ipython':
-            cells.append(v4.new_code_cell(code))
-        else:
-            number += 1
-            cells.append(v4.new_code_cell(code, outputs=outputs, execution_count=number))
+        is_run = result.block['language'] == 'python'
+        number += is_run
+        cells.append(v4.new_code_cell(result.block['code'].rstrip('\n'), outputs=outputs,
+                                      execution_count=number if is_run else None))
         end = result.block.end()
     cells += text_cells(document[end:])
     for k, cell in enumerate(cells):

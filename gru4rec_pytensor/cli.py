@@ -89,10 +89,11 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         raise ValueError('training met a loss that is not finite, and nothing was saved; a smaller --learning-rate may '
                          'help')
     model.save(arguments.output, dtype=arguments.dtype)
-    found = {'model': str(arguments.output), 'items': model.n_items, 'epochs': len(model.epoch_losses_),
-             'loss': model.epoch_losses_[-1], 'seconds': time.perf_counter() - started, 'backend': model.backend_}
-    return found, [f'{arguments.output}: {model.n_items:,} items, {len(model.epoch_losses_)} epochs, loss '
-                   f'{found["loss"]:.4f}, {found["seconds"]:.1f} s on {model.backend_}']
+    found: dict[str, Any] = {
+        'model': str(arguments.output), 'items': model.n_items, 'epochs': len(model.epoch_losses_),
+        'loss': model.epoch_losses_[-1], 'seconds': time.perf_counter() - started, 'backend': model.backend_}
+    return found, ['{model}: {items:,} items, {epochs} epochs, loss {loss:.4f}, {seconds:.1f} s on {backend}'.format(
+        **found)]
 
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:

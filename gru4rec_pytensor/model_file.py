@@ -119,7 +119,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
 
 @contextlib.contextmanager
 def refused_unless_model(path: str | os.PathLike) -> Iterator[None]:
-    """Raise ValueError that names the file, where something is missing in it, or is not what it should be."""
+    """Raise ValueError that names the file for any error of its contents within."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, StopIteration) as error:

@@ -13,6 +13,7 @@ before it, and then the generator jumps 2^134 steps.  Of each draw, number e com
 """
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 import numba
@@ -100,14 +101,7 @@ class Streams:
 
 def first_not_below(probability: float) -> np.uint32:
     """Return the smallest integer d with float32(d) * 4.6566126e-10 >= float32(probability), by bisection."""
-    low, high = 0, M1 + 1
-    while low < high:
-        middle = (low + high) // 2
-        if np.float32(middle) * UNIT >= np.float32(probability):
-            high = middle
-        else:
-            low = middle + 1
-    return np.uint32(low)
+    return np.uint32(bisect_left(range(M1 + 1), np.float32(probability), key=lambda d: np.float32(d) * UNIT))
 
 
 @numba.njit(cache=True)

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, NoReturn
 
 from gru4rec_pytensor import __version__, is_command
@@ -34,16 +35,6 @@ def print_result(text: str, end: str = '\n') -> None:
         if not isinstance(error, BrokenPipeError):
             note(f'{os.path.basename(sys.argv[0])}: error: standard output: {error.strerror}')
             raise SystemExit(2) from None
-
-
-def mend_streams() -> None:
-    """Let standard output and error take any text: backslashes for what the console lacks, nothing if closed."""
-    for name in ('stdout', 'stderr'):
-        stream = getattr(sys, name)
-        if stream is None:  # print(file=None) would mix notes with the results, and a file get the stream's number
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w', encoding='utf-8'))
-        elif hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
 
 
 class TrainingProgress:
@@ -96,7 +87,7 @@ class TrainingProgress:
         return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
 
 
-class Display:
+class Display(contextlib.AbstractContextManager):
     """Progress of `total` tasks, several of which run at the same time: one bar on a terminal, lines elsewhere."""
 
     def __init__(self, total: int) -> None:
@@ -136,19 +127,24 @@ class Display:
         if self._bar is not None:
             self._bar.set_postfix_str('; '.join(f'{title}: {text}' for title, text in list(self._running.items())))
 
-    def __enter__(self) -> Display:
-        return self
-
     def __exit__(self, *_error: Any) -> None:
         if self._bar is not None:
             self._bar.close()
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line, without the usage.  Each command makes one before it writes anything."""
+    """A parser whose errors take one line, without the usage.
+
+    Each command makes one before it writes anything, so that standard output and error take any text.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        mend_streams()
+        for name in ('stdout', 'stderr'):
+            stream = getattr(sys, name)
+            if stream is None:  # print(file=None) would mix notes with the results, and a file get the stream's number
+                setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w', encoding='utf-8'))
+            elif hasattr(stream, 'reconfigure'):
+                stream.reconfigure(errors='backslashreplace')  # for what the console lacks
         if is_command() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until all was imported
             signal.signal(signal.SIGINT, signal.default_int_handler)
         super().__init__(*args, **options)
@@ -167,18 +163,14 @@ class Parser(argparse.ArgumentParser):
         self.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
 
 
-def positive_number(text: str) -> int:
-    """Parse an argument that is a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
+def whole_number(text: str, least: int = 0) -> int:
+    """Parse an argument that is a whole number of at least 0 or, with `positive_number`, of at least 1."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number' + f' of at least {least}' * (least > 0))
     return int(text)
 
 
-def whole_number(text: str) -> int:
-    """Parse an argument that is a whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
-    return int(text)
+positive_number = partial(whole_number, least=1)
 
 
 def listed(kind: Callable[[str], Any], allowed: Collection | None = None) -> Callable[[str], list]:

@@ -99,10 +99,6 @@ def _gpu() -> bool:
         return False
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Compilation
-# ---------------------------------------------------------------------------------------------------------------------
-
 def compile_function(inputs: Sequence[Variable], outputs: Variable | Sequence[Variable], updates: dict | None = None, *,
                      backend: str) -> Function:
     """Compile as `pytensor.function` does, for a backend.  One thread at a time may call the result."""

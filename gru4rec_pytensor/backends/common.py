@@ -97,7 +97,7 @@ def symbols_of_float32() -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Operations, and updates of rows
+# Operations, updates of rows, and rewrites
 # ---------------------------------------------------------------------------------------------------------------------
 
 class CompiledOp(Op):
@@ -160,10 +160,6 @@ class RowUpdate(TableUpdate):
             np.add.at(table, rows, values)
         output_storage[0][0] = table
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Rewrites
-# ---------------------------------------------------------------------------------------------------------------------
 
 @node_rewriter([Sum])
 def sums_in_own_precision(fgraph: FunctionGraph, node: Apply) -> list | None:

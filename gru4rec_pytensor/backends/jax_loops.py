@@ -173,10 +173,9 @@ class PureLinker(JAXLinker):
 
 def jax_mode(linker: type[JAXLinker] = JAXLinker) -> Mode:
     """Return PyTensor's mode for JAX, with our rewrites."""
-    mode = Mode(linker(), get_mode('JAX').provided_optimizer)
-    return mode.register(*((in2out(rewrite, name=rewrite.__name__, ignore_newtrees=True), BEFORE_FUSION)
-                           for rewrite in (sums_in_own_precision, row_updates_without_race,
-                                           many_row_updates_without_race)))
+    rewrites = (sums_in_own_precision, row_updates_without_race, many_row_updates_without_race)
+    return Mode(linker(), get_mode('JAX').provided_optimizer).register(*(
+        (in2out(rewrite, name=rewrite.__name__, ignore_newtrees=True), BEFORE_FUSION) for rewrite in rewrites))
 
 
 def check_not_forked() -> None:
@@ -193,8 +192,7 @@ class JaxFunction:
     variable -> number of the output that is its value after the step.
     """
 
-    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable],
-                 updates: dict | None = None) -> None:
+    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable], updates: dict | None = None) -> None:
         check_not_forked()
         with compiling():
             function = pytensor.function(inputs, outputs, updates=updates, mode=jax_mode(PureLinker),
@@ -323,18 +321,12 @@ class JaxRanks:
 
     def __call__(self, items: np.ndarray, starts: np.ndarray, targets: np.ndarray, states: dict, column: np.ndarray,
                  all_output: tuple, output: tuple) -> tuple[dict, list[np.ndarray]]:
-        """Count for K mini-batches.
+        """Return the states after K mini-batches, counts (K, B) of higher and of equal scores, and where one is NaN.
 
-        Parameters
-        ----------
         items, targets : int64 (K, B), indices; starts : bool (K, B), True where a session starts
         states : arrays by name, before the first mini-batch
         column : int64 (n_items,), position of each item among the ranked ones, -1 where it is none of them
         all_output, output : Wy and By of all items, and of the ranked ones
-
-        Returns
-        -------
-        the states after the last; (K, B) counts of higher and of equal scores, and where one is NaN
         """
         sequences = self._step.padded([items, starts, targets])
         with jax.default_matmul_precision('float32'):

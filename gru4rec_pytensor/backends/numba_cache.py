@@ -1,7 +1,7 @@
 """Numba's cache of compiled code on disk: a damaged file is compiled again, and one that cannot be written is named.
 
-Numba, and PyTensor's own functions for it, would end in an EOFError or UnpicklingError until the file is removed by
-hand, or run damaged code: a checksum stands behind what they write.  Nothing changes for files that are whole.
+Numba would end in an EOFError or UnpicklingError until the file is removed by hand, or run damaged code: a checksum
+stands behind what it writes.
 """
 from __future__ import annotations
 

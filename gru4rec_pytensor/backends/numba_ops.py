@@ -164,7 +164,7 @@ def inlined_bodies(fgraph: FunctionGraph, node: Apply) -> list | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Splits that are contiguous
+# Splits and reductions that vectorise
 # ---------------------------------------------------------------------------------------------------------------------
 
 class SplitColumns(CompiledOp):
@@ -210,10 +210,6 @@ def contiguous_splits(fgraph: FunctionGraph, node: Apply) -> list | None:
     parts: Any = SplitColumns(n)(node.inputs[0], return_list=True)
     return parts
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reductions that vectorise
-# ---------------------------------------------------------------------------------------------------------------------
 
 class ColumnSums(CompiledOp):
     """Sum over the rows of a float32 matrix.  PyTensor 3.3 would fuse it into the loop before, which then is scalar.
