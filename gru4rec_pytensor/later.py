@@ -106,9 +106,9 @@ def argument_from_text(name: str, value: Any) -> Any:
     try:
         return [*map(number, value.split('/'))] if isinstance(default, tuple) else number(value)
     except ValueError:
-        separated = "s separated by '/'" if isinstance(default, tuple) else ''
-        kind = 'a whole number' if number is int else 'a number'
-        raise ValueError(f'{name}={value!r}: must be {kind}{separated}') from None
+        kind = 'whole number' if number is int else 'number'
+        wanted = f"{kind}s separated by '/'" if isinstance(default, tuple) else f'a {kind}'
+        raise ValueError(f'{name}={value!r}: must be {wanted}') from None
 
 
 @one_model

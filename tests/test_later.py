@@ -269,7 +269,7 @@ def test_set_params_reads_text_as_the_release_does():
 
 @pytest.mark.parametrize('parameters, error, message', [
     (dict(layer='100'), NotImplementedError, "'layer' is no argument"),
-    (dict(layers='100,50'), ValueError, "layers='100,50': must be a whole numbers separated by '/'"),
+    (dict(layers='100,50'), ValueError, "layers='100,50': must be whole numbers separated by '/'"),
     (dict(n_epochs='ten'), ValueError, "n_epochs='ten': must be a whole number"),
     (dict(learning_rate='fast'), ValueError, "learning_rate='fast': must be a number"),
     (dict(constrained_embedding='yes'), ValueError, "constrained_embedding='yes': must be one of 'True', '1'"),

@@ -29,15 +29,7 @@ from pytensor.tensor import subtensor
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor.backends.common import (
-    FEW,
-    FLOAT,
-    ROW_UPDATES,
-    CompiledOp,
-    RowUpdate,
-    TableUpdate,
-    version_of,
-)
+from gru4rec_pytensor.backends.common import FEW, FLOAT, ROW_UPDATES, CompiledOp, RowUpdate, TableUpdate, version_of
 from gru4rec_pytensor.backends.numba_ops import with_inlined_bodies
 from gru4rec_pytensor.backends.repeats import Occurrences
 

@@ -16,13 +16,7 @@ from pytensor.tensor.type import discrete_dtypes, float_dtypes
 from pytensor.tensor.utils import import_func_from_string
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor.backends.common import (
-    ABOUT_SPECIAL_MATRICES,
-    AFTER_ALL,
-    BEFORE_FUSION,
-    IN_PLACE,
-    tables_in_place,
-)
+from gru4rec_pytensor.backends.common import ABOUT_SPECIAL_MATRICES, AFTER_ALL, BEFORE_FUSION, IN_PLACE, tables_in_place
 
 
 @node_rewriter([Elemwise])
