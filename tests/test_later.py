@@ -38,15 +38,13 @@ from gru4rec_pytensor.later import GRU4Rec, evaluate_gpu
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
-# It has all of it: dropout of both kinds, a shared matrix, momentum, negatives from the release's generator.
-PROMISED_ON_JAX = 'bprmax_dropout_mrg_constrained_gpustore'
-PROMISED_ON_NUMBA = 'xe_n8_logq1'  # which takes half a minute to compile, and the other twice as long
-
+# The first has dropout of both kinds, a shared matrix, momentum, negatives from the release's generator; Numba takes half
+# a minute to compile the second, and twice as long for the first.
+PROMISED = {'jax': 'bprmax_dropout_mrg_constrained_gpustore', 'numba': 'xe_n8_logq1'}
 every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in LATER_CASES] + [
-    pytest.param(case, 'numba', marks=PROMISE if case == PROMISED_ON_NUMBA else [pytest.mark.slow])
-    for case in LATER_CASES] + [
-    pytest.param(case, 'jax', marks=[needs_jax, PROMISE if case == PROMISED_ON_JAX else pytest.mark.slow])
-    for case in LATER_CASES])
+    pytest.param(case, backend, marks=[PROMISE if PROMISED[backend] == case else pytest.mark.slow,
+                                       *[needs_jax] * (backend == 'jax')])
+    for backend in PROMISED for case in LATER_CASES])
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The authors' PyTorch code: its recorded runs, met by summed gradients of repeated items and its GRU; its weights."""
 import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,22 +143,14 @@ def test_a_state_of_the_pytorch_code_comes_back_as_it_was_and_predicts_like_the_
     assert_allclose(*scores, rtol=0, atol=1e-5 if CASES[case]['loss'] == 'cross-entropy' else 1e-4)
 
 
-class Tensor:
+def tensor(array):
     """A tensor on a device, as far as a state of it is read: NumPy cannot take it as it is."""
-
-    def __init__(self, array):
-        self._array = array
-
-    def detach(self):
-        return self
-
-    def cpu(self):
-        return self._array
+    return SimpleNamespace(detach=lambda: SimpleNamespace(cpu=lambda: array))
 
 
 def test_tensors_are_taken_as_arrays_are_without_pytorch():
     state = trained_as_recorded('xe', 'python')[0].port_state_dict()
-    model = GRU4Rec.from_port({name: Tensor(array) for name, array in state.items()}, range(60), loss='cross-entropy')
+    model = GRU4Rec.from_port({name: tensor(array) for name, array in state.items()}, range(60), loss='cross-entropy')
     assert_array_equal(model.weights()['Wy'], state['Wy.weight'])
 
 
