@@ -137,6 +137,12 @@ def test_an_import_leaves_no_files_where_they_are_not_wanted_and_takes_no_jax_wi
     assert sorted(tree.rglob('*')) == before
 
 
+def test_nothing_is_made_in_the_working_directory_for_a_user_without_a_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, 'expanduser', str)
+    assert not gru4rec_pytensor.is_writable('~/.pytensor') and not os.listdir()
+
+
 # --- Files that are damaged -----------------------------------------------------------------------------------------
 
 

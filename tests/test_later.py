@@ -38,8 +38,8 @@ from gru4rec_pytensor.later import GRU4Rec, evaluate_gpu
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
-# The first has dropout of both kinds, a shared matrix, momentum, negatives from the release's generator; Numba takes half
-# a minute to compile the second, and twice as long for the first.
+# The first has dropout of both kinds, a shared matrix, momentum, and negatives from the release's generator; Numba takes
+# half a minute to compile the second, and twice as long for the first.
 PROMISED = {'jax': 'bprmax_dropout_mrg_constrained_gpustore', 'numba': 'xe_n8_logq1'}
 every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in LATER_CASES] + [
     pytest.param(case, backend, marks=[PROMISE if PROMISED[backend] == case else pytest.mark.slow,
