@@ -9,9 +9,9 @@ mini-batches.  Inputs and outputs are dictionaries, by name.  Three backends are
 
 ``'auto'`` is JAX where it sees a GPU, and Numba elsewhere.
 
-This file is the interface, with the loops for a CPU; `jax_loops` is imported only for its backend.  An import
-changes nothing for other graphs of the process, but that damaged files of Numba's cache are compiled again.  One thread
-of a process at a time makes graphs (`symbols_of_float32`) and compiles them.
+This file is the interface, with the loops for a CPU; `jax_loops` is imported only for its backend.  An import changes
+nothing for other graphs of the process, but that damaged files of Numba's cache are compiled again.  One thread of a
+process at a time makes graphs (`symbols_of_float32`) and compiles them.
 """
 from __future__ import annotations
 

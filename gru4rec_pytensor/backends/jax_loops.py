@@ -212,8 +212,8 @@ class JaxFunction:
 
     def padded(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
         """Return sequences with zeros up to the longest so far, since XLA compiles a program for each shape."""
-        self._length = max(self._length, len(sequences[0]))
-        return [np.pad(rows, [(0, self._length - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in sequences]
+        length = self._length = max(self._length, len(sequences[0]))  # other threads may change the attribute
+        return [np.pad(rows, [(0, length - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in sequences]
 
 
 class JaxStep:
