@@ -1420,7 +1420,7 @@ class GRU4Rec(Arguments):
 
     def port_state_dict(self) -> dict[str, np.ndarray]:
         """Return the weights under the names and in the shapes of the authors' PyTorch code, for `load_state_dict`."""
-        return port.port_from_weights(self.weights(), self.unit, len(self.layers))
+        return port.port_from_weights(self.weights(), self)
 
     savemodel = save  # the release's names
     loadmodel = load

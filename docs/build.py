@@ -12,8 +12,8 @@ A block of code begins with one of
     ```python PyTensor 3.3              the same, but what it prints is that of this version
     ```python varies                    the same, but what it prints is another on each machine
     ```ipython                          a cell of the notebook only
-    ```python source gru4rec.bpr        not run: the code of a function, without its docstring, or any expression that
-                                        is code as text; several are separated by semicolons
+    ```python source gru4rec.bpr        not run: the code of functions, without docstrings, or of expressions that are
+                                        code as text; separated by semicolons
 """
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NOTEBOOKS = (DOCS / 'walkthrough.md', DOCS / 'later-papers.md')
 PAGES = (DOCS / 'solutions.md', ROOT / 'CONTRIBUTING.md')
 
 # A block of code, what it printed, if anything, and the picture that it drew, if any.
-BLOCK = re.compile(r'^```(?P<language>i?python)(?: (?P<note>varies|PyTensor [\d.]+))?\n(?P<code>.*?)^```\n'
+BLOCK = re.compile(r'^(?P<listing>```(?P<language>i?python)(?: (?P<note>varies|PyTensor [\d.]+))?\n(?P<code>.*?)^```\n)'
                    r'(?P<output>\n```text\n(?P<text>.*?)^```\n)?'
                    r'(?P<image>\n!\[(?P<alternative>[^]]*)\]\((?P<path>[^)]*)\)\n)?', re.MULTILINE | re.DOTALL)
 SOURCE = re.compile(r'^```python source (?P<names>[^\n]*)\n.*?^```\n', re.MULTILINE | re.DOTALL)
@@ -50,8 +50,8 @@ STORED_PICTURE = re.compile(r'!\[(?P<alternative>[^]]*)\]\((?P<path>[^):]*)\.svg
 class Result(NamedTuple):
     """A block that was run."""
     block: re.Match
-    text: str  # what it printed, and the value of its last line, as a notebook shows it
-    svg: str | None  # the picture that was the value of its last line
+    text: str = ''  # what it printed, and the value of its last line, as a notebook shows it
+    svg: str | None = None  # the picture that was the value of its last line
 
 
 def is_comparable(block: re.Match) -> bool:
@@ -65,7 +65,7 @@ def run(document: str, name: str, namespace: dict | None = None) -> list[Result]
     results = []
     for block in BLOCK.finditer(document):
         if block['language'] == 'ipython':
-            results.append(Result(block, '', None))
+            results.append(Result(block))
             continue
         line = document[:block.start()].count('\n') + 1
         tree = ast.parse('\n' * line + block['code'], name)
@@ -89,10 +89,8 @@ def written(document: str, results: list[Result]) -> str:
         result = next(texts)
         if (result.svg is None) != (block['path'] is None):
             raise ValueError(f'{block["code"]}: a picture, and a line ![...](...) for it, must go together')
-        code = document[block.start():block.start('output') if block['output'] else
-                        block.start('image') if block['image'] else block.end()]
         output = f'\n```text\n{result.text}```\n' if result.text else ''
-        return code + output + (block['image'] or '')
+        return block['listing'] + output + (block['image'] or '')
     return BLOCK.sub(replaced, document)
 
 
@@ -129,12 +127,10 @@ def notebook(document: str, results: list[Result]) -> str:
         if result.svg:
             data = {'image/svg+xml': result.svg, 'text/plain': result.block['alternative']}
             outputs.append(v4.new_output('display_data', data=data))
-        code = result.block['code'].rstrip('\n')
-        if result.block['language'] == 'ipython':
-            cells.append(v4.new_code_cell(code))
-        else:
-            number += 1
-            cells.append(v4.new_code_cell(code, outputs=outputs, execution_count=number))
+        is_run = result.block['language'] == 'python'
+        number += is_run
+        cells.append(v4.new_code_cell(result.block['code'].rstrip('\n'), outputs=outputs,
+                                      execution_count=number if is_run else None))
         end = result.block.end()
     cells += text_cells(document[end:])
     for k, cell in enumerate(cells):
@@ -151,20 +147,15 @@ def text_cells(text: str) -> list:
     attachments = {}
 
     def attached(found: re.Match) -> str:
-        name = f"{Path(found['path']).name}.png"
-        attachments[name] = {'image/png': base64.b64encode(png_of(DOCS / found['path'])).decode()}
-        return f"![{found['alternative']}](attachment:{name})"
+        """Attach the picture of benchmarks/ideas.py, whose numbers stand beside it, as PNG: Jupyter attaches no SVG."""
+        import ideas
+
+        path, file = DOCS / found['path'], io.BytesIO()
+        ideas.picture(json.loads(path.with_suffix('.json').read_text())).savefig(file, format='png', dpi=100)
+        attachments[f'{path.name}.png'] = {'image/png': base64.b64encode(file.getvalue()).decode()}
+        return f"![{found['alternative']}](attachment:{path.name}.png)"
     text = STORED_PICTURE.sub(attached, text)
     return [v4.new_markdown_cell(text, **({'attachments': attachments} if attachments else {}))] if text else []
-
-
-def png_of(path: Path) -> bytes:
-    """Return the picture of benchmarks/ideas.py, whose numbers stand beside it, as PNG: Jupyter attaches no SVG."""
-    import ideas
-
-    file = io.BytesIO()
-    ideas.picture(json.loads(path.with_suffix('.json').read_text())).savefig(file, format='png', dpi=100)
-    return file.getvalue()
 
 
 def main(names: list[str]) -> None:

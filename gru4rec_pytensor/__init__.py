@@ -39,11 +39,11 @@ def find_cache_folders() -> None:
         here = Path(__file__).parent
         beside_source = not sys.dont_write_bytecode and all(
             is_writable(folder / '__pycache__') for folder in (here, here.parent))
-        of_user = expanded(Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'numba'))
+        of_user = os.path.expanduser(os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'numba'))
         if not beside_source and not is_writable(of_user):
             lacking.append('NUMBA_CACHE_DIR=')
         elif sys.dont_write_bytecode:  # Numba would write beside the source nevertheless
-            set_variable('NUMBA_CACHE_DIR=', str(of_user))
+            set_variable('NUMBA_CACHE_DIR=', of_user)
     if not lacking:
         return
     folder = temporary_folder()
@@ -65,22 +65,15 @@ def set_variable(name: str, folder: str) -> None:
 def pytensor_settings() -> str:
     """Return the settings in PyTensor's environment variable and in its files."""
     files = os.environ.get('PYTENSORRC', '~/.pytensorrc').split(os.pathsep)
-    texts = [path.read_text(encoding='utf-8', errors='replace') for path in map(expanded, files) if path.is_file()]
+    paths = [Path(os.path.expanduser(file)) for file in files]
+    texts = [path.read_text(encoding='utf-8', errors='replace') for path in paths if path.is_file()]
     return ','.join([os.environ.get('PYTENSOR_FLAGS', ''), *texts])
-
-
-def expanded(path: str | Path) -> Path:
-    """Return a path with the user's home for ``~``; unchanged where the user has none."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
 
 
 def is_writable(folder: str | Path) -> bool:
     """Return whether files can be made in a folder, which is made if it is missing."""
-    path = expanded(folder)
-    if '~' in path.parts:
+    path = Path(os.path.expanduser(folder))
+    if '~' in path.parts:  # the user has no home
         return False
     try:
         path.mkdir(parents=True, exist_ok=True)

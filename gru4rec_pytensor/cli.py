@@ -54,11 +54,8 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     Like the other commands it returns what is printed: a dictionary for --json, and lines for people.
     """
     given = {name: value for name, value in vars(arguments).items() if name in argument_names() and value is not None}
-    if arguments.parameters:
-        model = GRU4Rec.from_parameters(arguments.parameters, **given)
-    else:
-        model = GRU4Rec(**{'layers': [100]} | given)
-        check_arguments(model)
+    for path in filter(None, (arguments.output, arguments.checkpoint)):
+        check_output(path, arguments.file)
     if arguments.more:
         options = [*given.keys() - {'n_epochs', 'equal_times', 'backend', *KEYS},
                    *[name for name in ('checkpoint', 'parameters') if getattr(arguments, name)]]
@@ -66,15 +63,16 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
             option = min(options).replace('_p_hidden', '').replace('_', '-')
             raise ValueError(f'--more and --{option} do not go together: the model keeps its settings, but for '
                              '--epochs, --equal-times and --backend')
-    check_output(arguments.output, arguments.file)
-    if arguments.checkpoint:
-        check_output(arguments.checkpoint, arguments.file)
-    if arguments.more:
         model = GRU4Rec.load(arguments.more, backend=given.get('backend'))
         model.equal_times = given.get('equal_times', model.equal_times)
         if [getattr(model, name) for name in KEYS] != columns_of(arguments, model):
             raise ValueError(f'the model of --more was trained with --session-key {model.session_key} --item-key '
                              f'{model.item_key} --time-key {model.time_key}')
+    elif arguments.parameters:
+        model = GRU4Rec.from_parameters(arguments.parameters, **given)
+    else:
+        model = GRU4Rec(**{'layers': [100]} | given)
+        check_arguments(model)
     data = read_log(arguments, columns_of(arguments, model))
     share = share_of_equal_times(data, model.session_key, model.time_key)
     if share >= EQUAL_TIMES and model.equal_times == 'item' and not arguments.quiet:
@@ -91,17 +89,17 @@ def fit(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         raise ValueError('training met a loss that is not finite, and nothing was saved; a smaller --learning-rate may '
                          'help')
     model.save(arguments.output, dtype=arguments.dtype)
-    found = {'model': str(arguments.output), 'items': model.n_items, 'epochs': len(model.epoch_losses_),
-             'loss': model.epoch_losses_[-1], 'seconds': time.perf_counter() - started, 'backend': model.backend_}
-    return found, [f'{arguments.output}: {model.n_items:,} items, {len(model.epoch_losses_)} epochs, loss '
-                   f'{found["loss"]:.4f}, {found["seconds"]:.1f} s on {model.backend_}']
+    found: dict[str, Any] = {
+        'model': str(arguments.output), 'items': model.n_items, 'epochs': len(model.epoch_losses_),
+        'loss': model.epoch_losses_[-1], 'seconds': time.perf_counter() - started, 'backend': model.backend_}
+    return found, ['{model}: {items:,} items, {epochs} epochs, loss {loss:.4f}, {seconds:.1f} s on {backend}'.format(
+        **found)]
 
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """`gru4rec evaluate`: Recall, MRR and NDCG on a file of events, of a model or of lists made elsewhere."""
     for path in filter(None, (arguments.write_lists, arguments.ranks)):
-        check_output(path, arguments.file)
-        check_output(path, arguments.model)
+        check_output(path, arguments.file, arguments.model)
     if arguments.lists:
         return evaluate_lists(arguments)
     if arguments.write_lists and arguments.unknown == 'miss':
@@ -201,9 +199,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     out = Path(arguments.output)
     if out.exists() and not out.is_dir():
         raise ValueError(f'{out}: is a file; give the name of a folder')
-    for name in ('train.tsv', 'test.tsv') if out.exists() else ():
-        check_output(out / name, arguments.file)
-    check_writable(out / 'train.tsv' if out.exists() else out)
+    for path in [out / 'train.tsv', out / 'test.tsv'] if out.exists() else [out]:
+        check_output(path, arguments.file)
     data, is_2023, days = read_log(arguments, columns), arguments.protocol == '2023', arguments.test_days
     if is_2023 and days is None and arguments.test_fraction is None:
         days = data.attrs['format'].test_days or 1
@@ -243,10 +240,11 @@ def read_log(arguments: argparse.Namespace, columns: Sequence[str]) -> pd.DataFr
     return click_log.read_events(arguments.file, columns, **{name: getattr(arguments, name) for name in names})
 
 
-def check_output(output: str | Path, source: str | Path) -> None:
-    """Raise OSError or ValueError if `output` cannot be written, or is the file that is read."""
-    if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
-        raise ValueError(f'{output}: is the file that is read; give another name')
+def check_output(output: str | Path, *sources: str | Path) -> None:
+    """Raise OSError or ValueError if `output` cannot be written, or is a file that is read."""
+    for source in sources:
+        if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
+            raise ValueError(f'{output}: is the file that is read; give another name')
     check_writable(output)
 
 

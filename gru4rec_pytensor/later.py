@@ -27,8 +27,8 @@ class GRU4Rec(gru4rec.GRU4Rec):
     """`gru4rec.GRU4Rec` with the arguments and defaults of the later release, in its order.
 
     Sessions are used by their start times, events of equal times keep the frame's order, and at the end of an epoch
-    lanes leave one by one.  What is learned, predicted and saved is that of the base class, and so are the attributes:
-    ``embedding`` None is the release's 0, ``decay`` its ``adapt_params``.
+    lanes leave one by one.  Attributes are those of the base class: ``embedding`` None is the release's 0, and
+    ``decay`` its ``adapt_params``.
 
     Parameters
     ----------
@@ -106,9 +106,9 @@ def argument_from_text(name: str, value: Any) -> Any:
     try:
         return [*map(number, value.split('/'))] if isinstance(default, tuple) else number(value)
     except ValueError:
-        separated = "s separated by '/'" if isinstance(default, tuple) else ''
-        kind = 'a whole number' if number is int else 'a number'
-        raise ValueError(f'{name}={value!r}: must be {kind}{separated}') from None
+        kind = 'whole number' if number is int else 'number'
+        wanted = f"{kind}s separated by '/'" if isinstance(default, tuple) else f'a {kind}'
+        raise ValueError(f'{name}={value!r}: must be {wanted}') from None
 
 
 @one_model
@@ -126,14 +126,8 @@ def evaluate_gpu(gru: gru4rec.GRU4Rec, test_data: pd.DataFrame, items: ArrayLike
     gru : a trained model, on whatever backend; a GPU is not needed
     test_data : frame of events, not modified
     items : ids of the items among which the next one is ranked, itself added; all training items when None
-    cut_off : list of N
-    batch_size : parallel sessions; see `evaluation.next_item_ranks`
-    mode : rank of an item whose score others share: 'standard', before them, 'conservative', behind them, 'median',
-        or 'tiebreaking'; see `evaluation.next_item_ranks`
-
-    Returns
-    -------
-    list of Recall@N, list of MRR@N
+    cut_off : list of N, for each of which the two returned lists have a value
+    batch_size, mode : as `batch_size` and `tie_policy` of `evaluation.next_item_ranks`
     """
     check_choice('mode', mode, TIE_POLICIES)
     check_events(test_data, session_key, item_key, time_key)

@@ -1,7 +1,6 @@
 """Files of trained models and checkpoints: arrays and JSON, nothing that is executed.
 
-The file is a zip archive of NumPy arrays (`numpy.load` reads it) beside ``header.json``, which names the format, its
-version and a checksum of the arrays.
+The file is a zip archive of NumPy arrays, which `numpy.load` reads, and of ``header.json``: format, version, checksum.
 """
 from __future__ import annotations
 
@@ -29,17 +28,12 @@ HEADER = 'header.json'
 
 
 def write(path: str | os.PathLike, header: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays and a header to `path`: all of it or, if anything goes wrong, nothing.
+    """Write arrays of numbers, times or fixed-length strings, and a header that JSON can hold: all of it, or nothing.
 
-    Parameters
-    ----------
-    path : of the file; one that is there is replaced when the new one is complete
-    header : of numbers, strings, lists and dictionaries
-    arrays : name -> array of numbers, times or fixed-length strings
+    A file that is there is replaced when the new one is complete.
     """
-    path = Path(path)
     header = header | {'format': FORMAT, 'version': VERSION, 'sha256': checksum(arrays)}
-    with atomic_file(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
+    with atomic_file(Path(path)) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
         archive.writestr(HEADER, json.dumps(header, indent=1))
         for name, array in arrays.items():
             with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
@@ -58,19 +52,19 @@ def read(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
             header = json.loads(archive.read(HEADER))
             if header['format'] != FORMAT:
                 raise KeyError('format')
-            if header['version'] > VERSION:
-                raise NewerVersion(header['version'])
-            expected = header['sha256']
-            arrays = {name.removesuffix('.npy'): np.lib.format.read_array(io.BytesIO(archive.read(name)),
-                                                                          allow_pickle=False)
-                      for name in archive.namelist() if name != HEADER}
-    except NewerVersion as error:
-        raise ValueError(f'{path}: a model file of version {error}, and this code reads versions up to {VERSION}; '
-                         'a newer release of it is needed') from None
+            is_newer = header['version'] > VERSION
+            if not is_newer:
+                expected = header['sha256']
+                arrays = {name.removesuffix('.npy'): np.lib.format.read_array(io.BytesIO(archive.read(name)),
+                                                                              allow_pickle=False)
+                          for name in archive.namelist() if name != HEADER}
     except KeyError:
         raise ValueError(f'{path}: not a model file of this package') from None
     except Exception as error:  # zipfile and NumPy have a dozen kinds of error for damaged files
         raise ValueError(f'{path}: not a model file, or a damaged or truncated one ({error})') from None
+    if is_newer:
+        raise ValueError(f'{path}: a model file of version {header["version"]}, and this code reads versions up to '
+                         f'{VERSION}; a newer release of it is needed')
     if checksum(arrays) != expected:
         raise ValueError(f'{path}: damaged: its checksum is not that of its contents')
     return header, arrays
@@ -125,7 +119,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
 
 @contextlib.contextmanager
 def refused_unless_model(path: str | os.PathLike) -> Iterator[None]:
-    """Raise ValueError that names the file, where something is missing in it, or is not what it should be."""
+    """Raise ValueError that names the file for any error of its contents within."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, StopIteration) as error:
@@ -159,15 +153,12 @@ def rounded(name: str, weight: np.ndarray, dtype: str) -> np.ndarray:
 
 
 class TrainingPosition(NamedTuple):
-    """Position in a training: whole epochs, and chunks, mini-batches and events of the current one.
-
-    total_loss : sum of this epoch's losses, each times its number of lanes at work
-    """
+    """Position in a training: whole epochs, and chunks, mini-batches and events of the current one."""
     epoch: int = 0
     chunks: int = 0
     minibatches: int = 0
     events: int = 0
-    total_loss: float = 0.0
+    total_loss: float = 0.0  # sum of this epoch's losses, each times its number of lanes at work
 
     def after(self, losses: np.ndarray, chunk: Any) -> TrainingPosition:
         """Return the position after another chunk of mini-batches with these losses."""
@@ -195,16 +186,13 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike, every: float, arguments: dict, data: tuple[np.ndarray, ...]) -> None:
         self._path, self._every, self._written = Path(path), every, time.monotonic()
-        checksum_of_data = checksum({str(number): array for number, array in enumerate(data)})
         self._training = {name: value for name, value in arguments.items() if name != 'n_epochs'}
-        self._training['data'] = checksum_of_data
+        self._training['data'] = checksum({str(number): array for number, array in enumerate(data)})
         check_writable(self._path)
         self._found = read(self._path) if self._path.exists() else None
-        if self._found:
-            self._check(self._found[0].get('training'))
-
-    def _check(self, training: dict | None) -> None:
-        """Raise ValueError unless the file is the checkpoint of this training."""
+        if not self._found:
+            return
+        training = self._found[0].get('training')
         if training is None:
             raise ValueError(f'{self._path}: not a checkpoint')
         if training.keys() != self._training.keys():
@@ -223,8 +211,7 @@ class Checkpoint:
     def restore(self, variables: dict[str, Any], random_inputs: Any, n_threads: int | None) -> dict[str, Any]:
         """Put shared variables and random streams back as they were when the file was written, if there is one.
 
-        Returns the rest of what was saved, or an empty dictionary.  A warning says where `n_threads` is not what the
-        training had so far.
+        Returns the rest of what was saved, or nothing.  A warning says that `n_threads` is not what the training had.
         """
         if not self._found:
             return {}
@@ -256,10 +243,6 @@ class Checkpoint:
         arrays = {name: np.asarray(variable.get_value(borrow=True)) for name, variable in variables.items()}
         write(self._path, {'training': self._training} | state, arrays | random_state)
         self._written = time.monotonic()
-
-
-class NewerVersion(Exception):
-    """The file's version is above ours."""
 
 
 def checksum(arrays: dict[str, np.ndarray]) -> str:
@@ -299,6 +282,4 @@ def ids_from_array(array: np.ndarray, as_json: bool) -> np.ndarray:
     read = {'time': pd.Timestamp, 'date': datetime.date.fromisoformat}
     values = [next(read[kind](text) for kind, text in value.items()) if isinstance(value, dict) else value
               for value in json.loads(array.tobytes())]
-    ids = np.empty(len(values), dtype=object)
-    ids[:] = values
-    return ids
+    return np.fromiter(values, object)

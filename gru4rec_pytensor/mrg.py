@@ -13,6 +13,7 @@ before it, and then the generator jumps 2^134 steps.  Of each draw, number e com
 """
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 import numba
@@ -29,7 +30,7 @@ RELEASE_SEED, DEFAULT_SEED = 42, 12_345  # NumPy's seed in the release, and the 
 
 
 def first_state(seed: int) -> tuple[int, ...]:
-    """The generator's six numbers (x newest to oldest, y newest to oldest) for a seed of `GRU4Rec`.
+    """Return the generator's six numbers, x then y, newest first, for a seed of `GRU4Rec`.
 
     42, the release's seed, gives Theano's default, 12345 six times.  Any other seed gives the first six words of
     NumPy's ``SeedSequence(seed)``, those of x modulo m1 - 1, those of y modulo m2 - 1, plus 1.
@@ -41,7 +42,7 @@ def first_state(seed: int) -> tuple[int, ...]:
 
 
 def jump_matrix(step: tuple, n_steps: int, modulus: int) -> np.ndarray:
-    """The power of a transition matrix that makes `n_steps` steps at once: object (3, 3) of Python's integers."""
+    """Return the power of a transition matrix that makes `n_steps` steps at once, (3, 3) of Python's integers."""
     result, power = np.identity(3, dtype=object), np.array(step, dtype=object)
     while n_steps:
         if n_steps & 1:
@@ -52,7 +53,7 @@ def jump_matrix(step: tuple, n_steps: int, modulus: int) -> np.ndarray:
 
 
 def jump(state: Any, n_steps: int) -> list[int]:
-    """A generator's state after `n_steps` steps."""
+    """Return a generator's state after `n_steps` steps."""
     return [int(number) for step, part, modulus in ((STEP1, state[:3], M1), (STEP2, state[3:], M2))
             for number in jump_matrix(step, n_steps, modulus) @ np.array([*map(int, part)], dtype=object) % modulus]
 
@@ -60,11 +61,8 @@ def jump(state: Any, n_steps: int) -> list[int]:
 class Streams:
     """The streams of one random variable, in the order of requests.
 
-    Parameters
-    ----------
-    seed : of `GRU4Rec`, see `first_state`
-    request : how many random variables were made before this one
-    n_streams : at most `MAX_STREAMS`
+    `seed` is that of `GRU4Rec`, see `first_state`; `request`, how many random variables were made before this one;
+    `n_streams` is at most `MAX_STREAMS`.
     """
 
     def __init__(self, seed: int, request: int, n_streams: int = MAX_STREAMS) -> None:
@@ -75,28 +73,25 @@ class Streams:
                           for step, modulus in ((STEP1, M1), (STEP2, M2)))
         _spread(first, next_x, next_y, n_streams, self._state)
 
-    def uniform(self, n_draws: int, size: int) -> np.ndarray:
-        """Uniform numbers, float32 (n_draws, size): so many draws of `size` numbers each, one after the other."""
-        return self._numbers(np.empty((n_draws, size), np.uint32))
-
-    def part_of_draw(self, first: int, size: int) -> np.ndarray:
-        """Of one draw, the `size` numbers from number `first` on, float32; those before it must have been drawn."""
-        return self._numbers(np.empty((1, size), np.uint32), first)[0]
-
-    def _numbers(self, numbers: np.ndarray, first: int = 0) -> np.ndarray:
-        """`numbers`, filled draw by draw from number `first` of each on, as floats."""
+    def uniform(self, n_draws: int, size: int, first: int = 0) -> np.ndarray:
+        """Draw uniform numbers, float32 (n_draws, size): of each draw those from number `first` on."""
+        numbers = np.empty((n_draws, size), np.uint32)
         _draw(self._state, self._n_streams, first, numbers)
         return numbers.astype(np.float32) * UNIT
 
+    def part_of_draw(self, first: int, size: int) -> np.ndarray:
+        """Draw `size` numbers of one draw from number `first` on, float32; those before it must have been drawn."""
+        return self.uniform(1, size, first)[0]
+
     def below(self, n_draws: int, size: int, probability: float) -> np.ndarray:
-        """Where the numbers of `uniform` are below float32(probability), bool (n_draws, size)."""
+        """Draw the numbers of `uniform` and return which are below float32(probability), bool (n_draws, size)."""
         is_below = np.empty((n_draws, size), np.bool_)
         _draw_below(self._state, self._n_streams, first_not_below(probability), is_below)
         return is_below
 
     @property
     def state(self) -> np.ndarray:
-        """A copy of where the streams are, uint32 (6, n_streams); to be set, too."""
+        """The states of the streams, uint32 (6, n_streams), as a copy; can be set."""
         return self._state.reshape(6, MAX_STREAMS)[:, :self._n_streams].copy()
 
     @state.setter
@@ -105,15 +100,8 @@ class Streams:
 
 
 def first_not_below(probability: float) -> np.uint32:
-    """The smallest integer d with float32(d) * 4.6566126e-10 >= float32(probability), found by bisection."""
-    low, high = 0, M1 + 1
-    while low < high:
-        middle = (low + high) // 2
-        if np.float32(middle) * UNIT >= np.float32(probability):
-            high = middle
-        else:
-            low = middle + 1
-    return np.uint32(low)
+    """Return the smallest integer d with float32(d) * 4.6566126e-10 >= float32(probability), by bisection."""
+    return np.uint32(bisect_left(range(M1 + 1), np.float32(probability), key=lambda d: np.float32(d) * UNIT))
 
 
 @numba.njit(cache=True)
@@ -147,14 +135,14 @@ def _modulo2(y: np.uint32) -> np.uint32:
 
 @numba.njit
 def _times_2_15(y: np.uint32) -> np.uint32:
-    """2^15 y mod m2: the upper bits of y are multiplied by 2^31, which is 21069 modulo m2."""
+    """Return 2^15 y mod m2: the upper bits of y are multiplied by 2^31, which is 21069 modulo m2."""
     low, high = np.uint32(y & np.uint32(0xFFFF)), np.uint32(y >> np.uint32(16))
     return _modulo2(np.uint32(np.uint32(low << np.uint32(15)) + np.uint32(np.uint32(21069) * high)))
 
 
 @numba.njit
 def _next(state: np.ndarray, s: int) -> np.uint32:
-    """Move stream s one step on; its d."""
+    """Move stream s one step on and return its d."""
     x2, x3 = state[MAX_STREAMS + s], state[2 * MAX_STREAMS + s]
     # 2^q x mod 2^31 - 1 is x with its 31 bits rotated by q.
     x2_part = np.uint32(np.uint32(np.uint32(x2 & np.uint32(0x1FF)) << np.uint32(22)) + np.uint32(x2 >> np.uint32(9)))

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-
-def as_array(value: Any) -> np.ndarray:
-    """Return an array, or a tensor of PyTorch wherever it is, as float32."""
-    return np.asarray(value.detach().cpu() if hasattr(value, 'detach') else value, np.float32)
+# An array of a GRUCell, and the parts of it by our names.
+CELL = (('weight_ih', ('Wr', 'Wz', 'Wx')), ('weight_hh', ('Whr', 'Whz', 'Wh')), ('bias_ih', ('Br', 'Bz', 'Bh')),
+        ('bias_hh', ('Bhr', 'Bhz', 'Bhh')))
 
 
 def weights_from_port(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -22,7 +21,8 @@ def weights_from_port(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], di
 
     ValueError names what is missing, or not known.
     """
-    given = {name: as_array(value) for name, value in state_dict.items()}
+    given = {name: np.asarray(value.detach().cpu() if hasattr(value, 'detach') else value, np.float32)
+             for name, value in state_dict.items()}
     left, weights = set(given), {}
 
     def take(name: str) -> np.ndarray:
@@ -47,8 +47,7 @@ def weights_from_port(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], di
     while f'G.{len(arguments["layers"])}.weight_ih' in given:
         i = len(arguments['layers'])
         arguments['layers'].append(take(f'G.{i}.weight_hh').shape[1])
-        for ours, theirs in ((('Wr', 'Wz', 'Wx'), 'weight_ih'), (('Whr', 'Whz', 'Wh'), 'weight_hh'),
-                             (('Br', 'Bz', 'Bh'), 'bias_ih'), (('Bhr', 'Bhz', 'Bhh'), 'bias_hh')):
+        for theirs, ours in CELL:
             parts = np.split(take(f'G.{i}.{theirs}'), 3)
             weights |= {f'{name}{i}': part.T for name, part in zip(ours, parts)}
     weights |= {'Wy': take('Wy.weight'), 'By': take('By.weight').reshape(-1)}
@@ -57,23 +56,23 @@ def weights_from_port(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], di
     return arguments, weights
 
 
-def port_from_weights(weights: dict[str, np.ndarray], unit: str, n_layers: int) -> dict[str, np.ndarray]:
-    """Return weights under the port's names and in its shapes: the inverse of `weights_from_port`.
+def port_from_weights(weights: dict[str, np.ndarray], model: Any) -> dict[str, np.ndarray]:
+    """Return weights of a model under the port's names and in its shapes: the inverse of `weights_from_port`.
 
     ValueError if the port has no such network.
     """
-    embedded = 'E' in weights or unit == 'gru-after'
-    if (unit, n_layers) != ('gru', 1) and unit != 'gru-after' or 'E' in weights and unit != 'gru-after' or any(
-            name[:2] in ('Ix', 'Wd') for name in weights):
-        raise ValueError(f"unit={unit!r} with {n_layers} layer(s): the PyTorch code has unit='gru-after' with an "
-                         "embedding or one item matrix, and without these one layer with unit='gru'")
+    is_embedded, n_layers = bool(model.embedding or model.constrained_embedding), len(model.layers)
+    has_unit = model.unit == 'gru-after' if is_embedded else (model.unit, n_layers) == ('gru', 1)
+    if not has_unit or model.input_mode != 'item' or any(name[:2] in ('Ix', 'Wd') for name in weights):
+        raise ValueError(f"unit={model.unit!r} with {n_layers} layer(s): the PyTorch code has unit='gru-after' with an "
+                         "embedding or one item matrix, and without these one layer with unit='gru'; and "
+                         "input_mode='item'")
     found = {'E.weight': weights['E']} if 'E' in weights else {}
-    if not embedded:
+    if not is_embedded:
         found |= {'GE.Wx0.weight': np.hstack([weights[name] for name in ('Wx0', 'Wr0', 'Wz0')]),
                   'GE.Wrz0': np.hstack([weights['Whr0'], weights['Whz0']]), 'GE.Wh0': weights['Wh0'],
                   'GE.Bh0': np.hstack([weights[name] for name in ('Bh0', 'Br0', 'Bz0')])}
-    for i in range(n_layers if embedded else 0):
-        for theirs, ours in (('weight_ih', ('Wr', 'Wz', 'Wx')), ('weight_hh', ('Whr', 'Whz', 'Wh')),
-                             ('bias_ih', ('Br', 'Bz', 'Bh')), ('bias_hh', ('Bhr', 'Bhz', 'Bhh'))):
+    for i in range(n_layers if is_embedded else 0):
+        for theirs, ours in CELL:
             found[f'G.{i}.{theirs}'] = np.concatenate([weights[f'{name}{i}'].T for name in ours])
     return found | {'Wy.weight': weights['Wy'], 'By.weight': weights['By'][:, None]}

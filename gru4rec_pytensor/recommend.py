@@ -28,12 +28,6 @@ class Session:
         self._seen: set[int] = set()
         self._lock = ProcessLock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != '_lock'}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=ProcessLock())
-
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:
         """Admit one thread at a time, while the model is as it was when the session began."""

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, NoReturn
 
 from gru4rec_pytensor import __version__, is_command
@@ -36,16 +37,6 @@ def print_result(text: str, end: str = '\n') -> None:
             raise SystemExit(2) from None
 
 
-def mend_streams() -> None:
-    """Let standard output and error take any text: backslashes for what the console lacks, nothing if closed."""
-    for name in ('stdout', 'stderr'):
-        stream = getattr(sys, name)
-        if stream is None:  # print(file=None) would mix notes with the results, and a file get the stream's number
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w', encoding='utf-8'))
-        elif hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
-
-
 class TrainingProgress:
     """Callback of `GRU4Rec.fit`: a bar on a terminal, a line for each epoch elsewhere; it measures the rate, too.
 
@@ -57,7 +48,6 @@ class TrainingProgress:
         self.label, self.quiet, self.report = label, quiet, report
         self.first: tuple = ()
         self.last: tuple = (0.0, 0)
-        self.loss, self.is_done = float('nan'), False
         self.bar = None
         if tqdm and sys.stderr.isatty() and not quiet:
             self.bar = tqdm(unit=' events', unit_scale=True, desc=label, file=sys.stderr)
@@ -81,12 +71,10 @@ class TrainingProgress:
             left = (progress.n_epochs * progress.total_events - events) / rate
             text += f', {minibatches}, {rate:,.0f} events/s, about {left:.0f} s left'
         is_last = progress.epoch + 1 == progress.n_epochs
-        epoch_ended, self.is_done = progress.epoch_ends and not is_last, progress.epoch_ends and is_last
         if self.report:
-            self.report(text, epoch_ended)
-        elif self.bar is None and epoch_ended and not self.quiet:
-            note(f'{self.label}: {text}')
-        self.loss = progress.loss
+            self.report(text, progress.epoch_ends and not is_last)
+        elif self.bar is None and progress.epoch_ends and not self.quiet:
+            note(f'{self.label}: ' + (f'done, loss {progress.loss:.4f}' if is_last else text))
 
     def close(self, seconds: float) -> float | None:
         """End the bar; return events per second, over all `seconds` of the training if there was a single report."""
@@ -94,20 +82,13 @@ class TrainingProgress:
             self.bar.close()
         if not self.first:
             return None
-        if self.bar is None and self.is_done and not self.quiet:
-            note(f'{self.label}: done, loss {self.loss:.4f}')
         if self.last[1] == self.first[1]:
             return self.last[1] / seconds
         return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
 
 
-class Display:
-    """Progress of several tasks that run at the same time: one bar on a terminal, lines elsewhere.
-
-    Parameters
-    ----------
-    total : number of tasks
-    """
+class Display(contextlib.AbstractContextManager):
+    """Progress of `total` tasks, several of which run at the same time: one bar on a terminal, lines elsewhere."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -146,19 +127,24 @@ class Display:
         if self._bar is not None:
             self._bar.set_postfix_str('; '.join(f'{title}: {text}' for title, text in list(self._running.items())))
 
-    def __enter__(self) -> Display:
-        return self
-
     def __exit__(self, *_error: Any) -> None:
         if self._bar is not None:
             self._bar.close()
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line, without the usage.  Each command makes one before it writes anything."""
+    """A parser whose errors take one line, without the usage.
+
+    Each command makes one before it writes anything, so that standard output and error take any text.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        mend_streams()
+        for name in ('stdout', 'stderr'):
+            stream = getattr(sys, name)
+            if stream is None:  # print(file=None) would mix notes with the results, and a file get the stream's number
+                setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w', encoding='utf-8'))
+            elif hasattr(stream, 'reconfigure'):
+                stream.reconfigure(errors='backslashreplace')  # for what the console lacks
         if is_command() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until all was imported
             signal.signal(signal.SIGINT, signal.default_int_handler)
         super().__init__(*args, **options)
@@ -177,18 +163,14 @@ class Parser(argparse.ArgumentParser):
         self.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
 
 
-def positive_number(text: str) -> int:
-    """Parse an argument that is a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
+def whole_number(text: str, least: int = 0) -> int:
+    """Parse an argument that is a whole number of at least 0 or, with `positive_number`, of at least 1."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number' + f' of at least {least}' * (least > 0))
     return int(text)
 
 
-def whole_number(text: str) -> int:
-    """Parse an argument that is a whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
-    return int(text)
+positive_number = partial(whole_number, least=1)
 
 
 def listed(kind: Callable[[str], Any], allowed: Collection | None = None) -> Callable[[str], list]:

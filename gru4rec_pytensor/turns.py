@@ -14,6 +14,9 @@ class ProcessLock:
     def __init__(self) -> None:
         self._locks: dict[int, threading.Lock] = {}
 
+    def __reduce__(self) -> tuple:  # a copy is another lock
+        return ProcessLock, ()
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the lock within."""
@@ -25,8 +28,7 @@ class Turns:
     """Threads that read one model, and those that train it.
 
     A thread that starts to train waits until the readers have finished.  One that comes while another trains, or waits
-    to train, gets a RuntimeError.  So a reader never sees half of the old model and half of the new one.  Nor does a
-    child that is forked meanwhile, whose copy of the model nobody will finish: it gets a RuntimeError from then on.
+    to train, gets a RuntimeError: nobody sees a half trained model.  So does a child that is forked meanwhile.
     """
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from common import run_python
 
 import gru4rec_pytensor
-from gru4rec_pytensor.backends.numba_cache import MARK, CodeFiles
+from gru4rec_pytensor.backends.numba_cache import MARK
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,21 +26,22 @@ def tree(tmp_path):
     return tree
 
 
+def run(program, tree, **variables):
+    """Run a program from an installation in a process that knows no folder but those of `variables`."""
+    foreign = ('HOME', 'PYTENSOR_FLAGS', 'PYTENSORRC', 'NUMBA_CACHE_DIR', 'XDG_CACHE_HOME', 'PYTHONDONTWRITEBYTECODE')
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    return subprocess.run([sys.executable, '-c', textwrap.dedent(program)], cwd=tree.parent, capture_output=True,
+                          env=environment | {'PYTHONPATH': str(tree)} | variables, text=True)
+
+
 @pytest.fixture
 def bare(tmp_path, tree):
     """Runs a program of a process without a home, from an installation that cannot be written to."""
     for folder in (tree, tree / 'gru4rec_pytensor'):
         (folder / '__pycache__').touch()  # a file: no folder can be made here, not even by root
     (tmp_path / 'tmp').mkdir()
-    foreign = ('HOME', 'PYTENSOR_FLAGS', 'PYTENSORRC', 'NUMBA_CACHE_DIR', 'XDG_CACHE_HOME')
-    environment = {name: value for name, value in os.environ.items() if name not in foreign}
-    environment |= {'HOME': str(tree / '__pycache__' / 'home'), 'PYTHONPATH': str(tree), 'TMPDIR': f'{tmp_path}/tmp',
-                    'PYTHONDONTWRITEBYTECODE': '1'}
-
-    def run(program, **more):
-        return subprocess.run([sys.executable, '-c', textwrap.dedent(program)], env=environment | more, cwd=tmp_path,
-                              capture_output=True, text=True)
-    return run
+    nowhere = {'HOME': str(tree / '__pycache__' / 'home'), 'TMPDIR': f'{tmp_path}/tmp', 'PYTHONDONTWRITEBYTECODE': '1'}
+    return lambda program, **more: run(program, tree, **nowhere | more)
 
 
 @pytest.mark.promise
@@ -123,22 +124,23 @@ def test_without_even_a_temporary_folder_one_clear_error_names_the_variables(mon
     ids=['no bytecode', 'a folder for each'])
 def test_an_import_leaves_no_files_where_they_are_not_wanted_and_takes_no_jax_without_a_driver(
         tree, tmp_path, variables):
-    program = textwrap.dedent("""
+    given = {name: value if value == '1' else str(tmp_path / value) for name, value in variables.items()}
+    before = sorted(tree.rglob('*'))
+    done = run("""
         import sys
         import gru4rec, evaluation, baselines
         from gru4rec_pytensor import backends
         backends.GPU_FILES = ('/dev/none*',)
         assert backends.resolve('auto') == 'numba' and 'jax' not in sys.modules
-    """)
-    foreign = ('NUMBA_CACHE_DIR', 'XDG_CACHE_HOME', 'PYTHONDONTWRITEBYTECODE')
-    environment = {name: value for name, value in os.environ.items() if name not in foreign}
-    environment |= {'HOME': str(tmp_path), 'PYTHONPATH': str(tree)}
-    environment |= {name: value if value == '1' else str(tmp_path / value) for name, value in variables.items()}
-    before = sorted(tree.rglob('*'))
-    done = subprocess.run([sys.executable, '-W', 'error::UserWarning', '-c', program], env=environment, cwd=tmp_path,
-                          capture_output=True, text=True)
+    """, tree, HOME=str(tmp_path), PYTHONWARNINGS='error::UserWarning', **given)
     assert done.returncode == 0, done.stderr
     assert sorted(tree.rglob('*')) == before
+
+
+def test_nothing_is_made_in_the_working_directory_for_a_user_without_a_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, 'expanduser', str)
+    assert not gru4rec_pytensor.is_writable('~/.pytensor') and not os.listdir()
 
 
 # --- Files that are damaged -----------------------------------------------------------------------------------------
@@ -201,12 +203,3 @@ def test_damaged_code_of_a_step_is_made_again_that_of_its_parts_too(tmp_path, en
     assert again.stdout == first.stdout
     assert 'is damaged: compiling again' in again.stderr
     assert run().stderr == first.stderr == ''
-
-
-def test_a_full_disk_is_an_error_that_names_the_file(twice, monkeypatch):
-    def full(*_arguments):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(CodeFiles, '_save_data', full)
-    with pytest.raises(OSError, match='No space left on device: .*twice.*nbi'):
-        numba.njit(cache=True)(twice)(3)

@@ -137,7 +137,7 @@ def test_a_pipe_gets_a_line_for_each_epoch_and_quiet_gets_none(folder, tmp_path,
     command = f'fit {folder}/data/train.tsv -o {tmp_path}/model {OPTIONS}'
     assert run(command, capsys).err == ''
     error = run(command.replace('--quiet', ''), capsys).err
-    assert 'epoch 1 of 2 done, loss ' in error and '\r' not in error
+    assert 'epoch 1 of 2 done, loss ' in error and 'units: done, loss ' in error and '\r' not in error
 
 
 @pytest.mark.parametrize('command', ['', 'fit', 'evaluate', 'recommend', 'info', 'prepare'])

@@ -83,6 +83,17 @@ def test_two_trainings_give_the_same_bits_though_items_repeat(momentum):
     assert_same_bits(first, again)
 
 
+def lowered_loop(settings, variables, n_minibatches, *drawn):
+    """The compiled loop of a training, and its program before XLA compiles it."""
+    shape, (width,) = (n_minibatches, settings.batch_size), settings.layers
+    states = {'H0': gru4rec.shared('H0', np.zeros((settings.batch_size, width), 'float32'))}
+    with backends.symbols_of_float32():
+        step = gru4rec.training_step(settings, gru4rec.shared('events', np.arange(settings.n_items)), variables, states)
+    loop = backends.compile_loop(*step, backend='jax')
+    sequences = [np.zeros(shape, 'int64'), np.zeros(shape, bool), *drawn]
+    return loop, loop.program.lower(n_minibatches, sequences, loop.step.values())
+
+
 @pytest.mark.parametrize('arguments', [
     pytest.param(dict(momentum=0.3), marks=PROMISE),
     *[pytest.param(arguments, marks=pytest.mark.slow) for arguments in (
@@ -93,14 +104,8 @@ def test_the_compiled_program_overwrites_the_weights_and_copies_no_matrix(argume
     model = small_model(layers=[units], n_epochs=1, dropout_p_hidden=0.5, **arguments)
     model.fit(few_items_log(n_sessions=400, n_items=n_items * 3).assign(
         ItemId=lambda log: np.arange(len(log)) % n_items))
-    states = {'H0': gru4rec.shared('H0', np.zeros((6, units), 'float32'))}
-    with pytensor.config.change_flags(floatX='float32'):
-        step = gru4rec.training_step(model.settings(), gru4rec.shared('events', np.arange(n_items)), model.variables_,
-                                     states)
-    loop = backends.compile_loop(*step, backend='jax')
-    sequences = [np.zeros((K, 6), 'int64'), np.zeros((K, 6), bool), np.zeros((K, 6, units), bool)]
-    program = loop.program.lower(K, sequences, loop.step.values()).compile().as_text()
-
+    loop, lowered = lowered_loop(model.settings(), model.variables_, K, np.zeros((K, 6, units), bool))
+    program = lowered.compile().as_text()
     n_states = len(loop.step.storage)
     assert len(re.findall(r'may-alias|must-alias', program.splitlines()[0])) == n_states
     large = rf'f32\[{n_items},\d+\]'
@@ -138,18 +143,13 @@ def test_the_tables_of_many_rows_share_one_sort():
 
 def test_no_table_of_all_pairs_of_rows_is_made_with_many_additional_negatives():
     """Read in the program of XLA: two occurrences of 1,031 negatives meet only by being sorted."""
-    from gru4rec_pytensor.backends import jax_loops
     n_sample, n_lanes = 1031, 4
     model = small_model(layers=[5], batch_size=n_lanes, n_epochs=1, dropout_p_hidden=0, n_sample=n_sample,
                         sample_store=10 * n_sample, loss='bpr-max', momentum=0.1, constrained_embedding=True)
     settings = model.settings(n_items=2000)
     variables = gru4rec.Variables.of(settings, gru4rec.initial_weights(settings, np.random.RandomState(0)))
-    states = {'H0': gru4rec.shared('H0', np.zeros((n_lanes, 5), 'float32'))}
-    with backends.symbols_of_float32():
-        step = gru4rec.training_step(settings, gru4rec.shared('events', np.arange(2000)), variables, states)
-    loop = jax_loops.JaxLoop(*step)
-    sequences = [np.zeros((2, n_lanes), 'int64'), np.zeros((2, n_lanes), bool), np.zeros((2, n_sample), 'int64')]
-    program = loop.program.lower(2, sequences, loop.step.values()).as_text()
+    _loop, lowered = lowered_loop(settings, variables, 2, np.zeros((2, n_sample), 'int64'))
+    program = lowered.as_text()
     n = n_sample + n_lanes
     assert f'tensor<{n}x5x' in program
     assert not any(f'tensor<{k}x{k}x' in program for k in (n_sample, n, n + n_lanes))

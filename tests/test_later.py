@@ -38,15 +38,13 @@ from gru4rec_pytensor.later import GRU4Rec, evaluate_gpu
 
 # --- Recorded runs --------------------------------------------------------------------------------------------------
 
-# It has all of it: dropout of both kinds, a shared matrix, momentum, negatives from the release's generator.
-PROMISED_ON_JAX = 'bprmax_dropout_mrg_constrained_gpustore'
-PROMISED_ON_NUMBA = 'xe_n8_logq1'  # which takes half a minute to compile, and the other twice as long
-
+# The first has dropout of both kinds, a shared matrix, momentum, and negatives from the release's generator.  Numba
+# takes half a minute to compile the second, and twice as long for the first.
+PROMISED = {'jax': 'bprmax_dropout_mrg_constrained_gpustore', 'numba': 'xe_n8_logq1'}
 every_case = pytest.mark.parametrize('case, backend', [(case, 'python') for case in LATER_CASES] + [
-    pytest.param(case, 'numba', marks=PROMISE if case == PROMISED_ON_NUMBA else [pytest.mark.slow])
-    for case in LATER_CASES] + [
-    pytest.param(case, 'jax', marks=[needs_jax, PROMISE if case == PROMISED_ON_JAX else pytest.mark.slow])
-    for case in LATER_CASES])
+    pytest.param(case, backend, marks=[PROMISE if PROMISED[backend] == case else pytest.mark.slow,
+                                       *[needs_jax] * (backend == 'jax')])
+    for backend in PROMISED for case in LATER_CASES])
 
 
 @functools.cache
@@ -269,7 +267,7 @@ def test_set_params_reads_text_as_the_release_does():
 
 @pytest.mark.parametrize('parameters, error, message', [
     (dict(layer='100'), NotImplementedError, "'layer' is no argument"),
-    (dict(layers='100,50'), ValueError, "layers='100,50': must be a whole numbers separated by '/'"),
+    (dict(layers='100,50'), ValueError, "layers='100,50': must be whole numbers separated by '/'"),
     (dict(n_epochs='ten'), ValueError, "n_epochs='ten': must be a whole number"),
     (dict(learning_rate='fast'), ValueError, "learning_rate='fast': must be a number"),
     (dict(constrained_embedding='yes'), ValueError, "constrained_embedding='yes': must be one of 'True', '1'"),
@@ -325,7 +323,7 @@ def test_a_large_power_of_the_numbers_of_events_overflows_nowhere():
 
 
 @pytest.mark.parametrize('cls', [GRU4Rec, gru4rec.GRU4Rec])
-def test_a_saved_model_loads_as_either_class(cls, tmp_path):
+def test_a_saved_model_loads_as_either_class_and_copies_stay_what_they_are(cls, tmp_path):
     model = small_later()
     model.savemodel(tmp_path / 'model')
     loaded = cls.loadmodel(tmp_path / 'model')
@@ -333,12 +331,9 @@ def test_a_saved_model_loads_as_either_class(cls, tmp_path):
     assert_same_bits(state_of(loaded), state_of(model))
     assert repr(loaded) == repr(model)
     assert evaluate_gpu(loaded, LOG) == evaluate_gpu(model, LOG)
-
-
-def test_copies_stay_what_they_are():
-    model = pickle.loads(pickle.dumps(small_later()))
-    assert type(model) is type(copy.deepcopy(small_later())) is GRU4Rec
-    assert_same_bits(state_of(model), state_of(small_later()))
+    for twin in (pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
+        assert type(twin) is cls
+        assert_same_bits(state_of(twin), state_of(model))
 
 
 # --- Evaluation -----------------------------------------------------------------------------------------------------

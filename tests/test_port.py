@@ -1,6 +1,7 @@
 """The authors' PyTorch code: its recorded runs, met by summed gradients of repeated items and its GRU; its weights."""
 import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,22 +143,14 @@ def test_a_state_of_the_pytorch_code_comes_back_as_it_was_and_predicts_like_the_
     assert_allclose(*scores, rtol=0, atol=1e-5 if CASES[case]['loss'] == 'cross-entropy' else 1e-4)
 
 
-class Tensor:
+def tensor(array):
     """A tensor on a device, as far as a state of it is read: NumPy cannot take it as it is."""
-
-    def __init__(self, array):
-        self._array = array
-
-    def detach(self):
-        return self
-
-    def cpu(self):
-        return self._array
+    return SimpleNamespace(detach=lambda: SimpleNamespace(cpu=lambda: array))
 
 
 def test_tensors_are_taken_as_arrays_are_without_pytorch():
     state = trained_as_recorded('xe', 'python')[0].port_state_dict()
-    model = GRU4Rec.from_port({name: Tensor(array) for name, array in state.items()}, range(60), loss='cross-entropy')
+    model = GRU4Rec.from_port({name: tensor(array) for name, array in state.items()}, range(60), loss='cross-entropy')
     assert_array_equal(model.weights()['Wy'], state['Wy.weight'])
 
 
@@ -174,11 +167,13 @@ def test_a_state_that_does_not_fit_is_one_error_that_names_what(change, message)
         GRU4Rec.from_port(state, change.get('items', range(60)))
 
 
-@pytest.mark.parametrize('names, unit, n_layers', [
-    ([], 'lstm', 1), ([], 'gru', 2), (['E'], 'gru', 1), (['Wd0'], 'gru', 1), (['Ix1'], 'gru-after', 2)], ids=str)
-def test_a_network_that_the_pytorch_code_does_not_have_is_refused(names, unit, n_layers):
+@pytest.mark.parametrize('arguments, name', [
+    (dict(unit='lstm'), 'Wx0'), (dict(layers=[4, 4]), 'Wx0'), (dict(embedding=3), 'E'), (dict(feedforward=[3]), 'Wd0'),
+    (dict(unit='gru-after', layers=[4, 4], embedding=3), 'Ix1'), (dict(unit='gru-after'), 'Wx0'),
+    (dict(constrained_embedding=True), 'Wx0'), (dict(input_mode='session'), 'Wx0')], ids=str)
+def test_a_network_that_the_pytorch_code_does_not_have_is_refused(arguments, name):
     with pytest.raises(ValueError, match='the PyTorch code has'):
-        port.port_from_weights(dict.fromkeys(names), unit, n_layers)
+        port.port_from_weights({name: None}, small_model(**arguments))
 
 
 def test_the_optimiser_of_a_model_from_the_pytorch_code_begins_at_zero():

@@ -39,15 +39,9 @@ def test_a_private_name_is_there(name):
     found(name)
 
 
-@pytest.fixture(scope='module')
-def compiled():
-    """A function for Numba that updates a shared variable; its machine code is not made."""
+def test_the_compiled_step_is_found_with_its_storage_its_updates_and_the_function_within():
     y = pytensor.shared(np.zeros(2), name='y')
-    return pytensor.function([], y.sum(), updates={y: y + 1}, mode='NUMBA'), y
-
-
-def test_the_compiled_step_is_found_with_its_storage_its_updates_and_the_function_within(compiled):
-    function, y = compiled
+    function = pytensor.function([], y.sum(), updates={y: y + 1}, mode='NUMBA')  # its machine code is not made
     fgraph = function.maker.fgraph
     assert callable(function.vm.jit_fn), 'Function.vm.jit_fn'
     assert function.vm.storage_map[fgraph.inputs[0]] == [y.get_value(borrow=True)], 'Function.vm.storage_map'

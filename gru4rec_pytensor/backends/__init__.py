@@ -3,20 +3,15 @@
 The model (`gru4rec.py`) hands over a step, written once in symbols, and gets back a function that runs it on a chunk of
 mini-batches.  Inputs and outputs are dictionaries, by name.  Three backends are offered:
 
-* ``'numba'``: machine code for the CPU.  The step and the loop over mini-batches around it are one compiled function,
-  so that no Python runs between two mini-batches.
+* ``'numba'``: machine code for the CPU.  The step and the loop over mini-batches around it are one compiled function.
 * ``'jax'``: the same for a GPU, through JAX and XLA; works on a CPU too.  Needs JAX, an extra of the package.
 * ``'python'``: PyTensor's own interpreter.  Compiles in a second and runs slowly: for tests and for looking inside.
 
 ``'auto'`` is JAX where it sees a GPU, and Numba elsewhere.
 
-This file is the interface, with what runs on the CPU.  `numba_ops` has operations for Numba and the rewrites that put
-them into a graph, `numba_rows` those that update rows; `jax_loops` has what runs on JAX, and is imported only for that
-backend; `common` is what both share.  Importing them changes nothing for other graphs of the process, but that damaged
-files of Numba's cache are compiled again (`numba_cache`).
-
-One thread of a process at a time makes graphs (`symbols_of_float32`) and compiles them.  Several may call what
-`compile_step` returns.
+This file is the interface, with the loops for a CPU; `jax_loops` is imported only for its backend.  An import changes
+nothing for other graphs of the process, but that damaged files of Numba's cache are compiled again.  One thread of a
+process at a time makes graphs (`symbols_of_float32`) and compiles them.
 """
 from __future__ import annotations
 
@@ -25,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from glob import glob
 from hashlib import sha256
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numba
 import numpy as np
@@ -53,9 +48,6 @@ from gru4rec_pytensor.backends.threads import available_cores, blas_threads
 from gru4rec_pytensor.backends.variables import Variables, free_with, shared
 from gru4rec_pytensor.checks import check_choice
 from gru4rec_pytensor.turns import ProcessLock
-
-if TYPE_CHECKING:
-    from gru4rec_pytensor.backends.jax_loops import JaxRanks
 
 Symbols = Mapping[str, Variable]  # by name
 Arrays = dict[str, Any]
@@ -107,38 +99,28 @@ def _gpu() -> bool:
         return False
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Compilation
-# ---------------------------------------------------------------------------------------------------------------------
-
 def compile_function(inputs: Sequence[Variable], outputs: Variable | Sequence[Variable], updates: dict | None = None, *,
                      backend: str) -> Function:
     """Compile as `pytensor.function` does, for a backend.  One thread at a time may call the result."""
     check_choice('backend', backend, BACKENDS[1:])
-    if backend == 'python':
-        mode = python_mode()
-    elif backend == 'jax':
+    if backend == 'jax':
         from gru4rec_pytensor.backends.jax_loops import jax_mode
         mode = jax_mode()
     else:
-        mode = numba_mode()
+        mode = python_mode() if backend == 'python' else numba_mode()
     with compiling():
         return pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
 
 
 def compile_step(inputs: Symbols, outputs: Symbols, *, backend: str) -> Callable[[Arrays], Arrays]:
-    """Compile a graph without updates.
+    """Compile a graph without updates to a function of {name: array}, one for each of `inputs`.
 
-    Returns
-    -------
-    function of {name: array}, one for each of `inputs`, that returns the outputs, by name, which are the caller's;
-    several threads may call it at once
+    It returns the outputs, by name, which are the caller's.  Several threads may call it at once.
     """
     check_choice('backend', backend, BACKENDS[1:])
     if backend == 'jax':
         from gru4rec_pytensor.backends.jax_loops import JaxStep
-        with compiling():
-            return JaxStep(inputs, outputs)
+        return JaxStep(inputs, outputs)
     return (PythonStep if backend == 'python' else NumbaStep)(inputs, outputs)
 
 
@@ -155,23 +137,21 @@ def compile_loop(sequences: Symbols, output: Variable, updates: dict, *, backend
 
     Returns
     -------
-    function of {name: array}, with a leading axis of K rows, one for each of `sequences`; it runs the step K times and
-    returns the outputs (K,).  After an output that is not finite it stops, and returns those up to it.
+    function of {name: array}, with a leading axis of K rows, one for each of `sequences`.  It runs the step K times and
+    returns the outputs (K,), or those up to the first that is not finite, after which it stops
     """
     check_choice('backend', backend, BACKENDS[1:])
     if backend == 'jax':
         from gru4rec_pytensor.backends.jax_loops import JaxLoop
-        with compiling():
-            return JaxLoop(sequences, output, updates)
+        return JaxLoop(sequences, output, updates)
     return (PythonLoop if backend == 'python' else NumbaLoop)(sequences, output, updates, n_threads)
 
 
 def compile_ranks(inputs: Symbols, outputs: Symbols, scores: Variable, activated: Variable,
-                  block: int = 16_384) -> JaxRanks:
-    """Compile the counting of ranks on a GPU, for the backend 'jax'; arguments as of `jax_loops.JaxRanks`."""
+                  block: int = 16_384) -> Callable[..., tuple[dict, list[np.ndarray]]]:
+    """Compile the counting of ranks on a GPU, for the backend 'jax': see `jax_loops.JaxRanks`."""
     from gru4rec_pytensor.backends.jax_loops import JaxRanks
-    with compiling():
-        return JaxRanks(inputs, outputs, scores, activated, block)
+    return JaxRanks(inputs, outputs, scores, activated, block)
 
 
 class PythonStep:
@@ -209,10 +189,8 @@ class PythonLoop:
 class NumbaFunction:
     """A graph as a function of Numba: ``function(*inputs, *arrays of the shared variables)`` -> outputs.
 
-    It writes into the arrays of the variables that are updated where it may, and nowhere else.
-
-    fgraph : the graph as it was compiled
-    storage : one-element lists that hold the arrays of the shared variables
+    `fgraph` is the graph as it was compiled; `storage` are one-element lists that hold the arrays, of which it may
+    write into those that are updated.
     """
 
     def __init__(self, inputs: Sequence[Variable], outputs: Variable | Sequence[Variable],
@@ -221,15 +199,10 @@ class NumbaFunction:
         self._function, self.fgraph = function.vm.jit_fn, function.maker.fgraph
         self.storage = [function.vm.storage_map[variable] for variable in self.fgraph.inputs[len(inputs):]]
 
-    def arrays(self) -> list[np.ndarray]:
-        """Return the present arrays of the shared variables."""
-        return [cell[0] for cell in self.storage]
-
     def within(self, name: str, source: str) -> Any:
         """Return a function of this name and source, in which the graph's function is called ``step``."""
         # A key made of PyTensor's key for the step lets the machine code of this function be found on disk, too.
-        # PyTensor's function does nothing but call the step: calling the step itself saves a compilation, a seventh of
-        # the time.
+        # PyTensor's function only calls the step: calling the step itself saves a seventh of the compilation.
         py_func = self._function.py_func
         step_key, step = CACHED_SRC_FUNCTIONS.get(py_func), py_func.__globals__.get('jitable_func', self._function)
         key = step_key and sha256(f'{step_key} {source} {VERSION}'.encode()).hexdigest()
@@ -243,22 +216,20 @@ class NumbaStep:
 
     def __init__(self, inputs: Symbols, outputs: Symbols) -> None:
         self._step = NumbaFunction([*inputs.values()], [*outputs.values()])
-        self._types = {name: variable.type for name, variable in inputs.items()}
-        self._outputs = [*outputs]
+        self._inputs, self._outputs = inputs, [*outputs]
         arguments = ', '.join(f'array{i}' for i in range(len(self._step.fgraph.inputs)))
         self._function = self._step.within('once', f'def once({arguments}):\n    return step({arguments})')
 
     def __call__(self, arrays: Arrays) -> Arrays:
-        inputs = [np.asarray(kind.filter(array), order='C')
-                  for kind, array in zip(self._types.values(), in_order(arrays, [*self._types]))]
-        return dict(zip(self._outputs, call(self._function, (*inputs, *self._step.arrays()))))
+        inputs = [np.asarray(variable.type.filter(array), order='C')
+                  for variable, array in zip(self._inputs.values(), in_order(arrays, [*self._inputs]))]
+        return dict(zip(self._outputs, call(self._function, (*inputs, *[cell[0] for cell in self._step.storage]))))
 
 
 class NumbaLoop:
     """The step and the loop around it as one compiled function, so that no Python runs between two steps.
 
-    The loop hands the arrays that the step returns, which may be those that it got, to the next step.  Its source is
-    generated, since the number of arrays differs from model to model.
+    Its source is generated, since the number of arrays differs from model to model.
     """
 
     def __init__(self, sequences: Symbols, output: Variable, updates: dict, n_threads: int) -> None:
@@ -271,7 +242,7 @@ class NumbaLoop:
         arrays = in_order(sequences, self._names)
         outputs = np.empty(len(arrays[0]), dtype=FLOAT)
         with blas_threads.limited(self._n_threads):
-            n_done, states = call(self._loop, (outputs, *arrays, *self._step.arrays()))
+            n_done, states = call(self._loop, (outputs, *arrays, *[cell[0] for cell in self._step.storage]))
         for cell, state in zip(self._step.storage, states):
             cell[0] = state
         return outputs[:n_done]
@@ -297,9 +268,9 @@ def add_code_on_disk(function: Any, signature: tuple) -> None:
     """Load the machine code of a function that Numba caches from disk, and compile it to there first if it is missing.
 
     In the process that compiles it, a function calls others that were compiled one by one; the code on disk is one
-    piece, optimised as a whole.  Both are right, but last digits differ.  And of several parts with one name, an
-    execution engine takes the first.  So the code is loaded from disk into an engine of its own: the first run of a
-    model on a machine gives the same bits as later ones, whatever else the process has compiled.
+    piece, optimised as a whole: last digits differ.  And of several parts with one name, an execution engine takes the
+    first.  So the code is loaded from disk into an engine of its own: the first run on a machine gives the bits of
+    later ones, whatever else the process has compiled.
     """
     cache, engine = function._cache, type(cpu_target.target_context)(cpu_target.typing_context)
     code = cache.load_overload(signature, engine)

@@ -52,8 +52,6 @@ def version_of(*files: str | Path) -> int:
 
 COMPILER_LOCK = threading.RLock()
 FORKED_WHILE_COMPILING = threading.Event()
-
-
 FORKED_WITH_JAX = threading.Event()
 
 
@@ -99,8 +97,16 @@ def symbols_of_float32() -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Updates of rows
+# Operations, updates of rows, and rewrites
 # ---------------------------------------------------------------------------------------------------------------------
+
+class CompiledOp(Op):
+    """An operation that rewrites put into graphs for Numba or JAX; the interpreter does not run it."""
+    __props__: tuple[str, ...] = ()
+
+    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
+        raise NotImplementedError(f'{self} is for a compiled backend')
+
 
 def row_update(table: TensorVariable, rows: TensorVariable, values: TensorVariable,
                changes: TensorVariable | None = None, *, store: bool) -> TensorVariable:
@@ -116,13 +122,13 @@ def row_update(table: TensorVariable, rows: TensorVariable, values: TensorVariab
 
 
 class TableUpdate(Op):
-    """An operation whose outputs are new values of tables; `overwriting` makes one that changes them in place."""
-    __props__: tuple[str, ...]
-    inplace: bool
+    """An operation that returns new values of `tables`, numbers of its inputs, and overwrites those if `inplace`."""
+    __props__: tuple[str, ...] = ('inplace',)
 
-    def overwriting(self) -> TableUpdate:
-        """Return the same operation in place."""
-        return type(self)(**{name: getattr(self, name) for name in self.__props__} | {'inplace': True})
+    def __init__(self, inplace: bool = False, tables: Sequence[int] = (0,)) -> None:
+        self.inplace = inplace
+        if inplace:
+            self.destroy_map = {k: [table] for k, table in enumerate(tables)}
 
 
 class RowUpdate(TableUpdate):
@@ -134,9 +140,8 @@ class RowUpdate(TableUpdate):
     __props__ = ('store', 'inplace')
 
     def __init__(self, store: bool, inplace: bool = False) -> None:
-        self.store, self.inplace = store, inplace
-        if inplace:
-            self.destroy_map = {0: [0]}
+        super().__init__(inplace)
+        self.store = store
 
     def make_node(self, table: TensorVariable, values: TensorVariable, rows: TensorVariable,  # type: ignore[override]
                   *changes: TensorVariable) -> Apply:
@@ -156,10 +161,6 @@ class RowUpdate(TableUpdate):
         output_storage[0][0] = table
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Rewrites
-# ---------------------------------------------------------------------------------------------------------------------
-
 @node_rewriter([Sum])
 def sums_in_own_precision(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: add up float32 in float32, not in float64, which halves the width of a vector instruction."""
@@ -171,4 +172,7 @@ def sums_in_own_precision(fgraph: FunctionGraph, node: Apply) -> list | None:
 @node_rewriter([TableUpdate])
 def tables_in_place(fgraph: FunctionGraph, node: Apply) -> list | None:
     """Rewrite: `TableUpdate` to the one that overwrites its tables."""
-    return None if node.op.inplace else node.op.overwriting().make_node(*node.inputs).outputs
+    if node.op.inplace:
+        return None
+    arguments = {name: getattr(node.op, name) for name in node.op.__props__}
+    return type(node.op)(**arguments | {'inplace': True}).make_node(*node.inputs).outputs

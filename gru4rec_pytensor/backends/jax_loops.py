@@ -15,7 +15,6 @@ from jax import Array
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.link.jax.linker import JAXLinker
@@ -25,7 +24,9 @@ from gru4rec_pytensor.backends.common import (
     FLOAT,
     FORKED_WITH_JAX,
     ROW_UPDATES,
+    CompiledOp,
     RowUpdate,
+    compiling,
     sums_in_own_precision,
 )
 from gru4rec_pytensor.backends.repeats import Occurrences, RunningSums
@@ -38,27 +39,21 @@ NOWHERE = 2 ** 30  # number of a row that no table has
 # ---------------------------------------------------------------------------------------------------------------------
 #
 # A GPU adds in any order, which changes the last bits from run to run, and of several values that are set any one may
-# win.  So each occurrence of a row writes the same final value, or only the last one writes at all.  Since the final
-# value is made of a row that the step reads anyway, XLA also sees that the table may be overwritten; an increment would
-# make it copy the table first.
+# win.  So each occurrence of a row writes the same final value, or only the last one writes at all.  XLA then sees that
+# the table may be overwritten; an increment would make it copy the table first.
 
-class SortedRows(Op):
+class SortedRows(CompiledOp):
     """The order of rows (n,), and the sorted rows; an optional second input says which of them change something.
 
     The sort is stable, so that the occurrences of a row lie together as they came; those that change nothing come last,
     as `NOWHERE`.
     """
-    __props__ = ()
 
     def make_node(self, rows: Variable, *changes: Variable) -> Apply:  # type: ignore[override]
         return Apply(self, [rows, *changes], [rows.type(), rows.type()])
 
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        for storage, value in zip(output_storage, sorted_rows(*map(jnp.asarray, inputs))):
-            storage[0] = np.asarray(value)
 
-
-class FinalRows(Op):
+class FinalRows(CompiledOp):
     """A table with values (n, ...) added to its rows, or stored there, by the outputs of `SortedRows`."""
     __props__ = ('store',)
 
@@ -68,10 +63,6 @@ class FinalRows(Op):
     def make_node(self, table: Variable, values: Variable, order: Variable,  # type: ignore[override]
                   rows: Variable) -> Apply:
         return Apply(self, [table, values, order, rows], [table.type()])
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        table, values, order, rows = map(jnp.asarray, inputs)
-        output_storage[0][0] = np.asarray(final_rows(table, values, order, rows, self.store))
 
 
 def sorted_rows(rows: Array, changes: Array | None = None) -> tuple[Array, Array]:
@@ -113,13 +104,9 @@ def sums_of_rows(rows: Array, values: Array) -> Array:
 
 
 @jax_funcify.register(SortedRows)
-def _funcify_sorted_rows(op: SortedRows, **kwargs: Any) -> Callable:
-    return sorted_rows
-
-
 @jax_funcify.register(FinalRows)
-def _funcify_final_rows(op: FinalRows, **kwargs: Any) -> Callable:
-    return partial(final_rows, store=op.store)
+def _funcify_rows(op: SortedRows | FinalRows, **kwargs: Any) -> Callable:
+    return partial(final_rows, store=op.store) if isinstance(op, FinalRows) else sorted_rows
 
 
 @node_rewriter([RowUpdate])
@@ -178,18 +165,17 @@ def _funcify_running_sums(op: RunningSums, **kwargs: Any) -> Callable:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class PureLinker(JAXLinker):
-    """PyTensor's linker for JAX without the last step: functions are converted, but not compiled."""
+    """PyTensor's linker for JAX, which converts functions and does not compile them."""
 
     def jit_compile(self, fn: Callable) -> Callable:
         return fn
 
 
 def jax_mode(linker: type[JAXLinker] = JAXLinker) -> Mode:
-    """PyTensor's mode for JAX, with our rewrites."""
-    mode = Mode(linker(), get_mode('JAX').provided_optimizer)
-    return mode.register(*((in2out(rewrite, name=rewrite.__name__, ignore_newtrees=True), BEFORE_FUSION)
-                           for rewrite in (sums_in_own_precision, row_updates_without_race,
-                                           many_row_updates_without_race)))
+    """Return PyTensor's mode for JAX, with our rewrites."""
+    rewrites = (sums_in_own_precision, row_updates_without_race, many_row_updates_without_race)
+    return Mode(linker(), get_mode('JAX').provided_optimizer).register(*(
+        (in2out(rewrite, name=rewrite.__name__, ignore_newtrees=True), BEFORE_FUSION) for rewrite in rewrites))
 
 
 def check_not_forked() -> None:
@@ -202,19 +188,20 @@ def check_not_forked() -> None:
 class JaxFunction:
     """A graph as a pure function for JAX: ``function(*inputs, *values of the shared variables)`` -> outputs.
 
-    storage : one-element lists that hold the values of the shared variables
-    new_value : number of a shared variable -> number of the output that is its value after the step
+    `storage` are one-element lists that hold the values of the shared variables; `new_value` is the number of a shared
+    variable -> number of the output that is its value after the step.
     """
 
-    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable],
-                 updates: dict | None = None) -> None:
+    def __init__(self, inputs: Sequence[Variable], outputs: Sequence[Variable], updates: dict | None = None) -> None:
         check_not_forked()
-        mode = jax_mode(PureLinker)
-        function = pytensor.function(inputs, outputs, updates=updates, mode=mode, on_unused_input='ignore')
+        with compiling():
+            function = pytensor.function(inputs, outputs, updates=updates, mode=jax_mode(PureLinker),
+                                         on_unused_input='ignore')
         fgraph = function.maker.fgraph
         self.function = function.vm.jit_fn
         self.storage = [function.vm.storage_map[variable] for variable in fgraph.inputs[len(inputs):]]
         self.new_value = {i - len(inputs): o for o, i in fgraph.update_mapping.items()}
+        self._length = 0  # of the longest chunk so far
 
     def values(self) -> list:
         """Return the values of the shared variables, on the device."""
@@ -223,10 +210,10 @@ class JaxFunction:
             cell[0] = jnp.asarray(cell[0])
         return [cell[0] for cell in self.storage]
 
-
-def padded(rows: np.ndarray, length: int) -> np.ndarray:
-    """Return rows with zeros up to `length`, since XLA compiles a program for each shape."""
-    return np.concatenate([rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)])
+    def padded(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
+        """Return sequences with zeros up to the longest so far, since XLA compiles a program for each shape."""
+        length = self._length = max(self._length, len(sequences[0]))  # other threads may change the attribute
+        return [np.pad(rows, [(0, length - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in sequences]
 
 
 class JaxStep:
@@ -251,7 +238,6 @@ class JaxLoop:
 
     def __init__(self, sequences: Mapping[str, Variable], output: Variable, updates: dict) -> None:
         self.step, self._names = JaxFunction([*sequences.values()], [output], updates), [*sequences]
-        self._length = 0  # of the longest chunk so far
         step, new_value = self.step.function, self.step.new_value
 
         def loop(n_rows: Array, sequences: list[Array], states: list[Array]) -> tuple:
@@ -272,8 +258,7 @@ class JaxLoop:
 
     def __call__(self, sequences: dict[str, np.ndarray]) -> np.ndarray:
         n_rows = len(sequences[self._names[0]])
-        self._length = max(self._length, n_rows)
-        rows = [padded(sequences[name], self._length) for name in self._names]
+        rows = self.step.padded([sequences[name] for name in self._names])
         with jax.default_matmul_precision('float32'):  # a GPU would round factors to 10 bits otherwise
             n_done, outputs, states = self.program(n_rows, rows, self.step.values())
         for cell, state in zip(self.step.storage, states):
@@ -286,19 +271,14 @@ class JaxRanks:
 
     Scores are made and compared in blocks of items, so that no array of all items' scores is needed.
 
-    Parameters
-    ----------
-    inputs, outputs : symbols by name: 'item', 'starts' and the states; 'top', the last layer's output, and new states
-    scores, activated : a symbolic matrix of raw scores, and the same activated
-    block : items at a time
+    `inputs` are 'item', 'starts' and the states; `outputs` are 'top', the last layer's output, and the new states;
+    `activated` is made of `scores`, a symbolic matrix; `block` is the number of items at a time.
     """
 
     def __init__(self, inputs: Mapping[str, Variable], outputs: Mapping[str, Variable], scores: Variable,
                  activated: Variable, block: int) -> None:
         step = JaxFunction([*inputs.values()], [*outputs.values()])
-        self._step, self._activation = step, JaxFunction([scores], [activated])
-        self._block = block
-        self._length = 0  # of the longest chunk so far
+        self._step, self._activation, self._block = step, JaxFunction([scores], [activated]), block
 
         def loop(items: Array, starts: Array, targets: Array, states: dict[str, Array], values: list[Array],
                  *arrays: Array) -> tuple:
@@ -314,17 +294,14 @@ class JaxRanks:
     def _counts(self, H: Array, target: Array, column: Array, all_Wy: Array, all_By: Array, Wy: Array,
                 By: Array) -> tuple[Array, Array, Array]:
         """Count, for one mini-batch, the other items that score higher than the target and the same, and find NaN."""
-        size = min(self._block, len(By))
-
-        def activation(scores: Array) -> Array:
-            return self._activation.function(scores)[0]
+        size, activation = min(self._block, len(By)), self._activation.function
 
         def scores_of_block(k: Array) -> tuple[Array, Array, Array]:
             # The last block reaches back into the one before it, and repeats some of its items.
             first = jnp.minimum(k * size, len(By) - size)
             W, b = (jax.lax.dynamic_slice_in_dim(array, first, size) for array in (Wy, By))
             columns = first + jnp.arange(size)
-            return activation(H @ W.T + b), columns == column[target][:, None], columns >= k * size
+            return activation(H @ W.T + b)[0], columns == column[target][:, None], columns >= k * size
 
         def find_target(k: Array, target_score: Array) -> Array:
             scores, is_target, _is_new = scores_of_block(k)
@@ -338,28 +315,20 @@ class JaxRanks:
 
         n_blocks, zeros = -(-len(By) // size), jnp.zeros(len(H), int)
         # A target that is none of the ranked items has this score; others have that of their column, to the last bit.
-        target_score = activation(((H * all_Wy[target]).sum(axis=1) + all_By[target])[:, None])[:, 0]
+        target_score = activation(((H * all_Wy[target]).sum(axis=1) + all_By[target])[:, None])[0][:, 0]
         target_score = jax.lax.fori_loop(0, n_blocks, find_target, target_score)
         return *jax.lax.fori_loop(0, n_blocks, count, (zeros, zeros)), jnp.isnan(target_score)
 
     def __call__(self, items: np.ndarray, starts: np.ndarray, targets: np.ndarray, states: dict, column: np.ndarray,
                  all_output: tuple, output: tuple) -> tuple[dict, list[np.ndarray]]:
-        """Count for K mini-batches.
+        """Return the states after K mini-batches, counts (K, B) of higher and of equal scores, and where one is NaN.
 
-        Parameters
-        ----------
         items, targets : int64 (K, B), indices; starts : bool (K, B), True where a session starts
         states : arrays by name, before the first mini-batch
         column : int64 (n_items,), position of each item among the ranked ones, -1 where it is none of them
         all_output, output : Wy and By of all items, and of the ranked ones
-
-        Returns
-        -------
-        the states after the last; (K, B) counts of higher and of equal scores, and where one is NaN
         """
-        n_rows = len(items)
-        self._length = max(self._length, n_rows)
-        sequences = [padded(rows, self._length) for rows in (items, starts, targets)]
+        sequences = self._step.padded([items, starts, targets])
         with jax.default_matmul_precision('float32'):
             states, counts = self.program(*sequences, states, self._step.values(), column, *all_output, *output)
-        return states, [np.asarray(count)[:n_rows] for count in counts]
+        return states, [np.asarray(count)[:len(items)] for count in counts]

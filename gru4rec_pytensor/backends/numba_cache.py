@@ -1,7 +1,7 @@
 """Numba's cache of compiled code on disk: a damaged file is compiled again, and one that cannot be written is named.
 
-Numba, and PyTensor's own functions for it, would end in an EOFError or UnpicklingError until the file is removed by
-hand, or run damaged code: a checksum stands behind what they write.  Nothing changes for files that are whole.
+Numba would end in an EOFError or UnpicklingError until the file is removed by hand, or run damaged code: a checksum
+stands behind what it writes.
 """
 from __future__ import annotations
 
@@ -27,17 +27,15 @@ class CodeFiles(caching.IndexDataCacheFile):
 
     def _load_index(self) -> dict:
         try:
-            overloads = super()._load_index()
+            overloads: dict = super()._load_index()
             if overloads:
                 self._check(self._index_path)
-            if isinstance(overloads, dict):
-                return overloads
+            return overloads
         except OSError:
             raise
         except Exception:  # damaged bytes can raise anything
-            pass
-        logger.warning('the index of compiled code %s is damaged: compiling again', self._index_path)
-        return {}
+            logger.warning('the index of compiled code %s is damaged: compiling again', self._index_path)
+            return {}
 
     def _load_data(self, name: str) -> Any:
         try:

@@ -1,11 +1,10 @@
-"""Numba: operations, and rewrites that put them into a graph.
+"""Numba: operations, and rewrites that put them into the graphs that `numba_mode` compiles.
 
-PyTensor's own operations stay as they are, since other graphs of the same process may hold them.  A rewrite replaces
-them by operations of ours in the graphs that `numba_mode` compiles.
+PyTensor's own operations stay as they are, since other graphs of the same process may hold them.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from pytensor.tensor.math import Max, Sum
 from pytensor.tensor.variable import TensorVariable
 
 from gru4rec_pytensor import floats
-from gru4rec_pytensor.backends.common import FLOAT, version_of
+from gru4rec_pytensor.backends.common import FLOAT, CompiledOp, version_of
 
 VERSION = version_of(__file__, floats.__file__)
 float_order = register_jitable(floats.float_order)
@@ -41,24 +40,9 @@ float_order = register_jitable(floats.float_order)
 # tanh, sigmoid and exp that vectorise
 # ---------------------------------------------------------------------------------------------------------------------
 
-class FastTanh(Tanh):
-    """tanh of a float32 as a quotient of two polynomials, to 3e-7, which LLVM vectorises, unlike libm's tanhf."""
-
-
-class FastSigmoid(Sigmoid):
-    """sigmoid(x) = 1 / (1 + exp(-x)) of a float32 by `FastExp`, to a relative 3e-7.
-
-    Relative, since BPR-max takes its logarithm, whose gradient a sigmoid of 0 would stop.
-    """
-
-
-class FastExp(Exp):
-    """exp of a float32 to a relative 2e-7, as a polynomial and a shift of the exponent; within 1e-38 and 3e38."""
-
-
 @numba_njit(error_model='numpy')
 def tanh(x: np.float32) -> np.float32:
-    """tanh of a float32, see `FastTanh`; for use in compiled functions."""
+    """Return tanh as a quotient of two polynomials, to 3e-7, which LLVM vectorises, unlike libm's tanhf."""
     # Coefficients as in Eigen's float tanh.  The comparisons are written so that NaN goes through.  Under Numba's other
     # error model the division is checked for a zero divisor, and a loop with a branch is no longer made of vectors.
     x = np.float32(-7.90531110763549805) if x < np.float32(-7.90531110763549805) else x
@@ -80,7 +64,7 @@ def tanh(x: np.float32) -> np.float32:
 
 @numba_njit
 def exp(x: np.float32) -> np.float32:
-    """exp of a float32, see `FastExp`; for use in compiled functions."""
+    """Return exp to a relative 2e-7, by a polynomial and a shift of the exponent; within 1e-38 and 3e38."""
     # exp(x) = 2^n exp(rest) with |rest| <= log(2) / 2; log(2) is taken off in two parts, the first of which is exact.
     x = np.float32(-87.33) if x < np.float32(-87.33) else x
     x = np.float32(88.37) if x > np.float32(88.37) else x
@@ -98,12 +82,24 @@ def exp(x: np.float32) -> np.float32:
 
 @numba_njit(error_model='numpy')
 def sigmoid(x: np.float32) -> np.float32:
-    """Sigmoid of a float32, see `FastSigmoid`; for use in compiled functions."""
+    """Return 1 / (1 + exp(-x)) by `exp`, to a relative 3e-7: a 0 would stop the gradient of BPR-max's logarithm."""
     return np.float32(1) / (np.float32(1) + exp(-x))
 
 
-COMPILED: dict[type, Any] = {FastTanh: tanh, FastSigmoid: sigmoid, FastExp: exp}
+class FastTanh(Tanh):
+    """`tanh` of numbers in a graph."""
+
+
+class FastSigmoid(Sigmoid):
+    """`sigmoid` of numbers in a graph."""
+
+
+class FastExp(Exp):
+    """`exp` of numbers in a graph."""
+
+
 APPROXIMATIONS: dict[type, type] = {Tanh: FastTanh, Sigmoid: FastSigmoid, Exp: FastExp}
+COMPILED: dict[type, Any] = {FastTanh: tanh, FastSigmoid: sigmoid, FastExp: exp}
 
 
 @register_funcify_and_cache_key(FastTanh)
@@ -168,10 +164,10 @@ def inlined_bodies(fgraph: FunctionGraph, node: Apply) -> list | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Splits that are contiguous
+# Splits and reductions that vectorise
 # ---------------------------------------------------------------------------------------------------------------------
 
-class SplitColumns(Op):
+class SplitColumns(CompiledOp):
     """The equal parts of a matrix's columns, as contiguous copies.
 
     PyTensor's Split gives views, whose rows Numba does not know to be contiguous: a loop that reads one stays scalar,
@@ -186,10 +182,6 @@ class SplitColumns(Op):
         n_rows, n_columns = x.type.shape
         part = x.type.clone(shape=(n_rows, n_columns and n_columns // self.n_splits))
         return Apply(self, [x], [part() for _ in range(self.n_splits)])
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        for storage, part in zip(output_storage, np.split(inputs[0], self.n_splits, axis=1)):
-            storage[0] = part.copy()
 
 
 @register_funcify_default_op_cache_key(SplitColumns)
@@ -219,36 +211,24 @@ def contiguous_splits(fgraph: FunctionGraph, node: Apply) -> list | None:
     return parts
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reductions that vectorise
-# ---------------------------------------------------------------------------------------------------------------------
-
-class ColumnSums(Op):
+class ColumnSums(CompiledOp):
     """Sum over the rows of a float32 matrix.  PyTensor 3.3 would fuse it into the loop before, which then is scalar.
 
     Without it BPR-max has other last digits on PyTensor 3.3.
     """
-    __props__ = ()
 
     def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
         return Apply(self, [x], [x.type.clone(shape=x.type.shape[1:])()])
 
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        output_storage[0][0] = inputs[0].sum(axis=0)
 
-
-class RowMaxima(Op):
+class RowMaxima(CompiledOp):
     """Largest number of each row of a float32 matrix; of a row with NaN, NaN or any number.
 
     Computed of integers in the same order: LLVM makes no vectors of a maximum of floats.
     """
-    __props__ = ()
 
     def make_node(self, x: TensorVariable) -> Apply:  # type: ignore[override]
         return Apply(self, [x], [x.type.clone(shape=x.type.shape[:1])()])
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        output_storage[0][0] = inputs[0].max(axis=1)
 
 
 @register_funcify_default_op_cache_key(ColumnSums)

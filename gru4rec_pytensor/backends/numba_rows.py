@@ -1,8 +1,8 @@
 """Numba: reading and updating many rows of a table, and rewrites that put this into a graph.
 
 A mini-batch with 2,048 additional negatives reads as many rows, and changes them in three tables: the weights, their
-accumulators and their velocities.  They lie anywhere in memory, so that most of the time goes into waiting for it.  So
-each row is prefetched some rows ahead of its turn, and one loop reads and writes the three tables.
+accumulators and their velocities.  Most of the time goes into waiting for memory.  So each row is prefetched some rows
+ahead of its turn, and one loop reads and writes the three tables.
 """
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.link.numba.cache import compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import (
@@ -30,7 +29,7 @@ from pytensor.tensor import subtensor
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor.backends.common import FEW, FLOAT, ROW_UPDATES, RowUpdate, TableUpdate, version_of
+from gru4rec_pytensor.backends.common import FEW, FLOAT, ROW_UPDATES, CompiledOp, RowUpdate, TableUpdate, version_of
 from gru4rec_pytensor.backends.numba_ops import with_inlined_bodies
 from gru4rec_pytensor.backends.repeats import Occurrences
 
@@ -81,16 +80,11 @@ def is_reading_of_rows(node: Apply | None) -> bool:
         (2, False), (1, True)]
 
 
-class ReadRows(Op):
+class ReadRows(CompiledOp):
     """table[rows], of many rows."""
-    __props__ = ()
 
     def make_node(self, table: TensorVariable, rows: TensorVariable) -> Apply:  # type: ignore[override]
         return Apply(self, [table, rows], [table[rows].type()])
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        table, rows = inputs
-        output_storage[0][0] = table[rows]
 
 
 @register_funcify_default_op_cache_key(ReadRows)
@@ -155,14 +149,12 @@ def row_updates(fgraph: FunctionGraph, node: Apply) -> list | None:
 # Updating several tables at once
 # ---------------------------------------------------------------------------------------------------------------------
 
-class JointRowUpdate(TableUpdate):
+class JointRowUpdate(CompiledOp, TableUpdate):
     """The `RowUpdate` of several tables at the same rows, with the loop that computes their values.
 
     Inputs are rows (n,), for `conditional` updates `changes` (n,), the tables, and other arguments of the body, to be
     broadcast to (n, columns).  Each occurrence of a row reads the tables as they were before all of them.
 
-    Parameters
-    ----------
     body : of the loop, a function of numbers
     operands : for each of its inputs, the number of the table whose row it is, or None
     outputs : for each table, the number of the body's output that is added or stored
@@ -174,40 +166,25 @@ class JointRowUpdate(TableUpdate):
     def __init__(self, body: ScalarOp, operands: tuple[int | None, ...], outputs: tuple[int, ...],
                  stores: tuple[bool, ...], conditional: bool, distinct: bool = False, inplace: bool = False) -> None:
         self.body, self.operands, self.outputs, self.stores = body, operands, outputs, stores
-        self.conditional, self.distinct, self.inplace = conditional, distinct, inplace
+        self.conditional, self.distinct = conditional, distinct
         self.first_table = 2 if conditional else 1  # number of the input
-        if inplace:
-            self.destroy_map = {k: [self.first_table + k] for k in range(len(outputs))}
+        TableUpdate.__init__(self, inplace, range(self.first_table, self.first_table + len(outputs)))
 
     def make_node(self, *inputs: Variable) -> Apply:
-        return Apply(self, [*inputs], [table.type() for table in self.tables_of(inputs)])
+        tables = inputs[self.first_table:self.first_table + len(self.outputs)]
+        return Apply(self, [*inputs], [table.type() for table in tables])
 
-    def tables_of(self, inputs: Sequence) -> Sequence:
-        """Return the tables among the inputs."""
-        return inputs[self.first_table:self.first_table + len(self.outputs)]
-
-    def operands_of(self, inputs: Sequence, row_of: Callable[[int, Any], Any]) -> list:
-        """Return the arguments of the body, with `row_of` (number, table) for rows of tables."""
-        others = iter(inputs[self.first_table + len(self.outputs):])
-        tables = self.tables_of(inputs)
-        return [next(others) if k is None else row_of(k, tables[k]) for k in self.operands]
-
-    def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list) -> None:
-        rows, tables = inputs[0], self.tables_of(inputs)
-        values: Any = np.vectorize(self.body.impl)(*self.operands_of(inputs, lambda k, table: table[rows]))
-        changes = [inputs[1]] if self.conditional else []
-        for k, (output, store) in enumerate(zip(self.outputs, self.stores)):
-            value = np.asarray(values[output] if self.body.nout > 1 else values, FLOAT)
-            RowUpdate(store, self.inplace).perform(node, [tables[k], value, rows, *changes], output_storage[k:])
+    def arguments_of_body(self, others: Sequence, row_of: Callable[[int], Any]) -> list:
+        """Return the arguments of the body: what `row_of` says of a table's number, or the next of `others`."""
+        left = iter(others)
+        return [next(left) if k is None else row_of(k) for k in self.operands]
 
 
 @numba_njit
 def repeated_rows(rows: np.ndarray) -> tuple[np.ndarray, int]:
     """Number the rows that occur several times.
 
-    Returns
-    -------
-    for each occurrence, int32 (n,), the number of its row, -1 if that occurs once; and how many numbers there are
+    Returns, int32 (n,), each occurrence's number of its row, -1 if that occurs once, and how many numbers there are.
     """
     size = 1
     while size < 4 * len(rows):
@@ -236,7 +213,7 @@ def joint_row_update_source(op: JointRowUpdate, operands: Sequence[Variable]) ->
     it would have to compare many arrays for overlap.
     """
     tables = [f'table{k}' for k in range(len(op.outputs))]
-    others = [f'other{i}' for i in range(op.operands.count(None))]
+    others = [f'other{i}' for i in range(len(operands))]
     read = sorted({k for k in op.operands if k is not None})
     written = sorted(set(op.outputs))
 
@@ -244,8 +221,8 @@ def joint_row_update_source(op: JointRowUpdate, operands: Sequence[Variable]) ->
         i, j = (0 if fixed else name for fixed, name in zip(type_.broadcastable, 'ij'))
         return f'{other}[{i}, {j}]'
 
-    numbers = op.operands_of([*['']] * op.first_table + tables + [
-        number_at(other, variable.type) for other, variable in zip(others, operands)], lambda k, _table: f'old{k}[j]')
+    numbers = op.arguments_of_body([number_at(other, variable.type) for other, variable in zip(others, operands)],
+                                   lambda k: f'old{k}[j]')
     results = ', '.join(f'value{k}[j]' if k in written else '_' for k in range(op.body.nout))
     arguments = ['rows', *['changes'] * op.conditional, *tables, *others]
     keep = [] if op.distinct else [  # what this occurrence writes, a later one must not read
@@ -279,10 +256,11 @@ def joint_row_update_source(op: JointRowUpdate, operands: Sequence[Variable]) ->
 @register_funcify_and_cache_key(JointRowUpdate)
 def _funcify_joint_row_update(op: JointRowUpdate, node: Apply, **kwargs: Any) -> tuple[Callable, str | None]:
     body: Any = with_inlined_bodies(op.body)
-    numbers = op.operands_of(node.inputs, lambda k, table: table)
-    scalars = [get_scalar_type(dtype=variable.type.dtype)() for variable in numbers]
-    compiled, body_key = numba_funcify_and_cache_key(body, node=body.make_node(*scalars))
-    source = joint_row_update_source(op, node.inputs[op.first_table + len(op.outputs):])
+    others = node.inputs[op.first_table + len(op.outputs):]
+    dtypes = op.arguments_of_body([variable.type.dtype for variable in others], lambda k: FLOAT)
+    compiled, body_key = numba_funcify_and_cache_key(body, node=body.make_node(*[
+        get_scalar_type(dtype=dtype)() for dtype in dtypes]))
+    source = joint_row_update_source(op, others)
     names = {'np': np, 'body': compiled, 'repeated_rows': repeated_rows, 'fetch_row': fetch_row}
     function = numba_njit(compile_numba_function_src(source, 'joint_row_update', names), error_model='numpy')
     return function, body_key and sha256(f'{source} {body_key} {VERSION}'.encode()).hexdigest()

@@ -35,20 +35,14 @@ TRICKS = {rewrite.__name__: (rewrite, position) for position, rewrites in (
     (AFTER_ALL, [inlined_bodies, row_updates])) for rewrite in rewrites}
 
 
-def switched_off() -> set[str]:
-    """Return the names in `TRICKS` that the environment variable GRU4REC_WITHOUT switches off.
+def numba_mode() -> Mode:
+    """Return PyTensor's mode for Numba, with the tricks that are not switched off.
 
     For measuring what each brings: ``GRU4REC_WITHOUT=fast_activations,row_updates python ...``.
     """
-    names = set(os.environ.get('GRU4REC_WITHOUT', '').split(',')) - {''}
-    if not names <= TRICKS.keys():
-        raise ValueError(f'GRU4REC_WITHOUT={",".join(sorted(names))}: each must be one of {", ".join(TRICKS)}')
-    return names
-
-
-def numba_mode() -> Mode:
-    """Return PyTensor's mode for Numba, with the tricks that are not switched off."""
-    off = switched_off()
+    off = set(os.environ.get('GRU4REC_WITHOUT', '').split(',')) - {''}
+    if not off <= TRICKS.keys():
+        raise ValueError(f'GRU4REC_WITHOUT={",".join(sorted(off))}: each must be one of {", ".join(TRICKS)}')
     # 'local_log_sum_exp': cross_entropy subtracts the largest score itself.
     return get_mode('NUMBA').excluding('local_log_sum_exp', *ABOUT_SPECIAL_MATRICES).register(
         *((in2out(rewrite, name=name, ignore_newtrees=position == IN_PLACE), position)

@@ -16,13 +16,7 @@ from pytensor.tensor.type import discrete_dtypes, float_dtypes
 from pytensor.tensor.utils import import_func_from_string
 from pytensor.tensor.variable import TensorVariable
 
-from gru4rec_pytensor.backends.common import (
-    ABOUT_SPECIAL_MATRICES,
-    AFTER_ALL,
-    BEFORE_FUSION,
-    IN_PLACE,
-    tables_in_place,
-)
+from gru4rec_pytensor.backends.common import ABOUT_SPECIAL_MATRICES, AFTER_ALL, BEFORE_FUSION, IN_PLACE, tables_in_place
 
 
 @node_rewriter([Elemwise])
@@ -34,12 +28,10 @@ def two_by_two(fgraph: FunctionGraph, node: Apply) -> list | None:
 
 
 class NumpyCall(Op):
-    """An element-wise operation as one call of its NumPy function.
+    """PyTensor's operation `elementwise` as one call of its NumPy function.
 
-    PyTensor's own looks at the shape of each input before and at the memory of the result after each call, which takes
-    longer than to compute a small one.
-
-    elementwise : PyTensor's operation
+    PyTensor looks at the shape of each input before and at the memory of the result after each call, which takes longer
+    than to compute a small one.
     """
     __props__ = ('elementwise',)
 
@@ -80,10 +72,10 @@ class NumpyCalls(GraphRewriter):
 
 
 def python_mode() -> Mode:
-    """PyTensor's mode for its interpreter.
+    """Return PyTensor's mode for its interpreter.
 
-    Fused loops, and sums and products of three and more, would run element by element in Python.  Finding loops that
-    may overwrite their inputs takes a third of the time of a compilation, and brings nothing here.
+    Fused loops, and sums of three and more, would run element by element in Python.  Finding loops that may overwrite
+    their inputs takes a third of the time of a compilation, and brings nothing here.
     """
     mode = Mode(linker='py', optimizer='fast_run').excluding('fusion', 'inplace_elemwise', *ABOUT_SPECIAL_MATRICES)
     return mode.register((in2out(two_by_two, name='two_by_two'), BEFORE_FUSION),

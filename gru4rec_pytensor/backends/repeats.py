@@ -38,12 +38,6 @@ class Occurrences(Op):
 
 class RunningSums(TableUpdate):
     """Values (n, ...) to the sums over each row's occurrences so far, by the first output of `Occurrences`."""
-    __props__ = ('inplace',)
-
-    def __init__(self, inplace: bool = False) -> None:
-        self.inplace = inplace
-        if inplace:
-            self.destroy_map = {0: [0]}
 
     def make_node(self, values: TensorVariable, before: TensorVariable) -> Apply:  # type: ignore[override]
         return Apply(self, [values, before], [values.type()])

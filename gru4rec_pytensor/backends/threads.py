@@ -1,18 +1,19 @@
 """Threads of BLAS: the cores that a process may use, and how many of them products of matrices take.
 
-OpenBLAS's threads wait for one another, and for the next product, by spinning.  So they bring something where products
-are large and cores are free; where another process has a core, the others wait for the thread that shares it.
+OpenBLAS's threads wait by spinning.  So they bring something where products are large and cores are free; where another
+process has a core, the others wait for the thread that shares it.
 """
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
+
+from gru4rec_pytensor.turns import ProcessLock
 
 CONTROL_GROUP = Path('/sys/fs/cgroup')  # where Linux says what a container may use
 
@@ -32,13 +33,10 @@ def limits(*names: str) -> list[int]:
 
 
 class BlasThreads:
-    """The number of BLAS's threads, of which the whole process has one.
-
-    Where several threads of Python are within `limited` at once, the smallest number counts.
-    """
+    """The number of BLAS's threads in this process; of several threads within `limited` the smallest number counts."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._wanted: list[int] = []  # by those who are within
         self._libraries: list[Any] = []
         self._outside: list[int] = []  # threads of each library when nobody is within
@@ -46,23 +44,20 @@ class BlasThreads:
     @contextlib.contextmanager
     def limited(self, n: int) -> Iterator[None]:
         """Let BLAS have n threads within, and afterwards as many as before."""
-        with self._lock:
+        with self._lock.held():
             self._look()
             self._wanted.append(n)
             self._set()
         try:
             yield
         finally:
-            with self._lock:
+            with self._lock.held():
                 self._wanted.remove(n)
                 self._set()
 
     def allowed(self) -> int:
-        """Return how many threads BLAS may use: its number outside of `limited`, but no more than there are cores.
-
-        The first is what `OMP_NUM_THREADS` or `threadpoolctl.threadpool_limits` say, or else the number of cores.
-        """
-        with self._lock:
+        """Return how many threads BLAS may use: its number outside of `limited`, but no more than there are cores."""
+        with self._lock.held():
             self._look()
             return min(max(self._outside, default=1), available_cores())
 
@@ -77,5 +72,3 @@ class BlasThreads:
 
 
 blas_threads = BlasThreads()
-if hasattr(os, 'register_at_fork'):  # a thread of the parent may hold the lock
-    os.register_at_fork(after_in_child=lambda: vars(blas_threads).update(_lock=threading.Lock()))

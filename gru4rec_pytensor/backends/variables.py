@@ -21,19 +21,16 @@ def shared(name: str, value: np.ndarray) -> Any:
 def free_with(owner: Any, variables: Iterable) -> None:
     """Free the arrays of shared variables as soon as `owner` is gone.
 
-    Numba never forgets what it compiled, and that refers to the variables.  Python drops an exception in the callback
-    of a reference, so a Ctrl-C that came within a function of Python would be lost.  So the callback is a method in C:
-    it puts the dead reference in the place of the array.
+    Numba never forgets what it compiled, and that refers to the variables.  The callback is a method in C, which puts
+    the dead reference in the place of the array: a Ctrl-C within a callback in Python would be lost.
     """
     for variable in variables:
         variable.tag.freed_with = weakref.ref(owner, partial(variable.container.storage.__setitem__, 0))
 
 
 class Variables(NamedTuple):
-    """The shared variables that a training step changes, by the names of `weight_layout`.
-
-    weights : of all layers
-    acc, vel : accumulators and velocities of the update rule, of the same shapes; empty where it has none
+    """The shared variables that a training step changes, by the names of `weight_layout`: weights of all layers, and
+    accumulators and velocities of the update rule, of the same shapes; empty where it has none.
     """
     weights: dict[str, Any]
     acc: dict[str, Any]
