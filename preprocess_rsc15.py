@@ -39,7 +39,6 @@ from gru4rec_pytensor.events import (
     COLUMNS,
     MIN_ITEM_EVENTS,
     check_events,
-    check_one_type,
     count,
     drop_rare_items,
     drop_repeats,
@@ -100,8 +99,9 @@ def preprocess(clicks: pd.DataFrame, protocol: str = '2016') -> dict[str, pd.Dat
     """
     check_choice('protocol', protocol, PROTOCOL_YEARS)
     check_events(clicks, *COLUMNS)
-    for name in COLUMNS[:2]:
-        check_one_type(clicks[name])
+    for name in COLUMNS[:2]:  # such as text beside numbers, which have no order
+        if clicks[name].dtype == object and clicks[name].map(type).nunique() > 1:
+            raise TypeError(f'{name} must have values of one type, not {clicks[name].map(type).unique().tolist()}')
     clicks = clicks[list(COLUMNS)].assign(Time=in_seconds(clicks['Time']))
     events = sort_events(clicks)
     if protocol == '2023':

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from gru4rec_pytensor import events as protocol
@@ -25,6 +24,7 @@ from gru4rec_pytensor.events import (
     check_events,
     check_times,
     left_by,
+    require,
     require_events,
 )
 from gru4rec_pytensor.files import name_of, plain_text
@@ -115,19 +115,25 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
     with plain_text(path) as plain:
         start = plain.read(1 << 10)
         plain.seek(0)
-        reader = _read_text
         if start.startswith(b'PAR1') or Path(path).suffix in ('.parquet', '.pq'):
-            reader = _read_parquet
+            frame, where, form = _read_parquet(plain, title, asked)
         elif asked.columns == COLUMNS and not asked.event_types and RAW_LINE.match(start):
-            reader = _read_raw
-        frame, where, form = reader(plain, title, asked)
+            logger.info('%s: read as %s', title, RAW.title)
+            frame, where, form = (read_clicks(title, plain), lambda row: f'{title}, line {row + 1}',
+                                  RAW._replace(session_gap=session_gap))
+        else:
+            frame, where, form = _read_text(plain, title, asked)
         if frame.empty:
             raise ValueError(f'{title}: has no events')
         frame = _of_types(title, frame, form)
         for wanted, column in ((drop_without_session, form.columns[0]), (drop_without_item, form.columns[1])):
             if wanted:
                 frame = _with_id(title, frame, column)
-        events = _checked(where, frame, form, time_unit).set_axis(list(columns), axis=1).reset_index(drop=True)
+        times = _seconds(where, frame[form.columns[2]], 'ms' if form.day else time_unit)
+        if form.day:
+            times = times + _seconds(where, frame[form.day])
+        ids = [_ids(where, frame[name], kind) for name, kind in zip(form.columns, ('session', 'item'))]
+        events = pd.DataFrame(dict(zip(columns, [*ids, times]))).reset_index(drop=True)
     if form.session_gap is not None:
         session, _item, time = columns
         events = events.assign(**{session: protocol.sessions_by_gap(events, form.session_gap, session, time)})
@@ -135,21 +141,6 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
                     title, form.columns[0], form.session_gap, f'{events[session].max() + 1:,}')
     events.attrs['format'] = form
     return events
-
-
-def _checked(where: Where, frame: pd.DataFrame, form: Format, time_unit: str | None) -> pd.DataFrame:
-    """Convert columns to ids and seconds; ValueError that names the first line where that is impossible."""
-    session, item, time = form.columns
-
-    def where_is(row: int) -> str:
-        return where(int(frame.index[row]))
-    times = _times(where, frame[time])
-    if form.day:
-        times = protocol.in_seconds(_times(where, frame[form.day]), None, where_is) + times / 1000
-    else:
-        times = protocol.in_seconds(times, time_unit, where_is)
-    return pd.DataFrame({session: _ids(where, frame[session], ' (--drop-without-session leaves such rows out)'),
-                         item: _ids(where, frame[item], ' (--drop-without-item leaves such rows out)'), time: times})
 
 
 def _chosen(title: str, names: list[str], asked: Format) -> Format:
@@ -217,34 +208,25 @@ def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFr
     return frame[form.needed].reset_index(drop=True), lambda row: f'{title}, row {row}', form
 
 
-def _read_raw(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
-    """Read the raw log of RSC15."""
-    logger.info('%s: read as %s', title, RAW.title)
-    frame = read_clicks(title, plain)
-    return frame, lambda row: f'{title}, line {row + 1}', RAW._replace(session_gap=asked.session_gap)
-
-
 def _read_text(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
     """Read a text file; the delimiter is the one by which the header has most of the columns."""
     known = [asked, *(FORMATS if asked.columns == COLUMNS else ())]
-    table = open_table(plain, title, lambda names: (max(sum(name in names for name in form.needed) for form in known),))
+    table = open_table(plain, title, lambda names: max(sum(name in names for name in form.needed) for form in known))
     form = _chosen(title, table.names, asked)
     missing = [name for name in form.needed if name not in table.names]
     if missing:
+        expected = f'Expected is a header with {list(asked.columns)}'
+        if len(table.names) == 4 and re.fullmatch(r'\d{4}-\d\d-\d\dT[\d:.]+Z', table.names[1]):
+            expected = ('It looks like the raw log of RSC15, which is read without options for columns and kinds of '
+                        'event')
+        elif any(re.fullmatch(r'[\d.:TZ/ +-]+', name) for name in table.names):
+            expected = ('It looks like an event: a log needs a first line that names its columns, such as '
+                        + ','.join(asked.columns))
         raise ValueError(f'{title}: lacks the column(s) {missing}; by {DELIMITERS[table.delimiter]} its first line has '
-                         f'{table.names[:8]}. {_what_is_expected(table.names, asked.columns)}')
+                         f'{table.names[:8]}. {expected}')
     time = form.columns[2]
     frame = read_table(table, form.needed, [name for name in form.needed if name not in (time, form.day)], time)
     return frame, lambda row: f'{title}, line {line_of(table, row)}', form
-
-
-def _what_is_expected(names: list[str], columns: Sequence[str]) -> str:
-    """Return advice about a file whose first line has these fields and lacks the columns."""
-    if any(re.fullmatch(r'[\d.:TZ/ +-]+', name) for name in names):
-        if len(names) == 4 and re.fullmatch(r'\d{4}-\d\d-\d\dT[\d:.]+Z', names[1]):
-            return 'It looks like the raw log of RSC15, which is read without options for columns and kinds of event'
-        return f'It looks like an event: a log needs a first line that names its columns, such as {",".join(columns)}'
-    return f'Expected is a header with {list(columns)}'
 
 
 def _with_id(title: str, frame: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -257,60 +239,50 @@ def _with_id(title: str, frame: pd.DataFrame, column: str) -> pd.DataFrame:
     return require_events(frame[~missing], f'leaving out rows without {column}')
 
 
-def _ids(where: Where, values: pd.Series, hint: str = '') -> pd.Series:
-    """Convert ids to int64 if the column holds whole numbers, else to text."""
-    _require(where, values.notna(), values, f'an id{hint}')
+def _ids(where: Where, values: pd.Series, kind: str) -> pd.Series:
+    """Convert ids of sessions or items to int64 if the column holds whole numbers, else to text."""
+    wanted = f'an id (--drop-without-{kind} leaves such rows out)'
+    require(values, values.notna(), wanted, where)
     if pd.api.types.is_bool_dtype(values):
         return values.astype(str)
     if pd.api.types.is_numeric_dtype(values) and values.dtype != 'uint64':
-        _require(where, values % 1 == 0, values, 'a whole number')
+        require(values, values % 1 == 0, 'a whole number', where)
         return values.astype('int64')
     types = values.map(type).unique() if values.dtype == object else []
     if len(types) > 1:
         raise ValueError(f'{where(0).partition(", ")[0]}: column {values.name!r} has ids of several types: '
-                         f'{", ".join(sorted(kind.__name__ for kind in types))}')
+                         f'{", ".join(sorted(found.__name__ for found in types))}')
     codes, distinct = pd.factorize(values)
     texts = pd.Series(distinct).astype(str).str.strip()
-    _require(where, pd.Series((texts != '').to_numpy()[codes], values.index), values, f'an id{hint}')
+    require(values, (texts != '').to_numpy()[codes], wanted, where)
     number = pd.to_numeric(texts, errors='coerce')
     is_number = number.dtype == 'int64' and (number.astype(str) == texts).all()
     return pd.Series((number if is_number else texts).array[codes], values.index, name=values.name)
 
 
-def _times(where: Where, values: pd.Series) -> pd.Series:
-    """Convert times or days to numbers or timestamps."""
+def _seconds(where: Where, values: pd.Series, unit: str | None = None) -> pd.Series:
+    """Convert times or days, numbers or text, to seconds since 1970."""
+    times = values
     if pd.api.types.is_datetime64_any_dtype(values):
-        _require(where, values.notna(), values, 'a time')
-        return values
-    if pd.api.types.is_bool_dtype(values):
-        _require(where, values.map({}).notna(), values, 'a time')
-    number = values
-    if not pd.api.types.is_numeric_dtype(values):
+        require(values, values.notna(), 'a time', where)
+    elif pd.api.types.is_bool_dtype(values):
+        require(values, values.map({}).notna(), 'a time', where)
+    elif not pd.api.types.is_numeric_dtype(values):
         codes, distinct = pd.factorize(values, use_na_sentinel=False)  # each text once: many events share a second
         texts = pd.Series(distinct)
-        number = pd.to_numeric(texts, errors='coerce')
-        is_date = number.isna().all()
-        if is_date:
+        found = pd.to_numeric(texts, errors='coerce')
+        wanted = 'a number'
+        if found.isna().all():
+            wanted = 'a number, or a date and time such as 2014-04-07T10:51:09.277Z'
             is_time = texts.map(lambda value: not isinstance(value, str) or value.strip()[:1].isdigit())  # not 'now'
             # Of what ISO 8601 does not have, one is common: 2019-10-01 00:00:00 UTC.
             texts = texts.where(is_time).replace(r'^(.*\d) ?(?:UTC|GMT)$', r'\1Z', regex=True)
-            number = pd.to_datetime(texts, errors='coerce', utc=True, format='ISO8601')
-        number = pd.Series(number.array[codes], values.index, name=values.name)
-        if is_date:
-            _require(where, number.notna(), values, 'a number, or a date and time such as 2014-04-07T10:51:09.277Z')
-            return number
-    _require(where, number.notna() & np.isfinite(number), values, 'a number')
-    _require(where, number >= 0, values, 'a time: it is negative')
-    return number
-
-
-def _require(where: Where, good: pd.Series, values: pd.Series, wanted: str) -> None:
-    """Raise ValueError that names the first line where the values are not `good`."""
-    if not good.all():
-        first = int((~good).to_numpy().argmax())
-        value = values.iloc[first]
-        found = 'missing' if pd.isna(value) or value == '' else repr(getattr(value, 'item', lambda: value)())
-        raise ValueError(f'{where(int(values.index[first]))}: {values.name} is {found}, not {wanted}')
+            found = pd.to_datetime(texts, errors='coerce', utc=True, format='ISO8601')
+        times = pd.Series(found.array[codes], values.index, name=values.name)
+        require(values, times.notna(), wanted, where)
+    else:
+        require(values, values.notna(), 'a number', where)
+    return protocol.in_seconds(times, unit, where)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
