@@ -40,22 +40,14 @@ Where = Callable[[int], str]  # row of a file, counted from 0 -> its name in mes
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Format(NamedTuple):
-    """Columns of a log, and their meaning.
-
-    title : what to call it
-    columns : of sessions, items and times
-    day : column of the date, where the times are milliseconds within a session
-    event_key, event_types : column of the kind of event, and the kinds to keep; all when there are none
-    session_gap : seconds without an event that end a session, where the first column has visitors
-    test_days : days of test data by the protocol of 2023, where that knows the log
-    """
+    """Columns of a log, and their meaning."""
     title: str
-    columns: tuple[str, ...]
-    day: str | None = None
-    event_key: str | None = None
-    event_types: tuple[str, ...] = ()
-    session_gap: float | None = None
-    test_days: int | None = None
+    columns: tuple[str, ...]  # of sessions, items and times
+    day: str | None = None  # column of the date, where the times are milliseconds within a session
+    event_key: str | None = None  # column of the kind of event
+    event_types: tuple[str, ...] = ()  # the kinds to keep; all when there are none
+    session_gap: float | None = None  # seconds without an event that end a session, where the first column has visitors
+    test_days: int | None = None  # of test data by the protocol of 2023, where that knows the log
 
     @property
     def needed(self) -> list[str]:
@@ -126,9 +118,12 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
         if frame.empty:
             raise ValueError(f'{title}: has no events')
         frame = _of_types(title, frame, form)
-        for wanted, column in ((drop_without_session, form.columns[0]), (drop_without_item, form.columns[1])):
-            if wanted:
-                frame = _with_id(title, frame, column)
+        for is_asked, column in ((drop_without_session, form.columns[0]), (drop_without_item, form.columns[1])):
+            missing = frame[column].isna() | (frame[column] == '')
+            if is_asked and missing.any():
+                logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}',
+                               f'{len(frame):,}', column)
+                frame = require_events(frame[~missing], f'leaving out rows without {column}')
         times = _seconds(where, frame[form.columns[2]], 'ms' if form.day else time_unit)
         if form.day:
             times = times + _seconds(where, frame[form.day])
@@ -156,8 +151,7 @@ def _chosen(title: str, names: list[str], asked: Format) -> Format:
                                   session_gap=known.session_gap if asked.session_gap is None else asked.session_gap)
     if form.event_types and not form.event_key:
         raise ValueError('event_types needs event_key, the column that holds them')
-    repeated = [name for name in form.needed if names.count(name) > 1]
-    if repeated:
+    if repeated := [name for name in form.needed if names.count(name) > 1]:
         raise ValueError(f'{title}: has more than one column {repeated[0]!r}')
     return form
 
@@ -193,8 +187,7 @@ def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFr
         raise ValueError(f'{title}: not a Parquet file ({str(error).splitlines()[0]})') from None
     names = file.schema_arrow.names
     form = _chosen(title, names, asked)
-    missing = [name for name in form.needed if name not in names]
-    if missing:
+    if missing := [name for name in form.needed if name not in names]:
         raise ValueError(f'{title}: lacks the column {missing[0]!r}; it has {names[:12]}')
     for name in form.needed:
         kind = file.schema_arrow.field(name).type
@@ -213,8 +206,7 @@ def _read_text(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame
     known = [asked, *(FORMATS if asked.columns == COLUMNS else ())]
     table = open_table(plain, title, lambda names: max(sum(name in names for name in form.needed) for form in known))
     form = _chosen(title, table.names, asked)
-    missing = [name for name in form.needed if name not in table.names]
-    if missing:
+    if missing := [name for name in form.needed if name not in table.names]:
         expected = f'Expected is a header with {list(asked.columns)}'
         if len(table.names) == 4 and re.fullmatch(r'\d{4}-\d\d-\d\dT[\d:.]+Z', table.names[1]):
             expected = ('It looks like the raw log of RSC15, which is read without options for columns and kinds of '
@@ -227,16 +219,6 @@ def _read_text(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame
     time = form.columns[2]
     frame = read_table(table, form.needed, [name for name in form.needed if name not in (time, form.day)], time)
     return frame, lambda row: f'{title}, line {line_of(table, row)}', form
-
-
-def _with_id(title: str, frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the rows that have an id in this column, and report how many have none."""
-    values = frame[column]
-    missing = values.isna() | (values == '')
-    if missing.any():
-        logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}', f'{len(frame):,}',
-                       column)
-    return require_events(frame[~missing], f'leaving out rows without {column}')
 
 
 def _ids(where: Where, values: pd.Series, kind: str) -> pd.Series:
@@ -262,11 +244,9 @@ def _ids(where: Where, values: pd.Series, kind: str) -> pd.Series:
 
 def _seconds(where: Where, values: pd.Series, unit: str | None = None) -> pd.Series:
     """Convert times or days, numbers or text, to seconds since 1970."""
-    times = values
-    if pd.api.types.is_datetime64_any_dtype(values):
-        require(values, values.notna(), 'a time', where)
-    elif pd.api.types.is_bool_dtype(values):
-        require(values, values.map({}).notna(), 'a time', where)
+    times, is_bool = values, pd.api.types.is_bool_dtype(values)
+    if is_bool or pd.api.types.is_datetime64_any_dtype(values):
+        require(values, values.notna() & (not is_bool), 'a time', where)
     elif not pd.api.types.is_numeric_dtype(values):
         codes, distinct = pd.factorize(values, use_na_sentinel=False)  # each text once: many events share a second
         texts = pd.Series(distinct)
@@ -298,8 +278,8 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
 
     Too long sessions are dropped, then too short ones, rare items, and sessions that have become too short.  The
     sessions that end last are set apart as test data, whole; items that training does not have are dropped there, and
-    then sessions with fewer than two events.  The last three arguments of the list make it the protocol that the
-    paper's authors use since 2023: ``drop_repeats=True, until_stable=True, test_by='first'``.
+    then sessions with fewer than two events.  The authors' protocol since 2023 is ``drop_repeats=True,
+    until_stable=True, test_by='first'``.
 
     Parameters
     ----------
@@ -317,11 +297,7 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     Returns
     -------
     (train, test), rows by session and time, equal times in the order of `events`; times in seconds.  How many events
-    each step dropped goes to the logger ``gru4rec.events``, at level INFO
-
-    Raises
-    ------
-    ValueError that says which step left nothing
+    each step dropped goes to the logger ``gru4rec.events``, at level INFO; ValueError says which step left nothing
     """
     time = columns[2]
     check_choice('test_by', test_by, ('last', 'first'))
@@ -337,18 +313,18 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
         by_time = protocol.split_last_seconds if test_by == 'last' else protocol.split_at_start
         divide = partial(by_time, seconds=protocol.DAY * days)
         step = f'setting the last {days:g} day(s) apart as test data'
-    for name, limit in (('min_session_length', min_session_length), ('min_item_events', min_item_events)):
-        check_whole_number(name, limit)
+    check_whole_number('min_session_length', min_session_length)
+    check_whole_number('min_item_events', min_item_events)
+    if max_session_length is not None:
+        check_whole_number('max_session_length', max_session_length)
     check_events(events, *columns)
     check_times(events[time])
     events = events[list(columns)].assign(**{time: protocol.in_seconds(events[time], time_unit)})
     events = protocol.sort_events(events.set_axis(COLUMNS, axis=1))
     if drop_repeats:
         events = left_by('dropping repeats', events, protocol.drop_repeats(events))
-    if max_session_length is not None:
-        check_whole_number('max_session_length', max_session_length)
-        events = left_by(f'dropping sessions of more than {max_session_length} events', events,
-                         protocol.drop_long_sessions(events, max_session_length))
+    events = left_by(f'dropping sessions of more than {max_session_length} events', events,
+                     protocol.drop_long_sessions(events, max_session_length))
     short = f'dropping sessions of fewer than {min_session_length} events'
     rare = f'dropping items with fewer than {min_item_events} events'
     if until_stable:

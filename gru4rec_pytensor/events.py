@@ -58,16 +58,12 @@ def check_events(data: pd.DataFrame, *columns: str) -> None:
     if data.empty:
         raise ValueError('the data has no events')
     for name in columns:
-        _check_types(data[name])
-
-
-def _check_types(values: pd.Series) -> None:
-    """Raise TypeError unless all values are of a type that can be compared, and saved."""
-    for kind in values.map(type).unique() if values.dtype == object else [type(values.iloc[0])]:
-        if not issubclass(kind, ID_TYPES):
-            example = next(value for value in values if type(value) is kind)
-            raise TypeError(f'column {values.name!r} has values such as {example!r}, of type {kind.__name__}: they '
-                            f'must be {WHAT_IDS_ARE}')
+        values = data[name]
+        for kind in values.map(type).unique() if values.dtype == object else [type(values.iloc[0])]:
+            if not issubclass(kind, ID_TYPES):  # which can be compared, and saved
+                example = next(value for value in values if type(value) is kind)
+                raise TypeError(f'column {name!r} has values such as {example!r}, of type {kind.__name__}: they must '
+                                f'be {WHAT_IDS_ARE}')
 
 
 def check_times(times: pd.Series) -> None:
@@ -185,9 +181,7 @@ def require_events(data: pd.DataFrame, step: str) -> pd.DataFrame:
 
 
 def left_by(step: str, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Return `after`, the events that a step left of `before`; ValueError if there are none.
-
-    The logger ``gru4rec.events`` reports at level INFO how many were dropped.
+    """Return `after`, the events that a step left of `before`, and report the dropped ones; ValueError if none is left.
     """
     require_events(after, step)
     if len(after) < len(before):
@@ -561,13 +555,7 @@ def split(data: pd.DataFrame, held_out: str,
     step : what that does, for the error that it leaves nothing to train on; setting the last day apart when None
     min_session_length : events of a training session; those that `by` cut shorter are dropped
 
-    Returns
-    -------
-    (train, test) with new row numbers
-
-    Raises
-    ------
-    ValueError, which names the step, when one of them is empty
+    Returns (train, test) with new row numbers; ValueError names the step that leaves one of them empty.
     """
     train, test = by(data)
     if len(train) + len(test) < len(data):

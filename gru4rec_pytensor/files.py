@@ -118,14 +118,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[FileLock | None]:
     `flock`, which Linux also offers on NFS (from kernel 2.6.12 on), where it locks on the server.
     """
     lock = FileLock(path)
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield None
-            return
-        if not path.exists():  # its holder removed it after it was opened here
-            lock.release()
+    try:
+        lock.acquire(timeout=-1 if wait else 0)  # again, if its last holder removed the file after it was opened here
+    except Timeout:
+        yield None
+        return
     try:
         yield lock
     finally:
@@ -139,8 +136,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[FileLock | None]:
 def files_together(folder: str | os.PathLike) -> Iterator[str]:
     """Temporary folder whose files move to `folder` when the block ends well, and vanish when it does not.
 
-    It lies inside `folder`, so each file moves in one step, and a place that cannot be written to is noticed before
-    the work is done.  A process that is killed between two of these steps leaves whole files, some of the last run.
+    It lies inside `folder`, so a place that cannot be written to is noticed before the work is done, and each file
+    moves in one step.  A process that is killed between two of these steps leaves whole files, some of the last run.
     A second process waits for the first; what a killed one has left is removed.
     """
     is_new = not os.path.isdir(folder)
@@ -190,11 +187,7 @@ def text_blocks(path: str | os.PathLike, size: int = BLOCK_BYTES) -> Generator[b
 
     A file is gzip, zip, bzip2 or xz by its first bytes, whatever its name; ``-`` is standard input.
     Line ends of CR alone become newlines, and Excel's first line ``sep=,`` becomes blank.  Bytes that are no text are
-    passed on.
-
-    Raises
-    ------
-    OSError, or ValueError that names the file and what is wrong with it
+    passed on.  OSError, or ValueError, names the file and what is wrong with it.
     """
     name = name_of(path)
     with contextlib.ExitStack() as stack:
