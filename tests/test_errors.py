@@ -194,12 +194,11 @@ def test_a_full_disk_is_reported_and_leaves_the_old_model(world, tmp_path, monke
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize('kind', ['device', 'pipe', 'link to a pipe'])
-def test_what_is_no_file_is_not_replaced(world, tmp_path, monkeypatch, capsys, kind):
+@pytest.mark.parametrize('path', ['/dev/null', 'pipe', 'link'])
+def test_what_is_no_file_is_not_replaced(world, tmp_path, monkeypatch, capsys, path):
     for name in ('good', 'model'):
         shutil.copy(world / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    path = {'device': '/dev/null', 'pipe': 'pipe', 'link to a pipe': 'link'}[kind]
     os.mkfifo('pipe')
     os.symlink('pipe', 'link')
     os.mkdir('folder')
@@ -218,22 +217,22 @@ def test_what_is_no_file_is_not_replaced(world, tmp_path, monkeypatch, capsys, k
     assert os.stat(path) == before and os.path.islink('folder/tables.md') and not os.path.exists('new')
 
 
-@pytest.mark.parametrize('target', ['file', 'elsewhere/file', 'elsewhere/new', '../{}/elsewhere/file'])
-def test_a_link_is_followed_to_the_file_that_is_written(world, tmp_path, monkeypatch, capsys, target):
+def test_a_link_is_followed_to_the_file_that_is_written(world, tmp_path, monkeypatch, capsys):
     """The file exists or not, and its name is relative or absolute."""
     shutil.copy(world / 'good', tmp_path / 'good')
     monkeypatch.chdir(tmp_path)
     os.mkdir('elsewhere')
-    for name in ('file', 'elsewhere/file'):
-        (tmp_path / name).write_text('old')
-    target = target.format(tmp_path.name)
     model = GRU4Rec.load(world / 'model')
-    for path in (target, os.path.abspath(target)):
-        os.symlink(path, 'link')
-        check_writable('link')
-        model.save('link')
-        assert os.readlink('link') == path and GRU4Rec.load(target).n_items == model.n_items
-        os.unlink('link')
-    assert {path.name for path in (tmp_path / 'elsewhere').iterdir()} <= {'file', 'new'}
+    for name in ('file', 'elsewhere/file', f'../{tmp_path.name}/elsewhere/file', 'elsewhere/new'):
+        for path in (name, os.path.abspath(name)):
+            if not name.endswith('new'):
+                (tmp_path / name).write_text('old')
+            os.symlink(path, 'link')
+            check_writable('link')
+            model.save('link')
+            assert os.readlink('link') == path and GRU4Rec.load(name).n_items == model.n_items
+            os.unlink('link')
+            os.unlink(name)
+    assert not os.listdir('elsewhere')
     os.symlink('nowhere/file', 'link')
     assert 'there is no folder' in complaint(cli, FIT.replace('-o new', '-o link'), capsys)

@@ -107,10 +107,10 @@ def test_a_file_makes_a_model_of_the_class_that_is_asked(cls, tmp_path):
         assert vars(cls.from_parameters(path)) == vars(GRU4Rec.from_parameters(path))
 
 
-def test_the_pytorch_codes_elu_param_of_zero_is_no_activation(tmp_path):
-    for loss, expected in (('bpr-max', 'linear'), ('cross-entropy', 'softmax')):
-        text = f"gru4rec_params = OrderedDict([('loss', '{loss}'), ('elu_param', 0)])"
-        assert GRU4Rec.from_parameters(written(tmp_path, text)).final_act == expected
+@pytest.mark.parametrize('loss, expected', [('bpr-max', 'linear'), ('cross-entropy', 'softmax')])
+def test_the_pytorch_codes_elu_param_of_zero_is_no_activation(loss, expected, tmp_path):
+    path = written(tmp_path, f"gru4rec_params = dict([('loss', '{loss}'), ('elu_param', 0)])")
+    assert GRU4Rec.from_parameters(path).final_act == expected
 
 
 @pytest.mark.parametrize('statement', ["open({flag!r}, 'w')", "gru4rec_params = OrderedDict([('loss', open({flag!r}, "
