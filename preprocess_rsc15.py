@@ -148,8 +148,7 @@ def preprocess_log(clicks_path: str | os.PathLike, out_dir: str | os.PathLike, p
     """Read a raw click log, apply the protocol and write the four files into `out_dir`, see `files_together`.
 
     Returns the counts of each, a dict of dicts: {"train_full": {"sessions": ..., "events": ..., "items": ...}, ...}.
-    With `fraction`, 64 for 1/64, which goes with the protocol of 2016, there is also "fraction", see
-    `most_recent_fraction`.
+    With `fraction`, 64 for 1/64 by the protocol of 2016, there is also "fraction", see `most_recent_fraction`.
     """
     _check_protocol(protocol, fraction)
     if os.path.exists(os.path.join(out_dir, SYNTHETIC_LOG)):

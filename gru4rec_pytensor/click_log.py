@@ -17,16 +17,7 @@ import pandas as pd
 
 from gru4rec_pytensor import events as protocol
 from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number
-from gru4rec_pytensor.events import (
-    COLUMNS,
-    MIN_ITEM_EVENTS,
-    MIN_SESSION_LENGTH,
-    check_events,
-    check_times,
-    left_by,
-    require,
-    require_events,
-)
+from gru4rec_pytensor.events import COLUMNS, MIN_ITEM_EVENTS, MIN_SESSION_LENGTH, left_by, require
 from gru4rec_pytensor.files import name_of, plain_text
 from gru4rec_pytensor.raw_log import read_clicks
 from gru4rec_pytensor.text_table import DELIMITERS, line_of, open_table, read_table
@@ -123,7 +114,7 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
             if is_asked and missing.any():
                 logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}',
                                f'{len(frame):,}', column)
-                frame = require_events(frame[~missing], f'leaving out rows without {column}')
+                frame = protocol.require_events(frame[~missing], f'leaving out rows without {column}')
         times = _seconds(where, frame[form.columns[2]], 'ms' if form.day else time_unit)
         if form.day:
             times = times + _seconds(where, frame[form.day])
@@ -228,7 +219,7 @@ def _ids(where: Where, values: pd.Series, kind: str) -> pd.Series:
     if pd.api.types.is_bool_dtype(values):
         return values.astype(str)
     if pd.api.types.is_numeric_dtype(values) and values.dtype != 'uint64':
-        require(values, values % 1 == 0, 'a whole number', where)
+        require(values, (values % 1 == 0) & (values.abs() < 2 ** 63), 'a whole number of 64 bits', where)
         return values.astype('int64')
     types = values.map(type).unique() if values.dtype == object else []
     if len(types) > 1:
@@ -317,8 +308,8 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     check_whole_number('min_item_events', min_item_events)
     if max_session_length is not None:
         check_whole_number('max_session_length', max_session_length)
-    check_events(events, *columns)
-    check_times(events[time])
+    protocol.check_events(events, *columns)
+    protocol.check_times(events[time])
     events = events[list(columns)].assign(**{time: protocol.in_seconds(events[time], time_unit)})
     events = protocol.sort_events(events.set_axis(COLUMNS, axis=1))
     if drop_repeats:

@@ -487,8 +487,7 @@ def most_recent_prefixes(data: pd.DataFrame, share: int) -> tuple[pd.DataFrame, 
 
     Returns (kept, whole): the events of the kept prefixes, and those of the same sessions, none cut.
     """
-    by_session = data.groupby('SessionId', sort=True).Time.agg(['max', 'size'])
-    by_session = by_session.sort_values('max', kind='stable')
+    by_session = data.groupby('SessionId', sort=True).Time.agg(['max', 'size']).sort_values('max', kind='stable')
     from_end = (by_session['size'] - 1)[::-1].cumsum()
     n_wanted = round(int(from_end.iloc[-1]) / share)
     n_sessions = int(np.searchsorted(from_end.to_numpy(), n_wanted)) + (n_wanted > 0)

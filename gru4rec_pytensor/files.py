@@ -38,8 +38,7 @@ def check_writable(path: str | os.PathLike) -> None:
     if not target.parent.is_dir():
         raise FileNotFoundError(f'{path}: there is no folder {target.parent}')
     try:
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
+        tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:
         raise type(error)(f'{path}: cannot be written: {error.strerror}') from None
 
@@ -262,11 +261,9 @@ def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Cut blocks of text behind the last newline in each; the last one gets a newline if it lacks it."""
     rest = b''
     for block in blocks:
-        text = rest + block
-        end = text.rfind(b'\n') + 1
-        if end:
-            yield text[:end]
-        rest = text[end:]
+        lines, newline, rest = (rest + block).rpartition(b'\n')
+        if newline:
+            yield lines + newline
     if rest:
         yield rest + b'\n'
 

@@ -42,13 +42,9 @@ OF_2016 = {
 
 
 class ParameterFile(NamedTuple):
-    """Contents of a file of parameters.
-
-    arguments : of `gru4rec.GRU4Rec`, whose values need not be valid
-    title, data, source : of which row of which publication, and of which data; empty in the authors' files
-    """
-    arguments: dict[str, Any]
-    title: str = ''
+    """Contents of a file of parameters; the authors' files have the arguments alone."""
+    arguments: dict[str, Any]  # of `gru4rec.GRU4Rec`, whose values need not be valid
+    title: str = ''  # of the row of the publication
     data: str = ''
     source: str = ''
 

@@ -43,9 +43,7 @@ def synthetic_clicks(n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHE
     n_items : int, at least 200. Rare ones may never be clicked.
     seed : int. The same seed gives the same log.
 
-    Returns
-    -------
-    DataFrame with SessionId, ItemId, Category (int64) and Time (float64), sorted by session and time.
+    Returns a DataFrame with SessionId, ItemId, Category (int64) and Time (float64), sorted by session and time.
     """
     check_whole_number('n_sessions', n_sessions)
     check_whole_number('n_items', n_items, 200)

@@ -117,9 +117,10 @@ def test_a_parquet_file_is_read_like_text(tmp_path):
     stamps = EVENTS.assign(Time=pd.to_datetime(EVENTS.Time, unit='s'), more=1)
     stamps.to_parquet(tmp_path / 'log.parquet')
     assert_frame_equal(click_log.read_events(tmp_path / 'log.parquet'), EVENTS.astype({'Time': float}))
-    EVENTS.assign(ItemId=[1, None, 3]).to_parquet(tmp_path / 'hole.parquet')
-    with pytest.raises(ValueError, match=r'hole.parquet, row 1: ItemId is missing, not an id'):
-        click_log.read_events(tmp_path / 'hole.parquet')
+    for odd, message in ((None, 'ItemId is missing, not an id'), (1e30, r'ItemId is 1e\+30, not a whole number of 64')):
+        EVENTS.assign(ItemId=[1, odd, 3]).to_parquet(tmp_path / 'odd.parquet')
+        with pytest.raises(ValueError, match=f'odd.parquet, row 1: {message}'):
+            click_log.read_events(tmp_path / 'odd.parquet')
     EVENTS.set_index('ItemId').to_parquet(tmp_path / 'index.parquet')
     assert_frame_equal(click_log.read_events(tmp_path / 'index.parquet'), EVENTS)
     with pytest.raises(ValueError, match=r"lacks the column 'item'; it has \['SessionId', 'Time', 'ItemId'"):
@@ -355,11 +356,14 @@ def test_a_name_in_the_header_may_hold_what_separates_names_a_line_end_and_marks
         assert read_rows(tmp_path, ''.join(','.join(line) + '\n' for line in lines)) == [[1, 5, 10], [1, 6, 20]]
 
 
-@pytest.mark.parametrize('text, line', [
-    ('"Title\nof the page",SessionId,ItemId,Time\na,1,5,10\n"b, c",1,6,x\n', 4),
-    ('\nSessionId,ItemId,Time,Title\n\n1,5,10,"a\nb"\n   \n1,6,x,c\n', 7)])
-def test_lines_are_counted_with_those_that_are_blank_and_those_within_names_and_fields(tmp_path, text, line):
-    with pytest.raises(ValueError, match=f"log, line {line}: Time is 'x'"):
+@pytest.mark.parametrize('text, message', [
+    ('"Title\nof the page",SessionId,ItemId,Time\na,1,5,10\n"b, c",1,6,x\n', "log, line 4: Time is 'x'"),
+    ('\nSessionId,ItemId,Time,Title\n\n1,5,10,"a\nb"\n   \n1,6,x,c\n', "log, line 7: Time is 'x'"),
+    *[(text, r'log: is JSON, not a table; .* \(of OTTO, session, aid and ts\)')
+      for text in ('{"session": 0, "events": []}\n', '[{"session": 0}]\n')]])
+def test_json_is_named_and_lines_are_counted_with_those_that_are_blank_or_within_names_and_fields(
+        tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
         read_rows(tmp_path, text)
 
 
@@ -470,12 +474,6 @@ def test_lines_may_end_with_returns_alone_and_excel_may_have_a_line_of_its_own(t
         (tmp_path / 'log').write_bytes(pack((text[:-2] + 'x' + text[-1]).encode()))
         with pytest.raises(ValueError, match=f"line {4 + text.count('sep')}: Time is 'x'"):
             click_log.read_events(tmp_path / 'log')
-
-
-def test_json_lines_are_named(tmp_path):
-    for text in ('{"session": 0, "events": []}\n', '[{"session": 0}]\n'):
-        with pytest.raises(ValueError, match=r'log: is JSON, not a table; .* \(of OTTO, session, aid and ts\)'):
-            read_rows(tmp_path, text)
 
 
 def test_standard_input_and_pipes_are_read(tmp_path, monkeypatch):

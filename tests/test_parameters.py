@@ -194,17 +194,6 @@ def test_fit_takes_arguments_and_names_of_columns_from_a_file_and_options_overri
     assert cli.main(f'fit {tmp_path}/log.csv {more} --session-key visit'.split()) == 2
 
 
-@pytest.mark.parametrize('options, message', [
-    ('--parameters {folder}/p.txt', 'must end in .toml, or in .py'),
-    ('--parameters {folder}/p.toml --more {folder}/model', '--more and --parameters do not go together'),
-    ('--parameters {folder}/p.toml --final-act soft', "final_act='soft': must be one of"),
-])
-def test_wrong_parameters_end_the_command_before_any_work(options, message, tmp_path, capsys):
-    written(tmp_path, TOML, 'p.toml')
-    assert cli.main(['fit', 'no-such-file', '-o', 'model', *options.format(folder=tmp_path).split()]) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_the_defaults_of_the_later_release_are_those_of_its_constructor():
     signature = inspect.signature(later.GRU4Rec)
     defaults = {name: argument.default for name, argument in signature.parameters.items()}

@@ -433,38 +433,3 @@ def test_a_bad_log_ends_with_one_line_and_nothing_in_the_folder(content, message
     assert printed.err.startswith('preprocess_rsc15.py: error: ') and printed.err.count('\n') == 1
     assert message in printed.err
     assert 'bad.dat' in printed.err
-
-
-@pytest.mark.parametrize('arguments, message', [
-    ('', 'required: PATH'),
-    ('clicks.dat', 'two paths are needed'),
-    ('clicks.dat out more', 'two paths are needed'),
-    ('nowhere.dat out', 'nowhere.dat: no such file'),
-    ('out out', 'out: is a folder, not a file'),
-    ('clicks.dat clicks.dat', 'File exists'),
-    ('clicks.dat clicks.dat/out', 'Not a directory'),
-    ('clicks.dat out --seed 1', 'need --synthetic'),
-    ('clicks.dat made', 'holds a synthetic log'),
-    ('--synthetic', 'required: PATH'),
-    ('--synthetic clicks.dat out', '--synthetic takes one path'),
-    ('--synthetic out --sessions 0', 'n_sessions=0: must be a whole number of at least 1'),
-    ('--synthetic out --items 199', 'n_items=199: must be a whole number of at least 200'),
-    ('--synthetic out --seed -1', 'seed=-1: must be a whole number of at least 0'),
-    ('--synthetic out --sessions 20', 'no event is left after'),
-    ('--synthetic out --seed x', "invalid int value: 'x'"),
-    ('--synthetic real', 'real holds rsc15_test.txt, and no synthetic log that it was made of'),
-])
-def test_a_bad_command_ends_with_one_line_and_writes_nothing(arguments, message, tmp_path, monkeypatch, capsys):
-    (tmp_path / 'clicks.dat').write_text(GOOD_LINE)
-    monkeypatch.chdir(tmp_path)
-    for folder in ('out', 'made', 'real'):
-        (tmp_path / folder).mkdir()
-    (tmp_path / 'made' / rsc15.SYNTHETIC_LOG).touch()
-    (tmp_path / 'real' / 'rsc15_test.txt').touch()
-    before = sorted(tmp_path.rglob('*'))
-    with pytest.raises(SystemExit) as stopped:
-        rsc15.main(arguments.split())
-    printed = capsys.readouterr()
-    assert stopped.value.code == 2 and printed.out == '' and sorted(tmp_path.rglob('*')) == before
-    assert printed.err.startswith('preprocess_rsc15.py: error: ') and printed.err.count('\n') == 1
-    assert message in printed.err
