@@ -1,6 +1,7 @@
 """The RSC15 protocol (section 4), the raw log's reader, the writer, the synthetic log and the command line."""
 import gzip
 import os
+import re
 from datetime import UTC, datetime
 
 import numpy as np
@@ -198,7 +199,7 @@ def test_files_of_no_known_kind_are_refused_before_the_log_is_read(tmp_path, opt
 # --- Raw log -------------------------------------------------------------------------------------------------------
 
 
-def test_times_are_read_as_utc_to_the_millisecond(tmp_path):
+def test_times_are_read_as_utc_to_the_millisecond_as_numpy_reads_them(tmp_path):
     path = tmp_path / 'clicks.dat'
     path.write_text(GOOD_LINE + '2,1970-01-01T00:00:00.001Z,7,S\n2,2016-02-29T23:59:59.999Z,8,\n')
     clicks = rsc15.read_clicks(path)
@@ -206,10 +207,6 @@ def test_times_are_read_as_utc_to_the_millisecond(tmp_path):
     assert list(clicks['SessionId']) == [1, 2, 2] and list(clicks['ItemId']) == [214536502, 7, 8]
     last = datetime(2016, 2, 29, 23, 59, 59, 999_000, UTC).timestamp()
     assert list(clicks['Time']) == [1396867869.277, 0.001, last]
-
-
-def test_any_time_from_1970_on_is_read_as_numpy_reads_it(tmp_path):
-    path = tmp_path / 'clicks.dat'
     millis = np.random.default_rng(0).integers(0, 8_000_000_000_000, 20_000)
     times = np.datetime_as_string(millis.astype('datetime64[ms]'))
     path.write_text(''.join(f'1,{time}Z,1,0\n' for time in times))
@@ -362,18 +359,12 @@ def test_the_next_synthetic_click_depends_on_more_than_the_last_one():
     assert hits(['before', 'last']) > 1.5 * hits(['last'])
 
 
-def test_a_synthetic_raw_log_has_the_format_of_the_real_one(synthetic, tmp_path):
-    rsc15.write_raw_log(synthetic, tmp_path / 'clicks.dat')
-    with open(tmp_path / 'clicks.dat') as file:
-        first = file.readline()
-    assert pd.Series([first]).str.fullmatch(r'1,2014-04-\d\dT\d\d:\d\d:\d\d\.\d{3}Z,2145\d{5},\d+\n').all()
-    pd.testing.assert_frame_equal(rsc15.read_clicks(tmp_path / 'clicks.dat'), synthetic[list(COLUMNS)])
-
-
-def test_the_synthetic_files_are_those_of_the_protocol_on_the_synthetic_raw_log(tmp_path):
+def test_the_synthetic_files_are_those_of_the_protocol_on_the_synthetic_raw_log_which_looks_like_the_real_one(tmp_path):
     made = rsc15.make_synthetic(tmp_path / 'made', n_sessions=3000, n_items=300, seed=5)
-    read = rsc15.preprocess_log(tmp_path / 'made' / rsc15.SYNTHETIC_LOG, tmp_path / 'read')
-    assert made == read
+    raw_log = tmp_path / 'made' / rsc15.SYNTHETIC_LOG
+    assert re.match(r'1,2014-04-\d\dT\d\d:\d\d:\d\d\.\d{3}Z,2145\d{5},\d+\n', raw_log.read_text())
+    pd.testing.assert_frame_equal(rsc15.read_clicks(raw_log), synthetic_clicks(3000, 300, 5)[list(COLUMNS)])
+    assert rsc15.preprocess_log(raw_log, tmp_path / 'read') == made
     for name in rsc15.FILES.values():
         assert (tmp_path / 'made' / name).read_bytes() == (tmp_path / 'read' / name).read_bytes()
     assert len(list((tmp_path / 'made').iterdir())) == 5
