@@ -72,7 +72,10 @@ def synthetic_clicks(n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHE
     category = np.zeros(n_items, np.int64)  # of items off the shelves
     category[first_shelving] = np.arange(1, len(first_shelving) + 1)[:, None]
     category = category[item]
-    _bring_out_new_items(item, millis, shelves, np.arange(n_items - n_new, n_items), rng)
+    sold_now = np.arange(n_items)  # in the last day, in whose clicks new items take the place of some on the shelves
+    sold_now[rng.choice(np.unique(shelves), size=n_new, replace=False)] = np.arange(n_items - n_new, n_items)
+    late = millis >= millis.max() - 1000 * DAY
+    item[late] = sold_now[item[late]]
     session = np.repeat(np.arange(1, n_sessions + 1), length)
     item = FIRST_ITEM + rng.permutation(n_items)[item]
     return pd.DataFrame({'SessionId': session, 'ItemId': item, 'Time': millis / 1000, 'Category': category})
@@ -120,12 +123,3 @@ def _browse(rng: np.random.Generator, first: np.ndarray, length: np.ndarray, she
                 else:  # near places are likelier than far ones
                     position = (position + direction * (1 + int(REACH * rng.random() ** 2))) % SHELF_SIZE
                 item[event] = shelves[shelf[s], position]
-
-
-def _bring_out_new_items(item: np.ndarray, millis: np.ndarray, shelves: np.ndarray, new_items: np.ndarray,
-                         rng: np.random.Generator) -> None:
-    """Replace, in place, some items of the shelves by the new ones in the clicks of the last day."""
-    sold_now = np.arange(new_items[-1] + 1)
-    sold_now[rng.choice(np.unique(shelves), size=len(new_items), replace=False)] = new_items
-    late = millis >= millis.max() - 1000 * DAY
-    item[late] = sold_now[item[late]]

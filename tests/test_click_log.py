@@ -26,6 +26,7 @@ from gru4rec_pytensor import cli, click_log, events, text_table
 from gru4rec_pytensor.files import plain_text
 
 DAY = 86_400
+HEADER = 'SessionId,ItemId,Time\n'
 EVENTS = pd.DataFrame({'SessionId': [2, 2, 1], 'ItemId': [10, 7, 10], 'Time': [5, 6, 9]})
 
 
@@ -54,23 +55,16 @@ def test_a_byte_order_mark_quotes_and_spaces_are_not_part_of_names_and_values(tm
 @pytest.mark.parametrize('texts, ids', [
     (['7', '10'], [7, 10]), (['007', '7'], ['007', '7']), (['7', 'NA'], ['7', 'NA']), (['1e3', '5'], ['1e3', '5']),
     (['1.0', '2'], ['1.0', '2']), (['-3', '4'], [-3, 4]), (['ä', 'nan'], ['ä', 'nan']),
-    (['12345678901234567890', '1'], ['12345678901234567890', '1'])])
-def test_ids_are_numbers_only_where_they_are_written_as_such(tmp_path, texts, ids):
-    path = written(tmp_path, 'SessionId\tItemId\tTime\n' + ''.join(f'1\t{text}\t1\n' for text in texts))
-    assert click_log.read_events(path).ItemId.tolist() == ids
-
-
-@pytest.mark.parametrize('odd', ['x', '0007', '1e3', '+7', '7.5'])
-def test_an_id_far_down_the_file_that_would_lose_something_as_a_number_makes_all_of_them_text(tmp_path, odd):
-    path = written(tmp_path, 'SessionId\tItemId\tTime\n' + ''.join(f'1\t{k}\t1\n' for k in range(3000))
-                   + f'1\t{odd}\t1\n')
-    events = click_log.read_events(path)
-    assert events.ItemId.tolist() == [*map(str, range(3000)), odd] and events.SessionId.dtype == 'int64'
+    (['12345678901234567890', '1'], ['12345678901234567890', '1']),
+    *[([*map(str, range(3000)), odd],) * 2 for odd in ('x', '0007', '1e3', '+7', '7.5')]])  # far down the file, too
+def test_ids_are_numbers_only_where_all_of_a_column_are_written_as_such(tmp_path, texts, ids):
+    events = click_log.read_events(written(tmp_path, HEADER + ''.join(f'1,{text},1\n' for text in texts)))
+    assert events.ItemId.tolist() == ids and events.SessionId.dtype == 'int64'
 
 
 def read_times(tmp_path, times, **options):
     """Read a log of one session with these times."""
-    path = written(tmp_path, 'SessionId,ItemId,Time\n' + ''.join(f'1,2,{time}\n' for time in times))
+    path = written(tmp_path, HEADER + ''.join(f'1,2,{time}\n' for time in times))
     return click_log.read_events(path, **options).Time.tolist()
 
 
@@ -107,7 +101,7 @@ def test_rows_without_a_session_or_an_item_are_dropped_on_request_and_counted(tm
     with pytest.raises(ValueError, match='line 3: Time is'):
         click_log.read_events(later, drop_without_session=True)
     rows = [f'{k // 3 or ""},{["x", "y", ""][k % 3]},{k}\n' for k in range(600)]
-    path = written(tmp_path, 'SessionId,ItemId,Time\n' + ''.join(rows))
+    path = written(tmp_path, HEADER + ''.join(rows))
     command = f'prepare {path} -o {tmp_path}/data --test-fraction 0.5 --quiet'.split()
     assert cli.main(command) == 2 and cli.main([*command, '--drop-without-item', '--drop-without-session']) == 0
 
@@ -305,6 +299,8 @@ def test_quotation_marks_hold_together_a_field_that_spans_lines_and_are_no_part_
 def test_marks_within_fields_are_letters(tmp_path):
     text = 'SessionId,ItemId,Time\n1,5" disk,10\n1,"say ""a""",20\n1,"b,30\n'
     assert [row[1] for row in read_rows(tmp_path, text)] == ['5" disk', 'say "a"', '"b']
+    text = 'SessionId,ItemId,Time,Title\n1,"b,10,c"\n1,5,20,d\n'  # together they would cost the first row its time
+    assert read_rows(tmp_path, text) == [[1, '"b', 10], [1, '5', 20]]
 
 
 def test_no_file_of_random_marks_loses_a_row_without_an_error(tmp_path):
