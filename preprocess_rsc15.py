@@ -231,8 +231,7 @@ def agreement(found: dict[str, int], published: dict[str, int], each: bool = Fal
     return f'{together}: ' + ', '.join(f'{number:,} {key}' for key, number in published.items())
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line that the module's docstring describes; wrong input ends with one line and exit code 2."""
+def _parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
     parser = Parser(
         prog='preprocess_rsc15.py',
         usage='%(prog)s CLICKS OUT [--protocol 2023 | --fraction N]\n'
@@ -251,18 +250,24 @@ def main(argv: list[str] | None = None) -> None:
                         'training prefixes, for example 64 or 4')
     args = parser.parse_args(argv)
     options = {'n_sessions': args.sessions, 'n_items': args.items, 'seed': args.seed}
-    options = {name: value for name, value in options.items() if value is not None}
+    args.options = {name: value for name, value in options.items() if value is not None}
     if args.synthetic and len(args.paths) != 1:
         parser.error(f'--synthetic takes one path, OUT, not {args.paths}')
     if not args.synthetic and len(args.paths) != 2:
         parser.error(f'two paths are needed, CLICKS and OUT (or --synthetic and OUT), not {args.paths}')
-    if not args.synthetic and options:
+    if not args.synthetic and args.options:
         parser.error('--sessions, --items and --seed need --synthetic')
+    return parser, args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line that the module's docstring describes; wrong input ends with one line and exit code 2."""
+    parser, args = _parse_arguments(argv)
     logging.basicConfig(level='WARNING', format='%(message)s')
     logging.getLogger('gru4rec.events').setLevel('INFO')  # how many events each filter drops
     try:
         if args.synthetic:
-            counts = make_synthetic(args.paths[0], **options, protocol=args.protocol, fraction=args.fraction)
+            counts = make_synthetic(args.paths[0], **args.options, protocol=args.protocol, fraction=args.fraction)
         else:
             counts = preprocess_log(args.paths[0], args.paths[1], args.protocol, args.fraction)
     except (OSError, ValueError, TypeError, MemoryError) as error:

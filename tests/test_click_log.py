@@ -492,8 +492,10 @@ def test_a_block_boundary_changes_nothing(tmp_path, monkeypatch):
     expected = click_log.read_events(path)
     monkeypatch.setattr('gru4rec_pytensor.text_table.BLOCK_BYTES', 64)
     assert_frame_equal(click_log.read_events(path), expected)
-    with pytest.raises(ValueError, match='line 602: has 5 fields, but the header has 4'):
-        click_log.read_events(written(tmp_path, text + '7,7,7,7,7\n'))
+    for rows, message in ((text, 'line 602: has 5 fields, but the header has 4'),
+                          (HEADER + 99 * '7,7,7\n', 'line 101: has 5 fields, but the header has 3')):
+        with pytest.raises(ValueError, match=message):
+            read_rows(tmp_path, rows + '7,7,7,7,7\n')
 
 
 # --- Logs that are known by their headers ---------------------------------------------------------------------------
