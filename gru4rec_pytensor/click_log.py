@@ -6,7 +6,6 @@ files of RSC15, faster and by the paper's rules alone.
 from __future__ import annotations
 
 import importlib
-import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,12 +16,11 @@ import pandas as pd
 
 from gru4rec_pytensor import events as protocol
 from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number
-from gru4rec_pytensor.events import COLUMNS, MIN_ITEM_EVENTS, MIN_SESSION_LENGTH, left_by, require
+from gru4rec_pytensor.events import COLUMNS, MIN_ITEM_EVENTS, MIN_SESSION_LENGTH, left_by, logger, require
 from gru4rec_pytensor.files import name_of, plain_text
 from gru4rec_pytensor.raw_log import read_clicks
 from gru4rec_pytensor.text_table import DELIMITERS, line_of, open_table, read_table
 
-logger = logging.getLogger('gru4rec.events')
 Where = Callable[[int], str]  # row of a file, counted from 0 -> its name in messages
 
 

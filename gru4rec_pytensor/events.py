@@ -181,8 +181,7 @@ def require_events(data: pd.DataFrame, step: str) -> pd.DataFrame:
 
 
 def left_by(step: str, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Return `after`, the events that a step left of `before`, and report the dropped ones; ValueError if none is left.
-    """
+    """Return `after`, which a step left of `before`, and log how many events it dropped; ValueError if all of them."""
     require_events(after, step)
     if len(after) < len(before):
         logger.info('%s: %s of %s events', step, f'{len(before) - len(after):,}', f'{len(before):,}')
