@@ -301,6 +301,7 @@ def test_marks_within_fields_are_letters(tmp_path):
     assert [row[1] for row in read_rows(tmp_path, text)] == ['5" disk', 'say "a"', '"b']
     text = 'SessionId,ItemId,Time,Title\n1,"b,10,c"\n1,5,20,d\n'  # together they would cost the first row its time
     assert read_rows(tmp_path, text) == [[1, '"b', 10], [1, '5', 20]]
+    assert read_rows(tmp_path, HEADER + '1,"c" d,10\n') == [[1, '"c" d', 10]]
 
 
 def test_no_file_of_random_marks_loses_a_row_without_an_error(tmp_path):
