@@ -596,6 +596,7 @@ def test_the_raw_log_of_rsc15_is_read_without_a_header(tmp_path, caplog, monkeyp
 def test_a_log_with_the_usual_names_is_what_it_says_whatever_else_it_has(tmp_path):
     header = 'visitorid,itemid,timestamp,event,SessionId,ItemId,Time'
     assert read_rows(tmp_path, f'{header}\n1,2,3,view,4,5,6\n') == [[4, 5, 6]]
+    assert read_rows(tmp_path, 'SessionId;ItemId;Time;a, b, c, d, e\n1;2;3;x\n') == [[1, 2, 3]]
 
 
 def test_kinds_of_event_and_sessions_by_a_gap_are_options_for_any_log(tmp_path):
