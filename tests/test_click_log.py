@@ -124,8 +124,11 @@ def test_a_parquet_file_is_read_like_text(tmp_path):
 def test_of_a_parquet_file_the_needed_columns_are_read(tmp_path, monkeypatch):
     parquet = pytest.importorskip('pyarrow.parquet')
     read, asked = parquet.ParquetFile.read, []
-    monkeypatch.setattr(parquet.ParquetFile, 'read', lambda file, columns, **options: (
-        asked.append(columns) or read(file, columns, **options)))
+
+    def noted(file, columns, **options):
+        asked.append(columns)
+        return read(file, columns, **options)
+    monkeypatch.setattr(parquet.ParquetFile, 'read', noted)
     EVENTS.assign(note='x', kind=['see', 'buy', 'see']).to_parquet(tmp_path / 'log.parquet')
     assert_frame_equal(click_log.read_events(tmp_path / 'log.parquet'), EVENTS)
     found = click_log.read_events(tmp_path / 'log.parquet', event_key='kind', event_types=['see'])
