@@ -30,7 +30,6 @@ import gru4rec_pytensor  # isort: skip  # noqa: F401  so that Ctrl-C while the o
 import argparse
 import logging
 import os
-from collections.abc import Callable
 
 import pandas as pd
 
@@ -39,7 +38,6 @@ from gru4rec_pytensor.events import (
     COLUMNS,
     MIN_ITEM_EVENTS,
     check_events,
-    check_one_type,
     count,
     drop_rare_items,
     drop_repeats,
@@ -92,31 +90,28 @@ def preprocess(clicks: pd.DataFrame, protocol: str = '2016') -> dict[str, pd.Dat
     Returns
     -------
     dict of four DataFrames with the columns SessionId, ItemId, Time, sorted by session and time:
-    `train_full`, `test`, and `train_tr`, `valid`, which divide `train_full` in the same way.
-
-    Raises
-    ------
-    TypeError or ValueError for a frame that is not a click log, and ValueError when a step leaves nothing.
+    `train_full`, `test`, and `train_tr`, `valid`, which divide `train_full` in the same way.  TypeError or ValueError
+    for a frame that is not a click log, and ValueError when a step leaves nothing.
     """
     check_choice('protocol', protocol, PROTOCOL_YEARS)
     check_events(clicks, *COLUMNS)
-    for name in COLUMNS[:2]:
-        check_one_type(clicks[name])
+    for name in COLUMNS[:2]:  # such as text beside numbers, which have no order
+        if clicks[name].dtype == object and clicks[name].map(type).nunique() > 1:
+            raise TypeError(f'{name} must have values of one type, not {clicks[name].map(type).unique().tolist()}')
     clicks = clicks[list(COLUMNS)].assign(Time=in_seconds(clicks['Time']))
     events = sort_events(clicks)
+    rare = f'items with fewer than {MIN_ITEM_EVENTS} clicks'
     if protocol == '2023':
+        by = split_at_start
         events = left_by('dropping repeats', events, drop_repeats(events))
-        step = f'dropping one-click sessions and items with fewer than {MIN_ITEM_EVENTS} clicks until nothing changes'
-        events = left_by(step, events, filter_until_stable(events))
-        return _split_twice(events, split_at_start)
-    events = left_by('dropping one-click sessions', events, drop_short_sessions(events))
-    events = left_by(f'dropping items with fewer than {MIN_ITEM_EVENTS} clicks', events, drop_rare_items(events))
-    events = left_by('dropping sessions that the rare items left with one click', events, drop_short_sessions(events))
-    return _split_twice(events, split_last_seconds)
-
-
-def _split_twice(events: pd.DataFrame, by: Callable) -> dict[str, pd.DataFrame]:
-    """Return the frames of the four files; `by` divides events into training and test data."""
+        events = left_by(f'dropping one-click sessions and {rare} until nothing changes', events,
+                         filter_until_stable(events))
+    else:
+        by = split_last_seconds
+        events = left_by('dropping one-click sessions', events, drop_short_sessions(events))
+        events = left_by(f'dropping {rare}', events, drop_rare_items(events))
+        events = left_by('dropping sessions that the rare items left with one click', events,
+                         drop_short_sessions(events))
     train_full, test = split(events, 'test', by)
     train_tr, valid = split(train_full, 'validation', by)
     return {'train_full': train_full, 'test': test, 'train_tr': train_tr, 'valid': valid}
@@ -148,15 +143,12 @@ def most_recent_fraction(parts: dict[str, pd.DataFrame], share: int) -> tuple[di
 # From log to files, and the command line
 # ---------------------------------------------------------------------------------------------------------------------
 
-
 def preprocess_log(clicks_path: str | os.PathLike, out_dir: str | os.PathLike, protocol: str = '2016',
                    fraction: int | None = None) -> dict[str, dict[str, int]]:
-    """Read a raw click log, apply the protocol and write the four files into `out_dir`, once all of them are
-    made: see `files_together`.
+    """Read a raw click log, apply the protocol and write the four files into `out_dir`, see `files_together`.
 
     Returns the counts of each, a dict of dicts: {"train_full": {"sessions": ..., "events": ..., "items": ...}, ...}.
-    With `fraction`, 64 for 1/64, which goes with the protocol of 2016, there is also "fraction", see
-    `most_recent_fraction`.
+    With `fraction`, 64 for 1/64 by the protocol of 2016, there is also "fraction", see `most_recent_fraction`.
     """
     _check_protocol(protocol, fraction)
     if os.path.exists(os.path.join(out_dir, SYNTHETIC_LOG)):
@@ -172,11 +164,9 @@ def preprocess_log(clicks_path: str | os.PathLike, out_dir: str | os.PathLike, p
 
 def make_synthetic(out_dir: str | os.PathLike, n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHETIC_ITEMS,
                    seed: int = 42, protocol: str = '2016', fraction: int | None = None) -> dict[str, dict[str, int]]:
-    """Write a synthetic raw log and the four files that the protocol makes of it.
+    """Write a synthetic raw log and the four files that the protocol makes of it, and return the counts of each.
 
     Arguments as in `synthetic_clicks` and `preprocess_log`.
-
-    Returns the counts of each file, as `preprocess_log` does.
     """
     _check_protocol(protocol, fraction)
     real = [name for name in FILES.values() if os.path.exists(os.path.join(out_dir, name))]
@@ -192,11 +182,10 @@ def make_synthetic(out_dir: str | os.PathLike, n_sessions: int = SYNTHETIC_SESSI
 def _check_protocol(protocol: str, fraction: int | None) -> None:
     """Raise TypeError or ValueError unless there are files of this kind, before a log is read for minutes."""
     check_choice('protocol', protocol, PROTOCOL_YEARS)
-    if fraction is None:
-        return
-    check_whole_number('fraction', fraction)
-    if protocol != '2016':
-        raise ValueError(f'fraction={fraction} goes with the protocol of 2016, not with that of {protocol}')
+    if fraction is not None:
+        check_whole_number('fraction', fraction)
+        if protocol != '2016':
+            raise ValueError(f'fraction={fraction} goes with the protocol of 2016, not with that of {protocol}')
 
 
 def _write_files(clicks: pd.DataFrame, folder: str, protocol: str, fraction: int | None) -> dict[str, dict[str, int]]:
@@ -248,8 +237,7 @@ def _parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace
         usage='%(prog)s CLICKS OUT [--protocol 2023 | --fraction N]\n'
               '       %(prog)s --synthetic OUT [--sessions N] [--items N] [--seed S]',
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_version()
     parser.add_argument('paths', nargs='+', metavar='PATH', help='CLICKS, the raw log, and OUT, the folder to write to')
     parser.add_argument('--synthetic', action='store_true', help='make up a log instead of reading CLICKS')

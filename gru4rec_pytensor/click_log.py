@@ -6,32 +6,21 @@ files of RSC15, faster and by the paper's rules alone.
 from __future__ import annotations
 
 import importlib
-import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from gru4rec_pytensor import events as protocol
 from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number
-from gru4rec_pytensor.events import (
-    COLUMNS,
-    MIN_ITEM_EVENTS,
-    MIN_SESSION_LENGTH,
-    check_events,
-    check_times,
-    left_by,
-    require_events,
-)
+from gru4rec_pytensor.events import COLUMNS, MIN_ITEM_EVENTS, MIN_SESSION_LENGTH, left_by, logger, require
 from gru4rec_pytensor.files import name_of, plain_text
 from gru4rec_pytensor.raw_log import read_clicks
 from gru4rec_pytensor.text_table import DELIMITERS, line_of, open_table, read_table
 
-logger = logging.getLogger('gru4rec.events')
 Where = Callable[[int], str]  # row of a file, counted from 0 -> its name in messages
 
 
@@ -40,22 +29,14 @@ Where = Callable[[int], str]  # row of a file, counted from 0 -> its name in mes
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Format(NamedTuple):
-    """Columns of a log, and their meaning.
-
-    title : what to call it
-    columns : of sessions, items and times
-    day : column of the date, where the times are milliseconds within a session
-    event_key, event_types : column of the kind of event, and the kinds to keep; all when there are none
-    session_gap : seconds without an event that end a session, where the first column has visitors
-    test_days : days of test data by the protocol of 2023, where that knows the log
-    """
+    """Columns of a log, and their meaning."""
     title: str
-    columns: tuple[str, ...]
-    day: str | None = None
-    event_key: str | None = None
-    event_types: tuple[str, ...] = ()
-    session_gap: float | None = None
-    test_days: int | None = None
+    columns: tuple[str, ...]  # of sessions, items and times
+    day: str | None = None  # column of the date, where the times are milliseconds within a session
+    event_key: str | None = None  # column of the kind of event
+    event_types: tuple[str, ...] = ()  # the kinds to keep; all when there are none
+    session_gap: float | None = None  # seconds without an event that end a session, where the first column has visitors
+    test_days: int | None = None  # of test data by the protocol of 2023, where that knows the log
 
     @property
     def needed(self) -> list[str]:
@@ -115,19 +96,28 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
     with plain_text(path) as plain:
         start = plain.read(1 << 10)
         plain.seek(0)
-        reader = _read_text
         if start.startswith(b'PAR1') or Path(path).suffix in ('.parquet', '.pq'):
-            reader = _read_parquet
+            frame, where, form = _read_parquet(plain, title, asked)
         elif asked.columns == COLUMNS and not asked.event_types and RAW_LINE.match(start):
-            reader = _read_raw
-        frame, where, form = reader(plain, title, asked)
+            logger.info('%s: read as %s', title, RAW.title)
+            frame, where, form = (read_clicks(title, plain), lambda row: f'{title}, line {row + 1}',
+                                  RAW._replace(session_gap=session_gap))
+        else:
+            frame, where, form = _read_text(plain, title, asked)
         if frame.empty:
             raise ValueError(f'{title}: has no events')
         frame = _of_types(title, frame, form)
-        for wanted, column in ((drop_without_session, form.columns[0]), (drop_without_item, form.columns[1])):
-            if wanted:
-                frame = _with_id(title, frame, column)
-        events = _checked(where, frame, form, time_unit).set_axis(list(columns), axis=1).reset_index(drop=True)
+        for is_asked, column in ((drop_without_session, form.columns[0]), (drop_without_item, form.columns[1])):
+            missing = frame[column].isna() | (frame[column] == '')
+            if is_asked and missing.any():
+                logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}',
+                               f'{len(frame):,}', column)
+                frame = protocol.require_events(frame[~missing], f'leaving out rows without {column}')
+        times = _seconds(where, frame[form.columns[2]], 'ms' if form.day else time_unit)
+        if form.day:
+            times = times + _seconds(where, frame[form.day])
+        ids = [_ids(where, frame[name], kind) for name, kind in zip(form.columns, ('session', 'item'))]
+        events = pd.DataFrame(dict(zip(columns, [*ids, times]))).reset_index(drop=True)
     if form.session_gap is not None:
         session, _item, time = columns
         events = events.assign(**{session: protocol.sessions_by_gap(events, form.session_gap, session, time)})
@@ -135,21 +125,6 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
                     title, form.columns[0], form.session_gap, f'{events[session].max() + 1:,}')
     events.attrs['format'] = form
     return events
-
-
-def _checked(where: Where, frame: pd.DataFrame, form: Format, time_unit: str | None) -> pd.DataFrame:
-    """Convert columns to ids and seconds; ValueError that names the first line where that is impossible."""
-    session, item, time = form.columns
-
-    def where_is(row: int) -> str:
-        return where(int(frame.index[row]))
-    times = _times(where, frame[time])
-    if form.day:
-        times = protocol.in_seconds(_times(where, frame[form.day]), None, where_is) + times / 1000
-    else:
-        times = protocol.in_seconds(times, time_unit, where_is)
-    return pd.DataFrame({session: _ids(where, frame[session], ' (--drop-without-session leaves such rows out)'),
-                         item: _ids(where, frame[item], ' (--drop-without-item leaves such rows out)'), time: times})
 
 
 def _chosen(title: str, names: list[str], asked: Format) -> Format:
@@ -165,8 +140,7 @@ def _chosen(title: str, names: list[str], asked: Format) -> Format:
                                   session_gap=known.session_gap if asked.session_gap is None else asked.session_gap)
     if form.event_types and not form.event_key:
         raise ValueError('event_types needs event_key, the column that holds them')
-    repeated = [name for name in form.needed if names.count(name) > 1]
-    if repeated:
+    if repeated := [name for name in form.needed if names.count(name) > 1]:
         raise ValueError(f'{title}: has more than one column {repeated[0]!r}')
     return form
 
@@ -202,8 +176,7 @@ def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFr
         raise ValueError(f'{title}: not a Parquet file ({str(error).splitlines()[0]})') from None
     names = file.schema_arrow.names
     form = _chosen(title, names, asked)
-    missing = [name for name in form.needed if name not in names]
-    if missing:
+    if missing := [name for name in form.needed if name not in names]:
         raise ValueError(f'{title}: lacks the column {missing[0]!r}; it has {names[:12]}')
     for name in form.needed:
         kind = file.schema_arrow.field(name).type
@@ -217,100 +190,68 @@ def _read_parquet(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFr
     return frame[form.needed].reset_index(drop=True), lambda row: f'{title}, row {row}', form
 
 
-def _read_raw(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
-    """Read the raw log of RSC15."""
-    logger.info('%s: read as %s', title, RAW.title)
-    frame = read_clicks(title, plain)
-    return frame, lambda row: f'{title}, line {row + 1}', RAW._replace(session_gap=asked.session_gap)
-
-
 def _read_text(plain: BinaryIO, title: str, asked: Format) -> tuple[pd.DataFrame, Where, Format]:
     """Read a text file; the delimiter is the one by which the header has most of the columns."""
     known = [asked, *(FORMATS if asked.columns == COLUMNS else ())]
-    table = open_table(plain, title, lambda names: (max(sum(name in names for name in form.needed) for form in known),))
+    table = open_table(plain, title, lambda names: max(sum(name in names for name in form.needed) for form in known))
     form = _chosen(title, table.names, asked)
-    missing = [name for name in form.needed if name not in table.names]
-    if missing:
+    if missing := [name for name in form.needed if name not in table.names]:
+        expected = f'Expected is a header with {list(asked.columns)}'
+        if len(table.names) == 4 and re.fullmatch(r'\d{4}-\d\d-\d\dT[\d:.]+Z', table.names[1]):
+            expected = ('It looks like the raw log of RSC15, which is read without options for columns and kinds of '
+                        'event')
+        elif any(re.fullmatch(r'[\d.:TZ/ +-]+', name) for name in table.names):
+            expected = ('It looks like an event: a log needs a first line that names its columns, such as '
+                        + ','.join(asked.columns))
         raise ValueError(f'{title}: lacks the column(s) {missing}; by {DELIMITERS[table.delimiter]} its first line has '
-                         f'{table.names[:8]}. {_what_is_expected(table.names, asked.columns)}')
+                         f'{table.names[:8]}. {expected}')
     time = form.columns[2]
     frame = read_table(table, form.needed, [name for name in form.needed if name not in (time, form.day)], time)
     return frame, lambda row: f'{title}, line {line_of(table, row)}', form
 
 
-def _what_is_expected(names: list[str], columns: Sequence[str]) -> str:
-    """Return advice about a file whose first line has these fields and lacks the columns."""
-    if any(re.fullmatch(r'[\d.:TZ/ +-]+', name) for name in names):
-        if len(names) == 4 and re.fullmatch(r'\d{4}-\d\d-\d\dT[\d:.]+Z', names[1]):
-            return 'It looks like the raw log of RSC15, which is read without options for columns and kinds of event'
-        return f'It looks like an event: a log needs a first line that names its columns, such as {",".join(columns)}'
-    return f'Expected is a header with {list(columns)}'
-
-
-def _with_id(title: str, frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the rows that have an id in this column, and report how many have none."""
-    values = frame[column]
-    missing = values.isna() | (values == '')
-    if missing.any():
-        logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}', f'{len(frame):,}',
-                       column)
-    return require_events(frame[~missing], f'leaving out rows without {column}')
-
-
-def _ids(where: Where, values: pd.Series, hint: str = '') -> pd.Series:
-    """Convert ids to int64 if the column holds whole numbers, else to text."""
-    _require(where, values.notna(), values, f'an id{hint}')
+def _ids(where: Where, values: pd.Series, kind: str) -> pd.Series:
+    """Convert ids of sessions or items to int64 if the column holds whole numbers, else to text."""
+    wanted = f'an id (--drop-without-{kind} leaves such rows out)'
+    require(values, values.notna(), wanted, where)
     if pd.api.types.is_bool_dtype(values):
         return values.astype(str)
     if pd.api.types.is_numeric_dtype(values) and values.dtype != 'uint64':
-        _require(where, values % 1 == 0, values, 'a whole number')
+        require(values, (values % 1 == 0) & (values.abs() < 2 ** 63), 'a whole number of 64 bits', where)
         return values.astype('int64')
     types = values.map(type).unique() if values.dtype == object else []
     if len(types) > 1:
         raise ValueError(f'{where(0).partition(", ")[0]}: column {values.name!r} has ids of several types: '
-                         f'{", ".join(sorted(kind.__name__ for kind in types))}')
+                         f'{", ".join(sorted(found.__name__ for found in types))}')
     codes, distinct = pd.factorize(values)
     texts = pd.Series(distinct).astype(str).str.strip()
-    _require(where, pd.Series((texts != '').to_numpy()[codes], values.index), values, f'an id{hint}')
+    require(values, (texts != '').to_numpy()[codes], wanted, where)
     number = pd.to_numeric(texts, errors='coerce')
     is_number = number.dtype == 'int64' and (number.astype(str) == texts).all()
     return pd.Series((number if is_number else texts).array[codes], values.index, name=values.name)
 
 
-def _times(where: Where, values: pd.Series) -> pd.Series:
-    """Convert times or days to numbers or timestamps."""
-    if pd.api.types.is_datetime64_any_dtype(values):
-        _require(where, values.notna(), values, 'a time')
-        return values
-    if pd.api.types.is_bool_dtype(values):
-        _require(where, values.map({}).notna(), values, 'a time')
-    number = values
-    if not pd.api.types.is_numeric_dtype(values):
+def _seconds(where: Where, values: pd.Series, unit: str | None = None) -> pd.Series:
+    """Convert times or days, numbers or text, to seconds since 1970."""
+    times, is_bool = values, pd.api.types.is_bool_dtype(values)
+    if is_bool or pd.api.types.is_datetime64_any_dtype(values):
+        require(values, values.notna() & (not is_bool), 'a time', where)
+    elif not pd.api.types.is_numeric_dtype(values):
         codes, distinct = pd.factorize(values, use_na_sentinel=False)  # each text once: many events share a second
         texts = pd.Series(distinct)
-        number = pd.to_numeric(texts, errors='coerce')
-        is_date = number.isna().all()
-        if is_date:
+        found = pd.to_numeric(texts, errors='coerce')
+        wanted = 'a number'
+        if found.isna().all():
+            wanted = 'a number, or a date and time such as 2014-04-07T10:51:09.277Z'
             is_time = texts.map(lambda value: not isinstance(value, str) or value.strip()[:1].isdigit())  # not 'now'
             # Of what ISO 8601 does not have, one is common: 2019-10-01 00:00:00 UTC.
             texts = texts.where(is_time).replace(r'^(.*\d) ?(?:UTC|GMT)$', r'\1Z', regex=True)
-            number = pd.to_datetime(texts, errors='coerce', utc=True, format='ISO8601')
-        number = pd.Series(number.array[codes], values.index, name=values.name)
-        if is_date:
-            _require(where, number.notna(), values, 'a number, or a date and time such as 2014-04-07T10:51:09.277Z')
-            return number
-    _require(where, number.notna() & np.isfinite(number), values, 'a number')
-    _require(where, number >= 0, values, 'a time: it is negative')
-    return number
-
-
-def _require(where: Where, good: pd.Series, values: pd.Series, wanted: str) -> None:
-    """Raise ValueError that names the first line where the values are not `good`."""
-    if not good.all():
-        first = int((~good).to_numpy().argmax())
-        value = values.iloc[first]
-        found = 'missing' if pd.isna(value) or value == '' else repr(getattr(value, 'item', lambda: value)())
-        raise ValueError(f'{where(int(values.index[first]))}: {values.name} is {found}, not {wanted}')
+            found = pd.to_datetime(texts, errors='coerce', utc=True, format='ISO8601')
+        times = pd.Series(found.array[codes], values.index, name=values.name)
+        require(values, times.notna(), wanted, where)
+    else:
+        require(values, values.notna(), 'a number', where)
+    return protocol.in_seconds(times, unit, where)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -326,8 +267,8 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
 
     Too long sessions are dropped, then too short ones, rare items, and sessions that have become too short.  The
     sessions that end last are set apart as test data, whole; items that training does not have are dropped there, and
-    then sessions with fewer than two events.  The last three arguments of the list make it the protocol that the
-    paper's authors use since 2023: ``drop_repeats=True, until_stable=True, test_by='first'``.
+    then sessions with fewer than two events.  The authors' protocol since 2023 is ``drop_repeats=True,
+    until_stable=True, test_by='first'``.
 
     Parameters
     ----------
@@ -345,11 +286,7 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
     Returns
     -------
     (train, test), rows by session and time, equal times in the order of `events`; times in seconds.  How many events
-    each step dropped goes to the logger ``gru4rec.events``, at level INFO
-
-    Raises
-    ------
-    ValueError that says which step left nothing
+    each step dropped goes to the logger ``gru4rec.events``, at level INFO; ValueError says which step left nothing
     """
     time = columns[2]
     check_choice('test_by', test_by, ('last', 'first'))
@@ -365,18 +302,18 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
         by_time = protocol.split_last_seconds if test_by == 'last' else protocol.split_at_start
         divide = partial(by_time, seconds=protocol.DAY * days)
         step = f'setting the last {days:g} day(s) apart as test data'
-    for name, limit in (('min_session_length', min_session_length), ('min_item_events', min_item_events)):
-        check_whole_number(name, limit)
-    check_events(events, *columns)
-    check_times(events[time])
+    check_whole_number('min_session_length', min_session_length)
+    check_whole_number('min_item_events', min_item_events)
+    if max_session_length is not None:
+        check_whole_number('max_session_length', max_session_length)
+    protocol.check_events(events, *columns)
+    protocol.check_times(events[time])
     events = events[list(columns)].assign(**{time: protocol.in_seconds(events[time], time_unit)})
     events = protocol.sort_events(events.set_axis(COLUMNS, axis=1))
     if drop_repeats:
         events = left_by('dropping repeats', events, protocol.drop_repeats(events))
-    if max_session_length is not None:
-        check_whole_number('max_session_length', max_session_length)
-        events = left_by(f'dropping sessions of more than {max_session_length} events', events,
-                         protocol.drop_long_sessions(events, max_session_length))
+    events = left_by(f'dropping sessions of more than {max_session_length} events', events,
+                     protocol.drop_long_sessions(events, max_session_length))
     short = f'dropping sessions of fewer than {min_session_length} events'
     rare = f'dropping items with fewer than {min_item_events} events'
     if until_stable:

@@ -1,8 +1,7 @@
 """Frames of events, with a row for each event and columns of sessions, items and times: checks, order, numbers for
 ids, filters and splits.
 
-Functions that take no names of columns expect those of
-the paper's data, `COLUMNS`.
+Functions that take no names of columns expect those of the paper's data, `COLUMNS`.
 """
 from __future__ import annotations
 
@@ -59,16 +58,12 @@ def check_events(data: pd.DataFrame, *columns: str) -> None:
     if data.empty:
         raise ValueError('the data has no events')
     for name in columns:
-        _check_types(data[name])
-
-
-def _check_types(values: pd.Series) -> None:
-    """Raise TypeError unless all values are of a type that can be compared, and saved."""
-    for kind in values.map(type).unique() if values.dtype == object else [type(values.iloc[0])]:
-        if not issubclass(kind, ID_TYPES):
-            example = next(value for value in values if type(value) is kind)
-            raise TypeError(f'column {values.name!r} has values such as {example!r}, of type {kind.__name__}: they '
-                            f'must be {WHAT_IDS_ARE}')
+        values = data[name]
+        for kind in values.map(type).unique() if values.dtype == object else [type(values.iloc[0])]:
+            if not issubclass(kind, ID_TYPES):  # which can be compared, and saved
+                example = next(value for value in values if type(value) is kind)
+                raise TypeError(f'column {name!r} has values such as {example!r}, of type {kind.__name__}: they must '
+                                f'be {WHAT_IDS_ARE}')
 
 
 def check_times(times: pd.Series) -> None:
@@ -77,7 +72,21 @@ def check_times(times: pd.Series) -> None:
         raise TypeError(f'column {times.name!r} must hold numbers or timestamps, not text such as {times.iloc[0]!r}')
 
 
-def in_seconds(times: pd.Series, unit: str | None = None, where: Callable[[int], str] | None = None) -> pd.Series:
+def require(values: pd.Series, good: ArrayLike, wanted: str, where: Callable[[Any], str] | None = None) -> None:
+    """Raise ValueError that names the first of the values that is not good.
+
+    `where` turns its label in the index into the place that the message begins with, such as a file and a line.
+    """
+    if not np.all(good):
+        row = int(np.argmin(good))
+        value = values.iloc[row]
+        found = 'missing' if pd.isna(value) or value == '' else repr(value) if isinstance(value, str) else value
+        found = f'{values.name} is {found}'
+        raise ValueError(f'{where(values.index[row])}: {found}, not {wanted}' if where else
+                         f'{found} in row {row}, not {wanted}')
+
+
+def in_seconds(times: pd.Series, unit: str | None = None, where: Callable[[Any], str] | None = None) -> pd.Series:
     """Return times, timestamps or numbers, as seconds since 1970; numbers of seconds are returned as they are.
 
     Parameters
@@ -86,66 +95,55 @@ def in_seconds(times: pd.Series, unit: str | None = None, where: Callable[[int],
         5138, and 1e11 milliseconds 1973: below it they are seconds, below 1e14 milliseconds, below 1e17 microseconds.
         Numbers that are all dates, such as 20140407 or 20140407105109, are read as such.  Whatever is not taken for
         seconds is reported, as a warning of the logger ``gru4rec.events``
-    where : position of a row -> its name in messages, such as a file and a line
+    where : label of a row -> its place in messages, see `require`
 
     Raises
     ------
     TypeError or ValueError for text, for another unit, and for what is no time: numbers that are negative, not finite,
     of another unit than the others, or perhaps dates; timestamps that are not of the `YEARS`
     """
-    name = times.name
     if unit is not None and unit not in TIME_UNITS:
         raise ValueError(f'time_unit={unit!r}: must be one of {", ".join(map(repr, TIME_UNITS))}, or None')
     if isinstance(times.dtype, pd.CategoricalDtype):
         times = times.astype(times.cat.categories.dtype)
-    if times.dtype == object:
-        times = times.infer_objects()
-
-    def require(good: ArrayLike, wanted: str) -> None:
-        if not np.all(good):
-            row = int(np.argmin(good))
-            value = times.iloc[row]
-            place = f'{where(row)}: {name} is {value}' if where else f'{name} is {value} in row {row}'
-            raise ValueError(f'{place}, not {wanted}')
-
+    times = times.infer_objects()
     in_span = f'a time from {YEARS[0]} to {YEARS[1]}'
     if times.dtype == object and isinstance(times.iloc[0], datetime.date):  # of Python: dates, or with a time
-        require([YEARS[0] <= time.year <= YEARS[1] for time in times], in_span)
+        require(times, [YEARS[0] <= time.year <= YEARS[1] for time in times], in_span, where)
         times = pd.to_datetime(times, utc=True)
     if pd.api.types.is_datetime64_any_dtype(times):
-        require(times.dt.year.between(*YEARS).to_numpy(), in_span)
+        require(times, times.dt.year.between(*YEARS), in_span, where)
         utc = times.dt.tz_localize('UTC') if times.dt.tz is None else times.dt.tz_convert('UTC')
         return (utc - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(seconds=1)
     if not pd.api.types.is_numeric_dtype(times) or pd.api.types.is_bool_dtype(times):
-        raise TypeError(f'{name} must be timestamps or a number of seconds since 1970, not {times.dtype}')
+        raise TypeError(f'{times.name} must be timestamps or a number of seconds since 1970, not {times.dtype}')
+    if times.to_numpy().dtype.itemsize < 4:  # too small for the seconds of a day
+        times = times.astype(np.promote_types(times.to_numpy().dtype, 'int64'))
     values = times.to_numpy()
-    if values.dtype.itemsize < 4:  # too small for the seconds of a day
-        times = times.astype('int64' if values.dtype.kind in 'iu' else 'float64')
-        values = times.to_numpy()
-    require(np.isfinite(values) & (values >= 0), 'a time: it must be finite and not negative')
-    dates = _dates_in(values, f'{where(0)}: {name}' if where else str(name)) if unit is None and len(times) else None
+    require(times, np.isfinite(values), 'a number', where)
+    require(times, values >= 0, 'a time: it is negative', where)
+    dates = _dates_in(times, where) if unit is None and len(times) else None
     if dates is not None:
-        return in_seconds(pd.Series(dates, times.index, name=name), None, where)
+        return in_seconds(dates, None, where)
     largest = values.max(initial=0)
     taken = unit or next(found for found in TIME_UNITS if largest < 1e11 * TIME_UNITS[found] or found == 'ns')
     if taken == 's':
         return times
     if not unit:
-        other = np.zeros(len(values), bool)
-        for size in TIME_UNITS.values():
-            if size != TIME_UNITS[taken]:
-                other |= (values >= TODAY[0] * size) & (values < TODAY[1] * size)
+        sizes = [size for other_unit, size in TIME_UNITS.items() if other_unit != taken]
+        other = np.any([(values >= TODAY[0] * size) & (values < TODAY[1] * size) for size in sizes], axis=0)
         if other.mean() >= 0.5:  # a few large numbers, which decided on the unit, stand among them
             other = values == largest
-        require(~other & (values < LAST_SECOND * TIME_UNITS[taken]), 'a time in the unit of the others (time_unit, '
-                '--time-unit)')
+        require(times, ~other & (values < LAST_SECOND * TIME_UNITS[taken]),
+                'a time in the unit of the others (time_unit, --time-unit)', where)
         logger.warning('%s: numbers such as %.0f are taken for %s since 1970 (another unit: time_unit, --time-unit)',
-                       name, largest, UNIT_NAMES[taken])
+                       times.name, largest, UNIT_NAMES[taken])
     return times / TIME_UNITS[taken]
 
 
-def _dates_in(values: np.ndarray, name: str) -> pd.DatetimeIndex | None:
+def _dates_in(times: pd.Series, where: Callable[[Any], str] | None) -> pd.Series | None:
     """Return dates that are written as numbers, and None for other numbers; ValueError for numbers that may be both."""
+    values = times.to_numpy()
     n_digits = len(f'{values.max():.0f}')
     if values.min() < 10 ** (n_digits - 1):
         return None
@@ -156,10 +154,11 @@ def _dates_in(values: np.ndarray, name: str) -> pd.DatetimeIndex | None:
         dates = _parsed(distinct, form)
         if dates is None:
             continue
+        name = f'{where(times.index[0])}: {times.name}' if where else times.name
         if form in CERTAIN_DATES:
             logger.warning('%s: numbers such as %d are taken for dates (another meaning: time_unit, --time-unit)', name,
                            values[0])
-            return dates[codes]
+            return pd.Series(dates[codes], times.index, name=times.name)
         if len(distinct) > 2:
             raise ValueError(f'{name}: numbers such as {values[0]:.0f} look like dates ({form}); write them as '
                              f'{dates[0]:%Y-%m-%d}, or give the unit (time_unit, --time-unit)')
@@ -174,12 +173,6 @@ def _parsed(values: np.ndarray, form: str) -> pd.DatetimeIndex | None:
     return dates if ((dates.year >= YEARS[0]) & (dates.year <= YEARS[1])).all() else None
 
 
-def check_one_type(ids: pd.Series) -> None:
-    """Raise TypeError for ids of several types, such as text beside numbers, which have no order."""
-    if ids.dtype == object and ids.map(type).nunique() > 1:
-        raise TypeError(f'{ids.name} must have values of one type, not {ids.map(type).unique().tolist()}')
-
-
 def require_events(data: pd.DataFrame, step: str) -> pd.DataFrame:
     """Return `data`, or raise ValueError that says which step left no event."""
     if data.empty:
@@ -188,10 +181,7 @@ def require_events(data: pd.DataFrame, step: str) -> pd.DataFrame:
 
 
 def left_by(step: str, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Return `after`, the events that a step left of `before`; ValueError if there are none.
-
-    The logger ``gru4rec.events`` reports at level INFO how many were dropped.
-    """
+    """Return `after`, which a step left of `before`, and log how many events it dropped; ValueError if all of them."""
     require_events(after, step)
     if len(after) < len(before):
         logger.info('%s: %s of %s events', step, f'{len(before) - len(after):,}', f'{len(before):,}')
@@ -491,8 +481,7 @@ def most_recent_prefixes(data: pd.DataFrame, share: int) -> tuple[pd.DataFrame, 
 
     Returns (kept, whole): the events of the kept prefixes, and those of the same sessions, none cut.
     """
-    by_session = data.groupby('SessionId', sort=True).Time.agg(['max', 'size'])
-    by_session = by_session.sort_values('max', kind='stable')
+    by_session = data.groupby('SessionId', sort=True).Time.agg(['max', 'size']).sort_values('max', kind='stable')
     from_end = (by_session['size'] - 1)[::-1].cumsum()
     n_wanted = round(int(from_end.iloc[-1]) / share)
     n_sessions = int(np.searchsorted(from_end.to_numpy(), n_wanted)) + (n_wanted > 0)
@@ -559,13 +548,7 @@ def split(data: pd.DataFrame, held_out: str,
     step : what that does, for the error that it leaves nothing to train on; setting the last day apart when None
     min_session_length : events of a training session; those that `by` cut shorter are dropped
 
-    Returns
-    -------
-    (train, test) with new row numbers
-
-    Raises
-    ------
-    ValueError, which names the step, when one of them is empty
+    Returns (train, test) with new row numbers; ValueError names the step that leaves one of them empty.
     """
     train, test = by(data)
     if len(train) + len(test) < len(data):

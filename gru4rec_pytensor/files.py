@@ -14,12 +14,11 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,8 +38,7 @@ def check_writable(path: str | os.PathLike) -> None:
     if not target.parent.is_dir():
         raise FileNotFoundError(f'{path}: there is no folder {target.parent}')
     try:
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
+        tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:
         raise type(error)(f'{path}: cannot be written: {error.strerror}') from None
 
@@ -67,9 +65,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Binary file that takes the place of `path` when the block ends, and is gone when the block raises.
 
-    Of a symbolic link it takes the place of the target.
-
-    What a process that was killed has left of the same file is removed.
+    A symbolic link stays, and its target is replaced.  What a killed process has left of the same file is removed.
     """
     path = _target(path)
     remove_leftovers(path.parent, glob.escape(path.name[:100]))
@@ -97,19 +93,20 @@ def temporary_file(path: Path) -> BinaryIO:
     """
     while True:
         file = open(path.with_name(f'.{path.name[:100]}.{secrets.token_hex(8)}.unfinished'), 'x+b')  # noqa: SIM115
-        with contextlib.suppress(OSError):  # a disk that knows no locks
-            _lock(file.fileno(), wait=True)
-        if _is_file(file.fileno(), file.name):  # not removed as a left-over just before it was locked
+        if fcntl:
+            with contextlib.suppress(OSError):  # a disk that knows no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(file.name):  # not removed as a left-over just before it was locked
             return file
         file.close()
 
 
 def remove_leftovers(folder: Path, name: str = '*') -> None:
     """Remove what processes that were killed left of files: temporary ones that nobody has locked."""
-    for path in folder.glob(f'.{name}.*.unfinished'):
+    for path in folder.glob(f'.{name}.*.unfinished') if fcntl else ():
         with contextlib.suppress(OSError), open(path, 'r+b') as file:
-            if fcntl and _lock(file.fileno(), wait=False):
-                path.unlink()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -120,14 +117,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[FileLock | None]:
     `flock`, which Linux also offers on NFS (from kernel 2.6.12 on), where it locks on the server.
     """
     lock = FileLock(path)
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield None
-            return
-        if not path.exists():  # its holder removed it after it was opened here
-            lock.release()
+    try:
+        lock.acquire(timeout=-1 if wait else 0)  # again, if its last holder removed the file after it was opened here
+    except Timeout:
+        yield None
+        return
     try:
         yield lock
     finally:
@@ -137,32 +131,13 @@ def locked(path: Path, wait: bool = True) -> Iterator[FileLock | None]:
             lock.release()
 
 
-def _lock(handle: int, wait: bool) -> bool:
-    """Lock an open file for this process; whether that could be done.  OSError where the disk knows no locks."""
-    if fcntl:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-    return True
-
-
-def _is_file(handle: int, path: str | os.PathLike) -> bool:
-    """Return whether `path` is still the name of an open file."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
 @contextlib.contextmanager
 def files_together(folder: str | os.PathLike) -> Iterator[str]:
     """Temporary folder whose files move to `folder` when the block ends well, and vanish when it does not.
 
-    It lies inside `folder`, so each file moves in one step, and a place that cannot be written to is noticed before
-    the work is done.  The steps follow one another at once: a process that is killed between two of them leaves whole
-    files, of which some are of the last run.  A second process waits for the first; what one that was killed has left
-    is removed.
+    It lies inside `folder`, so a place that cannot be written to is noticed before the work is done, and each file
+    moves in one step.  A process that is killed between two of these steps leaves whole files, some of the last run.
+    A second process waits for the first; what a killed one has left is removed.
     """
     is_new = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)
@@ -193,34 +168,9 @@ BLOCK_BYTES = 1 << 25
 EXCEL_LINE = re.compile(rb'\A"?sep=."?(?=[\r\n])')
 
 
-def check_readable(path: str | os.PathLike) -> None:
-    """Raise OSError or ValueError unless there is something to read: a file, a pipe, or standard input."""
-    if str(path) == STANDARD_INPUT:
-        return
-    if not os.path.exists(path):
-        raise FileNotFoundError(f'{path}: no such file')
-    if os.path.isdir(path):
-        raise IsADirectoryError(f'{path}: is a folder, not a file')
-    mode = os.stat(path).st_mode
-    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-        raise ValueError(f'{path}: is a device, not a file')
-
-
 def name_of(path: str | os.PathLike) -> str:
     """Return the name that messages use for `path`."""
     return 'standard input' if str(path) == STANDARD_INPUT else str(path)
-
-
-def _only_member(file: BinaryIO) -> BinaryIO:
-    """Open the one file in a zip archive."""
-    if not file.seekable():
-        raise ValueError('is a zip archive, which cannot be read from a pipe; give its file')
-    archive = zipfile.ZipFile(file)
-    names = [member.filename for member in archive.infolist() if not member.is_dir()]
-    if len(names) != 1:
-        raise ValueError(f'is a zip archive of {len(names)} files, {", ".join(names[:4])}{", ..." * (len(names) > 4)}: '
-                         'unpack it, and give one of them')
-    return archive.open(names[0])  # type: ignore[return-value]
 
 
 # How a file begins -> what it is, and what decompresses a stream of it; a zip archive is none.
@@ -229,26 +179,26 @@ COMPRESSED: dict[bytes, tuple[str, Callable[[], Any] | None]] = {
     b'\xfd7zXZ\0': ('xz', lzma.LZMADecompressor), b'BZh': ('bzip2', bz2.BZ2Decompressor)}
 NOT_READ = dict.fromkeys([codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE], 'is UTF-16 text; save it as UTF-8') | {
     b'\x28\xb5\x2f\xfd': 'is compressed with zstandard; unpack it first'}
-NOT_PLAIN = (codecs.BOM_UTF8, *NOT_READ, *COMPRESSED)
 
 
-def text_blocks(path: str | os.PathLike, size: int = BLOCK_BYTES) -> Iterator[bytes]:
+def text_blocks(path: str | os.PathLike, size: int = BLOCK_BYTES) -> Generator[bytes, None, None]:
     """Read the text of a file, decompressed, as UTF-8 without a byte order mark, in blocks of up to `size` bytes or so.
 
     A file is gzip, zip, bzip2 or xz by its first bytes, whatever its name; ``-`` is standard input.
     Line ends of CR alone become newlines, and Excel's first line ``sep=,`` becomes blank.  Bytes that are no text are
-    passed on.
-
-    Raises
-    ------
-    OSError, or ValueError that names the file and what is wrong with it
+    passed on.  OSError, or ValueError, names the file and what is wrong with it.
     """
-    check_readable(path)
     name = name_of(path)
     with contextlib.ExitStack() as stack:
         if str(path) == STANDARD_INPUT:
             file: Any = io.BufferedReader(sys.stdin.buffer)  # type: ignore[type-var]
             stack.callback(file.detach)  # which leaves standard input open
+        elif not os.path.exists(path):
+            raise FileNotFoundError(f'{path}: no such file')
+        elif os.path.isdir(path):
+            raise IsADirectoryError(f'{path}: is a folder, not a file')
+        elif Path(path).is_char_device() or Path(path).is_block_device():
+            raise ValueError(f'{path}: is a device, not a file')
         else:
             file = stack.enter_context(open(path, 'rb'))
         blocks = _unpacked(file, name, size)
@@ -261,15 +211,23 @@ def text_blocks(path: str | os.PathLike, size: int = BLOCK_BYTES) -> Iterator[by
 
 
 def _unpacked(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
-    """Read blocks of a file, decompressed; ValueError that names it if it is damaged."""
+    """Read blocks of a file, decompressed; ValueError that names it if it is damaged or no single file."""
     head = file.peek(8)  # type: ignore[attr-defined]
     kind, new_stream = next((found for start, found in COMPRESSED.items() if head.startswith(start)), ('', None))
     try:
         if new_stream:
             yield from _streams(file, new_stream)
             return
-        unpacked = _only_member(file) if kind == 'zip' else file
-        while block := unpacked.read(size):
+        if kind == 'zip':
+            if not file.seekable():
+                raise ValueError('is a zip archive, which cannot be read from a pipe; give its file')
+            archive = zipfile.ZipFile(file)
+            names = [member.filename for member in archive.infolist() if not member.is_dir()]
+            if len(names) != 1:
+                raise ValueError(f'is a zip archive of {len(names)} files, {", ".join(names[:4])}'
+                                 f'{", ..." * (len(names) > 4)}: unpack it, and give one of them')
+            file = archive.open(names[0])  # type: ignore[assignment]
+        while block := file.read(size):
             yield block
     except ValueError as error:
         raise ValueError(f'{name}: {error}') from None
@@ -303,11 +261,9 @@ def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Cut blocks of text behind the last newline in each; the last one gets a newline if it lacks it."""
     rest = b''
     for block in blocks:
-        text = rest + block
-        end = text.rfind(b'\n') + 1
-        if end:
-            yield text[:end]
-        rest = text[end:]
+        lines, newline, rest = (rest + block).rpartition(b'\n')
+        if newline:
+            yield lines + newline
     if rest:
         yield rest + b'\n'
 
@@ -318,13 +274,10 @@ def plain_text(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
     The copy has no name, so that a process that is killed leaves none behind.
     """
-    check_readable(path)
     if os.path.isfile(path) and str(path) != STANDARD_INPUT:
-        with open(path, 'rb') as file:
-            head = file.read(1 << 16)
-            file.seek(0)
-            only_returns = b'\r' in head and b'\n' not in head
-            if not (head.startswith(NOT_PLAIN) or EXCEL_LINE.match(head) or only_returns):
+        with open(path, 'rb') as file, contextlib.closing(text_blocks(path, 1 << 16)) as blocks:
+            if file.read(1 << 16) == next(blocks, b''):
+                file.seek(0)
                 yield file
                 return
     with naming(tempfile.gettempdir()), tempfile.TemporaryFile() as copy:

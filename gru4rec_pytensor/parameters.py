@@ -26,13 +26,11 @@ LATER_DEFAULTS: dict[str, Any] = dict(
     session_key='SessionId', item_key='ItemId', time_key='Time')
 
 # Values that are refused, and what to do instead.
+SOFTMAX = "loss='cross-entropy' with final_act='softmax' is the same unless a probability is below 1e-17"
 NOT_TAKEN_OVER = {
     ('adapt', 'adam'): "the release's has two mistakes, and lets the weights of items fall only; use 'adagrad'",
     ('adapt', 'adadelta'): "no published setting uses it; use 'adagrad'",
-    ('loss', 'xe_logit'): "loss='cross-entropy' with final_act='softmax' is the same, unless a probability is "
-                          'below 1e-17',
-    ('final_act', 'softmax_logit'): "loss='cross-entropy' with final_act='softmax' is the same unless a probability is "
-                                    'below 1e-17',
+    ('loss', 'xe_logit'): SOFTMAX, ('final_act', 'softmax_logit'): SOFTMAX,
 }
 # Values that are accepted, and mean what they do in the 2016 release.
 OF_2016 = {
@@ -44,22 +42,15 @@ OF_2016 = {
 
 
 class ParameterFile(NamedTuple):
-    """Contents of a file of parameters.
-
-    arguments : of `gru4rec.GRU4Rec`, whose values need not be valid
-    title, data, source : of which row of which publication, and of which data; empty in the authors' files
-    """
-    arguments: dict[str, Any]
-    title: str = ''
+    """Contents of a file of parameters; the authors' files have the arguments alone."""
+    arguments: dict[str, Any]  # of `gru4rec.GRU4Rec`, whose values need not be valid
+    title: str = ''  # of the row of the publication
     data: str = ''
     source: str = ''
 
 
 def read(path: str | Path) -> ParameterFile:
-    """Read a file of parameters, told by its name's end: ``.toml``, or ``.py`` for the authors' files.
-
-    ValueError, which names the file, if it is anything else; FileNotFoundError if there is none.
-    """
+    """Read a file of parameters: ``.toml``, or ``.py`` for the authors' files; ValueError names the file."""
     path = Path(path)
     if path.suffix not in ('.toml', '.py'):
         raise ValueError(f"{path}: a file of parameters must end in .toml, or in .py if it is one of the authors'")
@@ -75,8 +66,7 @@ def read(path: str | Path) -> ParameterFile:
 def of_toml(text: str) -> ParameterFile:
     """Read the text of a TOML file of parameters."""
     found = tomllib.loads(text)
-    unknown = found.keys() - {'title', 'data', 'source', 'parameters'}
-    if unknown:
+    if unknown := found.keys() - {'title', 'data', 'source', 'parameters'}:
         raise ValueError(f'has the unknown name {sorted(unknown)[0]!r}; allowed are title, data, source and the table '
                          '[parameters]')
     given = found.get('parameters')
@@ -89,7 +79,7 @@ def of_toml(text: str) -> ParameterFile:
     for name in ('title', 'data', 'source'):
         if not isinstance(found.get(name, ''), str):
             raise ValueError(f'{name} = {found[name]!r}: must be text')
-    return ParameterFile(found['parameters'], found.get('title', ''), found.get('data', ''), found.get('source', ''))
+    return ParameterFile(found.pop('parameters'), **found)
 
 
 def of_authors_file(text: str) -> dict[str, Any]:
@@ -134,12 +124,16 @@ def of_later_release(given: Mapping[str, Any]) -> dict[str, Any]:
     ValueError, in one sentence, for a name that it does not have, and for what is not taken over.  A warning names what
     is ignored, as the release does, or has the meaning of the 2016 release.
     """
-    unknown = given.keys() - LATER_DEFAULTS.keys()
-    if unknown:
+    if unknown := given.keys() - LATER_DEFAULTS.keys():
         raise ValueError(f'{sorted(map(str, unknown))[0]!r} is no argument of the later release, which has '
                          f'{", ".join(LATER_DEFAULTS)}')
     arguments = LATER_DEFAULTS | dict(given)
-    check_taken_over(arguments)
+    for (name, value), reason in NOT_TAKEN_OVER.items():
+        if arguments[name] == value:
+            raise ValueError(f'{name}={value!r} is not taken over: {reason}')
+    for (name, value), meaning in OF_2016.items():
+        if arguments[name] == value:
+            warn(f'{name}={value!r} is that of the 2016 release: {meaning}')
     smoothing, adapt_params = arguments.pop('smoothing'), arguments.pop('adapt_params')
     if smoothing:
         raise ValueError(f'smoothing={smoothing!r} is not taken over: no published setting uses it; leave it at 0')
@@ -155,16 +149,6 @@ def of_later_release(given: Mapping[str, Any]) -> dict[str, Any]:
         warn(f'dropout_p_embed={p!r} is ignored: there is no embedding')
         arguments['dropout_p_embed'] = 0.0
     return arguments | {'drop_tail': False, 'equal_times': 'frame'}
-
-
-def check_taken_over(arguments: Mapping[str, Any]) -> None:
-    """Raise ValueError for a value that is refused; warn of one that has the meaning of the 2016 release."""
-    for (name, value), reason in NOT_TAKEN_OVER.items():
-        if arguments[name] == value:
-            raise ValueError(f'{name}={value!r} is not taken over: {reason}')
-    for (name, value), meaning in OF_2016.items():
-        if arguments[name] == value:
-            warn(f'{name}={value!r} is that of the 2016 release: {meaning}')
 
 
 def embedding_of(arguments: Mapping[str, Any]) -> int | None:

@@ -43,9 +43,7 @@ def synthetic_clicks(n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHE
     n_items : int, at least 200. Rare ones may never be clicked.
     seed : int. The same seed gives the same log.
 
-    Returns
-    -------
-    DataFrame with SessionId, ItemId, Category (int64) and Time (float64), sorted by session and time.
+    Returns a DataFrame with SessionId, ItemId, Category (int64) and Time (float64), sorted by session and time.
     """
     check_whole_number('n_sessions', n_sessions)
     check_whole_number('n_items', n_items, 200)
@@ -53,9 +51,14 @@ def synthetic_clicks(n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHE
     rng = np.random.default_rng(seed)
     weeks = int(np.clip(4 * (n_sessions / 100_000) ** 0.4, 2, 26))
     start = rng.integers(weeks * WEEK, size=n_sessions)
-    length = _session_lengths(n_sessions, rng)
+    # Mostly short sessions, some very long: a log-normal tail behind the second click, mean near 4.
+    length = np.minimum(1 + np.ceil(rng.lognormal(0.5, 1.0, n_sessions)), LONGEST_SESSION).astype(np.int64)
+    length[rng.random(n_sessions) < P_ONE_CLICK] = 1
     first = length.cumsum() - length
-    millis = FIRST_DAY + _click_times(start, first, length, rng)
+    gap = np.ceil(rng.exponential(MEAN_GAP, length.sum())).astype(np.int64)
+    gap[rng.random(len(gap)) < P_SAME_TIME] = 0
+    gaps = gap.cumsum()
+    millis = FIRST_DAY + gaps + np.repeat(start - gaps[first], length)
 
     n_new = n_items // 100
     rank = np.arange(1, n_items - n_new + 1)
@@ -65,26 +68,17 @@ def synthetic_clicks(n_sessions: int = SYNTHETIC_SESSIONS, n_items: int = SYNTHE
     chance = (1 / (5 + rank)).cumsum()
     item = np.empty(len(millis), np.int64)
     _browse(rng, first, length, shelves, shelf, chance / chance[-1], item)
-    category = _categories(shelves, n_items)[item]
-    _bring_out_new_items(item, millis, shelves, np.arange(n_items - n_new, n_items), rng)
+    first_shelving = shelves[: len(shelves) // SHELVINGS]
+    category = np.zeros(n_items, np.int64)  # of items off the shelves
+    category[first_shelving] = np.arange(1, len(first_shelving) + 1)[:, None]
+    category = category[item]
+    sold_now = np.arange(n_items)  # in the last day, in whose clicks new items take the place of some on the shelves
+    sold_now[rng.choice(np.unique(shelves), size=n_new, replace=False)] = np.arange(n_items - n_new, n_items)
+    late = millis >= millis.max() - 1000 * DAY
+    item[late] = sold_now[item[late]]
     session = np.repeat(np.arange(1, n_sessions + 1), length)
     item = FIRST_ITEM + rng.permutation(n_items)[item]
     return pd.DataFrame({'SessionId': session, 'ItemId': item, 'Time': millis / 1000, 'Category': category})
-
-
-def _session_lengths(n_sessions: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw lengths: mostly short, some very long; a log-normal tail behind the second click, mean near 4."""
-    length = np.minimum(1 + np.ceil(rng.lognormal(0.5, 1.0, n_sessions)), LONGEST_SESSION).astype(np.int64)
-    length[rng.random(n_sessions) < P_ONE_CLICK] = 1
-    return length
-
-
-def _click_times(start: np.ndarray, first: np.ndarray, length: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw the time of each click, whole milliseconds: the session's start plus the gaps up to the click."""
-    gap = np.ceil(rng.exponential(MEAN_GAP, length.sum())).astype(np.int64)
-    gap[rng.random(len(gap)) < P_SAME_TIME] = 0
-    time = gap.cumsum()
-    return time + np.repeat(start - time[first], length)
 
 
 def _fill_shelves(n_items: int, rng: np.random.Generator) -> np.ndarray:
@@ -129,20 +123,3 @@ def _browse(rng: np.random.Generator, first: np.ndarray, length: np.ndarray, she
                 else:  # near places are likelier than far ones
                     position = (position + direction * (1 + int(REACH * rng.random() ** 2))) % SHELF_SIZE
                 item[event] = shelves[shelf[s], position]
-
-
-def _categories(shelves: np.ndarray, n_items: int) -> np.ndarray:
-    """Category of each item: its shelf in the first shelving, from 1 on, and 0 for the others."""
-    first_shelving = shelves[: len(shelves) // SHELVINGS]
-    category = np.zeros(n_items, np.int64)
-    category[first_shelving] = np.arange(1, len(first_shelving) + 1)[:, None]
-    return category
-
-
-def _bring_out_new_items(item: np.ndarray, millis: np.ndarray, shelves: np.ndarray, new_items: np.ndarray,
-                         rng: np.random.Generator) -> None:
-    """Replace, in place, some items of the shelves by the new ones in the clicks of the last day."""
-    sold_now = np.arange(new_items[-1] + 1)
-    sold_now[rng.choice(np.unique(shelves), size=len(new_items), replace=False)] = new_items
-    late = millis >= millis.max() - 1000 * DAY
-    item[late] = sold_now[item[late]]

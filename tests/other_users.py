@@ -39,24 +39,20 @@ def foreign_function():
 
 
 def operations(fgraph):
-    """Class of each operation, of the body of its loop, and of those in inner graphs, in their order."""
-    for node in fgraph.toposort():
-        yield from (f'{type(op).__module__}.{type(op).__qualname__}'
-                    for op in (node.op, getattr(node.op, 'scalar_op', None)) if op)
-        for inner in (node.op, getattr(node.op, 'scalar_op', None)):
-            if hasattr(inner, 'fgraph'):
-                yield from operations(inner.fgraph)
+    """Class of each operation, of the body of its loop, and of those in inner graphs, in their order.
 
-
-def options_of_loops(fgraph):
-    """Options with which Numba compiles the body of each fused loop."""
+    Beside it the options with which Numba compiles the body.
+    """
     for node in fgraph.toposort():
+        options = None
         if isinstance(node.op, pytensor.tensor.elemwise.Elemwise):
             body, _key = basic.numba_funcify_and_cache_key(
                 node.op.scalar_op, node=node.op.make_scalar_node(*node.inputs))
-            yield sorted(body.targetoptions.items(), key=str)
-        elif hasattr(node.op, 'fgraph'):
-            yield from options_of_loops(node.op.fgraph)
+            options = sorted(body.targetoptions.items(), key=str)
+        for op in filter(None, (node.op, getattr(node.op, 'scalar_op', None))):
+            yield f'{type(op).__module__}.{type(op).__qualname__}', options
+            if hasattr(op, 'fgraph'):
+                yield from operations(op.fgraph)
 
 
 def graph_state():
@@ -66,9 +62,7 @@ def graph_state():
     with pytensor.config.change_flags(numba__cache=True):
         _compiled, key = basic.numba_funcify_and_cache_key(fgraph)
     return {'graph': pytensor.printing.debugprint(function, file='str'), 'operations': [*operations(fgraph)],
-            'key of its compiled code': key,
-            'source': getattr(function.vm.jit_fn.py_func, '__source__', None),
-            'options of its loops': [*options_of_loops(fgraph)]}
+            'key of its compiled code': key, 'source': getattr(function.vm.jit_fn.py_func, '__source__', None)}
 
 
 def rewrites(database):

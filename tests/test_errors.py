@@ -8,6 +8,7 @@ import zipfile
 import pytest
 from common import few_items_log, small_model
 
+import preprocess_rsc15
 import run_experiments
 from gru4rec import GRU4Rec
 from gru4rec_pytensor import cli
@@ -33,7 +34,8 @@ FILES = {  # name -> content
     'no-overlap': HEADER + '1\t1001\t1\n1\t1002\t2\n', 'words': HEADER + ''.join(
         f'{k // 3}\t{"abc"[k % 3]}\t{k}\n' for k in range(60)),
     'same-day': HEADER + ''.join(f'{k // 6}\t{k % 5}\t{k}\n' for k in range(60)),
-    'text': 'hello\n', 'other/results.json': '{"mine": 1}', 'file': 'x',
+    'text': 'hello\n', 'other/results.json': '{"mine": 1}', 'file': 'x', 'p.toml': '[parameters]\nlayers = [5]\n',
+    'made/synthetic-clicks.dat': '', 'real/rsc15_test.txt': '',
 }
 BYTES = {'binary': bytes(range(256)), 'damaged.gz': gzip.compress(b'SessionId')[:-3],
          'log.tar.gz': gzip.compress(b'log'.ljust(257, b'\0') + b'ustar\0'),
@@ -44,7 +46,8 @@ BYTES = {'binary': bytes(range(256)), 'damaged.gz': gzip.compress(b'SessionId')[
 def world(tmp_path_factory):
     """A folder with good and bad files."""
     folder = tmp_path_factory.mktemp('world')
-    (folder / 'other').mkdir()
+    for name in ('other', 'made', 'real'):
+        (folder / name).mkdir()
     for name, content in FILES.items():
         (folder / name).write_text(content)
     for name, content in BYTES.items():
@@ -110,6 +113,9 @@ CASES = [  # (program, command line in the folder of the files, what the line on
     *[(cli, f'fit good -o new {option}', message) for option, message in [
         ('--more text', 'text: not a model file'), ('--more model --checkpoint c', '--more and --checkpoint do not go'),
         ('--more model --time-key when', 'the model of --more was trained with --session-key SessionId')]],
+    *[(cli, f'fit nowhere -o new --parameters {option}', message) for option, message in [
+        ('p.txt', 'must end in .toml, or in .py'), ('p.toml --final-act soft', "final_act='soft': must be one of"),
+        ('p.toml --more model', '--more and --parameters do not go together')]],
     (cli, 'fit good', 'the following arguments are required: -o/--output'),
     (cli, 'fit words -o new --more model',
          "column 'ItemId' has item ids such as 'a', but those of the model are such as"),
@@ -137,6 +143,18 @@ CASES = [  # (program, command line in the folder of the files, what the line on
     (cli, 'fit good -o good', 'good: is the file that is read; give another name'),
     (cli, 'fit good -o new --checkpoint good', 'good: is the file that is read; give another name'),
     (cli, 'prepare good -o no/where', 'there is no folder no'),
+    *[(preprocess_rsc15, command, message) for command, message in [
+        ('', 'required: PATH'), ('raw.dat', 'two paths are needed'), ('raw.dat out more', 'two paths are needed'),
+        ('nowhere out', 'nowhere: no such file'), ('other out', 'other: is a folder, not a file'),
+        ('raw.dat raw.dat', 'File exists'), ('raw.dat raw.dat/out', 'Not a directory'),
+        ('raw.dat out --seed 1', 'need --synthetic'), ('raw.dat made', 'holds a synthetic log'),
+        ('--synthetic', 'required: PATH'), ('--synthetic raw.dat out', '--synthetic takes one path'),
+        ('--synthetic out --sessions 0', 'n_sessions=0: must be a whole number of at least 1'),
+        ('--synthetic out --items 199', 'n_items=199: must be a whole number of at least 200'),
+        ('--synthetic out --seed -1', 'seed=-1: must be a whole number of at least 0'),
+        ('--synthetic out --sessions 20', 'no event is left after'),
+        ('--synthetic out --seed x', "invalid int value: 'x'"),
+        ('--synthetic real', 'real holds rsc15_test.txt, and no synthetic log that it was made of')]],
     # the paper's experiments
     *[(run_experiments, command, message) for command, message in [
         ('--train good --test nowhere', 'nowhere: no such file'),
@@ -194,12 +212,11 @@ def test_a_full_disk_is_reported_and_leaves_the_old_model(world, tmp_path, monke
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize('kind', ['device', 'pipe', 'link to a pipe'])
-def test_what_is_no_file_is_not_replaced(world, tmp_path, monkeypatch, capsys, kind):
+@pytest.mark.parametrize('path', ['/dev/null', 'pipe', 'link'])
+def test_what_is_no_file_is_not_replaced(world, tmp_path, monkeypatch, capsys, path):
     for name in ('good', 'model'):
         shutil.copy(world / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    path = {'device': '/dev/null', 'pipe': 'pipe', 'link to a pipe': 'link'}[kind]
     os.mkfifo('pipe')
     os.symlink('pipe', 'link')
     os.mkdir('folder')
@@ -218,22 +235,22 @@ def test_what_is_no_file_is_not_replaced(world, tmp_path, monkeypatch, capsys, k
     assert os.stat(path) == before and os.path.islink('folder/tables.md') and not os.path.exists('new')
 
 
-@pytest.mark.parametrize('target', ['file', 'elsewhere/file', 'elsewhere/new', '../{}/elsewhere/file'])
-def test_a_link_is_followed_to_the_file_that_is_written(world, tmp_path, monkeypatch, capsys, target):
+def test_a_link_is_followed_to_the_file_that_is_written(world, tmp_path, monkeypatch, capsys):
     """The file exists or not, and its name is relative or absolute."""
     shutil.copy(world / 'good', tmp_path / 'good')
     monkeypatch.chdir(tmp_path)
     os.mkdir('elsewhere')
-    for name in ('file', 'elsewhere/file'):
-        (tmp_path / name).write_text('old')
-    target = target.format(tmp_path.name)
     model = GRU4Rec.load(world / 'model')
-    for path in (target, os.path.abspath(target)):
-        os.symlink(path, 'link')
-        check_writable('link')
-        model.save('link')
-        assert os.readlink('link') == path and GRU4Rec.load(target).n_items == model.n_items
-        os.unlink('link')
-    assert {path.name for path in (tmp_path / 'elsewhere').iterdir()} <= {'file', 'new'}
+    for name in ('file', 'elsewhere/file', f'../{tmp_path.name}/elsewhere/file', 'elsewhere/new'):
+        for path in (name, os.path.abspath(name)):
+            if not name.endswith('new'):
+                (tmp_path / name).write_text('old')
+            os.symlink(path, 'link')
+            check_writable('link')
+            model.save('link')
+            assert os.readlink('link') == path and GRU4Rec.load(name).n_items == model.n_items
+            os.unlink('link')
+            os.unlink(name)
+    assert not os.listdir('elsewhere')
     os.symlink('nowhere/file', 'link')
     assert 'there is no folder' in complaint(cli, FIT.replace('-o new', '-o link'), capsys)

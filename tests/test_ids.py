@@ -108,14 +108,11 @@ def test_new_items_are_taken_over_in_the_spelling_of_the_model():
                                ([10 ** 18], [10 ** 18 + 3], [10 ** 18 + 3])]:
         found = IdIndex(pd.Series(old).to_numpy()).like(pd.Series(new))
         assert found.tolist() == expected and {*map(type, found.tolist())} == {*map(type, expected)}
+    with pytest.raises(ValueError, match='300, too large for uint8'):
+        IdIndex(np.array([1, 2], np.uint8)).like(pd.Series([1, 300]))
     items = pd.unique(LOG.ItemId)
     model = small_model().fit(LOG).fit_more(LOG.assign(ItemId=(LOG.ItemId + 10).astype(str)), 1)
     assert model.items_.tolist() == [*items, items.max() + 10]
-
-
-def test_a_new_id_that_is_too_large_for_the_type_of_the_old_ones_is_named():
-    with pytest.raises(ValueError, match='300, too large for uint8'):
-        IdIndex(np.array([1, 2], np.uint8)).like(pd.Series([1, 300]))
 
 
 def test_ids_that_a_list_spells_apart_stay_apart():
@@ -138,18 +135,6 @@ def test_what_is_no_list_of_ids_gets_one_sentence(trained, ids, message):
         trained.recommend(ids)
 
 
-@pytest.mark.parametrize('values, message', [
-    ([(1, 2)] * len(LOG), r"column 'ItemId' has values such as \(1, 2\), of type tuple: they must be numbers, text"),
-    ([[1]] * len(LOG), "'ItemId' has values such as .*, of type list"),
-    (pd.period_range('2020', periods=len(LOG)), 'of type Period'),
-    ([1, b'x'] * (len(LOG) // 2) + [1] * (len(LOG) % 2), "such as b'x', of type bytes")],
-    ids=['tuples', 'lists', 'periods', 'bytes'])
-def test_ids_that_cannot_be_compared_or_saved_are_refused_before_training(values, message):
-    for fit in (small_model().fit, Pop().fit):
-        with pytest.raises(TypeError, match=message):
-            fit(LOG.assign(ItemId=pd.Series(values, LOG.index)))
-
-
 class Polars:
     """A frame of polars as seen from outside."""
     __module__ = 'polars.dataframe.frame'
@@ -158,12 +143,20 @@ class Polars:
         return LOG
 
 
+NO_FRAME = 'the data must be a pandas DataFrame .* not '
+
+
 @pytest.mark.parametrize('data, message', [
-    (Polars(), r'not polars.Polars; its method to_pandas\(\) makes one'), (LOG.to_dict(), 'not dict$'),
-    (LOG.to_numpy(), 'not numpy.ndarray$')])
-def test_data_that_is_no_frame_of_pandas_is_named(data, message):
+    *[(LOG.iloc[:4].assign(ItemId=pd.Series(values, LOG.index[:4])), message) for values, message in [
+        ([(1, 2)] * 4, r"column 'ItemId' has values such as \(1, 2\), of type tuple: they must be numbers, text"),
+        ([[1]] * 4, "'ItemId' has values such as .*, of type list"),
+        (pd.period_range('2020', periods=4), 'of type Period'), ([1, b'x', 1, 1], "such as b'x', of type bytes")]],
+    (Polars(), NO_FRAME + r'polars.Polars; its method to_pandas\(\) makes one'), (LOG.to_dict(), NO_FRAME + 'dict$'),
+    (LOG.to_numpy(), NO_FRAME + 'numpy.ndarray$')],
+    ids=['tuples', 'lists', 'periods', 'bytes', 'polars', 'dictionary', 'array'])
+def test_ids_that_cannot_be_compared_or_saved_and_what_is_no_frame_are_refused_before_training(data, message):
     for fit in (small_model().fit, Pop().fit):
-        with pytest.raises(TypeError, match='the data must be a pandas DataFrame .*' + message):
+        with pytest.raises(TypeError, match=message):
             fit(data)
 
 

@@ -107,10 +107,10 @@ def test_a_file_makes_a_model_of_the_class_that_is_asked(cls, tmp_path):
         assert vars(cls.from_parameters(path)) == vars(GRU4Rec.from_parameters(path))
 
 
-def test_the_pytorch_codes_elu_param_of_zero_is_no_activation(tmp_path):
-    for loss, expected in (('bpr-max', 'linear'), ('cross-entropy', 'softmax')):
-        text = f"gru4rec_params = OrderedDict([('loss', '{loss}'), ('elu_param', 0)])"
-        assert GRU4Rec.from_parameters(written(tmp_path, text)).final_act == expected
+@pytest.mark.parametrize('loss, expected', [('bpr-max', 'linear'), ('cross-entropy', 'softmax')])
+def test_the_pytorch_codes_elu_param_of_zero_is_no_activation(loss, expected, tmp_path):
+    path = written(tmp_path, f"gru4rec_params = dict([('loss', '{loss}'), ('elu_param', 0)])")
+    assert GRU4Rec.from_parameters(path).final_act == expected
 
 
 @pytest.mark.parametrize('statement', ["open({flag!r}, 'w')", "gru4rec_params = OrderedDict([('loss', open({flag!r}, "
@@ -135,13 +135,11 @@ def test_nothing_in_an_authors_file_is_executed(statement, tmp_path):
     ('p.toml', '[parameters]\nlayers = [100]\nlearning_rat = 0.1', "'learning_rat' is no argument of GRU4Rec"),
     ('p.toml', '[parameters]\nlearning_rate = 0.1', 'layers are missing'),
     ('p.toml', '[parameters]\nlayers = [100]\nlearning_rate = -1.0', 'learning_rate=-1.0: must be'),
-    ('p.toml', '[parameters]\nlayers = [100]\nloss = 3', 'loss=3: must be one of'),
     ('p.toml', '[parameters]\nlayers = [100]\n[published]\n"Recall@20" = 0.5', "unknown name 'published'"),
     ('p.py', 'gru4rec_params = OrderedDict([', 'line 1'),
     ('p.py', 'params = {}', 'must assign one thing, gru4rec_params'),
     ('p.py', '', 'must assign one thing, gru4rec_params'),
     ('p.py', 'gru4rec_params = OrderedDict(pairs)', 'nothing is computed'),
-    ('p.py', "gru4rec_params = {'layers': 2 * [100]}", 'nothing is computed'),
     ('p.py', 'gru4rec_params = 3', 'nothing is computed'),
     ('p.py', "gru4rec_params = {'unit': 'lstm'}", "'unit' is no argument of the later release"),
     ('p.py', "gru4rec_params = {'adapt': 'adam'}", "adapt='adam' is not taken over"),
@@ -192,17 +190,6 @@ def test_fit_takes_arguments_and_names_of_columns_from_a_file_and_options_overri
     assert cli.main(f'fit {tmp_path}/other.csv {more}'.split()) == 0
     assert cli.main(f'evaluate {tmp_path}/more {tmp_path}/other.csv --backend python --quiet'.split()) == 0
     assert cli.main(f'fit {tmp_path}/log.csv {more} --session-key visit'.split()) == 2
-
-
-@pytest.mark.parametrize('options, message', [
-    ('--parameters {folder}/p.txt', 'must end in .toml, or in .py'),
-    ('--parameters {folder}/p.toml --more {folder}/model', '--more and --parameters do not go together'),
-    ('--parameters {folder}/p.toml --final-act soft', "final_act='soft': must be one of"),
-])
-def test_wrong_parameters_end_the_command_before_any_work(options, message, tmp_path, capsys):
-    written(tmp_path, TOML, 'p.toml')
-    assert cli.main(['fit', 'no-such-file', '-o', 'model', *options.format(folder=tmp_path).split()]) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_the_defaults_of_the_later_release_are_those_of_its_constructor():
