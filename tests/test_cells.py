@@ -1,6 +1,4 @@
 """Cells: which of them make up the tables, what one of them gives, and what tells one from another."""
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,11 +39,11 @@ def test_the_plan_has_the_rows_of_both_tables_in_the_papers_order_with_each_seed
 
 
 def test_table_3_alone_needs_item_knn_and_table_2_no_cell():
-    assert [cell.model for cell in plan(RSC15, replace(REQUEST, tables=(3,), seeds=(1,), units=(4,)))] == [
+    assert [cell.model for cell in plan(RSC15, REQUEST._replace(tables=(3,), seeds=(1,), units=(4,)))] == [
         'Item-KNN', NETWORK, NETWORK]
-    assert plan(RSC15, replace(REQUEST, tables=(2,))) == []
+    assert plan(RSC15, REQUEST._replace(tables=(2,))) == []
     with pytest.raises(ValueError, match='--table 3 has no row for --models POP'):
-        plan(RSC15, replace(REQUEST, tables=(3,), models=('POP',)))
+        plan(RSC15, REQUEST._replace(tables=(3,), models=('POP',)))
 
 
 def test_a_cell_has_the_parameters_and_the_candidates_of_its_protocol():

@@ -171,7 +171,7 @@ def test_a_file_that_is_no_result_of_this_version_is_named_and_left(data, tmp_pa
 @pytest.mark.parametrize('url', ['postgresql://me:sec/ret?x@y@HOST/db', 'mysql://HOST/db?user=me&password=sec/ret'])
 def test_no_password_stands_in_the_command_that_is_kept(monkeypatch, url):
     commands = []
-    monkeypatch.setattr(run_experiments, 'run', lambda *arguments: commands.append(arguments[-1]))
+    monkeypatch.setattr(run_experiments, 'run', lambda *arguments: commands.append(arguments[-1]) or 0)
     for words in (['--storage', url], [f'--storage={url}']):
         assert run_experiments.main(['--table', '2', *words]) == 0
     assert all('***' in command and 'sec' not in command and 'HOST/db' in command for command in commands)
@@ -179,14 +179,13 @@ def test_no_password_stands_in_the_command_that_is_kept(monkeypatch, url):
 
 @pytest.mark.parametrize('error, message', [
     (KeyError('ItemId'), 'ItemId'), (TypeError('no such type'), 'no such type'), (MemoryError(), 'MemoryError'),
-    (ValueError('a\n  b'), 'a b'), (work.TasksFailed('a\n  b'), 'a b')])
+    (ValueError('a\n  b'), 'a b')])
 def test_an_error_of_any_kind_takes_one_line(monkeypatch, capsys, error, message):
     def failing(*arguments):
         raise error
     monkeypatch.setattr(run_experiments, 'run', failing)
-    is_input = not isinstance(error, work.TasksFailed)
-    assert run_experiments.main([]) == 1 + is_input
-    assert capsys.readouterr().err == f'run_experiments.py: {"error: " * is_input}{message}\n'
+    assert run_experiments.main([]) == 2
+    assert capsys.readouterr().err == f'run_experiments.py: error: {message}\n'
 
 
 # --- Parameters from files ------------------------------------------------------------------------------------------

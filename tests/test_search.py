@@ -47,7 +47,7 @@ def small_space(monkeypatch):
 def the_search(folder):
     train, valid = (click_log.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
     data = share(Dataset('', RSC15, True, train, valid, fingerprint='data'), folder)
-    return search.Search(data.folder, search.space_of_table_2('top1', 4, 2), 42, 'python', 'conservative')
+    return search.Search(data.folder, search.space_of_table_2('top1', 4, 2), 42, 'python', 'conservative', '')
 
 
 class Untrained:
@@ -72,7 +72,8 @@ def untrained(monkeypatch):
 
 
 def run(the_search, path, n_trials=3, prune=False, note=lambda text: None):
-    return search.run(the_search._replace(prune=prune), n_trials, f'sqlite:///{path}', note)
+    the_search = the_search._replace(prune=prune, n_trials=n_trials, url=f'sqlite:///{path}')
+    return search.run(the_search, lambda text, _is_milestone: note(text))
 
 
 def trials_in(path, the_search):
@@ -98,21 +99,21 @@ def test_the_best_point_is_found_and_each_parameter_is_tuned_on_its_own(the_sear
     trials = trials_in(tmp_path / 'db', the_search)
     random = [trial for trial in trials if trial.user_attrs['phase'] == 'random']
     assert [trial.params for trial in random] == search.random_points(SMALL_SPACE, 3, 42)
-    assert found.n_random == found.n_stable == 3 and found.n_stopped == 0
+    assert (found['n_random'], found['n_stable'], found['n_stopped']) == (3, 3, 0)
     best = max(random, key=lambda trial: trial.value)
-    assert found.best_random == best.params | {'recall': best.value, 'mrr': best.user_attrs['mrr']}
+    assert found['best_random'] == best.params | {'recall': best.value, 'mrr': best.user_attrs['mrr']}
     for name in ('batch_size', 'learning_rate'):  # of two values, the one that the best point does not have
         trial, = [trial for trial in trials if trial.user_attrs['phase'].startswith(name)]
         differing = [key for key in SMALL_SPACE if trial.params[key] != best.params[key]]
         assert differing == [name]
         best = max(best, trial, key=lambda trial: trial.value)
     assert {trial.user_attrs['phase'].split(',')[0] for trial in trials} == {'random', 'batch_size', 'learning_rate'}
-    assert found.tuned['recall'] == max(trial.value for trial in trials)
+    assert found['tuned']['recall'] == max(trial.value for trial in trials)
 
 
 @pytest.mark.promise
 def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_search, tmp_path):
-    found = run(the_search, tmp_path / 'db', n_trials=1).best_random
+    found = run(the_search, tmp_path / 'db', n_trials=1)['best_random']
     model = GRU4Rec([4], n_epochs=2, loss='top1', seed=42, backend='python', **{key: found[key] for key in SMALL_SPACE})
     train, valid = open_events(the_search.events)
     ranks = next_item_ranks(model.fit(train), valid, tie_policy='conservative')
@@ -158,7 +159,7 @@ def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(the_search
 @pytest.mark.promise
 def test_more_points_prolong_a_search_which_ends_as_if_they_had_been_asked_for_at_once(the_search, untrained, tmp_path):
     found = {n: run(the_search, tmp_path / 'db', n_trials=n) for n in (1, 4)}
-    assert [found[n].n_random for n in (1, 4)] == [1, 4]
+    assert [found[n]['n_random'] for n in (1, 4)] == [1, 4]
     assert found[4] == run(the_search, tmp_path / 'once', n_trials=4)
     assert run(the_search, tmp_path / 'db', n_trials=1) == found[1]
 
@@ -168,7 +169,7 @@ def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, 
     lines = []
     the_search = the_search._replace(space=search.space_of_table_2('cross-entropy', 4, 2))
     found = run(the_search, tmp_path / 'db', n_trials=2, note=lines.append)
-    assert found == search.Found(2, 0, 0, None, None)
+    assert found == {'n_random': 2, 'n_stable': 0, 'n_stopped': 0, 'best_random': None, 'tuned': None}
     trials = trials_in(tmp_path / 'db', the_search)
     assert [trial.state.name for trial in trials] == ['PRUNED', 'PRUNED']
     assert all(trial.user_attrs['reason'].startswith('Unstable: not finite') for trial in trials)
@@ -184,7 +185,7 @@ def test_an_error_that_says_nothing_about_the_network_ends_the_search_and_its_po
         with pytest.raises(OSError):
             run(the_search, tmp_path / 'db', n_trials=1)
     found = run(the_search, tmp_path / 'db', n_trials=1)
-    assert found.n_random == found.n_stable == 1
+    assert found['n_random'] == found['n_stable'] == 1
     assert trials_in(tmp_path / 'db', the_search)[0].user_attrs['reason'] == 'OSError: no room'
 
 
@@ -211,16 +212,16 @@ def test_a_trial_that_was_lost_with_its_process_is_run_again(the_search, untrain
     study.enqueue_trial(point, user_attrs={'phase': 'random', 'number': 0})
     study.ask()  # and the process dies
     monkeypatch.setattr(storage, 'HEARTBEAT', 1)
-    assert run(the_search, tmp_path / 'db', n_trials=1).n_random == 1
+    assert run(the_search, tmp_path / 'db', n_trials=1)['n_random'] == 1
     assert [trial.state.name for trial in trials_in(tmp_path / 'db', the_search)][:2] == ['FAIL', 'COMPLETE']
 
 
 @pytest.mark.promise
 def test_trials_are_stopped_early_only_when_asked_for(the_search, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(optuna.pruners, 'MedianPruner', lambda **options: optuna.pruners.ThresholdPruner(lower=1.1))
-    assert run(the_search, tmp_path / 'whole', n_trials=2).n_stopped == 0
+    assert run(the_search, tmp_path / 'whole', n_trials=2)['n_stopped'] == 0
     found = run(the_search, tmp_path / 'db', n_trials=2, prune=True)
-    assert found.n_stopped == found.n_stable == 2 and found.best_random is None
+    assert found['n_stopped'] == found['n_stable'] == 2 and found['best_random'] is None
     for trial in trials_in(tmp_path / 'db', the_search._replace(prune=True)):
         assert trial.user_attrs['reason'] == 'stopped early'
         assert list(trial.intermediate_values) == [0] and 0 < trial.intermediate_values[0] < 1
@@ -265,12 +266,12 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 import pandas as pd
-from gru4rec_pytensor.experiments import search, storage
+from gru4rec_pytensor.experiments import search, spaces, storage
 from gru4rec_pytensor.experiments.datasets import Events
 
-def objective(trial, a_search, space, note, n_points):
+def objective(trial, a_search, note, n_points):
     trial.set_user_attr('began', True)
-    parameters = {{name: trial.suggest_categorical(name, values) for name, values in space.items()}}
+    parameters = spaces.suggested(trial, a_search.space.parameters)
     trial.set_user_attr('mrr', 0.5)
     print('begins', flush=True)
     time.sleep({seconds})
@@ -280,10 +281,10 @@ def objective(trial, a_search, space, note, n_points):
 search.SPACE, search.objective, storage.HEARTBEAT, storage.PATIENCE = {space}, objective, 1, {patience}
 frame = pd.DataFrame({{'SessionId': [k // 2 for k in range(100)]}})
 search.open_events = lambda folder: Events(frame, frame)
-found = search.run(search.Search(Path('data'), search.space_of_table_2('top1', 4, 1), 42, 'python', 'standard'), 12,
-                   sys.argv[1], print)
-print(found)
+space = search.space_of_table_2('top1', 4, 1)
+print(search.run(search.Search(Path('data'), space, 42, 'python', 'standard', sys.argv[1], 12), print))
 """
+OUTCOME = "{'n_random': 12, 'n_stable': 12"
 
 
 def start_search(url, seconds, patience=60):
@@ -300,7 +301,7 @@ def assert_shared(processes):
         out, error = process.communicate(timeout=240)
         assert process.returncode == 0, error
         lines.append([line for line in out.splitlines() if line != 'begins'])
-    assert len({text[-1] for text in lines}) == 1 and lines[0][-1].startswith('Found(n_random=12, n_stable=12')
+    assert len({text[-1] for text in lines}) == 1 and lines[0][-1].startswith(OUTCOME)
     trained = [line for text in lines for line in text[:-1]]
     assert len(trained) == len(set(trained))
     return len(trained)
@@ -575,7 +576,7 @@ def test_a_search_goes_on_when_its_server_restarts_whatever_the_encoding_of_the_
     time.sleep(3)
     server.start()
     out, error = process.communicate(timeout=240)
-    assert process.returncode == 0 and error == '' and 'Found(n_random=12, n_stable=12' in out
+    assert process.returncode == 0 and error == '' and OUTCOME in out
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from evaluation import CUT_OFF, TIE_POLICIES, ndcg, next_item_ranks_with_misses,
 from gru4rec import GRU4Rec, changed_arguments, final_activation
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset, Events
-from gru4rec_pytensor.experiments.own import own_class
+from gru4rec_pytensor.experiments.own import OwnRow, own_class
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, Protocol
 from gru4rec_pytensor.lists import Lists, coverage_and_popularity
 from gru4rec_pytensor.terminal import TrainingProgress
@@ -35,49 +34,33 @@ POSITIONS = {'2': 2, '3': 3, '4': 4, '5': 5, '6-10': 10, '11-20': 20, 'later': n
 POPULARITY = {'top 1%': 0.01, 'to 5%': 0.05, 'to 20%': 0.2, 'to 50%': 0.5, 'the rest': 1.0}
 
 
-@dataclass(frozen=True)
-class Request:
-    """The models to train and evaluate, and their options.
+class Request(NamedTuple):
+    """The models to train and evaluate, and their options."""
+    tables: tuple[int, ...]  # of 1, 2 and 3
+    models: tuple[str, ...]  # rows of Tables 1 and 3, of `BASELINES` and `NETWORK`
+    losses: tuple[str, ...]  # rows of Tables 2 and 3, of `protocols.LOSS_NAMES`
+    units: tuple[int, ...]  # hidden units of the networks; for the claims two numbers, of small and of large ones
+    epochs: int  # training epochs of the networks
+    seeds: tuple[int, ...]  # one training for each
+    tie_policy: str  # of `evaluation.TIE_POLICIES`
+    backend: str  # of `backends.BACKENDS`
+    files: tuple[Path, ...] = ()  # with the parameters of networks
+    own_epochs: int | None = None  # epochs of these networks, if not those of the files
+    claims: bool = False  # whether to compare the variants of the claims
+    is_quick: bool = False  # with fewer random points
+    n_trials: int = 100  # random points of the search
+    prune: bool = False  # whether it stops trials early
+    figures: bool = False  # whether to draw figures
+    own: tuple[OwnRow, ...] = ()  # rows of one's own
+    compared: tuple[str, ...] | None = None  # titles of rows to compare, none for all; None without a comparison
+    again: bool = False  # whether cells that kept no ranks are run again
+    lists_metrics: bool = False  # whether lists of items are measured, too
+    search: dict[str, Any] = {}  # space, sampler, metric and timeout of a `search.Search`, if a space is searched
 
-    tables : of 1, 2 and 3
-    models : rows of Tables 1 and 3, of `BASELINES` and `NETWORK`
-    own : rows of one's own, as `own.own_row` takes them, and later as it returns them
-    losses : rows of Tables 2 and 3, of `protocols.LOSS_NAMES`
-    units : hidden units of the networks; for the claims two numbers, of small and of large ones
-    epochs : training epochs of the networks
-    seeds : one training for each
-    tie_policy : of `evaluation.TIE_POLICIES`
-    backend : of `backends.BACKENDS`
-    files : with the parameters of networks
-    own_epochs : epochs of these networks, if not those of the files
-    claims, is_quick : whether to compare the variants of the claims, and with fewer random points
-    n_trials, prune : random points of the search, and whether it stops trials early
-    figures : whether to draw figures
-    compared : titles of rows to compare, none for all; None without a comparison
-    again : whether cells that kept no ranks are run again
-    lists_metrics : whether lists of items are measured, too
-    search : space, sampler, metric and timeout of a `search.Search`, if a space is searched
-    """
-    tables: tuple[int, ...]
-    models: tuple[str, ...]
-    losses: tuple[str, ...]
-    units: tuple[int, ...]
-    epochs: int
-    seeds: tuple[int, ...]
-    tie_policy: str
-    backend: str
-    files: tuple[Path, ...] = ()
-    own_epochs: int | None = None
-    claims: bool = False
-    is_quick: bool = False
-    n_trials: int = 100
-    prune: bool = False
-    figures: bool = False
-    own: tuple[Any, ...] = ()
-    compared: tuple[str, ...] | None = None
-    again: bool = False
-    lists_metrics: bool = False
-    search: dict[str, Any] = field(default_factory=dict)
+    @property
+    def is_search(self) -> bool:
+        """Whether parameters are searched, those of Table 2 or of a space."""
+        return 2 in self.tables or bool(self.search)
 
 
 class Cell(NamedTuple):

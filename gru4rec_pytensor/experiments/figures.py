@@ -28,6 +28,8 @@ from gru4rec_pytensor.events import session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.page import PLOT_SETTINGS, draw_losses, line_style, svg_of
 from gru4rec_pytensor.experiments.report import mean_losses
+from gru4rec_pytensor.experiments.results import Results
+from gru4rec_pytensor.experiments.tables import rows_of_tables
 from gru4rec_pytensor.files import atomic_file
 from gru4rec_pytensor.terminal import note
 
@@ -60,14 +62,8 @@ class Picture(Figure):
         return paths
 
 
-def write_figures(folder: Path, results: list[dict], data: Dataset, losses: Sequence[str],
-                  units: Sequence[int]) -> None:
-    """Draw Figures 1 and 2 of the paper, of the networks and the data of a run, and training curves, as SVG and PNG.
-
-    Parameters
-    ----------
-    results : of the networks whose training curves are drawn
-    losses, units : of the networks in Figure 1
+def write_figures(results: Results, data: Dataset, losses: Sequence[str], units: Sequence[int]) -> None:
+    """Draw Figure 1 of the paper for these losses and units, Figure 2 for the data, and training curves of the results.
     """
     networks = {}
     for loss, n in itertools.product(losses, units):
@@ -78,8 +74,9 @@ def write_figures(folder: Path, results: list[dict], data: Dataset, losses: Sequ
     _rows, offsets = session_order(data.train)
     pictures = {'architecture': architecture(*networks.values(), everything),
                 'minibatches': minibatches(offsets, batch_size=3)}
-    if of_networks := mean_losses(results):
+    if of_networks := mean_losses(rows_of_tables(results.load('cells', data.fingerprint), data.protocol)):
         pictures['training'] = training_curves(of_networks)
+    folder = results.folder / 'figures'
     folder.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         note('drew ' + ', '.join(map(str, picture.save(folder / name))))

@@ -4,9 +4,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,15 +48,11 @@ class Results:
         self.remove_leftovers()
 
     def remove_leftovers(self) -> None:
-        """Remove locks and checkpoints of finished cells, which processes that were killed have left.
-
-        The name of the holder of an unfinished cell stays, for the process that takes it over.
-        """
-        for path in [*(self.folder / 'cells').glob('*.lock'), *(self.folder / 'cells').glob('*.holder')]:
+        """Remove locks and checkpoints of finished cells, which processes that were killed have left."""
+        for path in (self.folder / 'cells').glob('*.lock'):
             if path.with_suffix('.json').exists():
-                with locked(path.with_suffix('.lock'), wait=False) as lock:
-                    if lock:
-                        path.with_suffix('.holder').unlink(missing_ok=True)
+                with locked(path, wait=False):  # whose end removes it
+                    pass
         for path in (self.folder / 'checkpoints').iterdir():
             finished = self.folder / 'cells' / f'{path.name}.json'
             with contextlib.suppress(FileNotFoundError):  # which another command may remove, too
@@ -136,20 +130,10 @@ class Results:
                          'run again')
 
     @contextlib.contextmanager
-    def hold(self, key: dict) -> Iterator[str | None]:
-        """Hold a cell to train it; None if another process has it, else the process that was killed with it, or ''."""
-        path = self.path('cells', key)
-        with locked(path.with_suffix('.lock'), wait=False) as lock:
-            if not lock:
-                yield None
-                return
-            holder = path.with_suffix('.holder')
-            last_holder = holder.read_text() if holder.exists() else ''
-            try:
-                write_text(holder, f'process {os.getpid()} on {socket.gethostname()}')
-                yield last_holder
-            finally:
-                holder.unlink(missing_ok=True)
+    def hold(self, key: dict) -> Iterator[bool]:
+        """Hold a cell to train it; False if another process has it."""
+        with locked(self.path('cells', key).with_suffix('.lock'), wait=False) as lock:
+            yield lock is not None
 
     def is_held(self, key: dict) -> bool:
         """Return whether another process holds a cell at the moment."""
