@@ -98,7 +98,7 @@ def test_table_2_and_the_claims_stand_in_it_as_they_do_in_markdown():
     log = click_log([1, 2])
     claims = Table('Claims', ('Claim', 'Recall'), [('a < b', 0.5), ('b', '-')])
     section = Section([claims], ['**Quick**\nrun.', 'Last.'])
-    text = report.format_report([], [], Dataset('mine', RSC15, True, log, log), [section], ['command'])
+    text = report.format_report([], Dataset('mine', RSC15, True, log, log), [section], ['command'])
     assert ('<h2>Claims</h2>\n<div class="scroll"><table><thead><tr><th scope="col">Claim</th>'
             '<th scope="col" class="number">Recall</th></tr></thead><tbody><tr><td>a &lt; b</td>'
             '<td class="number">0.5</td></tr>\n<tr><td>b</td><td class="number">-</td></tr></tbody></table></div>\n'

@@ -87,7 +87,7 @@ def test_a_gain_over_a_baseline_that_hits_nothing_is_left_out():
 def test_rows_that_were_trained_or_ranked_otherwise_stand_apart_and_say_how():
     results = [a_result('Item-KNN', 0.5), a_network(0.6), a_network(0.7, epochs=3), a_network(0.8, seed=43),
                a_result('Item-KNN', 0.25, tie_policy='median'), a_network(0.4, tie_policy='median')]
-    section = tables_1_and_3(rows_of_tables(results, RSC15), [], DATA)
+    section = tables_1_and_3(rows_of_tables(results, RSC15), DATA)
     assert [(row[:2], row[3]) for row in section.tables[0].rows] == [
         (('Item-KNN', 'conservative'), '0.5000'), (('Item-KNN', 'median'), '0.2500')]
     assert [(row[2:4], row[5]) for row in section.tables[1].rows] == [

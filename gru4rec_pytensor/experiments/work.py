@@ -192,9 +192,9 @@ def run_searches(request: Request, validation: Dataset, url: str, n_processes: i
             note(f'{path}: the best parameters' if path else 'no network of the search was trained to its end')
             yield path
         elif found:
-            names = ('seed', 'backend', 'tie_policy', 'candidates', 'prune', 'n_trials')
+            names = ('seed', 'backend', 'tie_policy', 'candidates', 'prune')
             key = {'data': work.data.fingerprint, 'revision': REVISION, 'validation': validation.fingerprint,
-                   'space': search.SPACE, 'loss': title, 'units': request.units[0],
+                   'space': search.SPACE, 'n_trials': one.n_trials, 'loss': title, 'units': request.units[0],
                    'epochs': request.epochs} | {name: getattr(one, name) for name in names}
             work.results.save('searches', key, found | sizes)
             yield None
