@@ -26,18 +26,15 @@ from gru4rec_pytensor.terminal import note
 class PublishedData(NamedTuple):
     """A data set as papers cut it.
 
-    protocol : title of the `Protocol` that a run on it follows
     counts : sessions, events and items of 'train' and 'test', or their numbers of 'predictions', which are the events
         that follow one of their session; a number in whole thousands or millions was rounded to these.  Empty where
         they are not known, so that the user has to say that it is this data set
-    origin : where to get it
-    with_misses : whether test events with items that training lacks stay in it, as misses
     """
     title: str
-    protocol: str
+    protocol: str  # title of the `Protocol` that a run on it follows
     counts: dict[str, dict[str, int]]
-    origin: str
-    with_misses: bool = False
+    origin: str  # where to get it
+    with_misses: bool = False  # whether test events with items that training lacks stay in it, as misses
 
 
 RECENT64 = 'rsc15_recent64'
@@ -103,43 +100,29 @@ def is_count(found: int, published: int) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Source(NamedTuple):
-    """A place of events, two files, a folder or else a synthetic log, and the protocol for them.
-
-    train, test : files of events, of any format that `click_log.read_events` reads
-    folder : with the files of `preprocess_rsc15`
-    cache : folder of synthetic logs, where a missing one is made
-    sessions, items : size of the synthetic log; that of the protocol when None
-    said : the published data set that it is by the user's word
-    valid : file of the validation events of a search, which belong to the training data for testing
-    """
+    """A place of events, two files, a folder or else a synthetic log, and the protocol for them."""
     protocol: Protocol = RSC15
-    train: Path | None = None
+    train: Path | None = None  # files of events, of any format that `click_log.read_events` reads
     test: Path | None = None
-    folder: Path | None = None
-    cache: Path = Path('cache')
-    sessions: int | None = None
+    folder: Path | None = None  # with the files of `preprocess_rsc15`
+    cache: Path = Path('cache')  # folder of synthetic logs, where a missing one is made
+    sessions: int | None = None  # size of the synthetic log; that of the protocol when None
     items: int | None = None
-    said: PublishedData | None = None
-    valid: Path | None = None
+    said: PublishedData | None = None  # the published data set that it is by the user's word
+    valid: Path | None = None  # validation events of a search, which belong to the training data for testing
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test events, cleaned by the rules of a protocol.
-
-    name : origin and fingerprint of the events
-    fingerprint : eight digits that change with the events
-    folder : files of the events, see `share`
-    said : the published data set that it is by the user's word
-    """
-    name: str
+    """Training and test events, cleaned by the rules of a protocol."""
+    name: str  # origin and fingerprint of the events
     protocol: Protocol
     is_synthetic: bool
     train: pd.DataFrame
     test: pd.DataFrame
-    fingerprint: str = ''
-    folder: Path = Path()
-    said: PublishedData | None = None
+    fingerprint: str = ''  # eight digits that change with the events
+    folder: Path = Path()  # files of the events, see `share`
+    said: PublishedData | None = None  # the published data set that it is by the user's word
 
     @cached_property
     def counts(self) -> dict[str, dict[str, int]]:

@@ -35,13 +35,11 @@ N_CHECKED = 20_000  # largest number of combinations of extreme values that are 
 class Space(NamedTuple):
     """Parameters that a search tries, and those that all its networks share.
 
-    name : of the file, without its end
-    fixed : arguments of `gru4rec.GRU4Rec` that all networks share; the others are at their defaults
     parameters : of each parameter to search, a tuple of its categories, or a range: its dtype, 'int' or 'float', its
         lowest and highest values, step and log
     """
-    name: str
-    fixed: dict[str, Any]
+    name: str  # of the file, without its end
+    fixed: dict[str, Any]  # arguments of `gru4rec.GRU4Rec` that all networks share; the others are at their defaults
     parameters: dict[str, Any]
 
 
