@@ -153,11 +153,6 @@ def in_words(values: list[float | None]) -> str:
     return text + (f' ({len(values) - len(stable)} unstable)' if len(stable) < len(values) else '')
 
 
-def for_each_seed(results: list[dict], n_seeds: int) -> list[dict]:
-    """Return the results of a setting, one for each seed; a baseline's single result counts for all."""
-    return results * n_seeds if len(results) == 1 else results
-
-
 def stability_row(stable: dict[str, tuple[int, int]]) -> tuple:
     """Return the row on numerical stability; `stable` has for each loss the number of stable networks, and of all."""
     pointwise, pairwise = (np.sum([stable[loss] for loss in losses], axis=0) for losses in (POINTWISE, PAIRWISE))
@@ -194,11 +189,9 @@ def claims_section(cells: list[dict], results: Results, data: Dataset, request: 
     for claim in paper_claims(*request.units):
         first, second = (results_of(setting_cells(setting, data, request)) for setting in (claim.first, claim.second))
         if first and second:
-            n_seeds = len(request.seeds)
-            compared.append((claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds)))
-    rows, intervals = [], {}
-    if with_intervals:
-        intervals = test_intervals([sides for _claim, *sides in compared], results, data)
+            compared.append((claim, first, second))
+    rows = []
+    intervals = test_intervals([sides for _claim, *sides in compared], results, data) if with_intervals else {}
     for k, (claim, first, second) in enumerate(compared):
         verdict, details = judge(claim, first, second)
         of_test = intervals.get(k, [])  # of the first two metrics
@@ -235,11 +228,12 @@ def test_intervals(sides: list[list[list[dict]]], results: Results, data: Datase
 
 
 def setting_cells(setting: Setting, data: Dataset, request: Request) -> list[Cell]:
-    """Return the cells of one side of a comparison, one for each seed; a baseline has a single one."""
+    """Return the cells of one side of a comparison, one for each seed; a baseline's single one counts for all."""
     candidates = data.protocol.candidates
     if setting.loss is None:  # a baseline
         parameters = BASELINES[setting.model][1]
-        return [Cell(setting.model, None, None, None, None, parameters, request.tie_policy, candidates)]
+        return [Cell(setting.model, None, None, None, None, parameters, request.tie_policy, candidates)] * len(
+            request.seeds)
     if setting.candidates == 'popular':
         candidates = popular_candidates(data.n_items)
     elif setting.candidates == 'all':

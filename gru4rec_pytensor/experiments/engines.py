@@ -8,6 +8,7 @@ processes is killed, and nobody could say which task was the cause.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -75,9 +76,7 @@ def now_and_then(report: Callable[[str, bool], None]) -> Callable[[str, bool], N
 def in_this_process(tasks: list[Task], display: Display) -> Iterator[tuple[Task, Outcome]]:
     """Run one task after another."""
     for task in tasks:
-        def report(text: str, is_milestone: bool, title: str = task.title) -> None:
-            display.progress(title, text, is_milestone)
-        yield task, attempt(task, now_and_then(report))
+        yield task, attempt(task, now_and_then(functools.partial(display.progress, task.title)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

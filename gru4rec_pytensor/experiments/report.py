@@ -55,10 +55,8 @@ def format_report(results: list[dict], data: Dataset, sections: list[Section], c
     paper = [result for result in results if not is_later(result)]
     parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>', comparison_section(paper, data)]
     parts += [comparison_picture(pairs) for pairs in comparisons if pairs]
-    tables = other_tables(results, data)
-    tables += [(table, section.notes) for section in sections for table in section.tables]
-    parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, notes))
-              for table, notes in tables]
+    parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, section.notes))
+              for section in (*other_tables(results, data), *sections) for table in section.tables]
     parts += [html_section(outcome) for outcome in outcomes]
     parts += picture_sections(results, intervals_of_bins(ranks, data) if ranks else {})
     counts = []

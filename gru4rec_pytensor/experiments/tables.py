@@ -54,7 +54,6 @@ def tables_1_and_3(results: list[dict], data: Dataset) -> Section:
         tables.append(table_of_models(TITLES[1], 'Baseline', baselines, data))
     if networks_among(paper):
         tables.append(table_3(paper, data))
-    others = other_tables(results, data)
     candidates = data.protocol.candidates
     ranked_among = 'all items of the training data'
     if candidates and candidates < data.n_items:
@@ -67,22 +66,22 @@ def tables_1_and_3(results: list[dict], data: Dataset) -> Section:
                              for policy, (recall, mrr) in knn['other_tie_policies'].items())
         notes.append('Item-KNN gives most items the score 0. Its Recall@20 and MRR@20 under the other tie policies: '
                      f'{policies}.')
-    for table, notes_of_table in others:
-        tables.append(table)
-        notes += notes_of_table
+    for section in other_tables(results, data):
+        tables += section.tables
+        notes += section.notes
     return Section(tables, notes)
 
 
-def other_tables(results: list[dict], data: Dataset) -> list[tuple[Table, list[str]]]:
+def other_tables(results: list[dict], data: Dataset) -> list[Section]:
     """Return the table of later papers, and that of all that is published for the data, each with its notes."""
-    tables = []
+    sections = []
     if later := [result for result in results if is_later(result)]:
         notes = [f'{ours[0]["title"]}: ' + ', '.join(f'{name} {value}' for name, value in (
             {'loss': ours[0]['loss']} | ours[0]['parameters']).items()) + '.' for ours in by_row(later).values()]
-        tables.append((table_of_models(TITLES['later'], 'Network', later, data), notes))
+        sections.append(Section([table_of_models(TITLES['later'], 'Network', later, data)], notes))
     if data.published and results:
-        tables.append((table_published(results, data.published.title), [YARDSTICK]))
-    return tables
+        sections.append(Section([table_published(results, data.published.title)], [YARDSTICK]))
+    return sections
 
 
 def rows_of_tables(results: list[dict], protocol: Protocol, own: Sequence[dict] = (),
@@ -199,11 +198,10 @@ def metrics_of(row: Row) -> dict[str, float]:
 
 def tables_2(searches: list[dict], data: Dataset) -> list[Section]:
     """Return Table 2 of each kind of search, which has a search for each loss."""
-    kinds: dict[str, dict[str, dict]] = {}
-    for found in searches:
-        kinds.setdefault(str([found[name] for name in SEARCH_SETTINGS]), {})[found['loss']] = found
-    return [table_2(sorted(of_kind.values(), key=lambda found: [*LOSS_NAMES].index(found['loss'])), data)
-            for of_kind in kinds.values()]
+    kinds: dict[str, list[dict]] = {}
+    for found in sorted(searches, key=lambda found: [*LOSS_NAMES].index(found['loss'])):
+        kinds.setdefault(str([found[name] for name in SEARCH_SETTINGS]), []).append(found)
+    return [table_2(of_kind, data) for of_kind in kinds.values()]
 
 
 def table_2(searches: list[dict], data: Dataset) -> Section:

@@ -76,8 +76,7 @@ def run_cells(cells: list[Cell], work: Work) -> Iterator[None]:
         note(f'{again} cells are there without {" and ".join(work.wanted)}, and are run again')
     waits, reported = False, dict[str, float]()
     while missing:
-        tasks = [Task(title, train_cell, (cell, results.folder, work.data.folder, work.data.fingerprint, work.every,
-                                         work.wanted))
+        tasks = [Task(title, train_cell, (cell, results.folder, work.data.folder, work.every, work.wanted))
                  for title, cell in missing.items()
                  if title not in reported and not results.is_held(cell.key(work.data.fingerprint))]
         is_new = False
@@ -114,10 +113,10 @@ def missing_cells(cells: list[Cell], work: Work) -> dict[str, Cell]:
     return missing
 
 
-def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: float, wanted: tuple[str, ...],
+def train_cell(cell: Cell, folder: Path, events: Path, every: float, wanted: tuple[str, ...],
                report: Callable[[str, bool], None]) -> str:
     """Train a cell and keep its result; return a line about it, or '' if another process trains it."""
-    results, key = Results(folder), cell.key(fingerprint)
+    results, key = Results(folder), cell.key(events.name)
     with results.hold(key) as is_mine:
         if not is_mine:
             return ''
