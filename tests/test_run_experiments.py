@@ -157,7 +157,7 @@ def test_lists_may_be_written_with_spaces_or_commas():
 
 
 @pytest.mark.parametrize('name, content', [
-    ('results.json', '{"mine": 1}'), ('results.json', '[1]'), ('cells/mine.json', '[1]'), ('cells/mine.json', '{'),
+    ('cells/mine.json', '[1]'), ('cells/mine.json', '{'),
     ('searches/mine.json', '{"format": 1, "key": {}, "result": {}}'), ('claims/mine.json', '{"format": 9}')])
 def test_a_file_that_is_no_result_of_this_version_is_named_and_left(data, tmp_path, capsys, name, content):
     path = tmp_path / name

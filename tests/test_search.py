@@ -47,7 +47,7 @@ def small_space(monkeypatch):
 def the_search(folder):
     train, valid = (click_log.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
     data = share(Dataset('', RSC15, True, train, valid, fingerprint='data'), folder)
-    return search.Search(data.folder, search.space_of_table_2('top1', 4, 2), 42, 'python', 'conservative', '')
+    return search.Search(data.folder, search.space_of_table_2('top1', 4, 2), 42, 'python', 'conservative', '', folder)
 
 
 class Untrained:
@@ -282,7 +282,7 @@ search.SPACE, search.objective, storage.HEARTBEAT, storage.PATIENCE = {space}, o
 frame = pd.DataFrame({{'SessionId': [k // 2 for k in range(100)]}})
 search.open_events = lambda folder: Events(frame, frame)
 space = search.space_of_table_2('top1', 4, 1)
-print(search.run(search.Search(Path('data'), space, 42, 'python', 'standard', sys.argv[1], 12), print))
+print(search.run(search.Search(Path('data'), space, 42, 'python', 'standard', sys.argv[1], Path('data'), 12), print))
 """
 OUTCOME = "{'n_random': 12, 'n_stable': 12"
 

@@ -8,6 +8,7 @@ Needs Matplotlib, an extra of the package.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -321,14 +322,7 @@ def operation_name(apply: Apply) -> str:
         op = op.core_op
     if not isinstance(op, Elemwise):
         return type(op).__name__
-    scalar = op.scalar_op
-    if not isinstance(scalar, Composite):
-        return scalar_name(scalar)
-    inside = [scalar_name(node.op) for node in scalar.fgraph.toposort()]
-    return 'one loop: ' + ', '.join(f'{inside.count(name)} {name}' if inside.count(name) > 1 else name
-                                    for name in dict.fromkeys(inside))
-
-
-def scalar_name(op: Any) -> str:
-    """Return the name of what an operation does to a number, such as add."""
-    return op.name or type(op).__name__
+    is_loop = isinstance(op.scalar_op, Composite)
+    scalars = [node.op for node in op.scalar_op.fgraph.toposort()] if is_loop else [op.scalar_op]
+    numbers = Counter(scalar.name or type(scalar).__name__ for scalar in scalars)
+    return 'one loop: ' * is_loop + ', '.join(f'{n} {name}' if n > 1 else name for name, n in numbers.items())

@@ -2,30 +2,14 @@
 from __future__ import annotations
 
 from gru4rec_pytensor import parameters
+from gru4rec_pytensor.experiments import comparisons, tables
 from gru4rec_pytensor.experiments.cells import Cell, Request, file_cells
 from gru4rec_pytensor.experiments.claims import claims_section
-from gru4rec_pytensor.experiments.comparisons import (
-    INTERVALS,
-    compare_rows,
-    ranks_of_rows,
-    section_of_pairs,
-    with_intervals,
-    without_ranks,
-)
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.found import best_trials
 from gru4rec_pytensor.experiments.protocols import BASELINES, REVISION, ROW_TITLES
 from gru4rec_pytensor.experiments.report import format_report
 from gru4rec_pytensor.experiments.results import Results, write_text
-from gru4rec_pytensor.experiments.tables import (
-    as_markdown,
-    by_row,
-    rows_of_tables,
-    tables_1_and_3,
-    tables_2,
-    title_of,
-    titles_of_rows,
-)
 from gru4rec_pytensor.files import locked
 
 OF_CLAIMS = ('units', 'epochs', 'seeds', 'tie_policy', 'backend', 'is_quick')  # what a comparison of claims depends on
@@ -40,30 +24,32 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
         cells = results.load('cells', data.fingerprint)
         rows = rows_of(cells, results, data)
         # Bootstraps take seconds: the last call of a command makes them.
-        ranks = ranks_of_rows(rows, results) if with_report else {}
-        rows = with_intervals(rows, ranks, data)
+        ranks = comparisons.ranks_of_rows(rows, results) if with_report else {}
+        rows = comparisons.with_intervals(rows, ranks, data)
         searches, found = ([found for found in results.load(kind, data.fingerprint)
                             if found.get('candidates') == data.protocol.candidates] for kind in ('searches', 'found'))
-        searched = tables_2(searches, data)
-        claims = [claims_section(cells, results, data, Request((), (), (), **{name: asked[name] for name in OF_CLAIMS}),
-                                 with_report)
-                  for asked in results.load('claims', data.fingerprint) if asked['protocol'] == data.protocol.title]
+        searched = tables.tables_2(searches, data)
+        claims = []
+        for asked in results.load('claims', data.fingerprint):
+            if asked['protocol'] == data.protocol.title:
+                request = Request((), (), (), **{name: asked[name] for name in OF_CLAIMS})
+                claims.append(claims_section(cells, results, data, request, with_report))
         claims = [section for section in claims if section.tables[0].rows]
-        tables = [tables_1_and_3(rows, data)] if rows else []
+        sections = [tables.tables_1_and_3(rows, data)] if rows else []
         if any(result['intervals'] for result in rows):
-            tables[0].notes.insert(1, INTERVALS)
-        titles, pairs = titles_of_rows(rows), {}
-        for asked in results.load('comparisons', data.fingerprint) if with_report else []:
+            sections[0].notes.insert(1, comparisons.INTERVALS)
+        titles, pairs = tables.titles_of_rows(rows), {}
+        for asked in results.load('comparisons', data.fingerprint) if with_report and rows else []:
             names = tuple(titles[row] for row in map(tuple, asked['rows']) if row in titles)
             if names or not asked['rows']:
-                pairs[names] = compare_rows(rows, ranks, data, names)
-        compared = [section_of_pairs(pairs, without_ranks(rows, ranks))] if pairs and tables else []
+                pairs[names] = comparisons.compare_rows(rows, ranks, data, names)
+        compared = [comparisons.section_of_pairs(pairs, comparisons.without_ranks(rows, ranks))] if pairs else []
         for section in compared:
-            tables[0].tables.extend(section.tables)
-            tables[0].notes.extend(section.notes)
-        files = {'tables.md': [*tables, *searched, *map(best_trials, found)], 'claims.md': claims}
-        texts = {name: '\n'.join(as_markdown(data, section) for section in sections)
-                 for name, sections in files.items() if sections}
+            sections[0].tables.extend(section.tables)
+            sections[0].notes.extend(section.notes)
+        files = {'tables.md': [*sections, *searched, *map(best_trials, found)], 'claims.md': claims}
+        texts = {name: '\n'.join(tables.as_markdown(data, section) for section in of_file)
+                 for name, of_file in files.items() if of_file}
         if with_report:
             figures = [f'figures/{path.name}' for path in sorted((results.folder / 'figures').glob('*.svg'))]
             commands = sorted(results.load('commands', data.fingerprint), key=lambda command: command['began'])
@@ -78,7 +64,7 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
 def rows_of(cells: list[dict], results: Results, data: Dataset) -> list[dict]:
     """Return the cells that are rows of tables, of those of one's own and of files the ones that were asked for."""
     own, files = (results.load(kind, data.fingerprint) for kind in ('rows', 'parameters'))
-    return rows_of_tables(cells, data.protocol, own, files)
+    return tables.rows_of_tables(cells, data.protocol, own, files)
 
 
 def cells_without_ranks(results: Results, data: Dataset, planned: list[Cell]) -> list[Cell]:
@@ -99,7 +85,7 @@ def keep_request(results: Results, data: Dataset, request: Request, planned: lis
     taken = {*BASELINES, *ROW_TITLES.values()}
     if request.own:
         others = [result for result in rows_of(cells, results, data) if not result.get('source')]
-        taken |= {*titles_of_rows(others).values()}
+        taken |= {*tables.titles_of_rows(others).values()}
     for row in request.own:
         if row.title in taken or kept.setdefault(
                 row.title, (row.model, row.parameters)) != (row.model, row.parameters):
@@ -117,8 +103,8 @@ def keep_request(results: Results, data: Dataset, request: Request, planned: lis
     if request.compared is not None:
         unrun: list[dict] = [cell._asdict() | {'recall@20': None} for cell in planned]
         rows = rows_of([*cells, *unrun], results, data)
-        known, compared = titles_of_rows(rows), []
-        shown = {row: title_of(ours[0]) for row, ours in by_row(rows).items()}
+        known, compared = tables.titles_of_rows(rows), []
+        shown = {row: tables.title_of(ours[0]) for row, ours in tables.by_row(rows).items()}
         if not known:
             raise ValueError(f'--compare: {results.folder} has no rows of tables for this data')
         for title in request.compared:

@@ -9,29 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gru4rec_pytensor.events import MIN_ITEM_EVENTS
-from gru4rec_pytensor.experiments import page
+from gru4rec_pytensor.experiments import page, tables
 from gru4rec_pytensor.experiments.cells import CUT_OFFS, versions
 from gru4rec_pytensor.experiments.comparisons import COMPARED, INTERVALS, Pair, intervals_of_bins
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.found import html_section
 from gru4rec_pytensor.experiments.protocols import DESCRIPTIONS, NETWORK, ROW_TITLES
-from gru4rec_pytensor.experiments.tables import (
-    TITLES,
-    Section,
-    by_row,
-    is_later,
-    is_papers,
-    knn_metric,
-    mean_metric,
-    metric_in_words,
-    networks_among,
-    networks_note,
-    other_tables,
-    paper_note,
-    published_for,
-    ties_note,
-    titles_of_rows,
-)
+from gru4rec_pytensor.experiments.tables import Section, by_row, mean_metric, metric_in_words, titles_of_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,11 +36,11 @@ def format_report(results: list[dict], data: Dataset, sections: list[Section], c
     figures : addresses of the figures that were drawn, relative to the page
     outcomes : of searches of spaces
     """
-    paper = [result for result in results if not is_later(result)]
+    paper = [result for result in results if not tables.is_later(result)]
     parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>', comparison_section(paper, data)]
     parts += [comparison_picture(pairs) for pairs in comparisons if pairs]
     parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, section.notes))
-              for section in (*other_tables(results, data), *sections) for table in section.tables]
+              for section in (*tables.other_tables(results, data), *sections) for table in section.tables]
     parts += [html_section(outcome) for outcome in outcomes]
     parts += picture_sections(results, intervals_of_bins(ranks, data) if ranks else {})
     counts = []
@@ -94,11 +78,11 @@ def comparison_section(results: list[dict], data: Dataset) -> str:
     """
     if not results:
         return ''
-    tables = []
-    for caption, shown in ((TITLES[1], [result for result in results if result['model'] != NETWORK]),
-                           (TITLES[3], networks_among(results))):
+    parts = []
+    for caption, shown in ((tables.TITLES[1], [result for result in results if result['model'] != NETWORK]),
+                           (tables.TITLES[3], tables.networks_among(results))):
         titles, rows, knn = titles_of_rows(shown), [], [result for result in results if result['model'] == 'Item-KNN']
-        published = {row: (None, None) if data.is_synthetic else published_for(ours[0], data)
+        published = {row: (None, None) if data.is_synthetic else tables.published_for(ours[0], data)
                      for row, ours in by_row(shown).items()}
         is_published = any(map(any, published.values()))
         for row, ours in by_row(shown).items():
@@ -110,22 +94,22 @@ def comparison_section(results: list[dict], data: Dataset) -> str:
                               page.difference(mean_metric(ours, metric), number, True)]
             cells.append(metric_in_words(ours, 'ndcg@20'))
             if knn:
-                base = knn_metric(results, ours, 'recall@20')
+                base = tables.knn_metric(results, ours, 'recall@20')
                 cells.append(page.difference(mean_metric(ours, 'recall@20'), base, False))
             rows.append(cells)
         kinds = ('ours', 'published', 'difference') if is_published else ('',)
         columns = [f'{metric} {which}'.strip() for metric in ('Recall@20', 'MRR@20') for which in kinds]
         if rows:
-            tables.append(page.table(['', *columns, 'NDCG@20', *['gain over Item-KNN'] * bool(knn)], rows, caption))
+            parts.append(page.table(['', *columns, 'NDCG@20', *['gain over Item-KNN'] * bool(knn)], rows, caption))
     words = ''
-    if is_papers(data) and not data.is_synthetic:
-        words = (f'{paper_note(data)}Difference: ours to published, relative; green is above, orange below the '
+    if tables.is_papers(data) and not data.is_synthetic:
+        words = (f'{tables.paper_note(data)}Difference: ours to published, relative; green is above, orange below the '
                  'published number. ')
     notes = INTERVALS * any(result['intervals'] for result in results)
     models = [model for model in DESCRIPTIONS if any(result['model'] == model for result in results)]
     described = '; '.join(f'{ROW_TITLES.get(model, model)}: {DESCRIPTIONS[model]}' for model in models)
-    return page.section('Recall@20, MRR@20 and NDCG@20', *tables, page.paragraph(
-        f'{words}{networks_note(results)}{ties_note(results)}{notes}'),
+    return page.section('Recall@20, MRR@20 and NDCG@20', *parts, page.paragraph(
+        f'{words}{tables.conditions(results)}{notes}'),
         page.paragraph(f'{described}.' * bool(models)))
 
 

@@ -32,23 +32,18 @@ class Results:
         self._loaded: dict[Path, tuple[tuple, dict]] = {}  # each file's state, by which a change shows, and its result
 
     def make_folders(self) -> None:
-        """Make the folders; OSError or ValueError if that fails, or if results lie there that cannot be read."""
+        """Make the folders; OSError or ValueError if that fails, or if results lie there that cannot be read.
+
+        Locks and checkpoints of finished cells, which processes that were killed have left, are removed.
+        """
         if self.folder.is_file():
             raise ValueError(f'--out {self.folder}: is a file; give the name of a folder')
-        earlier = self.folder / 'results.json'
-        if earlier.exists():
-            raise ValueError(f'{earlier}: not of this version, which keeps each result in a file of its own, in '
-                             f'{self.folder / "cells"}; move it away, or choose another --out')
         for name in (*KINDS, 'checkpoints'):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder / name)
         check_writable(self.folder / 'tables.md')
         for kind in KINDS:
             self.load(kind)
-        self.remove_leftovers()
-
-    def remove_leftovers(self) -> None:
-        """Remove locks and checkpoints of finished cells, which processes that were killed have left."""
         for path in (self.folder / 'cells').glob('*.lock'):
             if path.with_suffix('.json').exists():
                 with locked(path, wait=False):  # whose end removes it

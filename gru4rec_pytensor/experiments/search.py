@@ -60,12 +60,12 @@ class Search(NamedTuple):
     backend: str
     tie_policy: str
     url: str  # of the database of trials, as SQLAlchemy writes it
+    checkpoints: Path  # folder for those of trials
     n_trials: int = 100  # number of points; in a search of Table 2 of random ones
     candidates: int | None = None  # see `Protocol`
     # Stop a trial when its metric after some epoch is below the median of the earlier trials at that epoch.  It is
     # likely to lose, not certain to.
     prune: bool = False
-    checkpoints: Path | None = None  # folder for those of trials; None for none
     every: float = 600.0  # seconds between two times that a checkpoint is written
     sampler: str | None = None  # one of `SAMPLERS`; None for Table 2, which tunes each parameter after random points
     metric: str = f'Recall@{CUT_OFF}'  # on the validation data, to be maximised
@@ -84,10 +84,8 @@ class Search(NamedTuple):
         return (f'{self.events.name}, {kind}, seed {self.seed}, {self.backend}, {self.tie_policy}, {candidates}, '
                 f'space {digits}, revision {REVISION}' + (', pruned' if self.prune else ''))
 
-    def checkpoint(self, parameters: dict) -> Path | None:
-        """Return the file for the checkpoint of a trial, or None."""
-        if not self.checkpoints:
-            return None
+    def checkpoint(self, parameters: dict) -> Path:
+        """Return the file for the checkpoint of a trial."""
         return self.checkpoints / f'trial-{digits_of({"search": self.name, "parameters": parameters})}'
 
 
@@ -255,8 +253,7 @@ def objective(trial: Trial, search: Search, note: Callable[[str], None], n_point
         trial.set_user_attr('reason', f'{type(error).__name__}: {error}')
         note(f'{title}: {type(error).__name__}: {error}')
         raise
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     seconds = time.perf_counter() - started
     trial.set_user_attr('seconds', seconds)
     note(f'{title}: {outcome}; {progress_of(trial, value, seconds, n_points)}')

@@ -58,7 +58,7 @@ def tables_1_and_3(results: list[dict], data: Dataset) -> Section:
     ranked_among = 'all items of the training data'
     if candidates and candidates < data.n_items:
         ranked_among = f'the {candidates:,} most popular items of the training data and itself'
-    notes = [f'{networks_note(rows)}{ties_note(rows)}' for rows in (paper, later)]
+    notes = [conditions(rows) for rows in (paper, later)]
     of_later = f'Later papers: {notes[1]}' if notes[1] not in ('', notes[0]) else ''
     notes = [f'{paper_note(data)}{notes[0]}{of_later}The next item is ranked among {ranked_among}.']
     if knn := next((result for result in paper if result['model'] == 'Item-KNN'), None):
@@ -259,25 +259,20 @@ def paper_note(data: Dataset) -> str:
     return f'Published: {data.protocol.title}, arXiv 1511.06939 v4. ' if is_papers(data) else ''
 
 
-def networks_note(results: list[dict]) -> str:
-    """Return seeds, and epochs and backend if they are the same for all networks, as text."""
-    networks = networks_among(results)
-    if not networks:
-        return ''
-    seeds = sorted({result['seed'] for result in networks})
-    words = [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
-    differing = row_settings(networks)
-    words = [f"epochs {networks[0]['epochs']}"] * ('epochs' not in differing) + words
-    words += [f"backend {networks[0]['backend']}"] * ('backend' not in differing)
-    return f"GRU4Rec: {', '.join(words)}. "
-
-
-def ties_note(results: list[dict]) -> str:
-    """Return how items with equal scores are ranked, as text; empty where each row says it."""
+def conditions(results: list[dict]) -> str:
+    """Return the seeds of networks, and their epochs and backend and the tie policy where no row says them, as text."""
+    text = ''
+    if networks := networks_among(results):
+        seeds = sorted({result['seed'] for result in networks})
+        words = [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
+        differing = row_settings(networks)
+        words = [f"epochs {networks[0]['epochs']}"] * ('epochs' not in differing) + words
+        words += [f"backend {networks[0]['backend']}"] * ('backend' not in differing)
+        text = f"GRU4Rec: {', '.join(words)}. "
     policies = {result['tie_policy'] for result in results}
-    if len(policies) != 1:
-        return ''
-    return f'Items with equal scores are ranked by the policy {policies.pop()!r} in every row. '
+    if len(policies) == 1:
+        text += f'Items with equal scores are ranked by the policy {policies.pop()!r} in every row. '
+    return text
 
 
 # ---------------------------------------------------------------------------------------------------------------------

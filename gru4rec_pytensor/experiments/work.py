@@ -173,8 +173,8 @@ def run_searches(request: Request, validation: Dataset, url: str, n_processes: i
     spaces = [search.space_of_table_2(loss, request.units[0], request.epochs) for loss in request.losses]
     for space in spaces if 2 in request.tables else [request.search['space']]:
         one = search.Search(validation.folder, space, request.seeds[0], request.backend, request.tie_policy, url,
-                            request.n_trials, work.data.protocol.candidates, request.prune,
-                            work.results.folder / 'checkpoints', work.every)._replace(**request.search)
+                            work.results.folder / 'checkpoints', request.n_trials, work.data.protocol.candidates,
+                            request.prune, work.every)._replace(**request.search)
         title = space.name or space.fixed['loss']
         tasks = [Task(f'search, process {k + 1}' if n_processes > 1 else 'search', search.run, (one,))
                  for k in range(n_processes)]
