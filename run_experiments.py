@@ -33,7 +33,7 @@ from evaluation import TIE_POLICIES
 from gru4rec_pytensor import backends
 from gru4rec_pytensor.events import EQUAL_TIMES, share_of_equal_times
 from gru4rec_pytensor.experiments import search, spaces, storage
-from gru4rec_pytensor.experiments.cells import LISTS_KEYS, Cell, Request, file_cells, memory_of, plan
+from gru4rec_pytensor.experiments.cells import LISTS_KEYS, Cell, Request, file_cells, plan
 from gru4rec_pytensor.experiments.claims import claims_cells
 from gru4rec_pytensor.experiments.datasets import (
     BY_TITLE,
@@ -333,7 +333,8 @@ def choose_engine(request: Request, place: Place, cells: list[Cell], n_events: i
     if place.scheduler:
         return on_cluster(place.scheduler), n_workers
     models = [cell.model for cell in cells] + [NETWORK] * backends.available_cores() * request.is_search
-    jobs = place.jobs or default_jobs([memory_of(model, n_events) for model in models], request.backend)
+    sizes = [(0.5e9 + 120 * n_events) * (2 if model == 'BPR-MF' else 1) for model in models]  # bytes, as measured
+    jobs = place.jobs or default_jobs(sizes, request.backend)
     return in_processes(jobs), jobs
 
 

@@ -5,7 +5,7 @@ import pytest
 from common import few_items_log
 
 from gru4rec_pytensor.experiments import cells
-from gru4rec_pytensor.experiments.cells import RESULT_KEYS, Request, check_batch_sizes, plan, rank_details, run_cell
+from gru4rec_pytensor.experiments.cells import RESULT_KEYS, Request, check_batch_sizes, metrics_of_ranks, plan, run_cell
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, RSC15, VIDEO
 from gru4rec_pytensor.experiments.results import Results, digits_of
@@ -143,7 +143,7 @@ def test_the_details_are_counted_by_position_and_popularity():
     train = pd.DataFrame({'SessionId': 1, 'ItemId': ['a'] * 5 + ['b'] * 3 + ['c'] * 2 + ['d'], 'Time': range(11)})
     test = pd.DataFrame({'SessionId': [2, 1, 1, 1, 2], 'ItemId': ['a', 'a', 'b', 'd', 'c'], 'Time': [4, 1, 2, 3, 5]})
     data = Dataset('x', RSC15, False, train, test)
-    details = rank_details(np.array([1, 30, 2]), data)  # of b and d in session 1, and c in session 2
+    details = metrics_of_ranks(np.array([1, 30, 2]), data)['details']  # of b and d in session 1, and c in session 2
     assert details['by_position'] == [['2', 2, 1.0], ['3', 1, 0.0]]
     # of four items a is the first, from 0; b from 1/4, c from 1/2, d from 3/4
     assert details['by_popularity'] == [['to 50%', 1, 1.0], ['the rest', 2, 0.5]]

@@ -161,11 +161,6 @@ def arguments_of(result: dict) -> dict[str, Any]:
     return arguments | {'loss': result['loss'], 'n_epochs': result['epochs']}
 
 
-def memory_of(model: str, n_events: int) -> float:
-    """Return the bytes that training and evaluation on so many events take; the vectors of BPR-MF double them."""
-    return (0.5e9 + 120 * n_events) * (2 if model == 'BPR-MF' else 1)
-
-
 def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
     """Raise ValueError, before any training, when a cell needs more parallel sessions than there are."""
     n_sessions = n_trainable_sessions(train)
@@ -200,8 +195,7 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
         progress = TrainingProgress(cell.title, quiet=True, report=report)
         arguments: dict[str, Any] = arguments_of(cell._asdict()) | dict(seed=cell.seed, backend=cell.backend)
         model: Any = GRU4Rec(**arguments)
-        if not fit_from_checkpoint(model, data.train, checkpoint, every, progress, report):
-            goes_on = False
+        goes_on &= fit_from_checkpoint(model, data.train, checkpoint, every, progress, report)
         events_per_second = progress.close(time.perf_counter() - started)  # compilation left out
     else:
         kind = own_class(cell.model, cell.source, sources) if cell.source else BASELINES[cell.model][0]
@@ -253,20 +247,15 @@ def evaluate(model: Any, cell: Cell, data: Dataset | Events, lists: Lists | None
 
 
 def metrics_of_ranks(ranks: np.ndarray, data: Dataset | Events) -> dict:
-    """Return the metrics of ranks, with `rank_details`."""
+    """Return the metrics of ranks, and as details those by cut-off, and Recall@20 in each bin that is not empty."""
     recall, mrr = recall_mrr(ranks, CUT_OFF)
-    return {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
-            'ndcg@20': ndcg(ranks, CUT_OFF), 'details': rank_details(ranks, data)}
-
-
-def rank_details(ranks: np.ndarray, data: Dataset | Events) -> dict:
-    """Return Recall, MRR and NDCG by cut-off, and Recall@20 in each bin of `bins_of_predictions` that is not empty."""
-    recall, mrr = recall_mrr(ranks, CUT_OFFS)
-    details: dict = {'recall': recall.tolist(), 'mrr': mrr.tolist(), 'ndcg': ndcg(ranks, CUT_OFFS).tolist()}
+    recalls, mrrs = recall_mrr(ranks, CUT_OFFS)
+    details: dict = {'recall': recalls.tolist(), 'mrr': mrrs.tolist(), 'ndcg': ndcg(ranks, CUT_OFFS).tolist()}
     for kind, (names, bin_of) in bins_of_predictions(data).items():
         details[kind] = [[name, int((bin_of == k).sum()), float((ranks[bin_of == k] <= CUT_OFF).mean())]
                          for k, name in enumerate(names) if (bin_of == k).any()]
-    return details
+    return {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
+            'ndcg@20': ndcg(ranks, CUT_OFF), 'details': details}
 
 
 def bins_of_predictions(data: Dataset | Events) -> dict[str, tuple[list[str], np.ndarray]]:

@@ -207,7 +207,15 @@ def claims_section(cells: list[dict], results: Results, data: Dataset, request: 
             loss: (sum(result['recall@20'] is not None for result in of_loss), len(of_loss))
             for loss, of_loss in stable.items()}))
     header = ('Section', 'Claim', 'First / second', *METRICS.values(), 'Verdict')
-    return Section([Table('Claims', header, rows)], [claims_note(data, request), VERDICTS])
+    small, large = request.units
+    reduced = ('**Quick run: fewer epochs and units than the paper\'s 100 and 1000, and fewer random points.** '
+               if request.is_quick else '')
+    note = (f'{reduced}{small} units, {large} where many units are meant; {request.epochs} epochs, seeds '
+            f"{', '.join(map(str, request.seeds))}, backend {request.backend}; parameters of Table 2 for "
+            f'{data.protocol.title}; rmsprop with learning rate {RMSPROP_RATE}. Cells show first / second, mean ± '
+            'standard deviation over seeds, and in brackets their difference ± the half-width of its 95% interval. '
+            f'Stability: networks of {small} units with {min(STABILITY_EPOCHS, request.epochs)} epochs and one seed.')
+    return Section([Table('Claims', header, rows)], [note, VERDICTS])
 
 
 def test_intervals(sides: list[list[list[dict]]], results: Results, data: Dataset) -> dict[int, list[list[float]]]:
@@ -255,15 +263,3 @@ def stability_cells(data: Dataset, request: Request) -> dict[str, list[Cell]]:
     points = search.random_points(search.SPACE, 10 if request.is_quick else 100, seed)
     return {loss: [network_cell(loss, request.units[0], epochs, seed, point, request, data.protocol.candidates)
                    for point in points] for loss in (*POINTWISE, *PAIRWISE)}
-
-
-def claims_note(data: Dataset, request: Request) -> str:
-    """Return the conditions of the comparisons as text."""
-    small, large = request.units
-    reduced = ('**Quick run: fewer epochs and units than the paper\'s 100 and 1000, and fewer random points.** '
-               if request.is_quick else '')
-    return (f'{reduced}{small} units, {large} where many units are meant; {request.epochs} epochs, seeds '
-            f"{', '.join(map(str, request.seeds))}, backend {request.backend}; parameters of Table 2 for "
-            f'{data.protocol.title}; rmsprop with learning rate {RMSPROP_RATE}. Cells show first / second, mean ± '
-            'standard deviation over seeds, and in brackets their difference ± the half-width of its 95% interval. '
-            f'Stability: networks of {small} units with {min(STABILITY_EPOCHS, request.epochs)} epochs and one seed.')

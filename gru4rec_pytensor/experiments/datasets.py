@@ -182,8 +182,7 @@ def check_said(data: Dataset) -> None:
     """Raise ValueError if the user's word on a data set contradicts what is known about it."""
     if data.said is None:
         return
-    said, found = data.said, find_data(data.protocol, data.counts)
-    problem = None
+    said, found, problem = data.said, find_data(data.protocol, data.counts), ''
     if data.is_synthetic:
         problem = 'the data is a synthetic click log'
     elif said.protocol != data.protocol.title:

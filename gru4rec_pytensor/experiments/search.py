@@ -172,9 +172,12 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, note
     """
     def one_trial(trial: Trial) -> float:
         release()  # the trial is taken
-        if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points) or is_duplicate(
-                trial, trials_of(study, [phase], len(points))):
+        if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points):
             raise Superfluous
+        for other in trials_of(study, [phase], len(points)):
+            if other.user_attrs['number'] == trial.user_attrs['number'] and other.number != trial.number and (
+                    is_finished(other) or other.state.name == 'RUNNING' and other.number < trial.number):
+                raise Superfluous
         return objective(trial, search, note, len(points))
 
     import optuna
@@ -210,12 +213,6 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, note
                         raise  # unless another process, which took this one for dead, has ended the trial
                 continue
         time.sleep(0.5)
-
-
-def is_duplicate(trial: Trial, trials: list[FrozenTrial]) -> bool:
-    """Return whether another process has or had the same point, since both may have put it into the storage."""
-    return any(other.user_attrs['number'] == trial.user_attrs['number'] and other.number != trial.number and (
-        is_finished(other) or other.state.name == 'RUNNING' and other.number < trial.number) for other in trials)
 
 
 def objective(trial: Trial, search: Search, note: Callable[[str], None], n_points: int) -> float:
