@@ -68,14 +68,6 @@ def test_a_finished_cell_is_not_run_again_under_another_name_of_the_data_either(
     assert {path: path.read_bytes() for path in (finished / 'cells').iterdir()} == before and len(before) == 2 * 7
 
 
-def test_a_result_that_has_changed_is_read_again(tmp_path):
-    folder, key = Results(tmp_path), Cell('POP', None, None, None, None, {}, 'conservative').key('data')
-    folder.make_folders()
-    for recall in (0.5, 0.75):
-        folder.save('cells', key, {'recall@20': recall})
-        assert [result['recall@20'] for result in folder.load('cells')] == [recall]
-
-
 @pytest.mark.promise
 def test_tables_and_report_show_all_that_the_folder_has_whichever_command_made_it(data, tmp_path, capsys):
     command = ['--data', str(data), '--out', str(tmp_path), *QUICK]
@@ -143,6 +135,11 @@ def test_the_tables_say_what_data_policy_and_seed_they_are_from(finished):
     (['--search', 'x.toml', '--valid', 'x'], '--valid goes with --train and --test'),
     (['--search', 'x.toml', '--metric', 'recall'], "'recall' is no metric such as recall@20 or mrr@5"),
     (['--fixed', 'n_epochs=1'], '--fixed goes with --search'), (['--trials', '5'], '--trials goes with --table 2'),
+    (['--claims', '--figures'], '--figures and --claims do not go together'),
+    (['--rerun'], '--rerun goes with --compare'), (['--name', 'A', 'B'], '--name gives 2 titles to 0 rows'),
+    (['--compare', '--units', '5'], '--units goes with --table, without which --compare runs nothing'),
+    (['--published', 'Coveo'], '--published goes with --data or --train'),
+    (['--published', 'amazon'], "argument --published: invalid choice: 'amazon' (choose from "),
 ])
 def test_wrong_arguments_are_named_before_any_work(arguments, complaint, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -150,10 +147,11 @@ def test_wrong_arguments_are_named_before_any_work(arguments, complaint, capsys)
     assert stop.value.code == 2 and complaint in capsys.readouterr().err
 
 
-def test_lists_may_be_written_with_spaces_or_commas():
+def test_lists_may_be_written_with_spaces_or_commas_and_titles_in_any_case():
     for words in (['--seeds', '1', '2', '--models', 'POP', 'GRU4Rec'], ['--seeds', '1,2', '--models', 'POP,GRU4Rec']):
-        request, _source, _place = run_experiments.parse(words)
+        request, source, _place = run_experiments.parse([*words, '--data', 'x', '--published', 'RetailROCKET'])
         assert request.seeds == (1, 2) and request.models == ('POP', 'GRU4Rec') and request.tables == (1, 3)
+        assert source.said.title == 'RetailRocket'
 
 
 @pytest.mark.parametrize('name, content', [
@@ -267,9 +265,6 @@ def test_a_wrong_file_of_parameters_is_named_before_any_work(name, text, message
     assert run_experiments.main(['--data', 'no-such-folder', '--parameters', str(tmp_path / name)]) == 2
     error = capsys.readouterr().err
     assert name in error and message in error and error.count('\n') == 1
-
-
-# --- The protocol of VIDEO ------------------------------------------------------------------------------------------
 
 
 def test_the_video_protocol_drops_long_sessions_and_ranks_among_popular_items(data, tmp_path, monkeypatch, capsys):

@@ -164,7 +164,7 @@ def test_more_points_prolong_a_search_which_ends_as_if_they_had_been_asked_for_a
     assert run(the_search, tmp_path / 'db', n_trials=1) == found[1]
 
 
-def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, tmp_path, monkeypatch):
+def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, own_search, tmp_path, monkeypatch):
     monkeypatch.setattr(search, 'SPACE', SMALL_SPACE | {'learning_rate': (1e38,)})
     lines = []
     the_search = the_search._replace(space=search.space_of_table_2('cross-entropy', 4, 2))
@@ -174,6 +174,11 @@ def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, 
     assert [trial.state.name for trial in trials] == ['PRUNED', 'PRUNED']
     assert all(trial.user_attrs['reason'].startswith('Unstable: not finite') for trial in trials)
     assert len(lines) == 2 and 'Unstable: not finite after 0 epochs' in lines[0]
+    fixed = own_search.space.fixed | {'n_epochs': 1}
+    space = own_search.space._replace(fixed=fixed, parameters={'layers': (2, 4), 'learning_rate': (0.1, 1e38)})
+    found = run(own_search._replace(space=space), tmp_path / 'db', n_trials=6)
+    assert {trial['reason']: trial['point']['learning_rate'] for trial in found['trials']} == {
+        '': 0.1, 'Unstable': 1e38}
 
 
 def test_an_error_that_says_nothing_about_the_network_ends_the_search_and_its_point_is_run_again(
@@ -360,6 +365,9 @@ def test_a_file_of_the_authors_is_read_as_it_is_with_their_defaults(tmp_path):
     points = spaces.random_points(space.parameters, 200, 1)
     assert {point['layers'] % 32 for point in points} == {0} and {point['layers'] for point in points} >= {64, 512}
     assert all(point['learning_rate'] == round(point['learning_rate'], 3) for point in points)
+    path.write_text(AUTHORS + '{"dtype":"float"}\n')
+    with pytest.raises(ValueError, match=f'^{path}: line 5 is not like'):
+        spaces.read(path)
 
 
 def test_all_spaces_of_the_project_can_be_trained_and_their_names_say_what_they_are():
@@ -395,13 +403,6 @@ def test_a_wrong_space_is_one_line_with_its_name(small_file, old, new, fixed, me
     with pytest.raises(ValueError, match=f'^{small_file}: .*{message}') as error:
         spaces.read(small_file, fixed)
     assert '\n' not in str(error.value)
-
-
-def test_a_line_that_is_no_parameter_is_named(tmp_path):
-    path = tmp_path / 'authors.json'
-    path.write_text(AUTHORS + '{"dtype":"float"}\n')
-    with pytest.raises(ValueError, match=f'^{path}: line 5 is not like'):
-        spaces.read(path)
 
 
 @pytest.mark.parametrize('sampler', search.SAMPLERS)
@@ -458,14 +459,6 @@ def test_a_trial_that_was_stopped_early_is_no_candidate_for_the_best(own_search,
 
 def test_a_search_begins_no_trial_after_its_time(own_search, untrained, tmp_path):
     assert run(own_search._replace(timeout=1e-9), tmp_path / 'db')['trials'] == []
-
-
-def test_unstable_networks_of_a_file_are_results(own_search, tmp_path):
-    fixed = own_search.space.fixed | {'n_epochs': 1}
-    space = own_search.space._replace(fixed=fixed, parameters={'layers': (2, 4), 'learning_rate': (0.1, 1e38)})
-    found = run(own_search._replace(space=space), tmp_path / 'db', n_trials=6)
-    assert {trial['reason']: trial['point']['learning_rate'] for trial in found['trials']} == {
-        '': 0.1, 'Unstable': 1e38}
 
 
 @pytest.mark.promise

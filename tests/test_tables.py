@@ -52,12 +52,9 @@ def test_the_published_gains_over_item_knn_follow_from_the_published_numbers(dat
             assert published / baseline - 1 == pytest.approx(gain, abs=6e-4)  # both sides are rounded
 
 
-def test_several_seeds_are_shown_as_mean_and_standard_deviation():
+def test_seeds_are_shown_as_mean_and_deviation_and_unstable_networks_are_counted_and_have_no_part_in_them():
     assert metric_in_words([a_network(0.25), a_network(0.35)], 'recall@20') == '0.3000 ± 0.0707'
     assert mean_metric([a_network(0.25), a_network(0.35)], 'recall@20') == 0.3
-
-
-def test_networks_that_were_not_stable_are_counted_and_have_no_part_in_the_mean():
     assert metric_in_words([a_network(0.25), a_network(None)], 'recall@20') == '0.2500 1 of 2 numerically unstable'
     assert metric_in_words([a_network(None)], 'recall@20') == ' 1 of 1 numerically unstable'
     assert mean_metric([a_network(0.25), a_network(None)], 'recall@20') == 0.25
@@ -70,16 +67,13 @@ def test_a_row_of_table_1_has_published_and_our_numbers():
                           ('Item-KNN', '0.5065', '0.5000', '0.2048', '0.2500', '0.3000', '2.0 s', '0.5 s')]
 
 
-def test_a_row_of_table_3_has_the_gains_over_item_knn():
+def test_a_row_of_table_3_has_the_gains_over_item_knn_unless_that_hits_nothing():
     results = [a_result('Item-KNN', 0.5, 0.25), a_network(0.6, 0.2), a_network(0.7, 0.2, seed=43),
                a_network(0.4, units=4)]
     assert table_3(results, DATA).rows == [
         ('TOP1', 100, '0.5853 (+15.55%)', '0.6500 ± 0.0707 (+30.00%)', '0.2305 (+12.58%)', '0.2000 ± 0.0000 (-20.00%)',
          '0.3000 ± 0.0000', '2.0 s', '0.5 s'),
         ('TOP1', 4, '-', '0.4000 (-20.00%)', '-', '0.1000 (-60.00%)', '0.3000', '2.0 s', '0.5 s')]
-
-
-def test_a_gain_over_a_baseline_that_hits_nothing_is_left_out():
     row, = table_3([a_result('Item-KNN', 0.0, 0.0), a_network(0.6, units=4)], DATA).rows
     assert row[:6] == ('TOP1', 4, '-', '0.6000', '-', '0.1000')
 
@@ -104,9 +98,8 @@ def test_results_with_other_parameters_or_candidates_than_the_papers_stand_in_no
 
 
 def test_a_section_in_markdown_has_the_notice_headings_even_columns_and_notes():
-    log = click_log([1, 2])
     tables = [Table('One', ('a', 'long name'), [('x', 1), ('long text', 2)]), Table('Two', ('b',), [])]
-    text = as_markdown(Dataset('mine', RSC15, True, log, log), Section(tables, ['First.', 'Last.']))
+    text = as_markdown(DATA, Section(tables, ['First.', 'Last.']))
     assert text.splitlines()[1:] == [
         '', '### One', '', '| a         | long name |', '|-----------|-----------|', '| x         | 1         |',
         '| long text | 2         |', '', '### Two', '', '| b |', '|---|', '', 'First.', '', 'Last.']

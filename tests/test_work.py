@@ -1,6 +1,5 @@
 """Several processes and several commands on one folder: locks, left-overs, workers that die, Ctrl-C, and kills."""
 import contextlib
-import functools
 import gzip
 import importlib.util
 import json
@@ -14,6 +13,7 @@ import tempfile
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,13 +112,8 @@ def room_for(n):
 
 
 def test_an_error_of_a_full_disk_names_the_file_or_folder(tmp_path, monkeypatch):
-    def written(file):
-        file.write(bytes(100_000))
-
-    def stored(n, file):
-        np.save(file, np.zeros(n))
-
-    for write in (written, functools.partial(stored, 200), functools.partial(stored, 100_000)):
+    for write in (lambda file: file.write(bytes(100_000)), lambda file: np.save(file, np.zeros(200)),
+                  lambda file: np.save(file, np.zeros(100_000))):
         with room_for(1000), pytest.raises(OSError, match=f'^{tmp_path}/file: cannot be written: '), \
                 atomic_file(tmp_path / 'file') as file:
             write(file)
@@ -142,19 +137,6 @@ def test_an_error_of_a_full_disk_names_the_file_or_folder(tmp_path, monkeypatch)
 
 
 # --- Engines --------------------------------------------------------------------------------------------------------
-
-
-class Lines:
-    """A stand-in for `terminal.Display`."""
-
-    def __init__(self):
-        self.lines = []
-
-    def progress(self, title, text, is_milestone):
-        self.lines.append(f'{title}: {text}')
-
-    def line(self, text):
-        self.lines.append(text)
 
 
 def double(number, report):
@@ -182,8 +164,10 @@ def thread_variables(report):
 
 
 def outcomes(engine, tasks):
-    shown = Lines()
-    return {task.title: outcome for task, outcome in engine(tasks, shown)}, shown.lines
+    lines = []
+    display = SimpleNamespace(line=lines.append,
+                              progress=lambda title, text, is_milestone: lines.append(f'{title}: {text}'))
+    return {task.title: outcome for task, outcome in engine(tasks, display)}, lines
 
 
 @pytest.mark.parametrize('engine', [
