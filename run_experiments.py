@@ -35,15 +35,7 @@ from gru4rec_pytensor.events import EQUAL_TIMES, share_of_equal_times
 from gru4rec_pytensor.experiments import search, spaces, storage
 from gru4rec_pytensor.experiments.cells import LISTS_KEYS, Cell, Request, file_cells, plan
 from gru4rec_pytensor.experiments.claims import claims_cells
-from gru4rec_pytensor.experiments.datasets import (
-    BY_TITLE,
-    Dataset,
-    Source,
-    load_dataset,
-    share,
-    size_in_words,
-    validation_data,
-)
+from gru4rec_pytensor.experiments.datasets import BY_TITLE, Dataset, Source, load_dataset, share, validation_data
 from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
 from gru4rec_pytensor.experiments.own import EXAMPLE, keep_source, own_row
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, PROTOCOLS, REVISION, RSC15, VIDEO
@@ -112,10 +104,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        f'the files are, for those that no counts tell: {", ".join(BY_TITLE)}')
     group.add_argument('--valid', type=Path, metavar='F', help='events for validation, in place of the last day of '
                        '--train; the best network is trained on both')
-    group.add_argument('--sessions', type=positive_number, metavar='N', help='size of the synthetic click log, in '
-                       f'sessions ({RSC15.sessions:,}; with --dataset video {VIDEO.sessions:,})')
-    group.add_argument('--items', type=positive_number, metavar='N', help='the same in items '
-                       f'({RSC15.items:,}; with --dataset video {VIDEO.items:,})')
+    for name in ('sessions', 'items'):
+        group.add_argument(f'--{name}', type=positive_number, metavar='N', help='size of the synthetic click log, in '
+                           f'{name} ({getattr(RSC15, name):,}; with --dataset video {getattr(VIDEO, name):,})')
 
     group = parser.add_argument_group('what is trained and evaluated')
     models = (*BASELINES, NETWORK)
@@ -265,8 +256,9 @@ def run(request: Request, source: Source, place: Place, command: str) -> int:
     began = datetime.now(UTC).isoformat()
     cells, results = plan(source.protocol, request), Results(place.folder)
     results.make_folders()
-    if request.is_search:
-        storage.check_storage(place.storage)
+    if request.is_search:  # ValueError if the database cannot be used
+        with storage.quiet_optuna(), storage.storage_lock(place.storage):
+            storage.open_storage(place.storage).engine.dispose()
     n_workers = count_workers(place.scheduler, results.folder) if place.scheduler else 0
     read = load_dataset(source)
     for row in request.own:
@@ -282,9 +274,9 @@ def run(request: Request, source: Source, place: Place, command: str) -> int:
         cells = [*cells, *cells_without_ranks(results, data, cells)]
 
     engine, jobs = choose_engine(request, place, cells, len(data.train), n_workers)
-    train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
     note_equal_times(data, source, cells, request)
-    note(f'{data.name}: train {train}; test {test}; backend {request.backend}; {jobs} at a time')
+    note(f"{data.name}: train {data.sizes['train']}; test {data.sizes['test']}; backend {request.backend}; {jobs} at "
+         'a time')
     wanted = ('ranks',) * request.again + LISTS_KEYS * request.lists_metrics
     work = Work(data, results, engine, place.every, wanted)
     for _cell in run_cells(cells[::-1] if jobs > 1 else cells, work):  # the longest, which are the last, first
@@ -300,7 +292,7 @@ def run(request: Request, source: Source, place: Place, command: str) -> int:
                     publish(results, data)
 
     key = {'data': data.fingerprint, 'revision': REVISION, 'command': command}
-    if not results.has('commands', key):
+    if not results.path('commands', key).exists():
         results.save('commands', key, {'began': began})
     if request.figures:
         from gru4rec_pytensor.experiments.figures import write_figures  # which needs Matplotlib

@@ -98,7 +98,7 @@ def test_a_result_of_another_revision_has_another_key_and_does_not_count(tmp_pat
     before = a_cell(NETWORK).key('data')
     assert digits_of(before) != digits_of(now)
     results.save('cells', before, {'recall@20': 0.5})
-    assert results.load('cells') == [] and not results.has('cells', now)
+    assert results.load('cells') == [] and not results.has_cell(now)
     for recall in (0.6, 0.75):  # a file that has changed is read again
         results.save('cells', now, {'recall@20': recall})
         assert [result['recall@20'] for result in results.load('cells')] == [recall]

@@ -585,22 +585,6 @@ def test_a_server_that_stays_away_ends_a_search_with_one_line(server):
     assert sum(line.startswith('Traceback') for line in lines) == 1  # that of the test's own program
 
 
-@pytest.mark.slow
-@needs_postgresql
-def test_processes_that_open_an_empty_server_at_once_all_find_its_tables(server):
-    program = ('import sys; from gru4rec_pytensor.experiments import storage; sys.stdin.readline(); '
-               'storage.open_storage(sys.argv[1])')
-    processes = [subprocess.Popen([sys.executable, '-c', program, server.url], stdin=subprocess.PIPE, text=True,
-                                  stderr=subprocess.PIPE, cwd=Path(search.__file__).parents[2])
-                 for _process in range(6)]
-    for process in processes:
-        process.stdin.write('go\n')
-        process.stdin.flush()
-    for process in processes:
-        _out, error = process.communicate()
-        assert process.returncode == 0, error
-
-
 def test_afterwards_optuna_and_warnings_are_as_they_were(the_search, untrained, tmp_path):
     before = optuna.logging.get_verbosity(), warnings.filters[:]
     with warnings.catch_warnings(record=True) as shown:

@@ -10,6 +10,7 @@ from gru4rec_pytensor.experiments.tables import (
     as_markdown,
     mean_metric,
     metric_in_words,
+    published_for,
     rows_of_tables,
     table_3,
     table_of_models,
@@ -33,14 +34,12 @@ def a_network(recall, mrr=0.1, loss='top1', units=100, seed=42, **more):
 
 
 def test_published_numbers_are_those_of_the_papers_tables():
-    assert RSC15.published_for('POP', None, None) == (0.0050, 0.0012)
-    assert RSC15.published_for('S-POP', None, None) == (0.2672, 0.1775)
-    assert RSC15.published_for('Item-KNN', None, None) == (0.5065, 0.2048)
-    assert RSC15.published_for('BPR-MF', None, None) == (0.2574, 0.0618)
-    assert RSC15.published_for(NETWORK, 'top1', 100) == (0.5853, 0.2305)
-    assert RSC15.published_for(NETWORK, 'bpr', 1000) == (0.6322, 0.2467)
-    assert RSC15.published_for(NETWORK, 'top1', 4) == (None, None)  # the paper has no network of 4 units
-    assert VIDEO.published_for(NETWORK, 'cross-entropy', 1000) == (None, None)
+    numbers = {('top1', 100): (0.5853, 0.2305), ('bpr', 1000): (0.6322, 0.2467), 'POP': (0.0050, 0.0012),
+               'S-POP': (0.2672, 0.1775), 'Item-KNN': (0.5065, 0.2048), 'BPR-MF': (0.2574, 0.0618)}
+    assert {row: published_for(a_network(0.5, loss=row[0], units=row[1]) if isinstance(row, tuple) else
+                               a_result(row, 0.5), DATA) for row in numbers} == numbers
+    assert published_for(a_network(0.5, units=4), DATA) == (None, None)  # the paper has no network of 4 units
+    assert ('cross-entropy', 1000) not in VIDEO.published
 
 
 @pytest.mark.parametrize('dataset, n_networks', [('rsc15', 6), ('video', 5)])  # no cross-entropy, 1000 on VIDEO

@@ -181,8 +181,6 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
              sources: Path | None = None, with_lists: bool = False) -> tuple[dict, np.ndarray | None]:
     """Train and evaluate; return the result as it is kept, with `RESULT_KEYS`, and the ranks of a stable network.
 
-    Parameters
-    ----------
     checkpoint : file of a network's training, which continues from it if it is there
     every : seconds between two times that it is written
     report : is called with the progress of the training, and whether an epoch has ended

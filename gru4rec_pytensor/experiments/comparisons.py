@@ -94,11 +94,9 @@ def compare_rows(found: list[dict], ranks: Ranks, data: Dataset, asked: Sequence
     wanted = [title for title in asked if title in of_titles]
     if len(asked) > 1:
         pairs = [*itertools.combinations(wanted, 2)]
-    elif wanted or not asked:
-        second = wanted[0] if wanted else max(of_titles, key=lambda title: recalls[title], default='')
-        pairs = [(title, second) for title in of_titles if title != second]
     else:
-        pairs = []
+        best = wanted if asked else sorted(of_titles, key=lambda title: -recalls[title])[:1]
+        pairs = [(title, second) for second in best for title in of_titles if title != second]
     if not pairs:
         return []
     sums, lengths = sums_of((gains(of_titles[first], metric) - gains(of_titles[second], metric)

@@ -41,34 +41,28 @@ RECENT64 = 'rsc15_recent64'
 CHALLENGE = 'yoochoose-clicks.dat of the RecSys Challenge 2015'
 
 
-def fraction_of_rsc15(share: int) -> PublishedData:
-    """Return the most recent 1 / `share` of RSC15's training prefixes, with the test data of the whole."""
-    counts = {part: {'predictions': preprocess_rsc15.PUBLISHED_FRACTIONS[share][f'{name} prefixes']}
-              for part, name in (('train', 'training'), ('test', 'test'))}
-    origin = f'{CHALLENGE}, `python preprocess_rsc15.py yoochoose-clicks.dat DATA --fraction {share}`'
-    return PublishedData(f'RSC15 1/{share}', RSC15.title, counts, origin, with_misses=True)
-
-
-def data_of_2023(title: str, origin: str, file: str) -> PublishedData:
-    """Return a data set of the authors' comparison of 2023, whose counts are not known."""
-    return PublishedData(title, RSC15.title, {}, f'{origin}, `gru4rec prepare {file} -o DATA --protocol 2023`')
-
-
 DATA = (
     PublishedData(RSC15.title, RSC15.title, RSC15.counts,
                   f'{CHALLENGE}, `python preprocess_rsc15.py yoochoose-clicks.dat DATA`'),
     PublishedData(VIDEO.title, VIDEO.title, VIDEO.counts, 'private'),
-    fraction_of_rsc15(64),
-    fraction_of_rsc15(4),
+    # The most recent 1 / share of RSC15's training prefixes, with the test data of the whole.
+    *[PublishedData(f'RSC15 1/{share}', RSC15.title,
+                    {'train': {'predictions': numbers['training prefixes']},
+                     'test': {'predictions': numbers['test prefixes']}},
+                    f'{CHALLENGE}, `python preprocess_rsc15.py yoochoose-clicks.dat DATA --fraction {share}`',
+                    with_misses=True) for share, numbers in preprocess_rsc15.PUBLISHED_FRACTIONS.items()],
     PublishedData(RECENT64, RSC15.title,
                   {'train': dict(sessions=24_761, events=99_943, items=13_133),
                    'test': dict(sessions=1_703, events=7_299)},
                   'https://github.com/RecSysEvaluation/RecSys_Evaluation, RSC15 clicks of 23 to 30 September 2014'),
-    data_of_2023('Yoochoose', CHALLENGE, 'yoochoose-clicks.dat'),
-    data_of_2023('REES46', 'events of a shop with many categories, published by REES46 on Kaggle', 'events.csv'),
-    data_of_2023('Coveo', 'browsing_train.csv of the SIGIR eCom 2021 Data Challenge', 'browsing_train.csv'),
-    data_of_2023('RetailRocket', 'events.csv of the Retailrocket data set on Kaggle', 'events.csv'),
-    data_of_2023('Diginetica', 'train-item-views.csv of the CIKM Cup 2016', 'train-item-views.csv'),
+    # Those of the authors' comparison of 2023, whose counts are not known.
+    *[PublishedData(title, RSC15.title, {}, f'{origin}, `gru4rec prepare {file} -o DATA --protocol 2023`')
+      for title, origin, file in (
+          ('Yoochoose', CHALLENGE, 'yoochoose-clicks.dat'),
+          ('REES46', 'events of a shop with many categories, published by REES46 on Kaggle', 'events.csv'),
+          ('Coveo', 'browsing_train.csv of the SIGIR eCom 2021 Data Challenge', 'browsing_train.csv'),
+          ('RetailRocket', 'events.csv of the Retailrocket data set on Kaggle', 'events.csv'),
+          ('Diginetica', 'train-item-views.csv of the CIKM Cup 2016', 'train-item-views.csv'))],
 )
 BY_TITLE = {data.title.lower(): data for data in DATA}
 
@@ -128,6 +122,11 @@ class Dataset:
     def counts(self) -> dict[str, dict[str, int]]:
         """Sessions, events and items of 'train' and 'test'."""
         return {'train': count(self.train), 'test': count(self.test)}
+
+    @property
+    def sizes(self) -> dict[str, str]:
+        """The counts of 'train' and 'test' in words."""
+        return {part: size_in_words(counts) for part, counts in self.counts.items()}
 
     @cached_property
     def test_offsets(self) -> np.ndarray:
@@ -190,7 +189,7 @@ def check_said(data: Dataset) -> None:
     elif found and found != said:
         problem = f'the data has the counts of {found.title}'
     elif said.counts and not found:
-        problem = f'the training data has {size_in_words(data.counts["train"])}, which are not the published counts'
+        problem = f'the training data has {data.sizes["train"]}, which are not the published counts'
     if problem:
         raise ValueError(f'--published {said.title}: {problem}')
 
@@ -338,5 +337,4 @@ def data_notice(data: Dataset) -> str:
                       if not is_count(data.counts[part][kind], number)), '')
         comparison = (f"**This is not the paper's data: {first}.** Our numbers are not comparable with the published "
                       'ones.')
-    train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
-    return f'Data set `{data.name}`: train {train}; test {test}. {comparison}'
+    return f"Data set `{data.name}`: train {data.sizes['train']}; test {data.sizes['test']}. {comparison}"

@@ -156,8 +156,6 @@ def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | No
     Above stand the sessions, below inputs and targets of the network.  A bar marks the event at which a lane begins a
     session; grey events of the sessions are in no mini-batch of the picture.
 
-    Parameters
-    ----------
     offsets, batch_size, order : as `gru4rec.session_parallel_minibatches` takes them
     labels : a short name for each event; session and event number, counted from 1, when None
     steps : largest number of mini-batches to draw

@@ -106,8 +106,6 @@ def difference(ours: float | None, published: float | None, is_comparable: bool)
 def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list[str], height: float = 3.2) -> str:
     """Return a picture as SVG within the page.
 
-    Parameters
-    ----------
     panels : description of a panel -> a function that draws it on its axes
     labels : of the lines, for the legend; empty for none
     height : of each panel, in inches

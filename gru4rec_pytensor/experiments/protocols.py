@@ -61,10 +61,6 @@ class Protocol(NamedTuple):
     sessions: int  # size of the synthetic log that replaces the data
     items: int
 
-    def published_for(self, model: str, loss: str | None, units: int | None) -> tuple[float | None, float | None]:
-        """Return Recall@20 and MRR@20 of a row of Tables 1 and 3; (None, None) where there is no such row."""
-        return self.published.get((loss, units) if model == NETWORK else model, (None, None))
-
 
 RSC15 = Protocol(
     'RSC15',

@@ -26,13 +26,10 @@ def format_report(results: list[dict], data: Dataset, sections: list[Section], c
                   figures: Sequence[str] = (), outcomes: Sequence[dict] = ()) -> str:
     """Return the whole page.
 
-    Parameters
-    ----------
-    results : as `tables.rows_of_tables` returns them
+    results, ranks : of rows, as `tables.rows_of_tables` and `comparisons.ranks_of_rows` return them
     sections : Table 2 and the claims, if they were run
     commands : that make the page again
     comparisons : pairs of rows that were asked for, see `comparisons.compare_rows`
-    ranks : of rows, see `comparisons.ranks_of_rows`
     figures : addresses of the figures that were drawn, relative to the page
     outcomes : of searches of spaces
     """
@@ -144,9 +141,6 @@ def picture_sections(results: list[dict], intervals: dict[str, dict[tuple, np.nd
             [recall for _name, _n, recall in one[bins]] for one in of_seeds], axis=0).tolist())
             for title, of_seeds in details.items()}
 
-    def bars(bins: str) -> dict[str, np.ndarray]:
-        return {titles[row]: of_row for row, of_row in intervals.get(bins, {}).items() if row in titles}
-
     def draw_loss(title: str, values: list[float]) -> Callable[[Axes], None]:
         return lambda ax: page.draw_losses(ax, title, values, *page.line_style([*details].index(title)))
 
@@ -160,11 +154,12 @@ def picture_sections(results: list[dict], intervals: dict[str, dict[tuple, np.nd
     sections = [page.section('Cut-offs', page.figure(
         'Recall@N and MRR@N over the cut-off N, on a logarithmic axis. The paper reports N = 20.', panels, [*details]))]
     by_position, by_popularity = mean_of_bins('by_position'), mean_of_bins('by_popularity')
+    bars = {bins: {titles[row]: bounds for row, bounds in of_rows.items()} for bins, of_rows in intervals.items()}
     panels = {
         f'Recall@20 by position in the session. {page.in_words(by_position, "at position")}': page.draw_lines(
-            by_position, 'position of the predicted event in its session', 'Recall@20', bars('by_position')),
+            by_position, 'position of the predicted event in its session', 'Recall@20', bars.get('by_position')),
         f'Recall@20 by popularity of the next item. {page.in_words(by_popularity, "for")}': page.draw_lines(
-            by_popularity, 'items by number of training events', 'Recall@20', bars('by_popularity'))}
+            by_popularity, 'items by number of training events', 'Recall@20', bars.get('by_popularity'))}
     sections.append(page.section('Where in the session, and which items', page.figure(
         'Recall@20 by position in the session, and by popularity of the next item: from the most popular 1% of the '
         'items to the less popular half; n predictions in each. Bars: 95% intervals over the choice of test sessions.',

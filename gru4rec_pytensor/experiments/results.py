@@ -61,15 +61,12 @@ class Results:
         title = re.sub(r'[^\w.-]', '_', '-'.join(words) or kind)
         return self.folder / kind / f'{title}-{digits_of(key)}.json'
 
-    def has(self, kind: str, key: dict) -> bool:
-        """Return whether there is something under a key."""
-        return self.path(kind, key).exists()
-
     def has_cell(self, key: dict, wanted: Sequence[str] = ()) -> bool:
         """Return whether a cell is finished, with all that is `wanted` of a stable network's result."""
-        if not wanted or not self.has('cells', key):
-            return self.has('cells', key)
-        result = self.load_file(self.path('cells', key))
+        path = self.path('cells', key)
+        if not wanted or not path.exists():
+            return path.exists()
+        result = self.load_file(path)
         return result['recall@20'] is None or all(result.get(name) is not None for name in wanted)
 
     def save(self, kind: str, key: dict, result: dict, ranks: np.ndarray | None = None) -> None:
@@ -137,10 +134,6 @@ class Results:
             return False
         with locked(path, wait=False) as lock:
             return lock is None
-
-    def checkpoint(self, key: dict) -> Path:
-        """Return the file for the checkpoint of a cell."""
-        return self.folder / 'checkpoints' / self.path('cells', key).stem
 
 
 def ranks_path(path: Path, result: dict) -> Path:

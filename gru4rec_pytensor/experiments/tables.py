@@ -154,7 +154,8 @@ def published_for(result: dict, data: Dataset) -> tuple[float | None, float | No
     """Return the published Recall@20 and MRR@20 of a result's model: for its data or, on a synthetic log, the paper's.
     """
     if not result.get('title') and is_papers(data):
-        return data.protocol.published_for(result['model'], result['loss'], result['units'])
+        row = (result['loss'], result['units']) if result['model'] == NETWORK else result['model']
+        return data.protocol.published.get(row, (None, None))
     rows = rows_for(data.published.title, result) if data.published else []
     return next(((row.recall[20], row.mrr[20]) for row in rows if row.source not in RECORDED), (None, None))
 
@@ -241,8 +242,8 @@ def table_3(results: list[dict], data: Dataset) -> Table:
     for (_model, loss, units, *_), ours in by_row(networks).items():
         row = [LOSS_NAMES[loss], units, *[ours[0][name] for name in settings]]
         for i, metric in enumerate(('recall@20', 'mrr@20')):
-            published = data.protocol.published_for(NETWORK, loss, units)[i]
             if with_published:
+                published = published_for(ours[0], data)[i]
                 row.append(f'{published:.4f} ({data.protocol.gains[loss, units][i]:+.2%})' if published else '-')
             mean, base = mean_metric(ours, metric), knn_metric(results, ours, metric)
             gain = f' ({mean / base - 1:+.2%})' if mean is not None and base else ''

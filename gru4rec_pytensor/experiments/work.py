@@ -26,7 +26,7 @@ from gru4rec_pytensor.experiments.cells import (
     run_cell,
     versions,
 )
-from gru4rec_pytensor.experiments.datasets import Dataset, open_events, size_in_words
+from gru4rec_pytensor.experiments.datasets import Dataset, open_events
 from gru4rec_pytensor.experiments.engines import Engine, Task
 from gru4rec_pytensor.experiments.found import keep
 from gru4rec_pytensor.experiments.own import OwnRow
@@ -72,7 +72,7 @@ def run_cells(cells: list[Cell], work: Work) -> Iterator[None]:
     check_batch_sizes([*missing.values()], work.data.train)
     if len(missing) < len(cells):
         note(f'{len(cells) - len(missing)} of {len(cells)} cells are in {results.folder} already')
-    if again := sum(results.has('cells', cell.key(work.data.fingerprint)) for cell in missing.values()):
+    if again := sum(results.has_cell(cell.key(work.data.fingerprint)) for cell in missing.values()):
         note(f'{again} cells are there without {" and ".join(work.wanted)}, and are run again')
     waits, reported = False, dict[str, float]()
     while missing:
@@ -123,7 +123,7 @@ def train_cell(cell: Cell, folder: Path, events: Path, every: float, wanted: tup
         if results.has_cell(key, wanted):
             return 'was trained by another command'
         report('begins', False)
-        checkpoint = results.checkpoint(key)
+        checkpoint = folder / 'checkpoints' / results.path('cells', key).stem
         result, ranks = run_cell(cell, open_events(events), checkpoint, every, report, folder / 'sources',
                                  LISTS_KEYS[0] in wanted)
         results.save('cells', key, result, ranks)
@@ -164,12 +164,9 @@ def run_searches(request: Request, validation: Dataset, url: str, n_processes: i
 
     Yields when an outcome is kept: the file of the best parameters of a space.
 
-    Parameters
-    ----------
-    validation : shared training and validation events
-    url : of the database of trials
+    validation, url : shared training and validation events, and the database of trials
     """
-    sizes = {part: size_in_words(validation.counts[name]) for part, name in (('train', 'train'), ('valid', 'test'))}
+    sizes = {'train': validation.sizes['train'], 'valid': validation.sizes['test']}
     spaces = [search.space_of_table_2(loss, request.units[0], request.epochs) for loss in request.losses]
     for space in spaces if 2 in request.tables else [request.search['space']]:
         one = search.Search(validation.folder, space, request.seeds[0], request.backend, request.tie_policy, url,
