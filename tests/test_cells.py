@@ -30,12 +30,17 @@ def rows_of(cells):
     return [(cell.model, cell.loss, cell.units, cell.seed) for cell in cells]
 
 
-def test_the_plan_has_the_rows_of_both_tables_in_the_papers_order_with_each_seed_where_it_matters():
+def test_the_plan_has_the_rows_of_both_tables_in_the_papers_order_with_each_seed_and_the_papers_parameters():
     assert rows_of(plan(RSC15, REQUEST)) == [
         ('POP', None, None, None), ('S-POP', None, None, None), ('Item-KNN', None, None, None),
         ('BPR-MF', None, None, 42), ('BPR-MF', None, None, 43),
         *[(model, None, None, None) for model in ('Markov', 'S-KNN', 'V-SKNN', 'V-SKNN-tuned', 'STAN', 'VSTAN')],
         *[(NETWORK, loss, units, seed) for units in (4, 8) for loss in ('top1', 'bpr') for seed in (42, 43)]]
+    for protocol, candidates in ((RSC15, None), (VIDEO, 30_000)):
+        for cell in plan(protocol, REQUEST):
+            assert cell.candidates == candidates
+            assert cell.parameters == (protocol.parameters[cell.loss] if cell.loss else BASELINES[cell.model][1])
+            assert cell.backend == ('python' if cell.loss else None)
 
 
 def test_table_3_alone_needs_item_knn_and_table_2_no_cell():
@@ -44,14 +49,6 @@ def test_table_3_alone_needs_item_knn_and_table_2_no_cell():
     assert plan(RSC15, REQUEST._replace(tables=(2,))) == []
     with pytest.raises(ValueError, match='--table 3 has no row for --models POP'):
         plan(RSC15, REQUEST._replace(tables=(3,), models=('POP',)))
-
-
-def test_a_cell_has_the_parameters_and_the_candidates_of_its_protocol():
-    for protocol, candidates in ((RSC15, None), (VIDEO, 30_000)):
-        for cell in plan(protocol, REQUEST):
-            assert cell.candidates == candidates
-            assert cell.parameters == (protocol.parameters[cell.loss] if cell.loss else BASELINES[cell.model][1])
-            assert cell.backend == ('python' if cell.loss else None)
 
 
 def test_a_cell_that_needs_more_parallel_sessions_than_there_are_is_refused():

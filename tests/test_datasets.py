@@ -92,9 +92,6 @@ def test_only_data_with_published_counts_is_comparable(monkeypatch):
         same = Dataset('mine', RSC15, False, log, log)
         assert same.published.title == title and words in datasets.data_notice(same)
         assert replace(same, is_synthetic=True).published is None
-        assert replace(same, protocol=VIDEO).published is None
-    with_counts(monkeypatch, ('RSC15', 'RSC15', {'train': counts, 'test': dict(sessions=1)}, 'somewhere'))
-    assert Dataset('mine', RSC15, False, log, log).published is None
 
 
 def test_a_data_set_that_no_counts_tell_is_what_the_user_says(tmp_path, monkeypatch):

@@ -13,12 +13,6 @@ from gru4rec_pytensor.experiments.published import LATER_NETWORKS, ROWS, by_yard
 from gru4rec_pytensor.experiments.tables import as_markdown, metric_of, rows_of_tables, tables_1_and_3
 
 
-def counts(train, test):
-    """Counts from (sessions, events, items)."""
-    return {part: dict(zip(('sessions', 'events', 'items'), numbers)) for part, numbers in (('train', train),
-                                                                                           ('test', test))}
-
-
 def row_of(model, data=None):
     """The first published row of a model, on any data or this."""
     return next(row for row in ROWS if row.model == model and data in (None, row.data))
@@ -40,14 +34,14 @@ def of_network(row, **changes):
     ('VIDEO', VIDEO, (2_954_321, 13_187_654, 329_876), (37_123, 179_876, 30_000)),
 ])
 def test_data_is_told_by_its_published_counts(title, protocol, train, test):
-    data = find_data(protocol, counts(train, test))
+    names = ('sessions', 'events', 'items')
+    counts = {'train': dict(zip(names, train)), 'test': dict(zip(names, test))}
+    data = find_data(protocol, counts)
     assert data.title == title and data.with_misses == ('1/' in title)
-    other = RSC15 if protocol is VIDEO else VIDEO
-    assert find_data(other, counts(train, test)) is None
-    for part, kind in (('train', 'events'), ('test', 'events')):
-        found = counts(train, test)
-        found[part][kind] += 1_000_000
-        assert find_data(protocol, found) is None
+    assert find_data(RSC15 if protocol is VIDEO else VIDEO, counts) is None
+    for part, numbers in counts.items():
+        changed = {part: numbers | {'events': numbers['events'] + 1_000_000}}
+        assert find_data(protocol, counts | changed) is None
 
 
 # --- Rows -----------------------------------------------------------------------------------------------------------

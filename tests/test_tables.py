@@ -103,9 +103,7 @@ def test_a_section_in_markdown_has_the_notice_headings_even_columns_and_notes():
         '', '### One', '', '| a         | long name |', '|-----------|-----------|', '| x         | 1         |',
         '| long text | 2         |', '', '### Two', '', '| b |', '|---|', '', 'First.', '', 'Last.']
     assert text.startswith('Data set `mine`: train 1 sessions, 2 events, 2 items') and text.endswith('Last.\n')
-
-
-def test_a_title_from_a_file_is_no_markup_in_markdown():
+    # titles from files are no markup
     table = Table('<i>One', ('a', 'b'), [('<script>x|y</script>\n| z', 1)])
     text = as_markdown(DATA, Section([table], ['<b>: loss bpr.']))
     row, note = text.splitlines()[-3], text.splitlines()[-1]

@@ -218,18 +218,11 @@ def test_the_usual_number_of_jobs_fills_the_cores_as_far_as_memory_goes(tmp_path
     assert engines.default_jobs([1e9] * 20, 'numba') == 3
     (tmp_path / 'memory.max').write_text('max\n')
     assert engines.default_jobs([1e9] * 20, 'numba') == 8
-
-
-def test_bpr_mf_counts_twice_where_memory_is_shared_out(monkeypatch):
     request, _source, place = run_experiments.parse([])
-    cells = plan(RSC15, request)
-    monkeypatch.setattr(engines, 'available_cores', lambda: 4)
     monkeypatch.setattr(engines, 'available_memory', lambda: 18e9)
-
-    def jobs(cells):
-        return run_experiments.choose_engine(request, place, cells, 31_500_000, 0)[1]
-    assert jobs(cells) == 2  # 8.6 and 4.3 of 13.5 GB
-    assert jobs([cell for cell in cells if cell.model != 'BPR-MF']) == 3
+    for models, jobs in ((('POP', 'Item-KNN', 'BPR-MF'), 2), (('POP', 'S-POP', 'Item-KNN'), 3)):  # BPR-MF counts twice
+        cells = plan(RSC15, request._replace(tables=(1,), models=models))  # 8.6 and 4.3 of 13.5 GB, or 4.3 each
+        assert run_experiments.choose_engine(request, place, cells, 31_500_000, 0)[1] == jobs
 
 
 # --- Commands -------------------------------------------------------------------------------------------------------
@@ -470,30 +463,21 @@ def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch, capsys, a
     assert f'--scheduler {address}: no Dask scheduler is reached there' in capsys.readouterr().err
 
 
-class Client:
+def client_of(answer=dict, threads=1):
     """A stand-in for a Dask client with one worker, which changes what it says of itself, or answers by an error."""
-
-    def __init__(self, answer=dict, threads=1, has_worker=True):
-        self.answer, self.threads, self.has_worker = answer, threads, has_worker
-
-    def wait_for_workers(self, n, timeout):
-        if not self.has_worker:
-            raise TimeoutError('Only 0/1 workers arrived after 20')
-
-    def run(self, function, *arguments, on_error):
-        return {'w': self.answer if isinstance(self.answer, Exception) else self.answer(function(*arguments))}
-
-    def nthreads(self):
-        return {'w': self.threads}
+    def run(function, *arguments, on_error):
+        return {'w': answer if isinstance(answer, Exception) else answer(function(*arguments))}
+    return SimpleNamespace(run=run, nthreads=lambda: {'w': threads}, wait_for_workers=(
+        lambda n, timeout: threads or fail(TimeoutError('Only 0/1 workers arrived after 20'), None)))
 
 
 @pytest.mark.parametrize('client, message', [
-    (Client(), None), (Client(FileNotFoundError()), 'w does not see .*: --out must be on a disk'),
-    (Client(AttributeError('no such function')), 'w cannot run this package: no such function'),
-    (Client(lambda found: found | {'revision': 1}), 'w has revision 1, and this command 2'),
-    (Client(lambda found: found | {'numpy': '1.0'}), 'w has numpy 1.0, and this command '),
-    (Client(threads=2), 'w has 2 threads: start it with --nthreads 1'),
-    (Client(has_worker=False), 'tcp://HOST:1: has no worker; start some by `dask worker tcp://HOST:1 --nthreads 1`')])
+    (client_of(), None), (client_of(FileNotFoundError()), 'w does not see .*: --out must be on a disk'),
+    (client_of(AttributeError('no such function')), 'w cannot run this package: no such function'),
+    (client_of(lambda found: found | {'revision': 1}), 'w has revision 1, and this command 2'),
+    (client_of(lambda found: found | {'numpy': '1.0'}), 'w has numpy 1.0, and this command '),
+    (client_of(threads=2), 'w has 2 threads: start it with --nthreads 1'),
+    (client_of(threads=0), 'tcp://HOST:1: has no worker; start some by `dask worker tcp://HOST:1 --nthreads 1`')])
 def test_a_worker_that_cannot_do_the_work_is_named_before_any(tmp_path, monkeypatch, client, message):
     monkeypatch.setattr(engines, 'connected', lambda address: contextlib.nullcontext(client))
     if message is None:

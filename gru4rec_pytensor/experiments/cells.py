@@ -187,13 +187,13 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
     sources : folder of copies of the user's modules, see `own.keep_source`
     with_lists : whether to measure lists of items, too, see `LISTS_KEYS`
     """
-    goes_on = bool(checkpoint and checkpoint.exists())
+    is_resumed = bool(checkpoint and checkpoint.exists())
     started = time.perf_counter()
     if cell.model == NETWORK:
         progress = TrainingProgress(cell.title, quiet=True, report=report)
         arguments: dict[str, Any] = arguments_of(cell._asdict()) | dict(seed=cell.seed, backend=cell.backend)
         model: Any = GRU4Rec(**arguments)
-        goes_on &= fit_from_checkpoint(model, data.train, checkpoint, every, progress, report)
+        is_resumed &= fit_from_checkpoint(model, data.train, checkpoint, every, progress, report)
         events_per_second = progress.close(time.perf_counter() - started)  # compilation left out
     else:
         kind = own_class(cell.model, cell.source, sources) if cell.source else BASELINES[cell.model][0]
@@ -201,13 +201,25 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
         model.fit(data.train.copy() if cell.source else data.train)  # theirs may change it
         events_per_second = len(data.train) * (cell.epochs or 1) / (time.perf_counter() - started)
     result = dict.fromkeys(RESULT_KEYS) | {
-        'fit_seconds': None if goes_on else time.perf_counter() - started,  # the first part was not measured
-        'train_events_per_second': None if goes_on else events_per_second, 'versions': versions(),
+        'fit_seconds': None if is_resumed else time.perf_counter() - started,  # the first part was not measured
+        'train_events_per_second': None if is_resumed else events_per_second, 'versions': versions(),
         'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None}  # BPR-MF has some, too
     if getattr(model, 'error_during_train', False):
         return result, None
-    found, ranks = evaluate(model, cell, data, Lists(CUT_OFF) if with_lists else None)
-    return result | found, ranks
+    started, lists = time.perf_counter(), Lists(CUT_OFF) if with_lists else None
+    candidates = most_frequent(data.train.ItemId, cell.candidates)
+    if cell.source and not hasattr(model, 'items_'):  # optional in a model of one's own
+        model.items_ = data.train.ItemId.unique()
+    ranks = next_item_ranks_with_misses(model, data.test, candidates, tie_policy=cell.tie_policy, lists=lists)
+    seconds = time.perf_counter() - started
+    result |= metrics_of_ranks(ranks, data) | {'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds}
+    if lists:
+        result |= dict(zip(LISTS_KEYS, coverage_and_popularity(lists.items, data.train.ItemId.value_counts())))
+    if cell.model == 'Item-KNN':
+        result['other_tie_policies'] = {
+            policy: recall_mrr(next_item_ranks_with_misses(model, data.test, candidates, tie_policy=policy), CUT_OFF)
+            for policy in TIE_POLICIES if policy != cell.tie_policy}
+    return result, ranks
 
 
 def fit_from_checkpoint(model: GRU4Rec, train: pd.DataFrame, checkpoint: Path | None, every: float,
@@ -224,24 +236,6 @@ def fit_from_checkpoint(model: GRU4Rec, train: pd.DataFrame, checkpoint: Path | 
         model.fit(train, callback=callback, checkpoint=checkpoint, every=every)
         return False
     return True
-
-
-def evaluate(model: Any, cell: Cell, data: Dataset | Events, lists: Lists | None) -> tuple[dict, np.ndarray]:
-    """Return the metrics of a trained model with the duration of the evaluation, and the ranks."""
-    started = time.perf_counter()
-    candidates = most_frequent(data.train.ItemId, cell.candidates)
-    if cell.source and not hasattr(model, 'items_'):  # optional in a model of one's own
-        model.items_ = data.train.ItemId.unique()
-    ranks = next_item_ranks_with_misses(model, data.test, candidates, tie_policy=cell.tie_policy, lists=lists)
-    seconds = time.perf_counter() - started
-    result = metrics_of_ranks(ranks, data) | {'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds}
-    if lists:
-        result |= dict(zip(LISTS_KEYS, coverage_and_popularity(lists.items, data.train.ItemId.value_counts())))
-    if cell.model == 'Item-KNN':
-        result['other_tie_policies'] = {
-            policy: recall_mrr(next_item_ranks_with_misses(model, data.test, candidates, tie_policy=policy), CUT_OFF)
-            for policy in TIE_POLICIES if policy != cell.tie_policy}
-    return result, ranks
 
 
 def metrics_of_ranks(ranks: np.ndarray, data: Dataset | Events) -> dict:

@@ -2,8 +2,7 @@
 
 Figures 1 and 2 of the paper are drawn from the objects that compute, so that they change with the model and the data.
 ``python run_experiments.py --figures`` writes the first three as SVG and PNG; docs/walkthrough.md and its notebook show
-all of them.
-Needs Matplotlib, an extra of the package.
+all of them.  Needs Matplotlib, an extra of the package.
 """
 from __future__ import annotations
 

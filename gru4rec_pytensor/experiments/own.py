@@ -31,8 +31,7 @@ class OwnRow(NamedTuple):
 def own_row(text: str | Path, title: str | None = None) -> OwnRow:
     """Return the row of a class, as the command line names it, or of a file of lists.
 
-    The module is imported from the working directory or from where Python looks.  ValueError, in one line, says what is
-    no model.
+    The module is imported from the working directory or from where Python looks.  ValueError says what is no model.
     """
     if isinstance(text, Path):
         digits = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
