@@ -25,7 +25,6 @@ import logging
 import re
 import shlex
 import sys
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,24 +33,15 @@ from evaluation import TIE_POLICIES
 from gru4rec_pytensor import backends
 from gru4rec_pytensor.events import EQUAL_TIMES, share_of_equal_times
 from gru4rec_pytensor.experiments import search, spaces, storage
-from gru4rec_pytensor.experiments.cells import LISTS_KEYS, Cell, Request, file_cells, memory_of, plan
+from gru4rec_pytensor.experiments.cells import LISTS_KEYS, Cell, Request, file_cells, plan
 from gru4rec_pytensor.experiments.claims import claims_cells
-from gru4rec_pytensor.experiments.datasets import (
-    BY_TITLE,
-    Dataset,
-    Source,
-    load_dataset,
-    share,
-    size_in_words,
-    validation_data,
-)
+from gru4rec_pytensor.experiments.datasets import BY_TITLE, Dataset, Source, load_dataset, share, validation_data
 from gru4rec_pytensor.experiments.engines import Engine, count_workers, default_jobs, in_processes, on_cluster
 from gru4rec_pytensor.experiments.own import EXAMPLE, keep_source, own_row
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, PROTOCOLS, REVISION, RSC15, VIDEO
 from gru4rec_pytensor.experiments.publish import cells_without_ranks, keep_request, publish
 from gru4rec_pytensor.experiments.results import Results
-from gru4rec_pytensor.experiments.tables import rows_of_tables
-from gru4rec_pytensor.experiments.work import Place, TasksFailed, Work, keep_lists, run_cells, run_searches
+from gru4rec_pytensor.experiments.work import Place, Work, keep_lists, run_cells, run_searches
 from gru4rec_pytensor.terminal import Parser, listed, note, positive_number, print_result, whole_number
 from preprocess_rsc15 import FILES
 
@@ -60,7 +50,7 @@ from preprocess_rsc15 import FILES
 # ---------------------------------------------------------------------------------------------------------------------
 
 def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
-    """Return what to run, on which data, and where; SystemExit with a message if the command line is wrong."""
+    """Return what to run, on which data, and where; SystemExit or ValueError if the command line is wrong."""
     parser = Parser(prog='run_experiments.py', description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_version()
@@ -70,23 +60,30 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
         given.compare = tuple(dict.fromkeys(given.compare))
     for name in ('table', 'models', 'loss', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
         setattr(given, name, tuple(dict.fromkeys(value for values in getattr(given, name) for value in values)))
-    if problem := contradiction(given):
+    if problem := contradiction(given, parser):
         parser.error(problem)
     own = [name for name in given.models if ':' in name]
-    titles = itertools.chain(given.name, itertools.repeat(None))
-    is_apart = given.parameters or given.claims or given.search or given.lists or given.compare is not None
-    tables = given.table or (() if is_apart and not given.models else (1, 3))
-    units = given.units or ((100,) if not given.claims else (50, 200) if given.is_quick else (100, 1000))
     models = tuple(name for name in given.models if name not in own)
     if not given.models:
         models = (*[row for row in RSC15.published if row in BASELINES], NETWORK)
-    request = Request(tables, models,
-                      given.loss or (*RSC15.parameters,), units, given.epochs or (3 if given.is_quick else 10),
-                      given.seeds or ((42, 43, 44) if given.claims or given.search else (42,)), given.tie_policy,
-                      given.backend, tuple(given.parameters), given.epochs, given.claims, given.is_quick,
-                      given.trials or 100, given.prune, given.figures, tuple(zip([*own, *given.lists], titles)),
-                      given.compare, given.rerun, given.lists_metrics, {} if not given.search else {
-                          name: getattr(given, name) for name in ('search', 'fixed', 'sampler', 'metric', 'timeout')})
+    is_apart = given.parameters or given.claims or given.search or given.lists or given.compare is not None
+    searched = {}
+    if given.search:
+        fixed = given.fixed + [f'n_epochs={given.epochs}'] * bool(given.epochs)
+        searched = {'space': spaces.read(given.search, fixed), 'sampler': given.sampler or search.SAMPLERS[0],
+                    'metric': given.metric or 'MRR@20', 'timeout': given.timeout or float('inf')}
+    request = Request(
+        tables=given.table or (() if is_apart and not given.models else (1, 3)),
+        models=models,
+        losses=given.loss or (*RSC15.parameters,),
+        units=given.units or ((100,) if not given.claims else (50, 200) if given.is_quick else (100, 1000)),
+        epochs=given.epochs or (3 if given.is_quick else 10),
+        seeds=given.seeds or ((42, 43, 44) if given.claims or given.search else (42,)),
+        tie_policy=given.tie_policy, backend=backends.resolve(given.backend),
+        files=tuple(given.parameters), own_epochs=given.epochs, claims=given.claims, is_quick=given.is_quick,
+        n_trials=given.trials or 100, prune=given.prune, figures=given.figures,
+        own=tuple(map(own_row, [*own, *given.lists], itertools.chain(given.name, itertools.repeat(None)))),
+        compared=given.compare, again=given.rerun, lists_metrics=given.lists_metrics, search=searched)
     source = Source(PROTOCOLS[given.dataset], given.train, given.test, given.data, given.cache, given.sessions,
                     given.items, BY_TITLE.get(given.published), given.valid)
     folder = given.out.absolute() if given.scheduler else given.out
@@ -107,25 +104,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        f'the files are, for those that no counts tell: {", ".join(BY_TITLE)}')
     group.add_argument('--valid', type=Path, metavar='F', help='events for validation, in place of the last day of '
                        '--train; the best network is trained on both')
-    group.add_argument('--sessions', type=positive_number, metavar='N', help='size of the synthetic click log, in '
-                       f'sessions ({RSC15.sessions:,}; with --dataset video {VIDEO.sessions:,})')
-    group.add_argument('--items', type=positive_number, metavar='N', help='the same in items '
-                       f'({RSC15.items:,}; with --dataset video {VIDEO.items:,})')
+    for name in ('sessions', 'items'):
+        group.add_argument(f'--{name}', type=positive_number, metavar='N', help='size of the synthetic click log, in '
+                           f'{name} ({getattr(RSC15, name):,}; with --dataset video {getattr(VIDEO, name):,})')
 
     group = parser.add_argument_group('what is trained and evaluated')
     models = (*BASELINES, NETWORK)
-    group.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=[],
+    group.add_argument('--table', type=listed(whole_number, (1, 2, 3)), nargs='+', default=(),
                        help='tables to run (1 3)')
     group.add_argument('--models', type=lambda text: [text] if ':' in text else listed(str, models)(text), nargs='+',
-                       default=[], help=f'rows to run, of {", ".join(models)} (those of the paper), and models of your '
+                       default=(), help=f'rows to run, of {", ".join(models)} (those of the paper), and models of your '
                        f'own, such as {EXAMPLE}')
-    group.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=[],
+    group.add_argument('--loss', type=listed(str, LOSS_NAMES), nargs='+', default=(),
                        help=f'rows of Tables 2 and 3, of {", ".join(RSC15.parameters)} (all); Table 2 also takes mrr')
-    group.add_argument('--units', type=listed(positive_number), nargs='+', default=[],
+    group.add_argument('--units', type=listed(positive_number), nargs='+', default=(),
                        help='hidden units, for Tables 2 and 3 (100); for the claims those of small and large networks '
                             '(100,1000; with --quick 50,200)')
     group.add_argument('--epochs', type=positive_number, help='training epochs of GRU4Rec (10; with --quick 3)')
-    group.add_argument('--seeds', type=listed(whole_number), nargs='+', default=[],
+    group.add_argument('--seeds', type=listed(whole_number), nargs='+', default=(),
                        help='one run for each (42; for the claims 42,43,44)')
     group.add_argument('--parameters', type=Path, nargs='+', default=[], metavar='FILE', help='networks with the '
                        "parameters of files, such as those in parameters/ or the authors' own, as rows of a table of "
@@ -197,79 +193,77 @@ def metric(text: str) -> str:
     return text.lower().replace('recall', 'Recall').replace('mrr', 'MRR').replace('ndcg', 'NDCG')
 
 
-def contradiction(given: argparse.Namespace) -> str | None:
-    """Return which options do not go together, or None."""
-    of_tables = [f'--{name}' for name in ('table', 'models', 'loss', 'trials', 'storage', 'prune', 'parameters',
-                                          'figures') if getattr(given, name)]
-    of_rows = [f'--{name}' for name in ('loss', 'units') if getattr(given, name)]
-    apart = [name for name in ('parameters', 'search', 'lists', 'compare') if getattr(given, name) not in (None, [])]
-    of_search = [f'--{name}' for name in ('fixed', 'sampler', 'metric', 'timeout', 'valid') if getattr(given, name)]
-    of_searches = [f'--{name}' for name in ('trials', 'storage', 'prune') if getattr(given, name)]
+def contradiction(given: argparse.Namespace, parser: argparse.ArgumentParser) -> str | None:
+    """Return which options do not go together, or which package is missing, or None."""
+    def used(*names: str) -> list[str]:
+        return [f'--{name}' for name in names if getattr(given, name) != parser.get_default(name)]
+
+    def first(*names: str) -> str:
+        return next(iter(used(*names)), '')
+
+    of_tables = used('table', 'models', 'loss', 'trials', 'storage', 'prune', 'parameters', 'figures')
+    apart, of_rows = first('parameters', 'search', 'lists', 'compare'), first('loss', 'units')
+    of_search = first('fixed', 'sampler', 'metric', 'timeout', 'valid')
+    of_searches = first('trials', 'storage', 'prune')
+    of_files = given.data or given.train
     is_search = given.search or 2 in given.table
-    unpublished = [loss for loss in given.loss if loss not in RSC15.parameters]
-    if bool(given.train) != bool(given.test):
-        return '--train and --test go together'
-    if given.train and given.data:
-        return 'give either --data, or --train and --test'
-    if (given.sessions or given.items) and (given.data or given.train):
-        return '--sessions and --items are sizes of the synthetic log; they do not go with --data or --train'
-    if len(given.name) > (n_own := len(given.lists) + sum(':' in name for name in given.models)):
-        return f'--name gives {len(given.name)} titles to {n_own} rows of your own'
-    if given.rerun and given.compare is None:
-        return '--rerun goes with --compare'
-    if given.published and not (given.data or given.train):
-        return '--published goes with --data or --train'
-    if given.is_quick and not given.claims:
-        return '--quick goes with --claims'
-    if of_search and not given.search:
-        return f'{of_search[0]} goes with --search'
-    if given.search and (2 in given.table or given.claims):
-        return '--search does not go with --claims or --table 2, which is another search'
-    if given.valid and not given.train:
-        return '--valid goes with --train and --test'
-    if given.claims and of_tables:
-        return f"{', '.join(of_tables)} and --claims do not go together: they are of the tables"
-    if apart and of_rows and not (given.table or given.claims or given.models):
-        return f'{of_rows[0]} goes with --table, without which --{apart[0]} runs nothing but its own'
-    if given.scheduler and given.jobs:
-        return '--jobs and --scheduler do not go together: a cluster runs one cell on each worker'
-    if given.scheduler and is_search and (given.storage or 'sqlite:').startswith('sqlite:'):
-        return 'a search on a cluster needs a database server: --storage postgresql://USER@HOST/DATABASE'
-    if of_searches and not is_search:
-        return f'{of_searches[0]} goes with --table 2 or --search'
-    if given.claims and given.units and (len(given.units) != 2 or given.units[0] >= given.units[1]):
-        return '--units of the claims are two numbers, of small and of large networks'
-    if unpublished and given.table != (2,):
-        return f'--loss {unpublished[0]} goes with --table 2: the paper has no row for it in Table 3'
-    if 2 in given.table and max(len(given.units), len(given.seeds)) > 1:
-        return '--table 2 searches for networks of one size and with one seed: give one number each'
-    return None
+    n_own = len(given.lists) + sum(':' in name for name in given.models)
+    unpublished = ', '.join(loss for loss in given.loss if loss not in RSC15.parameters)
+    problems = [
+        (bool(given.train) != bool(given.test), '--train and --test go together'),
+        (given.train and given.data, 'give either --data, or --train and --test'),
+        ((given.sessions or given.items) and of_files, '--sessions and --items are sizes of the synthetic log; they do '
+                                                       'not go with --data or --train'),
+        (len(given.name) > n_own, f'--name gives {len(given.name)} titles to {n_own} rows of your own'),
+        (given.rerun and given.compare is None, '--rerun goes with --compare'),
+        (given.published and not of_files, '--published goes with --data or --train'),
+        (given.is_quick and not given.claims, '--quick goes with --claims'),
+        (of_search and not given.search, f'{of_search} goes with --search'),
+        (given.search and (2 in given.table or given.claims),
+         '--search does not go with --claims or --table 2, which is another search'),
+        (given.valid and not given.train, '--valid goes with --train and --test'),
+        (given.claims and of_tables,
+         f"{', '.join(of_tables)} and --claims do not go together: they are of the tables"),
+        (apart and of_rows and not (given.table or given.claims or given.models),
+         f'{of_rows} goes with --table, without which {apart} runs nothing but its own'),
+        (given.scheduler and given.jobs,
+         '--jobs and --scheduler do not go together: a cluster runs one cell on each worker'),
+        (given.scheduler and is_search and (given.storage or 'sqlite:').startswith('sqlite:'),
+         'a search on a cluster needs a database server: --storage postgresql://USER@HOST/DATABASE'),
+        (of_searches and not is_search, f'{of_searches} goes with --table 2 or --search'),
+        (given.claims and given.units and (len(given.units) != 2 or given.units[0] >= given.units[1]),
+         '--units of the claims are two numbers, of small and of large networks'),
+        (unpublished and given.table != (2,),
+         f'--loss {unpublished} goes with --table 2: the paper has no row for it in Table 3'),
+        (2 in given.table and max(len(given.units), len(given.seeds)) > 1,
+         '--table 2 searches for networks of one size and with one seed: give one number each'),
+        ((is_search or given.claims) and not find_spec('optuna'),
+         "--table 2, --search and --claims need Optuna: pip install '.[experiments]'"),
+        (given.scheduler and not find_spec('distributed'), "--scheduler needs Dask: pip install '.[cluster]'"),
+        (given.figures and not find_spec('matplotlib'), "--figures needs Matplotlib: pip install '.[experiments]'")]
+    return next((message for is_wrong, message in problems if is_wrong), None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From the request to the files
 # ---------------------------------------------------------------------------------------------------------------------
 
-def run(request: Request, source: Source, place: Place, command: str) -> None:
-    """Run the cells and searches of a request that have no results yet, publish all, and print tables or claims."""
+def run(request: Request, source: Source, place: Place, command: str) -> int:
+    """Run the cells and searches of a request that have no results yet, publish all, and print tables or claims.
+
+    Returns the exit code: 1 if some failed, whose reasons are noted.
+    """
     began = datetime.now(UTC).isoformat()
-    check_extras(request, place)
-    if own := request.search:
-        space = spaces.read(own['search'], own['fixed'] + [f'n_epochs={request.own_epochs}'] * bool(request.own_epochs))
-        request = replace(request, search={'space': space, 'sampler': own['sampler'] or search.SAMPLERS[0],
-                                           'metric': own['metric'] or 'MRR@20', 'timeout': own['timeout']})
-    request = replace(request, backend=backends.resolve(request.backend),
-                      own=tuple(own_row(*named) for named in request.own))
     cells, results = plan(source.protocol, request), Results(place.folder)
     results.make_folders()
-    is_search = bool(request.search) or 2 in request.tables
-    if is_search:
-        storage.check_storage(place.storage)
+    if request.is_search:  # ValueError if the database cannot be used
+        with storage.quiet_optuna(), storage.storage_lock(place.storage):
+            storage.open_storage(place.storage).engine.dispose()
     n_workers = count_workers(place.scheduler, results.folder) if place.scheduler else 0
     read = load_dataset(source)
     for row in request.own:
         if row.path:
-            keep_lists(row, read, results, request, source.protocol.candidates)
+            keep_lists(row, read, results, request)
         else:
             keep_source(row, results.folder / 'sources')
     data = share(read, results.folder / 'data')
@@ -280,39 +274,41 @@ def run(request: Request, source: Source, place: Place, command: str) -> None:
         cells = [*cells, *cells_without_ranks(results, data, cells)]
 
     engine, jobs = choose_engine(request, place, cells, len(data.train), n_workers)
-    train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
     note_equal_times(data, source, cells, request)
-    note(f'{data.name}: train {train}; test {test}; backend {request.backend}; {jobs} at a time')
+    note(f"{data.name}: train {data.sizes['train']}; test {data.sizes['test']}; backend {request.backend}; {jobs} at "
+         'a time')
     wanted = ('ranks',) * request.again + LISTS_KEYS * request.lists_metrics
     work = Work(data, results, engine, place.every, wanted)
     for _cell in run_cells(cells[::-1] if jobs > 1 else cells, work):  # the longest, which are the last, first
         publish(results, data)
-    if is_search:
+    if request.is_search:
         validation = share(validation_data(source, data), results.folder / 'data')
         for path in run_searches(request, validation, place.storage, jobs, work):
             publish(results, data)
             if path:  # of the best parameters, whose network is trained on all training data
-                best = replace(request, files=(path,), own_epochs=None, compared=None)
+                best = request._replace(files=(path,), own_epochs=None, compared=None)
                 keep_request(results, data, best, [])
                 for _cell in run_cells(file_cells(path, source.protocol, best), work):
                     publish(results, data)
 
     key = {'data': data.fingerprint, 'revision': REVISION, 'command': command}
-    if not results.has('commands', key):
+    if not results.path('commands', key).exists():
         results.save('commands', key, {'began': began})
     if request.figures:
         from gru4rec_pytensor.experiments.figures import write_figures  # which needs Matplotlib
-        rows = rows_of_tables(results.load('cells', data.fingerprint), data.protocol)
-        write_figures(results.folder / 'figures', rows, data, request.losses, request.units)
+        write_figures(results, data, request.losses, request.units)
     texts = publish(results, data, with_report=True)
     print_result(texts.get('claims.md' if request.claims else 'tables.md', ''))
-    work.check()
+    if work.failures:
+        reasons = '; '.join(f'{title}: {" ".join(reason.split())}' for title, reason in work.failures.items())
+        note(f'run_experiments.py: {len(work.failures)} failed, the others are kept: {reasons}')
+    return 1 if work.failures else 0
 
 
 def note_equal_times(data: Dataset, source: Source, cells: list[Cell], request: Request) -> None:
     """Note, of files of one's own, how many events have equal times, if a network orders these by their items."""
     networks = [cell.parameters or {} for cell in cells if cell.model == NETWORK]
-    if request.search or 2 in request.tables:
+    if request.is_search:
         networks.append(request.search['space'].fixed if request.search else {})
     if not source.train or all(network.get('equal_times') == 'frame' for network in networks):
         return
@@ -328,41 +324,27 @@ def choose_engine(request: Request, place: Place, cells: list[Cell], n_events: i
     """Return the engine for cells and trials, and how many of them it runs at a time."""
     if place.scheduler:
         return on_cluster(place.scheduler), n_workers
-    is_search = bool(request.search) or 2 in request.tables
-    models = [cell.model for cell in cells] + [NETWORK] * backends.available_cores() * is_search
-    jobs = place.jobs or default_jobs([memory_of(model, n_events) for model in models], request.backend)
+    models = [cell.model for cell in cells] + [NETWORK] * backends.available_cores() * request.is_search
+    sizes = [(0.5e9 + 120 * n_events) * (2 if model == 'BPR-MF' else 1) for model in models]  # bytes, as measured
+    jobs = place.jobs or default_jobs(sizes, request.backend)
     return in_processes(jobs), jobs
-
-
-def check_extras(request: Request, place: Place) -> None:
-    """Raise ValueError for packages that are needed and not installed."""
-    if (2 in request.tables or request.claims or request.search) and not find_spec('optuna'):
-        raise ValueError("--table 2, --search and --claims need Optuna: pip install '.[experiments]'")
-    if place.scheduler and not find_spec('distributed'):
-        raise ValueError("--scheduler needs Dask: pip install '.[cluster]'")
-    if request.figures and not find_spec('matplotlib'):
-        raise ValueError("--figures needs Matplotlib: pip install '.[experiments]'")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for; return its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    request, source, place = parse(words)
     logging.basicConfig(level='WARNING', format='%(message)s')
     logging.getLogger('gru4rec.events').setLevel('INFO')  # how many events each filter drops
     try:
-        run(request, source, place, shlex.join(['python', 'run_experiments.py', *map(storage.without_password, words)]))
+        command = shlex.join(['python', 'run_experiments.py', *map(storage.without_password, words)])
+        return run(*parse(words), command)
     except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         note(f'run_experiments.py: error: {" ".join(str(message).split()) or type(error).__name__}')
         return 2
-    except TasksFailed as error:
-        note(f'run_experiments.py: {" ".join(str(error).split())}')
-        return 1
     except KeyboardInterrupt:
         note('interrupted; the finished cells are kept, and the same command continues from there')
         return 130
-    return 0
 
 
 if __name__ == '__main__':

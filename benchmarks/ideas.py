@@ -87,7 +87,8 @@ def results_of(arguments: dict[str, Any], seeds: Sequence[int], data: Dataset, r
     work = Work(share(data, results.folder / 'data'), results, in_processes(jobs), every=60.0)
     for _cell in run_cells(cells, work):
         pass
-    work.check()
+    if work.failures:
+        sys.exit(f'failed: {work.failures}')
     return [results.load_file(results.path('cells', cell.key(data.fingerprint))) for cell in cells]
 
 

@@ -1,13 +1,11 @@
 """Cells: which of them make up the tables, what one of them gives, and what tells one from another."""
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 from common import few_items_log
 
 from gru4rec_pytensor.experiments import cells
-from gru4rec_pytensor.experiments.cells import RESULT_KEYS, Request, check_batch_sizes, plan, rank_details, run_cell
+from gru4rec_pytensor.experiments.cells import RESULT_KEYS, Request, check_batch_sizes, metrics_of_ranks, plan, run_cell
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, RSC15, VIDEO
 from gru4rec_pytensor.experiments.results import Results, digits_of
@@ -32,28 +30,25 @@ def rows_of(cells):
     return [(cell.model, cell.loss, cell.units, cell.seed) for cell in cells]
 
 
-def test_the_plan_has_the_rows_of_both_tables_in_the_papers_order_with_each_seed_where_it_matters():
+def test_the_plan_has_the_rows_of_both_tables_in_the_papers_order_with_each_seed_and_the_papers_parameters():
     assert rows_of(plan(RSC15, REQUEST)) == [
         ('POP', None, None, None), ('S-POP', None, None, None), ('Item-KNN', None, None, None),
         ('BPR-MF', None, None, 42), ('BPR-MF', None, None, 43),
         *[(model, None, None, None) for model in ('Markov', 'S-KNN', 'V-SKNN', 'V-SKNN-tuned', 'STAN', 'VSTAN')],
         *[(NETWORK, loss, units, seed) for units in (4, 8) for loss in ('top1', 'bpr') for seed in (42, 43)]]
-
-
-def test_table_3_alone_needs_item_knn_and_table_2_no_cell():
-    assert [cell.model for cell in plan(RSC15, replace(REQUEST, tables=(3,), seeds=(1,), units=(4,)))] == [
-        'Item-KNN', NETWORK, NETWORK]
-    assert plan(RSC15, replace(REQUEST, tables=(2,))) == []
-    with pytest.raises(ValueError, match='--table 3 has no row for --models POP'):
-        plan(RSC15, replace(REQUEST, tables=(3,), models=('POP',)))
-
-
-def test_a_cell_has_the_parameters_and_the_candidates_of_its_protocol():
     for protocol, candidates in ((RSC15, None), (VIDEO, 30_000)):
         for cell in plan(protocol, REQUEST):
             assert cell.candidates == candidates
             assert cell.parameters == (protocol.parameters[cell.loss] if cell.loss else BASELINES[cell.model][1])
             assert cell.backend == ('python' if cell.loss else None)
+
+
+def test_table_3_alone_needs_item_knn_and_table_2_no_cell():
+    assert [cell.model for cell in plan(RSC15, REQUEST._replace(tables=(3,), seeds=(1,), units=(4,)))] == [
+        'Item-KNN', NETWORK, NETWORK]
+    assert plan(RSC15, REQUEST._replace(tables=(2,))) == []
+    with pytest.raises(ValueError, match='--table 3 has no row for --models POP'):
+        plan(RSC15, REQUEST._replace(tables=(3,), models=('POP',)))
 
 
 def test_a_cell_that_needs_more_parallel_sessions_than_there_are_is_refused():
@@ -100,9 +95,10 @@ def test_a_result_of_another_revision_has_another_key_and_does_not_count(tmp_pat
     before = a_cell(NETWORK).key('data')
     assert digits_of(before) != digits_of(now)
     results.save('cells', before, {'recall@20': 0.5})
-    assert results.load('cells') == [] and not results.has('cells', now)
-    results.save('cells', now, {'recall@20': 0.6})
-    assert [result['recall@20'] for result in results.load('cells')] == [0.6]
+    assert results.load('cells') == [] and not results.has_cell(now)
+    for recall in (0.6, 0.75):  # a file that has changed is read again
+        results.save('cells', now, {'recall@20': recall})
+        assert [result['recall@20'] for result in results.load('cells')] == [recall]
 
 
 def test_a_network_continues_from_its_checkpoint_and_says_nothing_of_the_time_that_was_not_measured(data, tmp_path):
@@ -145,7 +141,7 @@ def test_the_details_are_counted_by_position_and_popularity():
     train = pd.DataFrame({'SessionId': 1, 'ItemId': ['a'] * 5 + ['b'] * 3 + ['c'] * 2 + ['d'], 'Time': range(11)})
     test = pd.DataFrame({'SessionId': [2, 1, 1, 1, 2], 'ItemId': ['a', 'a', 'b', 'd', 'c'], 'Time': [4, 1, 2, 3, 5]})
     data = Dataset('x', RSC15, False, train, test)
-    details = rank_details(np.array([1, 30, 2]), data)  # of b and d in session 1, and c in session 2
+    details = metrics_of_ranks(np.array([1, 30, 2]), data)['details']  # of b and d in session 1, and c in session 2
     assert details['by_position'] == [['2', 2, 1.0], ['3', 1, 0.0]]
     # of four items a is the first, from 0; b from 1/4, c from 1/2, d from 3/4
     assert details['by_popularity'] == [['to 50%', 1, 1.0], ['the rest', 2, 0.5]]

@@ -27,11 +27,9 @@ def test_the_interval_is_students_t_of_the_differences_between_seeds():
     ('like', [0.60, 0.61, 0.62], 'does not hold'), ('like', [0.40, 0.51, 0.62], 'too close to tell')])
 def test_a_metric_is_judged_by_where_its_interval_lies(relation, first, verdict):
     assert judged(relation, first, [0.50, 0.51, 0.52])[0] == verdict
-
-
-def test_a_lower_loss_is_better():
-    assert judged('better', [0.1, 0.11, 0.12], [0.2, 0.21, 0.22], lower_is_better=True)[0] == 'holds'
-    assert judged('better', [0.2, 0.21, 0.22], [0.1, 0.11, 0.12], lower_is_better=True)[0] == 'does not hold'
+    if relation == 'better':  # with the loss, lower is
+        opposite = {'holds': 'does not hold', 'does not hold': 'holds'}
+        assert judged(relation, first, [0.50, 0.51, 0.52], lower_is_better=True)[0] == opposite.get(verdict, verdict)
 
 
 @pytest.mark.parametrize('n_items, n_candidates', [
@@ -64,11 +62,8 @@ def test_seeds_with_an_unstable_network_are_left_out_and_counted():
     assert verdict == 'holds' and details[0].startswith('0.6100 ± 0.0141 (1 unstable) / 0.5100 ± 0.0100')
     verdict, details = claims.judge(CLAIM, of_seeds([None, None, None]), of_seeds(LOW))
     assert verdict == 'too close to tell' and details[0] == 'unstable / 0.5100 ± 0.0100'
-
-
-def test_a_baseline_is_compared_with_every_seed():
-    assert claims.for_each_seed(of_seeds([0.5]), 3) == of_seeds([0.5, 0.5, 0.5])
-    verdict, details = claims.judge(CLAIM, of_seeds(HIGH), claims.for_each_seed(of_seeds([0.5]), 3))
+    # a baseline is compared with every seed
+    verdict, details = claims.judge(CLAIM, of_seeds(HIGH), of_seeds([0.5] * 3))
     assert verdict == 'holds' and details[0] == '0.6100 ± 0.0100 / 0.5000 (+0.1100 ± 0.0248)'
 
 

@@ -6,7 +6,6 @@ import pytest
 from common import click_log, few_items_log
 
 import preprocess_rsc15
-import run_experiments
 from gru4rec_pytensor.experiments import datasets
 from gru4rec_pytensor.experiments.cells import Cell, run_cell
 from gru4rec_pytensor.experiments.datasets import Dataset, PublishedData, Source
@@ -43,17 +42,12 @@ def test_the_synthetic_log_is_made_once(tmp_path, monkeypatch):
     assert len(made) == 1 and len(names) == 1 and names.pop().startswith('synthetic-')
 
 
-def test_the_name_of_a_data_set_changes_with_its_events_and_not_with_its_file(tmp_path):
+def test_the_name_of_a_data_set_changes_with_its_events_and_is_shown_as_code(tmp_path):
     log = click_log([1, 2], [2, 1])
     names = [datasets.load_dataset(Source(RSC15, write(tmp_path / f'{name}.tsv', frame), tmp_path / f'{name}.tsv')).name
-             for name, frame in (('a', log), ('b', log), ('c', log.assign(Time=log.Time + 1)))]
-    assert [name[0] for name in names] == ['a', 'b', 'c']
-    assert names[0][1:] == names[1][1:] != names[2][1:]
-
-
-def test_the_name_of_a_file_does_not_end_the_code_that_it_is_shown_as(tmp_path):
-    path = write(tmp_path / 'a`b\nc.tsv', click_log([1, 2], [2, 1]))
-    assert datasets.load_dataset(Source(RSC15, path, path)).name.startswith('a b c-')
+             for name, frame in (('a', log), ('b', log), ('`\nc', log.assign(Time=log.Time + 1)))]
+    assert [name[:-8] for name in names] == ['a-', 'b-', ' c-']
+    assert names[0][-8:] == names[1][-8:] != names[2][-8:]
 
 
 def test_the_search_takes_the_validation_data_of_the_folder_or_the_last_day_of_the_training_data(tmp_path):
@@ -98,12 +92,9 @@ def test_only_data_with_published_counts_is_comparable(monkeypatch):
         same = Dataset('mine', RSC15, False, log, log)
         assert same.published.title == title and words in datasets.data_notice(same)
         assert replace(same, is_synthetic=True).published is None
-        assert replace(same, protocol=VIDEO).published is None
-    with_counts(monkeypatch, ('RSC15', 'RSC15', {'train': counts, 'test': dict(sessions=1)}, 'somewhere'))
-    assert Dataset('mine', RSC15, False, log, log).published is None
 
 
-def test_a_data_set_that_no_counts_tell_is_what_the_user_says(tmp_path, capsys):
+def test_a_data_set_that_no_counts_tell_is_what_the_user_says(tmp_path, monkeypatch):
     path = write(tmp_path / 'log.tsv', click_log([1, 2], [2, 3, 1]))
     for said in (None, datasets.BY_TITLE['coveo']):
         data = datasets.load_dataset(Source(RSC15, path, path, said=said))
@@ -111,6 +102,12 @@ def test_a_data_set_that_no_counts_tell_is_what_the_user_says(tmp_path, capsys):
         assert ('That it is Coveo is the word of --published' in datasets.data_notice(data)) == bool(said)
         shared = datasets.share(data, tmp_path / 'shared')
         assert shared.published == said
+    with monkeypatch.context() as patched:  # a word that agrees with counts changes nothing
+        with_counts(patched, ('mine', 'RSC15', {'train': dict(events=5)}, 'somewhere'))
+        said, counted = (datasets.load_dataset(Source(RSC15, path, path, said=said)) for said in (
+            datasets.DATA[0], None))
+        assert said.published == counted.published == datasets.DATA[0]
+        assert datasets.data_notice(said) == datasets.data_notice(counted)
     assert all(data.counts or data.title in ('Yoochoose', 'REES46', 'Coveo', 'RetailRocket', 'Diginetica')
                for data in datasets.DATA)
 
@@ -134,26 +131,6 @@ def test_the_users_word_that_contradicts_what_is_known_is_refused(tmp_path, monk
         with_counts(monkeypatch, (changes['known'], 'RSC15', {'train': dict(events=5)}, 'somewhere'))
     with pytest.raises(ValueError, match=f'^--published {message}$'):
         datasets.load_dataset(source)
-
-
-def test_the_users_word_that_agrees_with_the_counts_changes_nothing(tmp_path, monkeypatch):
-    path = write(tmp_path / 'log.tsv', click_log([1, 2], [2, 3, 1]))
-    with_counts(monkeypatch, ('mine', 'RSC15', {'train': dict(events=5)}, 'somewhere'))
-    said, counted = (datasets.load_dataset(Source(RSC15, path, path, said=said)) for said in (datasets.DATA[0], None))
-    assert said.published == counted.published == datasets.DATA[0]
-    assert datasets.data_notice(said) == datasets.data_notice(counted)
-
-
-@pytest.mark.parametrize('words, message', [
-    ('--train a --test b --published amazon', "argument --published: invalid choice: 'amazon' (choose from "),
-    ('--published Coveo', '--published goes with --data or --train')])
-def test_what_the_option_cannot_say_is_one_line_with_the_known_names(words, message, capsys):
-    with pytest.raises(SystemExit, match='2'):
-        run_experiments.parse(words.split())
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert message in last and ('amazon' not in words or all(title in last for title in datasets.BY_TITLE))
-    _request, source, _place = run_experiments.parse(['--train', 'a', '--test', 'b', '--published', 'RetailROCKET'])
-    assert source.said.title == 'RetailRocket'
 
 
 def test_items_that_a_fraction_lacks_stay_and_count_as_misses(tmp_path, monkeypatch, capsys):

@@ -18,9 +18,6 @@ def untrained(n_items=30, **arguments):
     return GRU4Rec(**arguments).settings(n_items)
 
 
-# --- Figure 1 -------------------------------------------------------------------------------------------------------
-
-
 def test_figure_1_has_the_layers_of_the_model_bottom_to_top():
     model = untrained(layers=[8, 6], embedding=5, feedforward=[4], unit='lstm', loss='cross-entropy')
     assert [title for title, _weights, _recurrent in figures.layers_of(model)] == [
@@ -43,19 +40,12 @@ def test_figure_1_names_every_weight_of_the_trained_model_with_its_shape(argumen
     assert drawn == {name: value.shape for name, value in model.weights().items() if value.ndim > 1}
 
 
-def test_figure_1_draws_an_arrow_from_the_input_to_each_deeper_layer_that_has_it():
-    def arrows(**arguments):
-        picture = figures.architecture(untrained(layers=[8, 8, 8], **arguments))
-        return sum(isinstance(patch, figures.FancyArrowPatch) for patch in picture.axes[0].patches)
-    assert arrows(input_to_all_layers=True) == arrows() + 2
-
-
-def test_models_stand_side_by_side_in_figure_1():
-    picture = figures.architecture(untrained(layers=[8]), untrained(layers=[9]))
+def test_models_stand_side_by_side_in_figure_1_with_an_arrow_from_the_input_to_each_deeper_layer_that_has_it():
+    picture = figures.architecture(untrained(layers=[8] * 3), untrained(layers=[9] * 3, input_to_all_layers=True))
     assert [ax.texts[2].get_text() for ax in picture.axes] == ['GRU layer, 8 units', 'GRU layer, 9 units']
-
-
-# --- Figure 2 -------------------------------------------------------------------------------------------------------
+    without, with_input = (sum(isinstance(patch, figures.FancyArrowPatch) for patch in ax.patches)
+                           for ax in picture.axes)
+    assert with_input == without + 2
 
 
 OFFSETS = np.array([0, 3, 5, 9, 11, 14])  # sessions of 3, 2, 4, 2 and 3 events
@@ -73,30 +63,20 @@ def test_figure_2_is_that_of_the_iterator():
     assert in_no_batch == {labels[e] for e in range(OFFSETS[-1]) if e not in np.union1d(position, position + 1)}
 
 
-def test_figure_2_follows_the_order_of_the_sessions():
+def test_figure_2_follows_the_order_of_the_sessions_and_stops_after_some_mini_batches():
     above, below = figures.minibatches(OFFSETS, 2, order=np.array([4, 2, 0, 1, 3])).axes
     assert [text.get_text() for text in below.texts][1] == '5.1'
     assert above.texts[0].get_text() == 'session 5'
-
-
-def test_figure_2_of_many_long_sessions_stops_after_some_mini_batches():
     picture = figures.minibatches(np.arange(0, 2001, 20), 3, steps=5)
     shown = {text.get_text() for ax in picture.axes for text in ax.texts}
     assert '1.6' in shown and '1.8' not in shown
 
 
-# --- Files ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_picture_is_the_same_file_whenever_it_is_drawn():
-    first, second = (figures.minibatches(OFFSETS, 2)._repr_svg_() for _ in range(2))
-    assert first == second
-    ElementTree.fromstring(first)
-
-
-def test_a_picture_is_saved_as_svg_and_png(tmp_path):
+def test_a_picture_is_saved_as_svg_and_png_the_same_whenever_it_is_drawn(tmp_path):
     svg, png = figures.training_curves({'TOP1': [0.9, 0.8, 0.7]}).save(tmp_path / 'training')
     assert 'TOP1' in svg.read_text()
+    assert svg.read_text() == figures.training_curves({'TOP1': [0.9, 0.8, 0.7]})._repr_svg_()
+    ElementTree.fromstring(svg.read_text())
     assert png.read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
     assert sorted(path.name for path in tmp_path.iterdir()) == ['training.png', 'training.svg']
 
@@ -123,9 +103,3 @@ def test_run_experiments_draws_the_figures_of_its_networks_and_data(tmp_path, ca
     assert 'Wy: 3 × 4' in words and 'feed-forward layer, 4 units' in words
     assert 'TOP1, 4 units' in (folder / 'training.svg').read_text()
     assert '2.2' in (folder / 'minibatches.svg').read_text()
-
-
-def test_figures_of_claims_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        run_experiments.main(['--claims', '--figures'])
-    assert '--figures and --claims do not go together' in capsys.readouterr().err

@@ -9,14 +9,8 @@ from gru4rec_pytensor.experiments import datasets, published
 from gru4rec_pytensor.experiments.cells import CUT_OFFS
 from gru4rec_pytensor.experiments.datasets import DATA, Dataset, find_data
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, PROTOCOLS, RSC15, VIDEO
-from gru4rec_pytensor.experiments.published import LATER_NETWORKS, ROWS, by_yardstick, is_of, rows_for
-from gru4rec_pytensor.experiments.tables import as_markdown, metric_of, rows_of_later, rows_of_tables, tables_1_and_3
-
-
-def counts(train, test):
-    """Counts from (sessions, events, items)."""
-    return {part: dict(zip(('sessions', 'events', 'items'), numbers)) for part, numbers in (('train', train),
-                                                                                           ('test', test))}
+from gru4rec_pytensor.experiments.published import LATER_NETWORKS, ROWS, by_yardstick, rows_for
+from gru4rec_pytensor.experiments.tables import as_markdown, metric_of, rows_of_tables, tables_1_and_3
 
 
 def row_of(model, data=None):
@@ -32,9 +26,6 @@ def of_network(row, **changes):
             'parameters': parameters}
 
 
-# --- Data -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('title, protocol, train, test', [
     ('RSC15', RSC15, (7_966_257, 31_637_239, 37_483), (15_324, 71_222, 6_751)),
     ('RSC15 1/64', RSC15, (124_472, 494_331, 16_700), (15_324, 71_222, 6_751)),
@@ -43,14 +34,14 @@ def of_network(row, **changes):
     ('VIDEO', VIDEO, (2_954_321, 13_187_654, 329_876), (37_123, 179_876, 30_000)),
 ])
 def test_data_is_told_by_its_published_counts(title, protocol, train, test):
-    data = find_data(protocol, counts(train, test))
+    names = ('sessions', 'events', 'items')
+    counts = {'train': dict(zip(names, train)), 'test': dict(zip(names, test))}
+    data = find_data(protocol, counts)
     assert data.title == title and data.with_misses == ('1/' in title)
-    other = RSC15 if protocol is VIDEO else VIDEO
-    assert find_data(other, counts(train, test)) is None
-    for part, kind in (('train', 'events'), ('test', 'events')):
-        found = counts(train, test)
-        found[part][kind] += 1_000_000
-        assert find_data(protocol, found) is None
+    assert find_data(RSC15 if protocol is VIDEO else VIDEO, counts) is None
+    for part, numbers in counts.items():
+        changed = {part: numbers | {'events': numbers['events'] + 1_000_000}}
+        assert find_data(protocol, counts | changed) is None
 
 
 # --- Rows -----------------------------------------------------------------------------------------------------------
@@ -115,15 +106,15 @@ def test_a_network_is_found_by_its_arguments_and_not_if_one_differs(title):
 def test_an_argument_that_changes_nothing_does_not_tell_networks_apart():
     row, of_2016 = row_of('Cross-entropy, 100 units (2023)'), row_of('TOP1, 100 units')
     for spelling in ({'bpreg': 0.0}, {'final_act': None}, {'final_act': 'linear'}, {'hidden_act': 'tanh'}):
-        assert is_of(row, of_network(row, **spelling))
+        assert rows_for('RSC15', of_network(row, **spelling)) == [row]
     for change in ({'logq': 0.0}, {'sample_alpha': 0.75}, {'drop_tail': True}):
-        assert not is_of(row, of_network(row, **change))
-    assert is_of(of_2016, of_network(of_2016, logq=1.0, sample_alpha=0.5))
+        assert rows_for('RSC15', of_network(row, **change)) == []
+    assert rows_for('RSC15', of_network(of_2016, logq=1.0, sample_alpha=0.5)) == [of_2016]
 
 
 def test_a_network_whose_parameters_a_paper_does_not_give_is_compared_with_nothing():
-    row = row_of('GRU4Rec', 'RSC15 1/64')
-    assert row.arguments is None and not is_of(row, of_network(row_of('TOP1, 100 units')))
+    assert row_of('GRU4Rec', 'RSC15 1/64').arguments is None
+    assert rows_for('RSC15 1/64', of_network(row_of('TOP1, 100 units'))) == []
 
 
 @pytest.mark.parametrize('ours, expected', [(0.5, 'the same'), (0.5049, 'the same'), (0.4951, 'the same'),
@@ -162,7 +153,7 @@ def as_data(monkeypatch, title, is_synthetic=False):
 
 def test_what_is_published_for_the_data_stands_beside_ours_with_difference_and_verdict(monkeypatch):
     data = as_data(monkeypatch, 'RSC15 1/64')
-    section = tables_1_and_3([baseline('POP', 0.0671, 0.0160), baseline('Item-KNN', 0.4, 0.2181)], [], data)
+    section = tables_1_and_3([baseline('POP', 0.0671, 0.0160), baseline('Item-KNN', 0.4, 0.2181)], data)
     table_1, compared = section.tables
     assert table_1.rows[0][:5] == ('POP', '0.0671', '0.0671', '0.0165', '0.0160')
     assert compared.title == 'Published for this data, and ours'
@@ -179,7 +170,7 @@ def test_a_published_row_is_compared_at_each_of_its_cut_offs_and_a_recorded_one_
     data = as_data(monkeypatch, 'rsc15_recent64')
     title = 'BPR-max, 64 units (2025)'
     results = [later(title, 0.65, 0.3, seed, title=title) for seed in (1, 2)]
-    of_later, compared = tables_1_and_3([], results, data).tables
+    of_later, compared = tables_1_and_3(results, data).tables
     assert of_later.rows == [(title, '0.6503', '0.6500 ± 0.0000', '0.3165', '0.3000 ± 0.0000', '-', '2.0 s',
                               '0.5 s')]
     found = [(row[1], row[2], row[6]) for row in compared.rows if row[0] == title]
@@ -188,14 +179,14 @@ def test_a_published_row_is_compared_at_each_of_its_cut_offs_and_a_recorded_one_
                          ('Recall@10', '0.5731', published.EVALUATION_2025),
                          ('Recall@20', '0.6503', published.EVALUATION_2025)]
     assert len(found) == 14 and found[7][2] == published.RELEASE_2023
-    table_1, _compared = tables_1_and_3([baseline('POP', 0.0466)], [], data).tables
+    table_1, _compared = tables_1_and_3([baseline('POP', 0.0466)], data).tables
     assert table_1.rows == [('POP', '0.0466', '0.1000', '-', '2.0 s', '0.5 s')]  # a recorded number is none
 
 
 def test_beside_data_that_the_user_names_stand_its_published_rows_and_whose_word_that_is():
     log, title = click_log([1, 2]), 'BPR-max, 512 units (2023)'
     data = Dataset('mine', RSC15, False, log, log, said=datasets.BY_TITLE['diginetica'])
-    section = tables_1_and_3([], [later(title, 0.51, 0.15, data='Diginetica', title=title)], data)
+    section = tables_1_and_3([later(title, 0.51, 0.15, data='Diginetica', title=title)], data)
     of_later, compared = section.tables
     assert of_later.rows[0][:3] == (title, '0.4995', '0.5100')
     assert compared.rows[3] == (title, 'Recall@20', '0.4995', '0.5100', '+2.1%', 'the same level',
@@ -209,8 +200,8 @@ def test_data_that_nothing_is_published_for_has_our_numbers_alone():
     log = click_log([1, 2])
     mine = Dataset('mine', RSC15, False, log, log)
     top1 = measured(0.6, 0.2, model=NETWORK, loss='top1', units=100, parameters=RSC15.parameters['top1'], seed=42)
-    tables = tables_1_and_3([baseline('POP', 0.1), top1], [later('BPR-max, 100 units (2018)', 0.5, title='x')],
-                            mine).tables
+    of_later = later('BPR-max, 100 units (2018)', 0.5, title='x')
+    tables = tables_1_and_3([baseline('POP', 0.1), top1, of_later], mine).tables
     assert [table.header for table in tables] == [
         ('Baseline', 'Recall@20 ours', 'MRR@20 ours', 'NDCG@20', 'fit', 'evaluation'),
         ('Loss', 'Units', 'Recall@20 (gain over Item-KNN)', 'MRR@20 (gain)', 'NDCG@20', 'fit', 'evaluation'),
@@ -219,8 +210,8 @@ def test_data_that_nothing_is_published_for_has_our_numbers_alone():
 
 def test_beside_a_synthetic_log_stand_the_papers_tables_and_no_verdict(monkeypatch):
     data = as_data(monkeypatch, 'RSC15', is_synthetic=True)
-    results = [baseline('POP', 0.0050)]
-    section = tables_1_and_3(results, [later('BPR-max, 100 units (2018)', 0.7197, title='x')], data)
+    results = [baseline('POP', 0.0050), later('BPR-max, 100 units (2018)', 0.7197, title='x')]
+    section = tables_1_and_3(results, data)
     assert [table.title for table in section.tables] == ['Table 1: baselines', 'Later papers']
     assert section.tables[0].rows[0][:3] == ('POP', '0.0050', '0.0050')
     assert section.tables[1].rows[0][:2] == ('x', '0.7197')  # which is ours
@@ -230,7 +221,7 @@ def test_beside_a_synthetic_log_stand_the_papers_tables_and_no_verdict(monkeypat
 def test_an_unstable_network_has_no_verdict(monkeypatch):
     data = as_data(monkeypatch, 'RSC15')
     title = 'BPR-max, 100 units (2018)'
-    _later, compared = tables_1_and_3([], [later(title, None, None, title=title)], data).tables
+    _later, compared = tables_1_and_3([later(title, None, None, title=title)], data).tables
     assert compared.rows[0] == (title, 'Recall@20', '0.7197', ' 1 of 1 numerically unstable', '-', '-',
                                 published.GRU4REC_2018)
 
@@ -238,11 +229,12 @@ def test_an_unstable_network_has_no_verdict(monkeypatch):
 def test_rows_of_later_papers_are_those_that_were_asked_for_under_their_titles():
     first, second = later('BPR-max, 100 units (2018)', 0.5), later('Cross-entropy, 100 units (2023)', 0.6)
     asked = [{name: result[name] for name in ('loss', 'parameters')} | {'title': 'mine'} for result in (first, second)]
-    assert [(row['title'], row['recall@20']) for row in rows_of_later([second, first, baseline('POP', 0.1)], asked,
-                                                                      RSC15)] in (
+    pop, *found = rows_of_tables([second, first, baseline('POP', 0.1)], RSC15, files=asked)
+    assert pop['model'] == 'POP' and 'title' not in pop
+    assert [(row['title'], row['recall@20']) for row in found] in (
         [('mine', 0.5), ('mine [2]', 0.6)], [('mine', 0.6), ('mine [2]', 0.5)])
-    assert rows_of_later([first, second], asked[:1], RSC15) == [first | {'title': 'mine'}]
-    assert rows_of_later([first], asked, VIDEO) == []  # ranked among other candidates
+    assert rows_of_tables([first, second], RSC15, files=asked[:1]) == [first | {'title': 'mine'}]
+    assert rows_of_tables([first], VIDEO, files=asked) == []  # ranked among other candidates
     assert rows_of_tables([first, second], RSC15) == []
 
 

@@ -68,14 +68,6 @@ def test_a_finished_cell_is_not_run_again_under_another_name_of_the_data_either(
     assert {path: path.read_bytes() for path in (finished / 'cells').iterdir()} == before and len(before) == 2 * 7
 
 
-def test_a_result_that_has_changed_is_read_again(tmp_path):
-    folder, key = Results(tmp_path), Cell('POP', None, None, None, None, {}, 'conservative').key('data')
-    folder.make_folders()
-    for recall in (0.5, 0.75):
-        folder.save('cells', key, {'recall@20': recall})
-        assert [result['recall@20'] for result in folder.load('cells')] == [recall]
-
-
 @pytest.mark.promise
 def test_tables_and_report_show_all_that_the_folder_has_whichever_command_made_it(data, tmp_path, capsys):
     command = ['--data', str(data), '--out', str(tmp_path), *QUICK]
@@ -143,6 +135,11 @@ def test_the_tables_say_what_data_policy_and_seed_they_are_from(finished):
     (['--search', 'x.toml', '--valid', 'x'], '--valid goes with --train and --test'),
     (['--search', 'x.toml', '--metric', 'recall'], "'recall' is no metric such as recall@20 or mrr@5"),
     (['--fixed', 'n_epochs=1'], '--fixed goes with --search'), (['--trials', '5'], '--trials goes with --table 2'),
+    (['--claims', '--figures'], '--figures and --claims do not go together'),
+    (['--rerun'], '--rerun goes with --compare'), (['--name', 'A', 'B'], '--name gives 2 titles to 0 rows'),
+    (['--compare', '--units', '5'], '--units goes with --table, without which --compare runs nothing'),
+    (['--published', 'Coveo'], '--published goes with --data or --train'),
+    (['--published', 'amazon'], "argument --published: invalid choice: 'amazon' (choose from "),
 ])
 def test_wrong_arguments_are_named_before_any_work(arguments, complaint, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -150,14 +147,15 @@ def test_wrong_arguments_are_named_before_any_work(arguments, complaint, capsys)
     assert stop.value.code == 2 and complaint in capsys.readouterr().err
 
 
-def test_lists_may_be_written_with_spaces_or_commas():
+def test_lists_may_be_written_with_spaces_or_commas_and_titles_in_any_case():
     for words in (['--seeds', '1', '2', '--models', 'POP', 'GRU4Rec'], ['--seeds', '1,2', '--models', 'POP,GRU4Rec']):
-        request, _source, _place = run_experiments.parse(words)
+        request, source, _place = run_experiments.parse([*words, '--data', 'x', '--published', 'RetailROCKET'])
         assert request.seeds == (1, 2) and request.models == ('POP', 'GRU4Rec') and request.tables == (1, 3)
+        assert source.said.title == 'RetailRocket'
 
 
 @pytest.mark.parametrize('name, content', [
-    ('results.json', '{"mine": 1}'), ('results.json', '[1]'), ('cells/mine.json', '[1]'), ('cells/mine.json', '{'),
+    ('cells/mine.json', '[1]'), ('cells/mine.json', '{'),
     ('searches/mine.json', '{"format": 1, "key": {}, "result": {}}'), ('claims/mine.json', '{"format": 9}')])
 def test_a_file_that_is_no_result_of_this_version_is_named_and_left(data, tmp_path, capsys, name, content):
     path = tmp_path / name
@@ -171,7 +169,7 @@ def test_a_file_that_is_no_result_of_this_version_is_named_and_left(data, tmp_pa
 @pytest.mark.parametrize('url', ['postgresql://me:sec/ret?x@y@HOST/db', 'mysql://HOST/db?user=me&password=sec/ret'])
 def test_no_password_stands_in_the_command_that_is_kept(monkeypatch, url):
     commands = []
-    monkeypatch.setattr(run_experiments, 'run', lambda *arguments: commands.append(arguments[-1]))
+    monkeypatch.setattr(run_experiments, 'run', lambda *arguments: commands.append(arguments[-1]) or 0)
     for words in (['--storage', url], [f'--storage={url}']):
         assert run_experiments.main(['--table', '2', *words]) == 0
     assert all('***' in command and 'sec' not in command and 'HOST/db' in command for command in commands)
@@ -179,14 +177,13 @@ def test_no_password_stands_in_the_command_that_is_kept(monkeypatch, url):
 
 @pytest.mark.parametrize('error, message', [
     (KeyError('ItemId'), 'ItemId'), (TypeError('no such type'), 'no such type'), (MemoryError(), 'MemoryError'),
-    (ValueError('a\n  b'), 'a b'), (work.TasksFailed('a\n  b'), 'a b')])
+    (ValueError('a\n  b'), 'a b')])
 def test_an_error_of_any_kind_takes_one_line(monkeypatch, capsys, error, message):
     def failing(*arguments):
         raise error
     monkeypatch.setattr(run_experiments, 'run', failing)
-    is_input = not isinstance(error, work.TasksFailed)
-    assert run_experiments.main([]) == 1 + is_input
-    assert capsys.readouterr().err == f'run_experiments.py: {"error: " * is_input}{message}\n'
+    assert run_experiments.main([]) == 2
+    assert capsys.readouterr().err == f'run_experiments.py: error: {message}\n'
 
 
 # --- Parameters from files ------------------------------------------------------------------------------------------
@@ -268,9 +265,6 @@ def test_a_wrong_file_of_parameters_is_named_before_any_work(name, text, message
     assert run_experiments.main(['--data', 'no-such-folder', '--parameters', str(tmp_path / name)]) == 2
     error = capsys.readouterr().err
     assert name in error and message in error and error.count('\n') == 1
-
-
-# --- The protocol of VIDEO ------------------------------------------------------------------------------------------
 
 
 def test_the_video_protocol_drops_long_sessions_and_ranks_among_popular_items(data, tmp_path, monkeypatch, capsys):

@@ -47,7 +47,7 @@ def small_space(monkeypatch):
 def the_search(folder):
     train, valid = (click_log.read_events(folder / f'rsc15_train_{part}.txt') for part in ('tr', 'valid'))
     data = share(Dataset('', RSC15, True, train, valid, fingerprint='data'), folder)
-    return search.Search(data.folder, search.space_of_table_2('top1', 4, 2), 42, 'python', 'conservative')
+    return search.Search(data.folder, search.space_of_table_2('top1', 4, 2), 42, 'python', 'conservative', '', folder)
 
 
 class Untrained:
@@ -72,7 +72,8 @@ def untrained(monkeypatch):
 
 
 def run(the_search, path, n_trials=3, prune=False, note=lambda text: None):
-    return search.run(the_search._replace(prune=prune), n_trials, f'sqlite:///{path}', note)
+    the_search = the_search._replace(prune=prune, n_trials=n_trials, url=f'sqlite:///{path}')
+    return search.run(the_search, lambda text, _is_milestone: note(text))
 
 
 def trials_in(path, the_search):
@@ -98,21 +99,21 @@ def test_the_best_point_is_found_and_each_parameter_is_tuned_on_its_own(the_sear
     trials = trials_in(tmp_path / 'db', the_search)
     random = [trial for trial in trials if trial.user_attrs['phase'] == 'random']
     assert [trial.params for trial in random] == search.random_points(SMALL_SPACE, 3, 42)
-    assert found.n_random == found.n_stable == 3 and found.n_stopped == 0
+    assert (found['n_random'], found['n_stable'], found['n_stopped']) == (3, 3, 0)
     best = max(random, key=lambda trial: trial.value)
-    assert found.best_random == best.params | {'recall': best.value, 'mrr': best.user_attrs['mrr']}
+    assert found['best_random'] == best.params | {'recall': best.value, 'mrr': best.user_attrs['mrr']}
     for name in ('batch_size', 'learning_rate'):  # of two values, the one that the best point does not have
         trial, = [trial for trial in trials if trial.user_attrs['phase'].startswith(name)]
         differing = [key for key in SMALL_SPACE if trial.params[key] != best.params[key]]
         assert differing == [name]
         best = max(best, trial, key=lambda trial: trial.value)
     assert {trial.user_attrs['phase'].split(',')[0] for trial in trials} == {'random', 'batch_size', 'learning_rate'}
-    assert found.tuned['recall'] == max(trial.value for trial in trials)
+    assert found['tuned']['recall'] == max(trial.value for trial in trials)
 
 
 @pytest.mark.promise
 def test_the_value_of_a_trial_is_the_recall_of_a_network_trained_by_hand(the_search, tmp_path):
-    found = run(the_search, tmp_path / 'db', n_trials=1).best_random
+    found = run(the_search, tmp_path / 'db', n_trials=1)['best_random']
     model = GRU4Rec([4], n_epochs=2, loss='top1', seed=42, backend='python', **{key: found[key] for key in SMALL_SPACE})
     train, valid = open_events(the_search.events)
     ranks = next_item_ranks(model.fit(train), valid, tie_policy='conservative')
@@ -158,21 +159,26 @@ def test_an_interrupted_search_goes_on_and_ends_like_one_that_was_not(the_search
 @pytest.mark.promise
 def test_more_points_prolong_a_search_which_ends_as_if_they_had_been_asked_for_at_once(the_search, untrained, tmp_path):
     found = {n: run(the_search, tmp_path / 'db', n_trials=n) for n in (1, 4)}
-    assert [found[n].n_random for n in (1, 4)] == [1, 4]
+    assert [found[n]['n_random'] for n in (1, 4)] == [1, 4]
     assert found[4] == run(the_search, tmp_path / 'once', n_trials=4)
     assert run(the_search, tmp_path / 'db', n_trials=1) == found[1]
 
 
-def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, tmp_path, monkeypatch):
+def test_unstable_networks_are_counted_and_recorded_with_the_reason(the_search, own_search, tmp_path, monkeypatch):
     monkeypatch.setattr(search, 'SPACE', SMALL_SPACE | {'learning_rate': (1e38,)})
     lines = []
     the_search = the_search._replace(space=search.space_of_table_2('cross-entropy', 4, 2))
     found = run(the_search, tmp_path / 'db', n_trials=2, note=lines.append)
-    assert found == search.Found(2, 0, 0, None, None)
+    assert found == {'n_random': 2, 'n_stable': 0, 'n_stopped': 0, 'best_random': None, 'tuned': None}
     trials = trials_in(tmp_path / 'db', the_search)
     assert [trial.state.name for trial in trials] == ['PRUNED', 'PRUNED']
     assert all(trial.user_attrs['reason'].startswith('Unstable: not finite') for trial in trials)
     assert len(lines) == 2 and 'Unstable: not finite after 0 epochs' in lines[0]
+    fixed = own_search.space.fixed | {'n_epochs': 1}
+    space = own_search.space._replace(fixed=fixed, parameters={'layers': (2, 4), 'learning_rate': (0.1, 1e38)})
+    found = run(own_search._replace(space=space), tmp_path / 'db', n_trials=6)
+    assert {trial['reason']: trial['point']['learning_rate'] for trial in found['trials']} == {
+        '': 0.1, 'Unstable': 1e38}
 
 
 def test_an_error_that_says_nothing_about_the_network_ends_the_search_and_its_point_is_run_again(
@@ -184,7 +190,7 @@ def test_an_error_that_says_nothing_about_the_network_ends_the_search_and_its_po
         with pytest.raises(OSError):
             run(the_search, tmp_path / 'db', n_trials=1)
     found = run(the_search, tmp_path / 'db', n_trials=1)
-    assert found.n_random == found.n_stable == 1
+    assert found['n_random'] == found['n_stable'] == 1
     assert trials_in(tmp_path / 'db', the_search)[0].user_attrs['reason'] == 'OSError: no room'
 
 
@@ -211,16 +217,16 @@ def test_a_trial_that_was_lost_with_its_process_is_run_again(the_search, untrain
     study.enqueue_trial(point, user_attrs={'phase': 'random', 'number': 0})
     study.ask()  # and the process dies
     monkeypatch.setattr(storage, 'HEARTBEAT', 1)
-    assert run(the_search, tmp_path / 'db', n_trials=1).n_random == 1
+    assert run(the_search, tmp_path / 'db', n_trials=1)['n_random'] == 1
     assert [trial.state.name for trial in trials_in(tmp_path / 'db', the_search)][:2] == ['FAIL', 'COMPLETE']
 
 
 @pytest.mark.promise
 def test_trials_are_stopped_early_only_when_asked_for(the_search, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(optuna.pruners, 'MedianPruner', lambda **options: optuna.pruners.ThresholdPruner(lower=1.1))
-    assert run(the_search, tmp_path / 'whole', n_trials=2).n_stopped == 0
+    assert run(the_search, tmp_path / 'whole', n_trials=2)['n_stopped'] == 0
     found = run(the_search, tmp_path / 'db', n_trials=2, prune=True)
-    assert found.n_stopped == found.n_stable == 2 and found.best_random is None
+    assert found['n_stopped'] == found['n_stable'] == 2 and found['best_random'] is None
     for trial in trials_in(tmp_path / 'db', the_search._replace(prune=True)):
         assert trial.user_attrs['reason'] == 'stopped early'
         assert list(trial.intermediate_values) == [0] and 0 < trial.intermediate_values[0] < 1
@@ -265,12 +271,12 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 import pandas as pd
-from gru4rec_pytensor.experiments import search, storage
+from gru4rec_pytensor.experiments import search, spaces, storage
 from gru4rec_pytensor.experiments.datasets import Events
 
-def objective(trial, a_search, space, note, n_points):
+def objective(trial, a_search, note, n_points):
     trial.set_user_attr('began', True)
-    parameters = {{name: trial.suggest_categorical(name, values) for name, values in space.items()}}
+    parameters = spaces.suggested(trial, a_search.space.parameters)
     trial.set_user_attr('mrr', 0.5)
     print('begins', flush=True)
     time.sleep({seconds})
@@ -280,10 +286,10 @@ def objective(trial, a_search, space, note, n_points):
 search.SPACE, search.objective, storage.HEARTBEAT, storage.PATIENCE = {space}, objective, 1, {patience}
 frame = pd.DataFrame({{'SessionId': [k // 2 for k in range(100)]}})
 search.open_events = lambda folder: Events(frame, frame)
-found = search.run(search.Search(Path('data'), search.space_of_table_2('top1', 4, 1), 42, 'python', 'standard'), 12,
-                   sys.argv[1], print)
-print(found)
+space = search.space_of_table_2('top1', 4, 1)
+print(search.run(search.Search(Path('data'), space, 42, 'python', 'standard', sys.argv[1], Path('data'), 12), print))
 """
+OUTCOME = "{'n_random': 12, 'n_stable': 12"
 
 
 def start_search(url, seconds, patience=60):
@@ -300,7 +306,7 @@ def assert_shared(processes):
         out, error = process.communicate(timeout=240)
         assert process.returncode == 0, error
         lines.append([line for line in out.splitlines() if line != 'begins'])
-    assert len({text[-1] for text in lines}) == 1 and lines[0][-1].startswith('Found(n_random=12, n_stable=12')
+    assert len({text[-1] for text in lines}) == 1 and lines[0][-1].startswith(OUTCOME)
     trained = [line for text in lines for line in text[:-1]]
     assert len(trained) == len(set(trained))
     return len(trained)
@@ -359,6 +365,9 @@ def test_a_file_of_the_authors_is_read_as_it_is_with_their_defaults(tmp_path):
     points = spaces.random_points(space.parameters, 200, 1)
     assert {point['layers'] % 32 for point in points} == {0} and {point['layers'] for point in points} >= {64, 512}
     assert all(point['learning_rate'] == round(point['learning_rate'], 3) for point in points)
+    path.write_text(AUTHORS + '{"dtype":"float"}\n')
+    with pytest.raises(ValueError, match=f'^{path}: line 5 is not like'):
+        spaces.read(path)
 
 
 def test_all_spaces_of_the_project_can_be_trained_and_their_names_say_what_they_are():
@@ -394,13 +403,6 @@ def test_a_wrong_space_is_one_line_with_its_name(small_file, old, new, fixed, me
     with pytest.raises(ValueError, match=f'^{small_file}: .*{message}') as error:
         spaces.read(small_file, fixed)
     assert '\n' not in str(error.value)
-
-
-def test_a_line_that_is_no_parameter_is_named(tmp_path):
-    path = tmp_path / 'authors.json'
-    path.write_text(AUTHORS + '{"dtype":"float"}\n')
-    with pytest.raises(ValueError, match=f'^{path}: line 5 is not like'):
-        spaces.read(path)
 
 
 @pytest.mark.parametrize('sampler', search.SAMPLERS)
@@ -457,14 +459,6 @@ def test_a_trial_that_was_stopped_early_is_no_candidate_for_the_best(own_search,
 
 def test_a_search_begins_no_trial_after_its_time(own_search, untrained, tmp_path):
     assert run(own_search._replace(timeout=1e-9), tmp_path / 'db')['trials'] == []
-
-
-def test_unstable_networks_of_a_file_are_results(own_search, tmp_path):
-    fixed = own_search.space.fixed | {'n_epochs': 1}
-    space = own_search.space._replace(fixed=fixed, parameters={'layers': (2, 4), 'learning_rate': (0.1, 1e38)})
-    found = run(own_search._replace(space=space), tmp_path / 'db', n_trials=6)
-    assert {trial['reason']: trial['point']['learning_rate'] for trial in found['trials']} == {
-        '': 0.1, 'Unstable': 1e38}
 
 
 @pytest.mark.promise
@@ -575,7 +569,7 @@ def test_a_search_goes_on_when_its_server_restarts_whatever_the_encoding_of_the_
     time.sleep(3)
     server.start()
     out, error = process.communicate(timeout=240)
-    assert process.returncode == 0 and error == '' and 'Found(n_random=12, n_stable=12' in out
+    assert process.returncode == 0 and error == '' and OUTCOME in out
 
 
 @pytest.mark.slow
@@ -589,22 +583,6 @@ def test_a_server_that_stays_away_ends_a_search_with_one_line(server):
     lines = error.splitlines()
     assert lines[-1].startswith(f"ValueError: the storage '{server.url}' cannot be used: ")
     assert sum(line.startswith('Traceback') for line in lines) == 1  # that of the test's own program
-
-
-@pytest.mark.slow
-@needs_postgresql
-def test_processes_that_open_an_empty_server_at_once_all_find_its_tables(server):
-    program = ('import sys; from gru4rec_pytensor.experiments import storage; sys.stdin.readline(); '
-               'storage.open_storage(sys.argv[1])')
-    processes = [subprocess.Popen([sys.executable, '-c', program, server.url], stdin=subprocess.PIPE, text=True,
-                                  stderr=subprocess.PIPE, cwd=Path(search.__file__).parents[2])
-                 for _process in range(6)]
-    for process in processes:
-        process.stdin.write('go\n')
-        process.stdin.flush()
-    for process in processes:
-        _out, error = process.communicate()
-        assert process.returncode == 0, error
 
 
 def test_afterwards_optuna_and_warnings_are_as_they_were(the_search, untrained, tmp_path):

@@ -10,6 +10,7 @@ from gru4rec_pytensor.experiments.tables import (
     as_markdown,
     mean_metric,
     metric_in_words,
+    published_for,
     rows_of_tables,
     table_3,
     table_of_models,
@@ -33,14 +34,12 @@ def a_network(recall, mrr=0.1, loss='top1', units=100, seed=42, **more):
 
 
 def test_published_numbers_are_those_of_the_papers_tables():
-    assert RSC15.published_for('POP', None, None) == (0.0050, 0.0012)
-    assert RSC15.published_for('S-POP', None, None) == (0.2672, 0.1775)
-    assert RSC15.published_for('Item-KNN', None, None) == (0.5065, 0.2048)
-    assert RSC15.published_for('BPR-MF', None, None) == (0.2574, 0.0618)
-    assert RSC15.published_for(NETWORK, 'top1', 100) == (0.5853, 0.2305)
-    assert RSC15.published_for(NETWORK, 'bpr', 1000) == (0.6322, 0.2467)
-    assert RSC15.published_for(NETWORK, 'top1', 4) == (None, None)  # the paper has no network of 4 units
-    assert VIDEO.published_for(NETWORK, 'cross-entropy', 1000) == (None, None)
+    numbers = {('top1', 100): (0.5853, 0.2305), ('bpr', 1000): (0.6322, 0.2467), 'POP': (0.0050, 0.0012),
+               'S-POP': (0.2672, 0.1775), 'Item-KNN': (0.5065, 0.2048), 'BPR-MF': (0.2574, 0.0618)}
+    assert {row: published_for(a_network(0.5, loss=row[0], units=row[1]) if isinstance(row, tuple) else
+                               a_result(row, 0.5), DATA) for row in numbers} == numbers
+    assert published_for(a_network(0.5, units=4), DATA) == (None, None)  # the paper has no network of 4 units
+    assert ('cross-entropy', 1000) not in VIDEO.published
 
 
 @pytest.mark.parametrize('dataset, n_networks', [('rsc15', 6), ('video', 5)])  # no cross-entropy, 1000 on VIDEO
@@ -52,12 +51,9 @@ def test_the_published_gains_over_item_knn_follow_from_the_published_numbers(dat
             assert published / baseline - 1 == pytest.approx(gain, abs=6e-4)  # both sides are rounded
 
 
-def test_several_seeds_are_shown_as_mean_and_standard_deviation():
+def test_seeds_are_shown_as_mean_and_deviation_and_unstable_networks_are_counted_and_have_no_part_in_them():
     assert metric_in_words([a_network(0.25), a_network(0.35)], 'recall@20') == '0.3000 ± 0.0707'
     assert mean_metric([a_network(0.25), a_network(0.35)], 'recall@20') == 0.3
-
-
-def test_networks_that_were_not_stable_are_counted_and_have_no_part_in_the_mean():
     assert metric_in_words([a_network(0.25), a_network(None)], 'recall@20') == '0.2500 1 of 2 numerically unstable'
     assert metric_in_words([a_network(None)], 'recall@20') == ' 1 of 1 numerically unstable'
     assert mean_metric([a_network(0.25), a_network(None)], 'recall@20') == 0.25
@@ -70,16 +66,13 @@ def test_a_row_of_table_1_has_published_and_our_numbers():
                           ('Item-KNN', '0.5065', '0.5000', '0.2048', '0.2500', '0.3000', '2.0 s', '0.5 s')]
 
 
-def test_a_row_of_table_3_has_the_gains_over_item_knn():
+def test_a_row_of_table_3_has_the_gains_over_item_knn_unless_that_hits_nothing():
     results = [a_result('Item-KNN', 0.5, 0.25), a_network(0.6, 0.2), a_network(0.7, 0.2, seed=43),
                a_network(0.4, units=4)]
     assert table_3(results, DATA).rows == [
         ('TOP1', 100, '0.5853 (+15.55%)', '0.6500 ± 0.0707 (+30.00%)', '0.2305 (+12.58%)', '0.2000 ± 0.0000 (-20.00%)',
          '0.3000 ± 0.0000', '2.0 s', '0.5 s'),
         ('TOP1', 4, '-', '0.4000 (-20.00%)', '-', '0.1000 (-60.00%)', '0.3000', '2.0 s', '0.5 s')]
-
-
-def test_a_gain_over_a_baseline_that_hits_nothing_is_left_out():
     row, = table_3([a_result('Item-KNN', 0.0, 0.0), a_network(0.6, units=4)], DATA).rows
     assert row[:6] == ('TOP1', 4, '-', '0.6000', '-', '0.1000')
 
@@ -87,7 +80,7 @@ def test_a_gain_over_a_baseline_that_hits_nothing_is_left_out():
 def test_rows_that_were_trained_or_ranked_otherwise_stand_apart_and_say_how():
     results = [a_result('Item-KNN', 0.5), a_network(0.6), a_network(0.7, epochs=3), a_network(0.8, seed=43),
                a_result('Item-KNN', 0.25, tie_policy='median'), a_network(0.4, tie_policy='median')]
-    section = tables_1_and_3(rows_of_tables(results, RSC15), [], DATA)
+    section = tables_1_and_3(rows_of_tables(results, RSC15), DATA)
     assert [(row[:2], row[3]) for row in section.tables[0].rows] == [
         (('Item-KNN', 'conservative'), '0.5000'), (('Item-KNN', 'median'), '0.2500')]
     assert [(row[2:4], row[5]) for row in section.tables[1].rows] == [
@@ -104,16 +97,13 @@ def test_results_with_other_parameters_or_candidates_than_the_papers_stand_in_no
 
 
 def test_a_section_in_markdown_has_the_notice_headings_even_columns_and_notes():
-    log = click_log([1, 2])
     tables = [Table('One', ('a', 'long name'), [('x', 1), ('long text', 2)]), Table('Two', ('b',), [])]
-    text = as_markdown(Dataset('mine', RSC15, True, log, log), Section(tables, ['First.', 'Last.']))
+    text = as_markdown(DATA, Section(tables, ['First.', 'Last.']))
     assert text.splitlines()[1:] == [
         '', '### One', '', '| a         | long name |', '|-----------|-----------|', '| x         | 1         |',
         '| long text | 2         |', '', '### Two', '', '| b |', '|---|', '', 'First.', '', 'Last.']
     assert text.startswith('Data set `mine`: train 1 sessions, 2 events, 2 items') and text.endswith('Last.\n')
-
-
-def test_a_title_from_a_file_is_no_markup_in_markdown():
+    # titles from files are no markup
     table = Table('<i>One', ('a', 'b'), [('<script>x|y</script>\n| z', 1)])
     text = as_markdown(DATA, Section([table], ['<b>: loss bpr.']))
     row, note = text.splitlines()[-3], text.splitlines()[-1]

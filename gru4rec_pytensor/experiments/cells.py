@@ -5,7 +5,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from evaluation import CUT_OFF, TIE_POLICIES, ndcg, next_item_ranks_with_misses,
 from gru4rec import GRU4Rec, changed_arguments, final_activation
 from gru4rec_pytensor.events import most_frequent, n_trainable_sessions, session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset, Events
-from gru4rec_pytensor.experiments.own import own_class
+from gru4rec_pytensor.experiments.own import OwnRow, own_class
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, REVISION, Protocol
 from gru4rec_pytensor.lists import Lists, coverage_and_popularity
 from gru4rec_pytensor.terminal import TrainingProgress
@@ -35,49 +34,33 @@ POSITIONS = {'2': 2, '3': 3, '4': 4, '5': 5, '6-10': 10, '11-20': 20, 'later': n
 POPULARITY = {'top 1%': 0.01, 'to 5%': 0.05, 'to 20%': 0.2, 'to 50%': 0.5, 'the rest': 1.0}
 
 
-@dataclass(frozen=True)
-class Request:
-    """The models to train and evaluate, and their options.
+class Request(NamedTuple):
+    """The models to train and evaluate, and their options."""
+    tables: tuple[int, ...]  # of 1, 2 and 3
+    models: tuple[str, ...]  # rows of Tables 1 and 3, of `BASELINES` and `NETWORK`
+    losses: tuple[str, ...]  # rows of Tables 2 and 3, of `protocols.LOSS_NAMES`
+    units: tuple[int, ...]  # hidden units of the networks; for the claims two numbers, of small and of large ones
+    epochs: int  # training epochs of the networks
+    seeds: tuple[int, ...]  # one training for each
+    tie_policy: str  # of `evaluation.TIE_POLICIES`
+    backend: str  # of `backends.BACKENDS`
+    files: tuple[Path, ...] = ()  # with the parameters of networks
+    own_epochs: int | None = None  # epochs of these networks, if not those of the files
+    claims: bool = False  # whether to compare the variants of the claims
+    is_quick: bool = False  # with fewer random points
+    n_trials: int = 100  # random points of the search
+    prune: bool = False  # whether it stops trials early
+    figures: bool = False  # whether to draw figures
+    own: tuple[OwnRow, ...] = ()  # rows of one's own
+    compared: tuple[str, ...] | None = None  # titles of rows to compare, none for all; None without a comparison
+    again: bool = False  # whether cells that kept no ranks are run again
+    lists_metrics: bool = False  # whether lists of items are measured, too
+    search: dict[str, Any] = {}  # space, sampler, metric and timeout of a `search.Search`, if a space is searched
 
-    tables : of 1, 2 and 3
-    models : rows of Tables 1 and 3, of `BASELINES` and `NETWORK`
-    own : rows of one's own, as `own.own_row` takes them, and later as it returns them
-    losses : rows of Tables 2 and 3, of `protocols.LOSS_NAMES`
-    units : hidden units of the networks; for the claims two numbers, of small and of large ones
-    epochs : training epochs of the networks
-    seeds : one training for each
-    tie_policy : of `evaluation.TIE_POLICIES`
-    backend : of `backends.BACKENDS`
-    files : with the parameters of networks
-    own_epochs : epochs of these networks, if not those of the files
-    claims, is_quick : whether to compare the variants of the claims, and with fewer random points
-    n_trials, prune : random points of the search, and whether it stops trials early
-    figures : whether to draw figures
-    compared : titles of rows to compare, none for all; None without a comparison
-    again : whether cells that kept no ranks are run again
-    lists_metrics : whether lists of items are measured, too
-    search : space, sampler, metric and timeout of a `search.Search`, if a space is searched
-    """
-    tables: tuple[int, ...]
-    models: tuple[str, ...]
-    losses: tuple[str, ...]
-    units: tuple[int, ...]
-    epochs: int
-    seeds: tuple[int, ...]
-    tie_policy: str
-    backend: str
-    files: tuple[Path, ...] = ()
-    own_epochs: int | None = None
-    claims: bool = False
-    is_quick: bool = False
-    n_trials: int = 100
-    prune: bool = False
-    figures: bool = False
-    own: tuple[Any, ...] = ()
-    compared: tuple[str, ...] | None = None
-    again: bool = False
-    lists_metrics: bool = False
-    search: dict[str, Any] = field(default_factory=dict)
+    @property
+    def is_search(self) -> bool:
+        """Whether parameters are searched, those of Table 2 or of a space."""
+        return 2 in self.tables or bool(self.search)
 
 
 class Cell(NamedTuple):
@@ -178,11 +161,6 @@ def arguments_of(result: dict) -> dict[str, Any]:
     return arguments | {'loss': result['loss'], 'n_epochs': result['epochs']}
 
 
-def memory_of(model: str, n_events: int) -> float:
-    """Return the bytes that training and evaluation on so many events take; the vectors of BPR-MF double them."""
-    return (0.5e9 + 120 * n_events) * (2 if model == 'BPR-MF' else 1)
-
-
 def check_batch_sizes(cells: list[Cell], train: pd.DataFrame) -> None:
     """Raise ValueError, before any training, when a cell needs more parallel sessions than there are."""
     n_sessions = n_trainable_sessions(train)
@@ -203,22 +181,19 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
              sources: Path | None = None, with_lists: bool = False) -> tuple[dict, np.ndarray | None]:
     """Train and evaluate; return the result as it is kept, with `RESULT_KEYS`, and the ranks of a stable network.
 
-    Parameters
-    ----------
     checkpoint : file of a network's training, which continues from it if it is there
     every : seconds between two times that it is written
     report : is called with the progress of the training, and whether an epoch has ended
     sources : folder of copies of the user's modules, see `own.keep_source`
     with_lists : whether to measure lists of items, too, see `LISTS_KEYS`
     """
-    goes_on = bool(checkpoint and checkpoint.exists())
+    is_resumed = bool(checkpoint and checkpoint.exists())
     started = time.perf_counter()
     if cell.model == NETWORK:
         progress = TrainingProgress(cell.title, quiet=True, report=report)
         arguments: dict[str, Any] = arguments_of(cell._asdict()) | dict(seed=cell.seed, backend=cell.backend)
         model: Any = GRU4Rec(**arguments)
-        if not fit_from_checkpoint(model, data.train, checkpoint, every, progress, report):
-            goes_on = False
+        is_resumed &= fit_from_checkpoint(model, data.train, checkpoint, every, progress, report)
         events_per_second = progress.close(time.perf_counter() - started)  # compilation left out
     else:
         kind = own_class(cell.model, cell.source, sources) if cell.source else BASELINES[cell.model][0]
@@ -226,13 +201,25 @@ def run_cell(cell: Cell, data: Dataset | Events, checkpoint: Path | None = None,
         model.fit(data.train.copy() if cell.source else data.train)  # theirs may change it
         events_per_second = len(data.train) * (cell.epochs or 1) / (time.perf_counter() - started)
     result = dict.fromkeys(RESULT_KEYS) | {
-        'fit_seconds': None if goes_on else time.perf_counter() - started,  # the first part was not measured
-        'train_events_per_second': None if goes_on else events_per_second, 'versions': versions(),
+        'fit_seconds': None if is_resumed else time.perf_counter() - started,  # the first part was not measured
+        'train_events_per_second': None if is_resumed else events_per_second, 'versions': versions(),
         'epoch_losses': model.epoch_losses_ if cell.model == NETWORK else None}  # BPR-MF has some, too
     if getattr(model, 'error_during_train', False):
         return result, None
-    found, ranks = evaluate(model, cell, data, Lists(CUT_OFF) if with_lists else None)
-    return result | found, ranks
+    started, lists = time.perf_counter(), Lists(CUT_OFF) if with_lists else None
+    candidates = most_frequent(data.train.ItemId, cell.candidates)
+    if cell.source and not hasattr(model, 'items_'):  # optional in a model of one's own
+        model.items_ = data.train.ItemId.unique()
+    ranks = next_item_ranks_with_misses(model, data.test, candidates, tie_policy=cell.tie_policy, lists=lists)
+    seconds = time.perf_counter() - started
+    result |= metrics_of_ranks(ranks, data) | {'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds}
+    if lists:
+        result |= dict(zip(LISTS_KEYS, coverage_and_popularity(lists.items, data.train.ItemId.value_counts())))
+    if cell.model == 'Item-KNN':
+        result['other_tie_policies'] = {
+            policy: recall_mrr(next_item_ranks_with_misses(model, data.test, candidates, tie_policy=policy), CUT_OFF)
+            for policy in TIE_POLICIES if policy != cell.tie_policy}
+    return result, ranks
 
 
 def fit_from_checkpoint(model: GRU4Rec, train: pd.DataFrame, checkpoint: Path | None, every: float,
@@ -251,39 +238,16 @@ def fit_from_checkpoint(model: GRU4Rec, train: pd.DataFrame, checkpoint: Path | 
     return True
 
 
-def evaluate(model: Any, cell: Cell, data: Dataset | Events, lists: Lists | None) -> tuple[dict, np.ndarray]:
-    """Return the metrics of a trained model with the duration of the evaluation, and the ranks."""
-    started = time.perf_counter()
-    candidates = most_frequent(data.train.ItemId, cell.candidates)
-    if cell.source and not hasattr(model, 'items_'):  # optional in a model of one's own
-        model.items_ = data.train.ItemId.unique()
-    ranks = next_item_ranks_with_misses(model, data.test, candidates, tie_policy=cell.tie_policy, lists=lists)
-    seconds = time.perf_counter() - started
-    result = metrics_of_ranks(ranks, data) | {'eval_seconds': seconds, 'eval_events_per_second': len(ranks) / seconds}
-    if lists:
-        result |= dict(zip(LISTS_KEYS, coverage_and_popularity(lists.items, data.train.ItemId.value_counts())))
-    if cell.model == 'Item-KNN':
-        result['other_tie_policies'] = {
-            policy: recall_mrr(next_item_ranks_with_misses(model, data.test, candidates, tie_policy=policy), CUT_OFF)
-            for policy in TIE_POLICIES if policy != cell.tie_policy}
-    return result, ranks
-
-
 def metrics_of_ranks(ranks: np.ndarray, data: Dataset | Events) -> dict:
-    """Return the metrics of ranks, with `rank_details`."""
+    """Return the metrics of ranks, and as details those by cut-off, and Recall@20 in each bin that is not empty."""
     recall, mrr = recall_mrr(ranks, CUT_OFF)
-    return {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
-            'ndcg@20': ndcg(ranks, CUT_OFF), 'details': rank_details(ranks, data)}
-
-
-def rank_details(ranks: np.ndarray, data: Dataset | Events) -> dict:
-    """Return Recall, MRR and NDCG by cut-off, and Recall@20 in each bin of `bins_of_predictions` that is not empty."""
-    recall, mrr = recall_mrr(ranks, CUT_OFFS)
-    details: dict = {'recall': recall.tolist(), 'mrr': mrr.tolist(), 'ndcg': ndcg(ranks, CUT_OFFS).tolist()}
+    recalls, mrrs = recall_mrr(ranks, CUT_OFFS)
+    details: dict = {'recall': recalls.tolist(), 'mrr': mrrs.tolist(), 'ndcg': ndcg(ranks, CUT_OFFS).tolist()}
     for kind, (names, bin_of) in bins_of_predictions(data).items():
         details[kind] = [[name, int((bin_of == k).sum()), float((ranks[bin_of == k] <= CUT_OFF).mean())]
                          for k, name in enumerate(names) if (bin_of == k).any()]
-    return details
+    return {'recall@20': recall, 'recall@19': recall_mrr(ranks, CUT_OFF - 1)[0], 'mrr@20': mrr,
+            'ndcg@20': ndcg(ranks, CUT_OFF), 'details': details}
 
 
 def bins_of_predictions(data: Dataset | Events) -> dict[str, tuple[list[str], np.ndarray]]:

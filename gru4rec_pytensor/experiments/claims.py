@@ -153,11 +153,6 @@ def in_words(values: list[float | None]) -> str:
     return text + (f' ({len(values) - len(stable)} unstable)' if len(stable) < len(values) else '')
 
 
-def for_each_seed(results: list[dict], n_seeds: int) -> list[dict]:
-    """Return the results of a setting, one for each seed; a baseline's single result counts for all."""
-    return results * n_seeds if len(results) == 1 else results
-
-
 def stability_row(stable: dict[str, tuple[int, int]]) -> tuple:
     """Return the row on numerical stability; `stable` has for each loss the number of stable networks, and of all."""
     pointwise, pairwise = (np.sum([stable[loss] for loss in losses], axis=0) for losses in (POINTWISE, PAIRWISE))
@@ -194,11 +189,9 @@ def claims_section(cells: list[dict], results: Results, data: Dataset, request: 
     for claim in paper_claims(*request.units):
         first, second = (results_of(setting_cells(setting, data, request)) for setting in (claim.first, claim.second))
         if first and second:
-            n_seeds = len(request.seeds)
-            compared.append((claim, for_each_seed(first, n_seeds), for_each_seed(second, n_seeds)))
-    rows, intervals = [], {}
-    if with_intervals:
-        intervals = test_intervals([sides for _claim, *sides in compared], results, data)
+            compared.append((claim, first, second))
+    rows = []
+    intervals = test_intervals([sides for _claim, *sides in compared], results, data) if with_intervals else {}
     for k, (claim, first, second) in enumerate(compared):
         verdict, details = judge(claim, first, second)
         of_test = intervals.get(k, [])  # of the first two metrics
@@ -214,7 +207,15 @@ def claims_section(cells: list[dict], results: Results, data: Dataset, request: 
             loss: (sum(result['recall@20'] is not None for result in of_loss), len(of_loss))
             for loss, of_loss in stable.items()}))
     header = ('Section', 'Claim', 'First / second', *METRICS.values(), 'Verdict')
-    return Section([Table('Claims', header, rows)], [claims_note(data, request), VERDICTS])
+    small, large = request.units
+    reduced = ('**Quick run: fewer epochs and units than the paper\'s 100 and 1000, and fewer random points.** '
+               if request.is_quick else '')
+    note = (f'{reduced}{small} units, {large} where many units are meant; {request.epochs} epochs, seeds '
+            f"{', '.join(map(str, request.seeds))}, backend {request.backend}; parameters of Table 2 for "
+            f'{data.protocol.title}; rmsprop with learning rate {RMSPROP_RATE}. Cells show first / second, mean ± '
+            'standard deviation over seeds, and in brackets their difference ± the half-width of its 95% interval. '
+            f'Stability: networks of {small} units with {min(STABILITY_EPOCHS, request.epochs)} epochs and one seed.')
+    return Section([Table('Claims', header, rows)], [note, VERDICTS])
 
 
 def test_intervals(sides: list[list[list[dict]]], results: Results, data: Dataset) -> dict[int, list[list[float]]]:
@@ -235,11 +236,12 @@ def test_intervals(sides: list[list[list[dict]]], results: Results, data: Datase
 
 
 def setting_cells(setting: Setting, data: Dataset, request: Request) -> list[Cell]:
-    """Return the cells of one side of a comparison, one for each seed; a baseline has a single one."""
+    """Return the cells of one side of a comparison, one for each seed; a baseline's single one counts for all."""
     candidates = data.protocol.candidates
     if setting.loss is None:  # a baseline
         parameters = BASELINES[setting.model][1]
-        return [Cell(setting.model, None, None, None, None, parameters, request.tie_policy, candidates)]
+        return [Cell(setting.model, None, None, None, None, parameters, request.tie_policy, candidates)] * len(
+            request.seeds)
     if setting.candidates == 'popular':
         candidates = popular_candidates(data.n_items)
     elif setting.candidates == 'all':
@@ -261,15 +263,3 @@ def stability_cells(data: Dataset, request: Request) -> dict[str, list[Cell]]:
     points = search.random_points(search.SPACE, 10 if request.is_quick else 100, seed)
     return {loss: [network_cell(loss, request.units[0], epochs, seed, point, request, data.protocol.candidates)
                    for point in points] for loss in (*POINTWISE, *PAIRWISE)}
-
-
-def claims_note(data: Dataset, request: Request) -> str:
-    """Return the conditions of the comparisons as text."""
-    small, large = request.units
-    reduced = ('**Quick run: fewer epochs and units than the paper\'s 100 and 1000, and fewer random points.** '
-               if request.is_quick else '')
-    return (f'{reduced}{small} units, {large} where many units are meant; {request.epochs} epochs, seeds '
-            f"{', '.join(map(str, request.seeds))}, backend {request.backend}; parameters of Table 2 for "
-            f'{data.protocol.title}; rmsprop with learning rate {RMSPROP_RATE}. Cells show first / second, mean ± '
-            'standard deviation over seeds, and in brackets their difference ± the half-width of its 95% interval. '
-            f'Stability: networks of {small} units with {min(STABILITY_EPOCHS, request.epochs)} epochs and one seed.')

@@ -13,7 +13,7 @@ from gru4rec_pytensor.experiments.cells import bins_of_predictions
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.published import ROWS
 from gru4rec_pytensor.experiments.results import Results
-from gru4rec_pytensor.experiments.tables import Section, Table, by_row, mean_metric, metrics_of, row_settings, title_of
+from gru4rec_pytensor.experiments.tables import Section, Table, by_row, mean_metric, metrics_of, titles_of_rows
 
 METRICS = ('recall@20', 'mrr@20', 'ndcg@20')
 COMPARED = {'recall@20': 'Recall@20', 'mrr@20': 'MRR@20'}
@@ -94,11 +94,9 @@ def compare_rows(found: list[dict], ranks: Ranks, data: Dataset, asked: Sequence
     wanted = [title for title in asked if title in of_titles]
     if len(asked) > 1:
         pairs = [*itertools.combinations(wanted, 2)]
-    elif wanted or not asked:
-        second = wanted[0] if wanted else max(of_titles, key=lambda title: recalls[title], default='')
-        pairs = [(title, second) for title in of_titles if title != second]
     else:
-        pairs = []
+        best = wanted if asked else sorted(of_titles, key=lambda title: -recalls[title])[:1]
+        pairs = [(title, second) for second in best for title in of_titles if title != second]
     if not pairs:
         return []
     sums, lengths = sums_of((gains(of_titles[first], metric) - gains(of_titles[second], metric)
@@ -108,12 +106,6 @@ def compare_rows(found: list[dict], ranks: Ranks, data: Dataset, asked: Sequence
         of_metric[:, 3] = holm(of_metric[:, 3])
     return [Pair(*pair, {metric: Comparison(*map(float, tests[k, n])) for k, metric in enumerate(COMPARED)})
             for n, pair in enumerate(pairs)]
-
-
-def titles_of_rows(found: list[dict]) -> dict[tuple, str]:
-    """Return the title of each row, without its seeds."""
-    settings = row_settings(found)
-    return {row: title_of(ours[0], settings, with_seed=False) for row, ours in by_row(found).items()}
 
 
 def without_ranks(found: list[dict], ranks: Ranks) -> list[str]:

@@ -26,52 +26,43 @@ from gru4rec_pytensor.terminal import note
 class PublishedData(NamedTuple):
     """A data set as papers cut it.
 
-    protocol : title of the `Protocol` that a run on it follows
     counts : sessions, events and items of 'train' and 'test', or their numbers of 'predictions', which are the events
         that follow one of their session; a number in whole thousands or millions was rounded to these.  Empty where
         they are not known, so that the user has to say that it is this data set
-    origin : where to get it
-    with_misses : whether test events with items that training lacks stay in it, as misses
     """
     title: str
-    protocol: str
+    protocol: str  # title of the `Protocol` that a run on it follows
     counts: dict[str, dict[str, int]]
-    origin: str
-    with_misses: bool = False
+    origin: str  # where to get it
+    with_misses: bool = False  # whether test events with items that training lacks stay in it, as misses
 
 
 RECENT64 = 'rsc15_recent64'
 CHALLENGE = 'yoochoose-clicks.dat of the RecSys Challenge 2015'
 
 
-def fraction_of_rsc15(share: int) -> PublishedData:
-    """Return the most recent 1 / `share` of RSC15's training prefixes, with the test data of the whole."""
-    counts = {part: {'predictions': preprocess_rsc15.PUBLISHED_FRACTIONS[share][f'{name} prefixes']}
-              for part, name in (('train', 'training'), ('test', 'test'))}
-    origin = f'{CHALLENGE}, `python preprocess_rsc15.py yoochoose-clicks.dat DATA --fraction {share}`'
-    return PublishedData(f'RSC15 1/{share}', RSC15.title, counts, origin, with_misses=True)
-
-
-def data_of_2023(title: str, origin: str, file: str) -> PublishedData:
-    """Return a data set of the authors' comparison of 2023, whose counts are not known."""
-    return PublishedData(title, RSC15.title, {}, f'{origin}, `gru4rec prepare {file} -o DATA --protocol 2023`')
-
-
 DATA = (
     PublishedData(RSC15.title, RSC15.title, RSC15.counts,
                   f'{CHALLENGE}, `python preprocess_rsc15.py yoochoose-clicks.dat DATA`'),
     PublishedData(VIDEO.title, VIDEO.title, VIDEO.counts, 'private'),
-    fraction_of_rsc15(64),
-    fraction_of_rsc15(4),
+    # The most recent 1 / share of RSC15's training prefixes, with the test data of the whole.
+    *[PublishedData(f'RSC15 1/{share}', RSC15.title,
+                    {'train': {'predictions': numbers['training prefixes']},
+                     'test': {'predictions': numbers['test prefixes']}},
+                    f'{CHALLENGE}, `python preprocess_rsc15.py yoochoose-clicks.dat DATA --fraction {share}`',
+                    with_misses=True) for share, numbers in preprocess_rsc15.PUBLISHED_FRACTIONS.items()],
     PublishedData(RECENT64, RSC15.title,
                   {'train': dict(sessions=24_761, events=99_943, items=13_133),
                    'test': dict(sessions=1_703, events=7_299)},
                   'https://github.com/RecSysEvaluation/RecSys_Evaluation, RSC15 clicks of 23 to 30 September 2014'),
-    data_of_2023('Yoochoose', CHALLENGE, 'yoochoose-clicks.dat'),
-    data_of_2023('REES46', 'events of a shop with many categories, published by REES46 on Kaggle', 'events.csv'),
-    data_of_2023('Coveo', 'browsing_train.csv of the SIGIR eCom 2021 Data Challenge', 'browsing_train.csv'),
-    data_of_2023('RetailRocket', 'events.csv of the Retailrocket data set on Kaggle', 'events.csv'),
-    data_of_2023('Diginetica', 'train-item-views.csv of the CIKM Cup 2016', 'train-item-views.csv'),
+    # Those of the authors' comparison of 2023, whose counts are not known.
+    *[PublishedData(title, RSC15.title, {}, f'{origin}, `gru4rec prepare {file} -o DATA --protocol 2023`')
+      for title, origin, file in (
+          ('Yoochoose', CHALLENGE, 'yoochoose-clicks.dat'),
+          ('REES46', 'events of a shop with many categories, published by REES46 on Kaggle', 'events.csv'),
+          ('Coveo', 'browsing_train.csv of the SIGIR eCom 2021 Data Challenge', 'browsing_train.csv'),
+          ('RetailRocket', 'events.csv of the Retailrocket data set on Kaggle', 'events.csv'),
+          ('Diginetica', 'train-item-views.csv of the CIKM Cup 2016', 'train-item-views.csv'))],
 )
 BY_TITLE = {data.title.lower(): data for data in DATA}
 
@@ -103,48 +94,39 @@ def is_count(found: int, published: int) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Source(NamedTuple):
-    """A place of events, two files, a folder or else a synthetic log, and the protocol for them.
-
-    train, test : files of events, of any format that `click_log.read_events` reads
-    folder : with the files of `preprocess_rsc15`
-    cache : folder of synthetic logs, where a missing one is made
-    sessions, items : size of the synthetic log; that of the protocol when None
-    said : the published data set that it is by the user's word
-    valid : file of the validation events of a search, which belong to the training data for testing
-    """
+    """A place of events, two files, a folder or else a synthetic log, and the protocol for them."""
     protocol: Protocol = RSC15
-    train: Path | None = None
+    train: Path | None = None  # files of events, of any format that `click_log.read_events` reads
     test: Path | None = None
-    folder: Path | None = None
-    cache: Path = Path('cache')
-    sessions: int | None = None
+    folder: Path | None = None  # with the files of `preprocess_rsc15`
+    cache: Path = Path('cache')  # folder of synthetic logs, where a missing one is made
+    sessions: int | None = None  # size of the synthetic log; that of the protocol when None
     items: int | None = None
-    said: PublishedData | None = None
-    valid: Path | None = None
+    said: PublishedData | None = None  # the published data set that it is by the user's word
+    valid: Path | None = None  # validation events of a search, which belong to the training data for testing
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test events, cleaned by the rules of a protocol.
-
-    name : origin and fingerprint of the events
-    fingerprint : eight digits that change with the events
-    folder : files of the events, see `share`
-    said : the published data set that it is by the user's word
-    """
-    name: str
+    """Training and test events, cleaned by the rules of a protocol."""
+    name: str  # origin and fingerprint of the events
     protocol: Protocol
     is_synthetic: bool
     train: pd.DataFrame
     test: pd.DataFrame
-    fingerprint: str = ''
-    folder: Path = Path()
-    said: PublishedData | None = None
+    fingerprint: str = ''  # eight digits that change with the events
+    folder: Path = Path()  # files of the events, see `share`
+    said: PublishedData | None = None  # the published data set that it is by the user's word
 
     @cached_property
     def counts(self) -> dict[str, dict[str, int]]:
         """Sessions, events and items of 'train' and 'test'."""
         return {'train': count(self.train), 'test': count(self.test)}
+
+    @property
+    def sizes(self) -> dict[str, str]:
+        """The counts of 'train' and 'test' in words."""
+        return {part: size_in_words(counts) for part, counts in self.counts.items()}
 
     @cached_property
     def test_offsets(self) -> np.ndarray:
@@ -199,8 +181,7 @@ def check_said(data: Dataset) -> None:
     """Raise ValueError if the user's word on a data set contradicts what is known about it."""
     if data.said is None:
         return
-    said, found = data.said, find_data(data.protocol, data.counts)
-    problem = None
+    said, found, problem = data.said, find_data(data.protocol, data.counts), ''
     if data.is_synthetic:
         problem = 'the data is a synthetic click log'
     elif said.protocol != data.protocol.title:
@@ -208,7 +189,7 @@ def check_said(data: Dataset) -> None:
     elif found and found != said:
         problem = f'the data has the counts of {found.title}'
     elif said.counts and not found:
-        problem = f'the training data has {size_in_words(data.counts["train"])}, which are not the published counts'
+        problem = f'the training data has {data.sizes["train"]}, which are not the published counts'
     if problem:
         raise ValueError(f'--published {said.title}: {problem}')
 
@@ -356,5 +337,4 @@ def data_notice(data: Dataset) -> str:
                       if not is_count(data.counts[part][kind], number)), '')
         comparison = (f"**This is not the paper's data: {first}.** Our numbers are not comparable with the published "
                       'ones.')
-    train, test = (size_in_words(data.counts[part]) for part in ('train', 'test'))
-    return f'Data set `{data.name}`: train {train}; test {test}. {comparison}'
+    return f"Data set `{data.name}`: train {data.sizes['train']}; test {data.sizes['test']}. {comparison}"

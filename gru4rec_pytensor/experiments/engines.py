@@ -8,6 +8,7 @@ processes is killed, and nobody could say which task was the cause.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -52,32 +53,25 @@ Engine = Callable[[list[Task], Display], Iterator[tuple[Task, Outcome]]]
 
 def attempt(task: Task, report: Callable[[str, bool], None]) -> Outcome:
     """Run a task.  An error is its outcome; one of an unexpected kind is also reported with its traceback."""
+    last = 0.0
+
+    def report_now_and_then(text: str, is_milestone: bool) -> None:
+        nonlocal last
+        if is_milestone or time.monotonic() - last > EVERY:
+            last = time.monotonic()
+            report(text, is_milestone)
     try:
-        return Outcome(task.function(*task.arguments, report))
+        return Outcome(task.function(*task.arguments, report_now_and_then))
     except Exception as error:
         if not isinstance(error, (OSError, ValueError, MemoryError)):
             report(traceback.format_exc(), True)
         return Outcome(failure=f'{type(error).__name__}: {error}')
 
 
-def now_and_then(report: Callable[[str, bool], None]) -> Callable[[str, bool], None]:
-    """Return `report`, called for all milestones and else once a second at most."""
-    last = 0.0
-
-    def throttled(text: str, is_milestone: bool) -> None:
-        nonlocal last
-        if is_milestone or time.monotonic() - last > EVERY:
-            last = time.monotonic()
-            report(text, is_milestone)
-    return throttled
-
-
 def in_this_process(tasks: list[Task], display: Display) -> Iterator[tuple[Task, Outcome]]:
     """Run one task after another."""
     for task in tasks:
-        def report(text: str, is_milestone: bool, title: str = task.title) -> None:
-            display.progress(title, text, is_milestone)
-        yield task, attempt(task, now_and_then(report))
+        yield task, attempt(task, functools.partial(display.progress, task.title))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,7 +177,7 @@ def serve(connection: Connection) -> None:
     warnings.showwarning = lambda message, category, *_where: report(f'{category.__name__}: {message}', True)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            connection.send(attempt(connection.recv(), now_and_then(report)))
+            connection.send(attempt(connection.recv(), report))
 
 
 def how_it_ended(exitcode: int) -> str:
@@ -244,7 +238,7 @@ def attempt_on_worker(task: Task, topic: str) -> Outcome:
             raise Abandoned
         worker.log_event(topic, (task.title, text, is_milestone))
     with ONE_AT_A_TIME:
-        return attempt(task, now_and_then(report))
+        return attempt(task, report)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 Figures 1 and 2 of the paper are drawn from the objects that compute, so that they change with the model and the data.
 ``python run_experiments.py --figures`` writes the first three as SVG and PNG; docs/walkthrough.md and its notebook show
-all of them.
-Needs Matplotlib, an extra of the package.
+all of them.  Needs Matplotlib, an extra of the package.
 """
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from gru4rec_pytensor.events import session_of_event, session_order
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.page import PLOT_SETTINGS, draw_losses, line_style, svg_of
 from gru4rec_pytensor.experiments.report import mean_losses
+from gru4rec_pytensor.experiments.results import Results
+from gru4rec_pytensor.experiments.tables import rows_of_tables
 from gru4rec_pytensor.files import atomic_file
 from gru4rec_pytensor.terminal import note
 
@@ -60,14 +62,8 @@ class Picture(Figure):
         return paths
 
 
-def write_figures(folder: Path, results: list[dict], data: Dataset, losses: Sequence[str],
-                  units: Sequence[int]) -> None:
-    """Draw Figures 1 and 2 of the paper, of the networks and the data of a run, and training curves, as SVG and PNG.
-
-    Parameters
-    ----------
-    results : of the networks whose training curves are drawn
-    losses, units : of the networks in Figure 1
+def write_figures(results: Results, data: Dataset, losses: Sequence[str], units: Sequence[int]) -> None:
+    """Draw Figure 1 of the paper for these losses and units, Figure 2 for the data, and training curves of the results.
     """
     networks = {}
     for loss, n in itertools.product(losses, units):
@@ -78,8 +74,9 @@ def write_figures(folder: Path, results: list[dict], data: Dataset, losses: Sequ
     _rows, offsets = session_order(data.train)
     pictures = {'architecture': architecture(*networks.values(), everything),
                 'minibatches': minibatches(offsets, batch_size=3)}
-    if of_networks := mean_losses(results):
+    if of_networks := mean_losses(rows_of_tables(results.load('cells', data.fingerprint), data.protocol)):
         pictures['training'] = training_curves(of_networks)
+    folder = results.folder / 'figures'
     folder.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         note('drew ' + ', '.join(map(str, picture.save(folder / name))))
@@ -158,8 +155,6 @@ def minibatches(offsets: np.ndarray, batch_size: int, labels: Sequence[str] | No
     Above stand the sessions, below inputs and targets of the network.  A bar marks the event at which a lane begins a
     session; grey events of the sessions are in no mini-batch of the picture.
 
-    Parameters
-    ----------
     offsets, batch_size, order : as `gru4rec.session_parallel_minibatches` takes them
     labels : a short name for each event; session and event number, counted from 1, when None
     steps : largest number of mini-batches to draw
@@ -324,14 +319,7 @@ def operation_name(apply: Apply) -> str:
         op = op.core_op
     if not isinstance(op, Elemwise):
         return type(op).__name__
-    scalar = op.scalar_op
-    if not isinstance(scalar, Composite):
-        return scalar_name(scalar)
-    inside = [scalar_name(node.op) for node in scalar.fgraph.toposort()]
-    return 'one loop: ' + ', '.join(f'{inside.count(name)} {name}' if inside.count(name) > 1 else name
-                                    for name in dict.fromkeys(inside))
-
-
-def scalar_name(op: Any) -> str:
-    """Return the name of what an operation does to a number, such as add."""
-    return op.name or type(op).__name__
+    is_loop = isinstance(op.scalar_op, Composite)
+    scalars = [node.op for node in op.scalar_op.fgraph.toposort()] if is_loop else [op.scalar_op]
+    numbers = Counter(scalar.name or type(scalar).__name__ for scalar in scalars)
+    return 'one loop: ' * is_loop + ', '.join(f'{n} {name}' if n > 1 else name for name, n in numbers.items())

@@ -31,11 +31,7 @@ N_BEST = 10
 def keep(results: Results, search: Search, outcome: dict, sizes: dict, fingerprint: str) -> Path | None:
     """Keep the outcome of a search, and write its best parameters into a file, which is returned; None without any.
 
-    Parameters
-    ----------
-    outcome : of `search.run`
     sizes : of the training and validation events, in words
-    fingerprint : of the data set
     """
     best, trials = best_of(outcome['trials'])[:1], outcome['trials']
     if not best:

@@ -19,28 +19,19 @@ EXAMPLE = 'my_module:MyModel or my_module:MyModel(k=100)'
 
 
 class OwnRow(NamedTuple):
-    """A row of one's own.
-
-    model : name of a class, MODULE:CLASS, or 'lists'
-    parameters : its arguments
-    source : digits that change with the text of the module's file, or with the lists
-    title : of the row
-    is_seeded : whether the class takes a seed that `parameters` does not give
-    path : file of lists that were made elsewhere, in place of a class
-    """
-    model: str
-    parameters: dict[str, Any]
-    source: str
+    """A row of one's own."""
+    model: str  # name of a class, MODULE:CLASS, or 'lists'
+    parameters: dict[str, Any]  # its arguments
+    source: str  # digits that change with the text of the module's file, or with the lists
     title: str
-    is_seeded: bool = False
-    path: Path | None = None
+    is_seeded: bool = False  # whether the class takes a seed that `parameters` does not give
+    path: Path | None = None  # file of lists that were made elsewhere, in place of a class
 
 
 def own_row(text: str | Path, title: str | None = None) -> OwnRow:
     """Return the row of a class, as the command line names it, or of a file of lists.
 
-    The module is imported from the working directory or from where Python looks.  ValueError, in one line, says what is
-    no model.
+    The module is imported from the working directory or from where Python looks.  ValueError says what is no model.
     """
     if isinstance(text, Path):
         digits = hashlib.sha256(text.read_bytes()).hexdigest()[:16]

@@ -40,7 +40,6 @@ figure { margin: 1rem 0; } figcaption { color: var(--muted); }
 .panels { display: flex; flex-wrap: wrap; gap: .5rem; } .panels svg { flex: 1 1 19rem; min-width: 0; height: auto; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; padding: 0; margin: .3rem 0; }
 pre { background: #f4f4f4; padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.muted { color: var(--muted); }
 @media print { body { max-width: none; font-size: 10.5pt; padding: 0; } .scroll { overflow: visible; }
   table { font-size: 8.5pt; } th, td { padding: .2rem .35rem; } .panels svg { flex-basis: 8cm; }
   td.number, th.number, td:first-child { white-space: normal; }
@@ -61,11 +60,11 @@ def section(title: str, *parts: str) -> str:
     return f'<section>\n<h2>{html.escape(title)}</h2>\n' + '\n'.join(filter(None, parts)) + '\n</section>'
 
 
-def paragraph(text: str, kind: str = '') -> str:
+def paragraph(text: str) -> str:
     """Return text as a paragraph; **bold** and `code` as in Markdown."""
     text = re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', html.escape(text))
     text = re.sub(r'`(.+?)`', r'<code>\1</code>', text)
-    return f'<p{f" class={kind!r}" if kind else ""}>{text}</p>'.replace("'", '"')
+    return f'<p>{text}</p>'
 
 
 def table(header: Sequence, rows: Sequence[Sequence], caption: str = '') -> str:
@@ -106,8 +105,6 @@ def difference(ours: float | None, published: float | None, is_comparable: bool)
 def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list[str], height: float = 3.2) -> str:
     """Return a picture as SVG within the page.
 
-    Parameters
-    ----------
     panels : description of a panel -> a function that draws it on its axes
     labels : of the lines, for the legend; empty for none
     height : of each panel, in inches
@@ -115,7 +112,7 @@ def figure(caption: str, panels: dict[str, Callable[[Axes], None]], labels: list
     try:
         import matplotlib
     except ImportError:
-        return paragraph(f"{caption} The picture needs Matplotlib: pip install '.[experiments]'", 'muted')
+        return paragraph(f"{caption} The picture needs Matplotlib: pip install '.[experiments]'")
     from matplotlib.figure import Figure
 
     drawn = []

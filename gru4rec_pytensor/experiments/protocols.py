@@ -32,7 +32,6 @@ BASELINES: dict[str, tuple[type, dict]] = {
 }
 ROW_TITLES = {'V-SKNN': 'V-SKNN (2018)', 'V-SKNN-tuned': 'V-SKNN, tuned (session-rec)'}  # others have their names
 
-
 DESCRIPTIONS = {
     'POP': 'the most frequent items, the same for all',
     'S-POP': 'the items of the session so far by their number in it, then the most frequent ones',
@@ -49,33 +48,18 @@ DESCRIPTIONS = {
 
 
 class Protocol(NamedTuple):
-    """The paper's protocol for one of its two data sets, and its numbers.
-
-    counts : sessions, events and items of the training and test data in the paper
-    published : (Recall@20, MRR@20) by baseline, or by (loss, units): Tables 1 and 3
-    gains : gains over Item-KNN as Table 3 prints them, computed from more digits than it shows
-    parameters : Table 2, the best parameters of each loss
-    stable : number of numerically stable networks among 100 random points, by loss, where section 4.2 gives it
-    is_private : the data is not public, so that no numbers of ours are comparable with the published ones
-    candidates : number of the most popular items among which the target is ranked; None for all items
-    max_session_length : longer sessions are left out; None for no limit
-    sessions, items : size of the synthetic log that replaces the data
-    """
+    """The paper's protocol for one of its two data sets, and its numbers."""
     title: str
-    counts: dict
-    published: dict
-    gains: dict
-    parameters: dict[str, dict]
-    stable: dict[str, int]
-    is_private: bool
-    candidates: int | None
-    max_session_length: int | None
-    sessions: int
+    counts: dict  # sessions, events and items of the training and test data in the paper
+    published: dict  # (Recall@20, MRR@20) by baseline, or by (loss, units): Tables 1 and 3
+    gains: dict  # gains over Item-KNN as Table 3 prints them, computed from more digits than it shows
+    parameters: dict[str, dict]  # Table 2, the best parameters of each loss
+    stable: dict[str, int]  # numerically stable networks among 100 random points, by loss, where section 4.2 gives it
+    is_private: bool  # the data is not public, so that no numbers of ours are comparable with the published ones
+    candidates: int | None  # number of the most popular items among which the target is ranked; None for all items
+    max_session_length: int | None  # longer sessions are left out; None for no limit
+    sessions: int  # size of the synthetic log that replaces the data
     items: int
-
-    def published_for(self, model: str, loss: str | None, units: int | None) -> tuple[float | None, float | None]:
-        """Return Recall@20 and MRR@20 of a row of Tables 1 and 3; (None, None) where there is no such row."""
-        return self.published.get((loss, units) if model == NETWORK else model, (None, None))
 
 
 RSC15 = Protocol(

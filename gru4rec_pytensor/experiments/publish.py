@@ -2,32 +2,17 @@
 from __future__ import annotations
 
 from gru4rec_pytensor import parameters
+from gru4rec_pytensor.experiments import comparisons, tables
 from gru4rec_pytensor.experiments.cells import Cell, Request, file_cells
 from gru4rec_pytensor.experiments.claims import claims_section
-from gru4rec_pytensor.experiments.comparisons import (
-    INTERVALS,
-    compare_rows,
-    ranks_of_rows,
-    section_of_pairs,
-    titles_of_rows,
-    with_intervals,
-    without_ranks,
-)
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.found import best_trials
 from gru4rec_pytensor.experiments.protocols import BASELINES, REVISION, ROW_TITLES
 from gru4rec_pytensor.experiments.report import format_report
 from gru4rec_pytensor.experiments.results import Results, write_text
-from gru4rec_pytensor.experiments.tables import (
-    as_markdown,
-    by_row,
-    rows_of_later,
-    rows_of_tables,
-    tables_1_and_3,
-    tables_2,
-    title_of,
-)
 from gru4rec_pytensor.files import locked
+
+OF_CLAIMS = ('units', 'epochs', 'seeds', 'tie_policy', 'backend', 'is_quick')  # what a comparison of claims depends on
 
 
 def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[str, str]:
@@ -37,39 +22,38 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
     """
     with locked(results.folder / '.publish.lock'):
         cells = results.load('cells', data.fingerprint)
-        paper, later = rows_of(cells, results, data)
+        rows = rows_of(cells, results, data)
         # Bootstraps take seconds: the last call of a command makes them.
-        ranks = ranks_of_rows([*paper, *later], results) if with_report else {}
-        both = with_intervals([*paper, *later], ranks, data)
-        paper, later = both[:len(paper)], both[len(paper):]
-        searches = tables_2([found for found in results.load('searches', data.fingerprint)
-                             if found['candidates'] == data.protocol.candidates], data)
-        found = [found for found in results.load('found', data.fingerprint)
-                 if found.get('candidates') == data.protocol.candidates]
-        claims = [claims_section(cells, results, data, Request(
-            (), (), (), tuple(asked['units']), asked['epochs'], tuple(asked['seeds']), asked['tie_policy'],
-            asked['backend'], is_quick=asked['is_quick']), with_report)
-            for asked in results.load('claims', data.fingerprint) if asked['protocol'] == data.protocol.title]
+        ranks = comparisons.ranks_of_rows(rows, results) if with_report else {}
+        rows = comparisons.with_intervals(rows, ranks, data)
+        searches, found = ([found for found in results.load(kind, data.fingerprint)
+                            if found.get('candidates') == data.protocol.candidates] for kind in ('searches', 'found'))
+        searched = tables.tables_2(searches, data)
+        claims = []
+        for asked in results.load('claims', data.fingerprint):
+            if asked['protocol'] == data.protocol.title:
+                request = Request((), (), (), **{name: asked[name] for name in OF_CLAIMS})
+                claims.append(claims_section(cells, results, data, request, with_report))
         claims = [section for section in claims if section.tables[0].rows]
-        tables = [tables_1_and_3(paper, later, data)] if both else []
-        if any(result['intervals'] for result in both):
-            tables[0].notes.insert(1, INTERVALS)
-        titles, pairs = titles_of_rows(both), {}
-        for asked in results.load('comparisons', data.fingerprint) if with_report else []:
+        sections = [tables.tables_1_and_3(rows, data)] if rows else []
+        if any(result['intervals'] for result in rows):
+            sections[0].notes.insert(1, comparisons.INTERVALS)
+        titles, pairs = tables.titles_of_rows(rows), {}
+        for asked in results.load('comparisons', data.fingerprint) if with_report and rows else []:
             names = tuple(titles[row] for row in map(tuple, asked['rows']) if row in titles)
             if names or not asked['rows']:
-                pairs[names] = compare_rows(both, ranks, data, names)
-        compared = [section_of_pairs(pairs, without_ranks(both, ranks))] if pairs and tables else []
+                pairs[names] = comparisons.compare_rows(rows, ranks, data, names)
+        compared = [comparisons.section_of_pairs(pairs, comparisons.without_ranks(rows, ranks))] if pairs else []
         for section in compared:
-            tables[0].tables.extend(section.tables)
-            tables[0].notes.extend(section.notes)
-        files = {'tables.md': [*tables, *searches, *map(best_trials, found)], 'claims.md': claims}
-        texts = {name: '\n'.join(as_markdown(data, section) for section in sections)
-                 for name, sections in files.items() if sections}
+            sections[0].tables.extend(section.tables)
+            sections[0].notes.extend(section.notes)
+        files = {'tables.md': [*sections, *searched, *map(best_trials, found)], 'claims.md': claims}
+        texts = {name: '\n'.join(tables.as_markdown(data, section) for section in of_file)
+                 for name, of_file in files.items() if of_file}
         if with_report:
             figures = [f'figures/{path.name}' for path in sorted((results.folder / 'figures').glob('*.svg'))]
             commands = sorted(results.load('commands', data.fingerprint), key=lambda command: command['began'])
-            texts['report.html'] = format_report(paper, later, data, [*compared, *searches, *claims],
+            texts['report.html'] = format_report(rows, data, [*compared, *searched, *claims],
                                                  [command['command'] for command in commands],
                                                  [*pairs.values()], ranks, figures, found)
         for name, text in texts.items():
@@ -77,16 +61,16 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
     return texts
 
 
-def rows_of(cells: list[dict], results: Results, data: Dataset) -> tuple[list[dict], list[dict]]:
-    """Return the cells of a folder that are rows of Tables 1 and 3, and those that are rows of later papers."""
-    own, asked = (results.load(kind, data.fingerprint) for kind in ('rows', 'parameters'))
-    return rows_of_tables(cells, data.protocol, own), rows_of_later(cells, asked, data.protocol)
+def rows_of(cells: list[dict], results: Results, data: Dataset) -> list[dict]:
+    """Return the cells that are rows of tables, of those of one's own and of files the ones that were asked for."""
+    own, files = (results.load(kind, data.fingerprint) for kind in ('rows', 'parameters'))
+    return tables.rows_of_tables(cells, data.protocol, own, files)
 
 
 def cells_without_ranks(results: Results, data: Dataset, planned: list[Cell]) -> list[Cell]:
     """Return the cells of the tables' rows, beside those planned, that an earlier version kept without ranks."""
-    paper, later = rows_of(results.load('cells', data.fingerprint), results, data)
-    found = [Cell._make(result.get(name) for name in Cell._fields) for result in (*paper, *later)
+    found = [Cell._make(result.get(name) for name in Cell._fields)
+             for result in rows_of(results.load('cells', data.fingerprint), results, data)
              if result['recall@20'] is not None and not result.get('ranks')]
     return [cell for cell in found if cell not in planned]
 
@@ -96,12 +80,12 @@ def keep_request(results: Results, data: Dataset, request: Request, planned: lis
 
     ValueError if a row to compare is neither in the folder nor planned.
     """
-    base = {'data': data.fingerprint, 'revision': REVISION}
+    base, cells = {'data': data.fingerprint, 'revision': REVISION}, results.load('cells', data.fingerprint)
     kept = {row['title']: (row['model'], row['parameters']) for row in results.load('rows', data.fingerprint)}
     taken = {*BASELINES, *ROW_TITLES.values()}
     if request.own:
-        paper, later = rows_of(results.load('cells', data.fingerprint), results, data)
-        taken |= {*titles_of_rows([result for result in (*paper, *later) if not result.get('source')]).values()}
+        others = [result for result in rows_of(cells, results, data) if not result.get('source')]
+        taken |= {*tables.titles_of_rows(others).values()}
     for row in request.own:
         if row.title in taken or kept.setdefault(
                 row.title, (row.model, row.parameters)) != (row.model, row.parameters):
@@ -109,9 +93,8 @@ def keep_request(results: Results, data: Dataset, request: Request, planned: lis
         results.save('rows', base | {'model': row.model, 'parameters': row.parameters},
                      {'source': row.source, 'title': row.title})
     if request.claims:
-        results.save('claims', base | {
-            'protocol': data.protocol.title, 'units': request.units, 'epochs': request.epochs, 'seeds': request.seeds,
-            'tie_policy': request.tie_policy, 'backend': request.backend, 'is_quick': request.is_quick}, {})
+        results.save('claims', base | {'protocol': data.protocol.title}
+                     | {name: getattr(request, name) for name in OF_CLAIMS}, {})
     for path in request.files:
         cell = file_cells(path, data.protocol, request)[0]
         if cell.parameters != data.protocol.parameters.get(cell.loss or ''):  # otherwise it is a row of Table 3
@@ -119,9 +102,9 @@ def keep_request(results: Results, data: Dataset, request: Request, planned: lis
                          {'title': parameters.read(path).title or path.stem})
     if request.compared is not None:
         unrun: list[dict] = [cell._asdict() | {'recall@20': None} for cell in planned]
-        paper, later = rows_of([*results.load('cells', data.fingerprint), *unrun], results, data)
-        known, rows = titles_of_rows([*paper, *later]), []
-        shown = {row: title_of(ours[0], with_seed=False) for row, ours in by_row([*paper, *later]).items()}
+        rows = rows_of([*cells, *unrun], results, data)
+        known, compared = tables.titles_of_rows(rows), []
+        shown = {row: tables.title_of(ours[0]) for row, ours in tables.by_row(rows).items()}
         if not known:
             raise ValueError(f'--compare: {results.folder} has no rows of tables for this data')
         for title in request.compared:
@@ -129,5 +112,5 @@ def keep_request(results: Results, data: Dataset, request: Request, planned: lis
             if len(named) != 1:
                 problem = 'is the title of several rows' if named else 'no such row'
                 raise ValueError(f"--compare {title!r}: {problem}; there are {'; '.join(known.values())}")
-            rows += named
-        results.save('comparisons', base | {'rows': rows}, {})
+            compared += named
+        results.save('comparisons', base | {'rows': compared}, {})

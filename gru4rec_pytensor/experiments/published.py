@@ -19,19 +19,13 @@ SAME, SAME_LEVEL = 0.01, 0.05  # the authors' yardstick: relative differences be
 
 
 class Row(NamedTuple):
-    """The numbers that a source reports for a model.
-
-    data : title of a `datasets.PublishedData`
-    model : of `protocols.BASELINES`, or any name of a network
-    recall, mrr : by cut-off
-    arguments : of `GRU4Rec`; None for another model, and for a network whose arguments are not reported
-    """
-    data: str
+    """The numbers that a source reports for a model."""
+    data: str  # title of a `datasets.PublishedData`
     source: str
-    model: str
-    recall: dict[int, float]
+    model: str  # of `protocols.BASELINES`, or any name of a network
+    recall: dict[int, float]  # by cut-off
     mrr: dict[int, float]
-    arguments: dict[str, Any] | None = None
+    arguments: dict[str, Any] | None = None  # of a network, if they are reported
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -50,28 +44,26 @@ RELEASE_2023 = "recorded: the authors' release of 2023 on this data, Theano with
 PORT_2023 = "recorded: the authors' PyTorch code of 2023 on this data"
 RECORDED = (RELEASE_2016, RELEASE_2023, PORT_2023)  # run for this project, in no publication
 
-BPR_MAX_2018 = of_later_release(dict(loss='bpr-max', final_act='elu-0.5', learning_rate=0.2, momentum=0.3,
-                                     sample_alpha=0.0, bpreg=1.0))
-CONSTRAINED_2018 = of_later_release(dict(loss='bpr-max', final_act='elu-0.5', constrained_embedding=True,
-                                         learning_rate=0.2, momentum=0.1, sample_alpha=0.0, bpreg=0.5))
-CROSS_ENTROPY_2018 = of_later_release(dict(loss='cross-entropy', final_act='softmax', dropout_p_hidden=0.3,
-                                           learning_rate=0.1, momentum=0.7, sample_alpha=0.0))
-CROSS_ENTROPY_2023 = of_later_release(dict(loss='cross-entropy', final_act='softmax', logq=1.0,
-                                           constrained_embedding=True, dropout_p_hidden=0.4, learning_rate=0.2,
-                                           momentum=0.2, sample_alpha=0.5))
-BPR_MAX_2025 = of_later_release(dict(loss='bpr-max', layers=[64], constrained_embedding=True, dropout_p_embed=0.5,
-                                     dropout_p_hidden=0.35, learning_rate=0.095, momentum=0.2, sample_alpha=0.25,
-                                     bpreg=0.0))
+LATER_NETWORKS = {title: of_later_release(arguments) for title, arguments in {  # titles of their files in parameters/
+    'BPR-max, 100 units (2018)': dict(
+        loss='bpr-max', final_act='elu-0.5', learning_rate=0.2, momentum=0.3, sample_alpha=0.0, bpreg=1.0),
+    'BPR-max, 100 units, one item matrix (2018)': dict(
+        loss='bpr-max', final_act='elu-0.5', constrained_embedding=True, learning_rate=0.2, momentum=0.1,
+        sample_alpha=0.0, bpreg=0.5),
+    'Cross-entropy, 100 units, additional negatives (2018)': dict(
+        loss='cross-entropy', final_act='softmax', dropout_p_hidden=0.3, learning_rate=0.1, momentum=0.7,
+        sample_alpha=0.0),
+    'Cross-entropy, 100 units (2023)': dict(
+        loss='cross-entropy', final_act='softmax', logq=1.0, constrained_embedding=True, dropout_p_hidden=0.4,
+        learning_rate=0.2, momentum=0.2, sample_alpha=0.5),
+    'BPR-max, 64 units (2025)': dict(
+        loss='bpr-max', layers=[64], constrained_embedding=True, dropout_p_embed=0.5, dropout_p_hidden=0.35,
+        learning_rate=0.095, momentum=0.2, sample_alpha=0.25, bpreg=0.0),
+}.items()}
+PYTORCH = ', as PyTorch computes'
 AS_PYTORCH = dict(repeats='sum', unit='gru-after')  # of an embedded input
-LATER_NETWORKS = {  # by the title of their files in parameters/
-    'BPR-max, 100 units (2018)': BPR_MAX_2018,
-    'BPR-max, 100 units, one item matrix (2018)': CONSTRAINED_2018,
-    'Cross-entropy, 100 units, additional negatives (2018)': CROSS_ENTROPY_2018,
-    'Cross-entropy, 100 units (2023)': CROSS_ENTROPY_2023,
-    'BPR-max, 64 units (2025)': BPR_MAX_2025,
-    'BPR-max, 64 units (2025), as PyTorch computes': BPR_MAX_2025 | AS_PYTORCH,
-    'BPR-max, 100 units, one item matrix (2018), as PyTorch computes': CONSTRAINED_2018 | AS_PYTORCH,
-}
+LATER_NETWORKS |= {title + PYTORCH: LATER_NETWORKS[title] | AS_PYTORCH
+                   for title in ('BPR-max, 64 units (2025)', 'BPR-max, 100 units, one item matrix (2018)')}
 
 
 def rows_of_the_paper(protocol: Protocol) -> list[Row]:
@@ -140,7 +132,7 @@ OF_OTHERS: tuple[tuple[str, str, str, dict[int, float], dict[int, float]], ...] 
 )
 ROWS = [*rows_of_the_paper(RSC15), *rows_of_the_paper(VIDEO),
         *[Row(*row, LATER_NETWORKS.get(row[2])) for row in OF_OTHERS], *rows_of_2023()]
-ROWS += [row._replace(model=f'{row.model}, as PyTorch computes', arguments=row.arguments | AS_PYTORCH)
+ROWS += [row._replace(model=row.model + PYTORCH, arguments=row.arguments | AS_PYTORCH)
          for row in ROWS if row.source == EVALUATION_2025 and row.arguments]
 
 
@@ -149,15 +141,12 @@ ROWS += [row._replace(model=f'{row.model}, as PyTorch computes', arguments=row.a
 # ---------------------------------------------------------------------------------------------------------------------
 
 def rows_for(title: str, result: dict) -> list[Row]:
-    """Return the rows of a data set for the model of a result; a baseline has the arguments of `BASELINES`."""
-    return [row for row in ROWS if row.data == title and is_of(row, result)]
-
-
-def is_of(row: Row, result: dict) -> bool:
-    """Return whether a row and a result are of the same model, by its name or, of networks, by the arguments."""
+    """Return the rows of a data set for the model of a result, told by its name or, of a network, by the arguments."""
+    rows = [row for row in ROWS if row.data == title]
     if result['model'] != NETWORK:
-        return row.model == result['model']
-    return row.arguments is not None and distinct_arguments(row.arguments) == distinct_arguments(arguments_of(result))
+        return [row for row in rows if row.model == result['model']]
+    arguments = distinct_arguments(arguments_of(result))
+    return [row for row in rows if row.arguments and distinct_arguments(row.arguments) == arguments]
 
 
 def by_yardstick(ours: float, published: float) -> str:

@@ -9,56 +9,35 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gru4rec_pytensor.events import MIN_ITEM_EVENTS
-from gru4rec_pytensor.experiments import page
+from gru4rec_pytensor.experiments import page, tables
 from gru4rec_pytensor.experiments.cells import CUT_OFFS, versions
 from gru4rec_pytensor.experiments.comparisons import COMPARED, INTERVALS, Pair, intervals_of_bins
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.found import html_section
 from gru4rec_pytensor.experiments.protocols import DESCRIPTIONS, NETWORK, ROW_TITLES
-from gru4rec_pytensor.experiments.tables import (
-    TITLES,
-    Section,
-    by_row,
-    is_papers,
-    mean_metric,
-    metric_in_words,
-    networks_among,
-    networks_note,
-    other_tables,
-    paper_note,
-    published_for,
-    row_settings,
-    ties_note,
-    title_of,
-)
+from gru4rec_pytensor.experiments.tables import Section, by_row, mean_metric, metric_in_words, titles_of_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def format_report(paper: list[dict], later: list[dict], data: Dataset, sections: list[Section],
-                  commands: list[str], comparisons: Sequence[list[Pair]] = (),
-                  ranks: dict[tuple, np.ndarray] | None = None, figures: Sequence[str] = (),
-                  outcomes: Sequence[dict] = ()) -> str:
+def format_report(results: list[dict], data: Dataset, sections: list[Section], commands: list[str],
+                  comparisons: Sequence[list[Pair]] = (), ranks: dict[tuple, np.ndarray] | None = None,
+                  figures: Sequence[str] = (), outcomes: Sequence[dict] = ()) -> str:
     """Return the whole page.
 
-    Parameters
-    ----------
-    paper, later : results as `tables.rows_of_tables` and `tables.rows_of_later` return them
+    results, ranks : of rows, as `tables.rows_of_tables` and `comparisons.ranks_of_rows` return them
     sections : Table 2 and the claims, if they were run
     commands : that make the page again
     comparisons : pairs of rows that were asked for, see `comparisons.compare_rows`
-    ranks : of rows, see `comparisons.ranks_of_rows`
     figures : addresses of the figures that were drawn, relative to the page
     outcomes : of searches of spaces
     """
-    results = [*paper, *later]
+    paper = [result for result in results if not tables.is_later(result)]
     parts = [f'<div class="notice">{page.paragraph(data_notice(data))}</div>', comparison_section(paper, data)]
     parts += [comparison_picture(pairs) for pairs in comparisons if pairs]
-    tables = other_tables(paper, later, data)
-    tables += [(table, section.notes) for section in sections for table in section.tables]
-    parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, notes))
-              for table, notes in tables]
+    parts += [page.section(table.title, page.table(table.header, table.rows), *map(page.paragraph, section.notes))
+              for section in (*tables.other_tables(results, data), *sections) for table in section.tables]
     parts += [html_section(outcome) for outcome in outcomes]
     parts += picture_sections(results, intervals_of_bins(ranks, data) if ranks else {})
     counts = []
@@ -75,9 +54,10 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
             f'<a href="{html.escape(name, quote=True)}">{html.escape(name)}</a>' for name in figures) + '</p>'))
     if results:
         digits_of = {'fit_seconds': 1, 'train_events_per_second': 0, 'eval_seconds': 1, 'eval_events_per_second': 0}
-        rows = [[title_of(result, row_settings(results)), *[
+        titles = titles_of_rows(results)
+        rows = [[titles[row] + f", seed {result['seed']}" * (result['seed'] is not None), *[
             f'{result[key]:,.{digits}f}' if result[key] is not None else '-' for key, digits in digits_of.items()]]
-            for result in results]
+            for row, ours in by_row(results).items() for result in ours]
         parts.append(page.section('Speed', page.table(
             ['run', 'fit, s', 'training events/s', 'evaluation, s', 'predictions/s'], rows,
             'Compilation is part of the seconds of the run that needs it first, and of all its rates but the training '
@@ -89,50 +69,45 @@ def format_report(paper: list[dict], later: list[dict], data: Dataset, sections:
 
 
 def comparison_section(results: list[dict], data: Dataset) -> str:
-    """Return Tables 1 and 3 with the differences to the published numbers; empty when there is no result."""
+    """Return Tables 1 and 3 with the differences to the published numbers; empty when there is no result.
+
+    The gain over Item-KNN, the paper's yardstick, is that in Recall@20.  On a synthetic log nothing is published.
+    """
     if not results:
         return ''
-    baselines = [result for result in results if result['model'] != NETWORK]
-    tables = [comparison_table(shown, results, data, title) for title, shown in (
-        (TITLES[1], baselines), (TITLES[3], networks_among(results)))]
+    parts = []
+    for caption, shown in ((tables.TITLES[1], [result for result in results if result['model'] != NETWORK]),
+                           (tables.TITLES[3], tables.networks_among(results))):
+        titles, rows, knn = titles_of_rows(shown), [], [result for result in results if result['model'] == 'Item-KNN']
+        published = {row: (None, None) if data.is_synthetic else tables.published_for(ours[0], data)
+                     for row, ours in by_row(shown).items()}
+        is_published = any(map(any, published.values()))
+        for row, ours in by_row(shown).items():
+            cells: list = [titles[row]]
+            for metric, number in zip(('recall@20', 'mrr@20'), published[row]):
+                cells.append(metric_in_words(ours, metric))
+                if is_published:
+                    cells += [f'{number:.4f}' if number else '-',
+                              page.difference(mean_metric(ours, metric), number, True)]
+            cells.append(metric_in_words(ours, 'ndcg@20'))
+            if knn:
+                base = tables.knn_metric(results, ours, 'recall@20')
+                cells.append(page.difference(mean_metric(ours, 'recall@20'), base, False))
+            rows.append(cells)
+        kinds = ('ours', 'published', 'difference') if is_published else ('',)
+        columns = [f'{metric} {which}'.strip() for metric in ('Recall@20', 'MRR@20') for which in kinds]
+        if rows:
+            parts.append(page.table(['', *columns, 'NDCG@20', *['gain over Item-KNN'] * bool(knn)], rows, caption))
     words = ''
-    if is_papers(data) and not data.is_synthetic:
-        words = (f'{paper_note(data)}Difference: ours to published, relative; green is above, orange below the '
+    if tables.is_papers(data) and not data.is_synthetic:
+        words = (f'{tables.paper_note(data)}Difference: ours to published, relative; green is above, orange below the '
                  'published number. ')
     notes = INTERVALS * any(result['intervals'] for result in results)
     models = [model for model in DESCRIPTIONS if any(result['model'] == model for result in results)]
     described = '; '.join(f'{ROW_TITLES.get(model, model)}: {DESCRIPTIONS[model]}' for model in models)
-    return page.section('Recall@20, MRR@20 and NDCG@20', *tables, page.paragraph(
-        f'{words}{networks_note(results)}{ties_note(results)}{notes}'),
+    return page.section('Recall@20, MRR@20 and NDCG@20', *parts, page.paragraph(
+        f'{words}{tables.conditions(results)}{notes}'),
         page.paragraph(f'{described}.' * bool(models)))
-
-
-def comparison_table(shown: list[dict], results: list[dict], data: Dataset, caption: str) -> str:
-    """Return a table of our numbers, with published ones and differences if there are any; empty without results.
-
-    The gain over Item-KNN, the paper's yardstick, is that in Recall@20.  On a synthetic log nothing is published.
-    """
-    if not shown:
-        return ''
-    rows = []
-    published = [(None, None) if data.is_synthetic else published_for(ours[0], data) for ours in by_row(shown).values()]
-    is_published = any(map(any, published))
-    has_knn = any(result['model'] == 'Item-KNN' for result in results)
-    for ours, numbers in zip(by_row(shown).values(), published):
-        cells: list = [title_of(ours[0], row_settings(shown), with_seed=False)]
-        for metric, number in zip(('recall@20', 'mrr@20'), numbers):
-            cells.append(metric_in_words(ours, metric))
-            if is_published:
-                cells += [f'{number:.4f}' if number else '-', page.difference(mean_metric(ours, metric), number, True)]
-        cells.append(metric_in_words(ours, 'ndcg@20'))
-        if has_knn:
-            knn = [result for result in results if result['model'] == 'Item-KNN'
-                   and result['tie_policy'] == ours[0]['tie_policy']]
-            cells.append(page.difference(mean_metric(ours, 'recall@20'), mean_metric(knn, 'recall@20'), False))
-        rows.append(cells)
-    kinds = ('ours', 'published', 'difference') if is_published else ('',)
-    header = ['', *[f'{metric} {which}'.strip() for metric in ('Recall@20', 'MRR@20') for which in kinds], 'NDCG@20']
-    return page.table(header + ['gain over Item-KNN'] * has_knn, rows, caption)
 
 
 def comparison_picture(pairs: list[Pair]) -> str:
@@ -158,17 +133,13 @@ def picture_sections(results: list[dict], intervals: dict[str, dict[tuple, np.nd
     rows = by_row([result for result in results if result.get('details')])
     if not rows:
         return []
-    settings = row_settings(results)
-    titles = {row: title_of(ours[0], settings, with_seed=False) for row, ours in rows.items()}
+    titles = titles_of_rows(results)
     details = {titles[row]: [result['details'] for result in ours] for row, ours in rows.items()}
 
     def mean_of_bins(bins: str) -> dict[str, tuple]:  # whose names are the same for all seeds
         return {title: ([f'{name}\nn {n:,}' for name, n, _recall in of_seeds[0][bins]], np.mean([
             [recall for _name, _n, recall in one[bins]] for one in of_seeds], axis=0).tolist())
             for title, of_seeds in details.items()}
-
-    def bars(bins: str) -> dict[str, np.ndarray]:
-        return {titles[row]: of_row for row, of_row in intervals.get(bins, {}).items() if row in titles}
 
     def draw_loss(title: str, values: list[float]) -> Callable[[Axes], None]:
         return lambda ax: page.draw_losses(ax, title, values, *page.line_style([*details].index(title)))
@@ -183,11 +154,12 @@ def picture_sections(results: list[dict], intervals: dict[str, dict[tuple, np.nd
     sections = [page.section('Cut-offs', page.figure(
         'Recall@N and MRR@N over the cut-off N, on a logarithmic axis. The paper reports N = 20.', panels, [*details]))]
     by_position, by_popularity = mean_of_bins('by_position'), mean_of_bins('by_popularity')
+    bars = {bins: {titles[row]: bounds for row, bounds in of_rows.items()} for bins, of_rows in intervals.items()}
     panels = {
         f'Recall@20 by position in the session. {page.in_words(by_position, "at position")}': page.draw_lines(
-            by_position, 'position of the predicted event in its session', 'Recall@20', bars('by_position')),
+            by_position, 'position of the predicted event in its session', 'Recall@20', bars.get('by_position')),
         f'Recall@20 by popularity of the next item. {page.in_words(by_popularity, "for")}': page.draw_lines(
-            by_popularity, 'items by number of training events', 'Recall@20', bars('by_popularity'))}
+            by_popularity, 'items by number of training events', 'Recall@20', bars.get('by_popularity'))}
     sections.append(page.section('Where in the session, and which items', page.figure(
         'Recall@20 by position in the session, and by popularity of the next item: from the most popular 1% of the '
         'items to the less popular half; n predictions in each. Bars: 95% intervals over the choice of test sessions.',
@@ -204,5 +176,6 @@ def picture_sections(results: list[dict], intervals: dict[str, dict[tuple, np.nd
 def mean_losses(results: list[dict]) -> dict[str, list[float]]:
     """Return the loss of each epoch, mean over seeds, of each stable network, by title."""
     rows = by_row([result for result in results if result.get('details') and result.get('epoch_losses')])
-    return {title_of(ours[0], row_settings(results), with_seed=False):
-            np.mean([result['epoch_losses'] for result in ours], axis=0).tolist() for ours in rows.values()}
+    titles = titles_of_rows(results)
+    return {titles[row]: np.mean([result['epoch_losses'] for result in ours], axis=0).tolist()
+            for row, ours in rows.items()}

@@ -4,9 +4,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,31 +32,22 @@ class Results:
         self._loaded: dict[Path, tuple[tuple, dict]] = {}  # each file's state, by which a change shows, and its result
 
     def make_folders(self) -> None:
-        """Make the folders; OSError or ValueError if that fails, or if results lie there that cannot be read."""
+        """Make the folders; OSError or ValueError if that fails, or if results lie there that cannot be read.
+
+        Locks and checkpoints of finished cells, which processes that were killed have left, are removed.
+        """
         if self.folder.is_file():
             raise ValueError(f'--out {self.folder}: is a file; give the name of a folder')
-        earlier = self.folder / 'results.json'
-        if earlier.exists():
-            raise ValueError(f'{earlier}: not of this version, which keeps each result in a file of its own, in '
-                             f'{self.folder / "cells"}; move it away, or choose another --out')
         for name in (*KINDS, 'checkpoints'):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder / name)
         check_writable(self.folder / 'tables.md')
         for kind in KINDS:
             self.load(kind)
-        self.remove_leftovers()
-
-    def remove_leftovers(self) -> None:
-        """Remove locks and checkpoints of finished cells, which processes that were killed have left.
-
-        The name of the holder of an unfinished cell stays, for the process that takes it over.
-        """
-        for path in [*(self.folder / 'cells').glob('*.lock'), *(self.folder / 'cells').glob('*.holder')]:
+        for path in (self.folder / 'cells').glob('*.lock'):
             if path.with_suffix('.json').exists():
-                with locked(path.with_suffix('.lock'), wait=False) as lock:
-                    if lock:
-                        path.with_suffix('.holder').unlink(missing_ok=True)
+                with locked(path, wait=False):  # whose end removes it
+                    pass
         for path in (self.folder / 'checkpoints').iterdir():
             finished = self.folder / 'cells' / f'{path.name}.json'
             with contextlib.suppress(FileNotFoundError):  # which another command may remove, too
@@ -72,15 +61,12 @@ class Results:
         title = re.sub(r'[^\w.-]', '_', '-'.join(words) or kind)
         return self.folder / kind / f'{title}-{digits_of(key)}.json'
 
-    def has(self, kind: str, key: dict) -> bool:
-        """Return whether there is something under a key."""
-        return self.path(kind, key).exists()
-
     def has_cell(self, key: dict, wanted: Sequence[str] = ()) -> bool:
         """Return whether a cell is finished, with all that is `wanted` of a stable network's result."""
-        if not wanted or not self.has('cells', key):
-            return self.has('cells', key)
-        result = self.load_file(self.path('cells', key))
+        path = self.path('cells', key)
+        if not wanted or not path.exists():
+            return path.exists()
+        result = self.load_file(path)
         return result['recall@20'] is None or all(result.get(name) is not None for name in wanted)
 
     def save(self, kind: str, key: dict, result: dict, ranks: np.ndarray | None = None) -> None:
@@ -136,20 +122,10 @@ class Results:
                          'run again')
 
     @contextlib.contextmanager
-    def hold(self, key: dict) -> Iterator[str | None]:
-        """Hold a cell to train it; None if another process has it, else the process that was killed with it, or ''."""
-        path = self.path('cells', key)
-        with locked(path.with_suffix('.lock'), wait=False) as lock:
-            if not lock:
-                yield None
-                return
-            holder = path.with_suffix('.holder')
-            last_holder = holder.read_text() if holder.exists() else ''
-            try:
-                write_text(holder, f'process {os.getpid()} on {socket.gethostname()}')
-                yield last_holder
-            finally:
-                holder.unlink(missing_ok=True)
+    def hold(self, key: dict) -> Iterator[bool]:
+        """Hold a cell to train it; False if another process has it."""
+        with locked(self.path('cells', key).with_suffix('.lock'), wait=False) as lock:
+            yield lock is not None
 
     def is_held(self, key: dict) -> bool:
         """Return whether another process holds a cell at the moment."""
@@ -158,10 +134,6 @@ class Results:
             return False
         with locked(path, wait=False) as lock:
             return lock is None
-
-    def checkpoint(self, key: dict) -> Path:
-        """Return the file for the checkpoint of a cell."""
-        return self.folder / 'checkpoints' / self.path('cells', key).stem
 
 
 def ranks_path(path: Path, result: dict) -> Path:

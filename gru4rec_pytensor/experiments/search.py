@@ -53,31 +53,23 @@ class Superfluous(Exception):
 
 
 class Search(NamedTuple):
-    """One search: what its trials have in common.
-
-    events : folder of the training and validation events, see `datasets.open_events`; named after their fingerprint
-    space : what is searched, and the arguments that all networks share
-    candidates : number of the most popular items among which, and the target, the target is ranked; None for all
-    prune : stop a trial when its metric after some epoch is below the median of the earlier trials at that epoch.
-        It is likely to lose, not certain to; without this every trial is trained to its end
-    checkpoints : folder for checkpoints of trials; None for none
-    every : seconds between two times that a checkpoint is written
-    sampler : one of `SAMPLERS`; None for Table 2, where each parameter is tuned after random points
-    metric : on the validation data, to be maximised; 'MRR@5' for example
-    timeout : seconds after which no trial begins; None for no limit
-    """
-    events: Path
-    space: Space
+    """One search: what its trials have in common, and where they are."""
+    events: Path  # folder of training and validation events, see `datasets.open_events`, named after their fingerprint
+    space: Space  # what is searched, and the arguments that all networks share
     seed: int
     backend: str
     tie_policy: str
-    candidates: int | None = None
+    url: str  # of the database of trials, as SQLAlchemy writes it
+    checkpoints: Path  # folder for those of trials
+    n_trials: int = 100  # number of points; in a search of Table 2 of random ones
+    candidates: int | None = None  # see `Protocol`
+    # Stop a trial when its metric after some epoch is below the median of the earlier trials at that epoch.  It is
+    # likely to lose, not certain to.
     prune: bool = False
-    checkpoints: Path | None = None
-    every: float = 600.0
-    sampler: str | None = None
-    metric: str = f'Recall@{CUT_OFF}'
-    timeout: float | None = None
+    every: float = 600.0  # seconds between two times that a checkpoint is written
+    sampler: str | None = None  # one of `SAMPLERS`; None for Table 2, which tunes each parameter after random points
+    metric: str = f'Recall@{CUT_OFF}'  # on the validation data, to be maximised
+    timeout: float = float('inf')  # seconds after which no trial begins
 
     @property
     def name(self) -> str:
@@ -92,25 +84,9 @@ class Search(NamedTuple):
         return (f'{self.events.name}, {kind}, seed {self.seed}, {self.backend}, {self.tie_policy}, {candidates}, '
                 f'space {digits}, revision {REVISION}' + (', pruned' if self.prune else ''))
 
-    def checkpoint(self, parameters: dict) -> Path | None:
-        """Return the file for the checkpoint of a trial, or None."""
-        if not self.checkpoints:
-            return None
+    def checkpoint(self, parameters: dict) -> Path:
+        """Return the file for the checkpoint of a trial."""
         return self.checkpoints / f'trial-{digits_of({"search": self.name, "parameters": parameters})}'
-
-
-class Found(NamedTuple):
-    """The outcome of a search.
-
-    n_random, n_stable, n_stopped : random points, and how many of these were numerically stable, and stopped early
-    best_random : parameters, recall and mrr of the best random point; None if no network was stable
-    tuned : those of the best point of all, after each parameter was tuned
-    """
-    n_random: int
-    n_stable: int
-    n_stopped: int
-    best_random: dict | None
-    tuned: dict | None
 
 
 def space_of_table_2(loss: str, units: int, epochs: int) -> Space:
@@ -119,24 +95,24 @@ def space_of_table_2(loss: str, units: int, epochs: int) -> Space:
 
 
 @quiet_optuna()
-def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) -> Found | dict:
-    """Run all trials that the storage lacks; return the outcome of the search, see `Found` and `recorded`.
+def run(search: Search, report: Callable[[str, bool], None]) -> dict:
+    """Run all trials that the storage lacks; return the outcome, see `outcome_of`, or `recorded` if it has a sampler.
 
-    Parameters
-    ----------
-    n_trials : number of points; in a search of Table 2 of random ones
-    url : of the database of trials, as SQLAlchemy writes it
-    note : is called with a line of text for each trial
+    report : is called with a line of text for each trial, and True
     """
     import optuna
     from sqlalchemy.exc import DBAPIError
-    deadline = time.monotonic() + (search.timeout or float('inf'))
-    with storage_lock(url):
-        storage = open_storage(url)
+
+    def note(text: str) -> None:
+        report(text, True)
+
+    deadline = time.monotonic() + search.timeout
+    with storage_lock(search.url):
+        storage = open_storage(search.url)
     left, last = ATTEMPTS, float('-inf')
     while True:
         try:
-            return run_phases(search, n_trials, storage, url, note, deadline)
+            return run_phases(search, storage, note, deadline)
         except Exception as error:
             cause: BaseException | None = error  # Optuna fails with other errors when it cannot store the first one
             while cause and not isinstance(cause, (optuna.exceptions.StorageInternalError, DBAPIError)):
@@ -146,21 +122,20 @@ def run(search: Search, n_trials: int, url: str, note: Callable[[str], None]) ->
             left = (left if time.monotonic() < last + 3600 else ATTEMPTS) - 1  # of an hour
             last = time.monotonic()
             if not left:
-                raise unusable(url, cause.__cause__ or cause) from None
+                raise unusable(search.url, cause.__cause__ or cause) from None
             if left == ATTEMPTS - 1:
                 note('the storage was interrupted; the search continues')
 
 
-def run_phases(search: Search, n_trials: int, storage: RDBStorage, url: str, note: Callable[[str], None],
-               deadline: float) -> Found | dict:
+def run_phases(search: Search, storage: RDBStorage, note: Callable[[str], None], deadline: float) -> dict:
     """Run random points, then, from the best one, the values of each parameter in turn; or those of a sampler."""
     import optuna
     pruner = optuna.pruners.MedianPruner(n_startup_trials=N_WHOLE) if search.prune else optuna.pruners.NopPruner()
-    with storage_lock(url):
+    with storage_lock(search.url):
         study = optuna.create_study(storage=storage, study_name=search.name, direction='maximize', pruner=pruner,
                                     sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
     n_sessions = n_trainable_sessions(open_events(search.events).train)
-    space = search.space.parameters
+    space, n_trials = search.space.parameters, search.n_trials
     if search.sampler:
         largest = max(extremes(space.get('batch_size', (search.space.fixed.get('batch_size', 50),))))
         if largest > n_sessions:
@@ -169,26 +144,27 @@ def run_phases(search: Search, n_trials: int, storage: RDBStorage, url: str, not
         points = random_points(space, n_trials, search.seed)
         if search.sampler == 'tpe':
             points[STARTUP:] = [{}] * (n_trials - STARTUP)  # the sampler gives them when their trials begin
-        run_phase(study, search.sampler, points, search, space, url, note, deadline)
+        run_phase(study, search.sampler, points, search, note, deadline)
         return recorded(study, trials_of(study, [search.sampler], n_trials), space)
     space = space | {'batch_size': tuple(b for b in space['batch_size'] if b <= n_sessions)}
     if not space['batch_size']:
         raise ValueError(f'the training data has {n_sessions} sessions of two or more events: too few for a search, '
                          f"whose smallest batch_size is {search.space.parameters['batch_size'][0]}")
+    search = search._replace(space=search.space._replace(parameters=space))
     phases = ['random']
-    run_phase(study, 'random', random_points(space, n_trials, search.seed), search, space, url, note, deadline)
+    run_phase(study, 'random', random_points(space, n_trials, search.seed), search, note, deadline)
     for name, values in space.items():
         best = best_trial(trials_of(study, phases, n_trials), phases)
         if best is None:
             break
         points = [best.params | {name: value} for value in values if value != best.params[name]]
         phases.append(f'{name}, from {" ".join(str(best.params[key]) for key in space)}')
-        run_phase(study, phases[-1], points, search, space, url, note, deadline)
+        run_phase(study, phases[-1], points, search, note, deadline)
     return outcome_of(trials_of(study, phases, n_trials), phases)
 
 
-def run_phase(study: Study, phase: str, points: list[dict], search: Search, space: dict[str, Any], url: str,
-              note: Callable[[str], None], deadline: float) -> None:
+def run_phase(study: Study, phase: str, points: list[dict], search: Search, note: Callable[[str], None],
+              deadline: float) -> None:
     """Run the points of a phase that are not finished, and wait for those that other processes run.
 
     Each process puts the next point into the storage, and takes it from there.  A point that was lost with its process,
@@ -196,14 +172,17 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
     """
     def one_trial(trial: Trial) -> float:
         release()  # the trial is taken
-        if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points) or is_duplicate(
-                trial, trials_of(study, [phase], len(points))):
+        if trial.user_attrs.get('phase') != phase or trial.user_attrs['number'] >= len(points):
             raise Superfluous
-        return objective(trial, search, space, note, len(points))
+        for other in trials_of(study, [phase], len(points)):
+            if other.user_attrs['number'] == trial.user_attrs['number'] and other.number != trial.number and (
+                    is_finished(other) or other.state.name == 'RUNNING' and other.number < trial.number):
+                raise Superfluous
+        return objective(trial, search, note, len(points))
 
     import optuna
     while True:
-        with storage_lock(url) as release:
+        with storage_lock(search.url) as release:
             fail_lost_trials(study)
             trials = trials_of(study, [phase], len(points))
             known = {trial.user_attrs['number'] for trial in trials
@@ -236,18 +215,11 @@ def run_phase(study: Study, phase: str, points: list[dict], search: Search, spac
         time.sleep(0.5)
 
 
-def is_duplicate(trial: Trial, trials: list[FrozenTrial]) -> bool:
-    """Return whether another process has or had the same point, since both may have put it into the storage."""
-    return any(other.user_attrs['number'] == trial.user_attrs['number'] and other.number != trial.number and (
-        is_finished(other) or other.state.name == 'RUNNING' and other.number < trial.number) for other in trials)
-
-
-def objective(trial: Trial, search: Search, space: dict[str, Any], note: Callable[[str], None],
-              n_points: int) -> float:
+def objective(trial: Trial, search: Search, note: Callable[[str], None], n_points: int) -> float:
     """Return the metric on the validation data of a network with the trial's parameters."""
     import optuna
     trial.set_user_attr('began', True)
-    point, reported = suggested(trial, space), trial.user_attrs.get('reported', {})
+    point, reported = suggested(trial, search.space.parameters), trial.user_attrs.get('reported', {})
     title = (f"{search.space.name or search.space.fixed['loss']}, {trial.user_attrs['phase'].split(',')[0]} "
              f"{trial.user_attrs['number'] + 1}/{n_points}: "
              + ', '.join(f'{name} {value}' for name, value in point.items()))
@@ -278,8 +250,7 @@ def objective(trial: Trial, search: Search, space: dict[str, Any], note: Callabl
         trial.set_user_attr('reason', f'{type(error).__name__}: {error}')
         note(f'{title}: {type(error).__name__}: {error}')
         raise
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     seconds = time.perf_counter() - started
     trial.set_user_attr('seconds', seconds)
     note(f'{title}: {outcome}; {progress_of(trial, value, seconds, n_points)}')
@@ -333,8 +304,12 @@ def best_trial(trials: list[FrozenTrial], phases: list[str]) -> FrozenTrial | No
         -trial.value, order[trial.user_attrs['phase']], trial.user_attrs['number']))
 
 
-def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> Found:
-    """Return what the trials of the phases found, of which the first is the random one."""
+def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> dict:
+    """Return what the trials of the phases found, of which the first is the random one.
+
+    n_random, n_stable, n_stopped : random points, and how many of these were numerically stable, and stopped early
+    best_random, tuned : parameters, recall and mrr of the best random point, and of the best of all; None without any
+    """
     def described(trial: FrozenTrial | None) -> dict | None:
         return trial.params | {'recall': trial.value, 'mrr': trial.user_attrs['mrr']} if trial else None
 
@@ -342,8 +317,8 @@ def outcome_of(trials: list[FrozenTrial], phases: list[str]) -> Found:
     finished = {trial.user_attrs['number']: trial for trial in at_random if is_finished(trial)}
     unstable = sum(trial.user_attrs.get('reason', '').startswith(('Unstable', FAILED)) for trial in finished.values())
     stopped = sum(trial.user_attrs.get('reason') == 'stopped early' for trial in finished.values())
-    return Found(len(finished), len(finished) - unstable, stopped, described(best_trial(at_random, phases)),
-                   described(best_trial(trials, phases)))
+    return {'n_random': len(finished), 'n_stable': len(finished) - unstable, 'n_stopped': stopped,
+            'best_random': described(best_trial(at_random, phases)), 'tuned': described(best_trial(trials, phases))}
 
 
 def recorded(study: Study, trials: list[FrozenTrial], space: dict[str, Any]) -> dict:

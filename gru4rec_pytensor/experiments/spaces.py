@@ -35,13 +35,11 @@ N_CHECKED = 20_000  # largest number of combinations of extreme values that are 
 class Space(NamedTuple):
     """Parameters that a search tries, and those that all its networks share.
 
-    name : of the file, without its end
-    fixed : arguments of `gru4rec.GRU4Rec` that all networks share; the others are at their defaults
     parameters : of each parameter to search, a tuple of its categories, or a range: its dtype, 'int' or 'float', its
         lowest and highest values, step and log
     """
-    name: str
-    fixed: dict[str, Any]
+    name: str  # of the file, without its end
+    fixed: dict[str, Any]  # arguments of `gru4rec.GRU4Rec` that all networks share; the others are at their defaults
     parameters: dict[str, Any]
 
 
@@ -59,9 +57,15 @@ def read(path: Path, given: Sequence[str] = ()) -> Space:
             fixed, entries = content.get('parameters', {}), [*content.get('space', {}).items()]
             own = {*fixed}
         else:
-            fixed, own = parameters.of_later_release({}), set()
-            lines = enumerate(text.decode().splitlines(), 1)
-            entries = [of_line(line, f'line {number}') for number, line in lines if line.strip()]
+            fixed, own, entries = parameters.of_later_release({}), set(), []
+            for number, line in enumerate(text.decode().splitlines(), 1):
+                try:
+                    if line.strip():
+                        description = json.loads(line)
+                        entries.append((str(description.pop('name')), description))
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise ValueError(f'line {number} is not like {{"name": "momentum", "dtype": "float", "values": '
+                                     '[0.0, 0.9], "step": 0.05}') from None
         for word in sorted(given, key=lambda word: '=' in word):  # files first
             if '=' not in word:
                 fixed |= parameters.read(word).arguments
@@ -84,16 +88,6 @@ def read(path: Path, given: Sequence[str] = ()) -> Space:
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{path}: {error}') from None
     return Space(path.stem, fixed, found)
-
-
-def of_line(line: str, where: str) -> tuple[str, dict]:
-    """Return name and description of a parameter, of a line of the authors' format."""
-    try:
-        found = json.loads(line)
-        return str(found.pop('name')), found
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f'{where} is not like {{"name": "momentum", "dtype": "float", "values": [0.0, 0.9], '
-                         '"step": 0.05}') from None
 
 
 def checked(name: str, given: Any) -> tuple | dict[str, Any]:

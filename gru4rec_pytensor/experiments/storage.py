@@ -55,13 +55,6 @@ def storage_lock(url: str) -> Iterator[Callable[[], None]]:
         yield lock.release
 
 
-@quiet_optuna()
-def check_storage(url: str) -> None:
-    """Raise ValueError if the database of the trials cannot be used; its tables are there afterwards."""
-    with storage_lock(url):
-        open_storage(url).engine.dispose()
-
-
 def open_storage(url: str) -> RDBStorage:
     """Open, or make, the database of the trials; ValueError if that fails.
 
@@ -75,19 +68,20 @@ def open_storage(url: str) -> RDBStorage:
     options: dict[str, Any] = {'pool_pre_ping': True}
     if address.startswith('postgresql+psycopg'):
         options['connect_args'] = {'client_encoding': 'utf8'}  # a database in SQL_ASCII names no encoding
-    for left in reversed(range(ATTEMPTS)):
+    left = ATTEMPTS
+    while True:
         try:
             storage = optuna.storages.RDBStorage(address, engine_kwargs=options, heartbeat_interval=HEARTBEAT,
                                                  grace_period=2 * HEARTBEAT)
         except (SQLAlchemyError, ImportError, ValueError) as error:
-            if left and isinstance(error, (IntegrityError, ProgrammingError)):
-                time.sleep(0.5)
-                continue
-            raise unusable(url, error) from None
-        if not address.startswith('sqlite:'):
-            survive_restarts(storage)
-        return storage
-    raise AssertionError('the last attempt returns or raises')
+            left -= 1
+            if not left or not isinstance(error, (IntegrityError, ProgrammingError)):
+                raise unusable(url, error) from None
+            time.sleep(0.5)
+        else:
+            if not address.startswith('sqlite:'):
+                survive_restarts(storage)
+            return storage
 
 
 def survive_restarts(storage: RDBStorage) -> None:

@@ -1,6 +1,7 @@
 """Tables 1 to 3, and those of later papers: their rows, from results and published numbers, and their Markdown."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from gru4rec_pytensor.experiments.cells import CUT_OFFS, LISTS_KEYS
 from gru4rec_pytensor.experiments.datasets import Dataset, data_notice
 from gru4rec_pytensor.experiments.protocols import BASELINES, LOSS_NAMES, NETWORK, ROW_TITLES, Protocol
 from gru4rec_pytensor.experiments.published import RECORDED, ROWS, Row, by_yardstick, rows_for
+from gru4rec_pytensor.experiments.results import digits_of
 
 TITLES = {1: 'Table 1: baselines', 2: 'Table 2: best parameters', 3: 'Table 3: GRU4Rec, one layer',
           'later': 'Later papers', 'published': 'Published for this data, and ours'}
@@ -41,22 +43,22 @@ class Section(NamedTuple):
 # The paper's tables
 # ---------------------------------------------------------------------------------------------------------------------
 
-def tables_1_and_3(paper: list[dict], later: list[dict], data: Dataset) -> Section:
+def tables_1_and_3(results: list[dict], data: Dataset) -> Section:
     """Return Tables 1 and 3 and `other_tables`, with notes on where the numbers are from and how ties were ranked.
 
-    paper, later : results as `rows_of_tables` and `rows_of_later` return them
+    results : as `rows_of_tables` returns them
     """
-    tables = []
+    tables, later = [], [result for result in results if is_later(result)]
+    paper = [result for result in results if not is_later(result)]
     if baselines := [result for result in paper if result['model'] != NETWORK]:
         tables.append(table_of_models(TITLES[1], 'Baseline', baselines, data))
     if networks_among(paper):
         tables.append(table_3(paper, data))
-    others = other_tables(paper, later, data)
     candidates = data.protocol.candidates
     ranked_among = 'all items of the training data'
     if candidates and candidates < data.n_items:
         ranked_among = f'the {candidates:,} most popular items of the training data and itself'
-    notes = [f'{networks_note(rows)}{ties_note(rows)}' for rows in (paper, later)]
+    notes = [conditions(rows) for rows in (paper, later)]
     of_later = f'Later papers: {notes[1]}' if notes[1] not in ('', notes[0]) else ''
     notes = [f'{paper_note(data)}{notes[0]}{of_later}The next item is ranked among {ranked_among}.']
     if knn := next((result for result in paper if result['model'] == 'Item-KNN'), None):
@@ -64,65 +66,55 @@ def tables_1_and_3(paper: list[dict], later: list[dict], data: Dataset) -> Secti
                              for policy, (recall, mrr) in knn['other_tie_policies'].items())
         notes.append('Item-KNN gives most items the score 0. Its Recall@20 and MRR@20 under the other tie policies: '
                      f'{policies}.')
-    for table, notes_of_table in others:
-        tables.append(table)
-        notes += notes_of_table
+    for section in other_tables(results, data):
+        tables += section.tables
+        notes += section.notes
     return Section(tables, notes)
 
 
-def other_tables(paper: list[dict], later: list[dict], data: Dataset) -> list[tuple[Table, list[str]]]:
+def other_tables(results: list[dict], data: Dataset) -> list[Section]:
     """Return the table of later papers, and that of all that is published for the data, each with its notes."""
-    tables = []
-    if later:
+    sections = []
+    if later := [result for result in results if is_later(result)]:
         notes = [f'{ours[0]["title"]}: ' + ', '.join(f'{name} {value}' for name, value in (
             {'loss': ours[0]['loss']} | ours[0]['parameters']).items()) + '.' for ours in by_row(later).values()]
-        tables.append((table_of_models(TITLES['later'], 'Network', later, data), notes))
-    if data.published and (paper or later):
-        tables.append((table_published([*paper, *later], data.published.title), [YARDSTICK]))
-    return tables
+        sections.append(Section([table_of_models(TITLES['later'], 'Network', later, data)], notes))
+    if data.published and results:
+        sections.append(Section([table_published(results, data.published.title)], [YARDSTICK]))
+    return sections
 
 
-def rows_of_tables(results: list[dict], protocol: Protocol, own: Sequence[dict] = ()) -> list[dict]:
-    """Return the results of Tables 1 and 3, in the paper's order: those with its parameters and candidates.
+def rows_of_tables(results: list[dict], protocol: Protocol, own: Sequence[dict] = (),
+                   files: Sequence[dict] = ()) -> list[dict]:
+    """Return the results that are rows of tables: those of Tables 1 and 3 in the paper's order, then later papers.
 
-    own : model, parameters, source and title of each row of one's own, which follow the baselines
+    own : model, parameters, source and title of each row of one's own; they follow the baselines
+    files : loss, parameters and title of each file of parameters; they come last
     """
-    titles = {str((row['model'], row['parameters'], row['source'])): row['title'] for row in own}
-    losses, models = [*protocol.parameters], [*BASELINES, None, NETWORK]  # None: one's own
-
-    def preset(result: dict) -> dict | None:
-        model, loss = result['model'], result['loss']
-        return protocol.parameters.get(loss) if model == NETWORK else BASELINES.get(model, (None, None))[1]
-
-    def place(result: dict) -> tuple:
-        rank = losses.index(result['loss']) if result['loss'] in losses else -1
-        return (models.index(None if result.get('source') else result['model']), result.get('title', ''),
-                result['units'] or 0, rank, *[str(result[name]) for name in SETTINGS], result['seed'] or 0)
-
+    n, titles = len(BASELINES), Counter[str]()
+    rows: list[tuple] = []  # place and title; model, loss, parameters and source
+    for file in sorted(files, key=lambda file: (file['title'], str(file['parameters']))):
+        titles[file['title']] += 1
+        title = file['title'] + f" [{titles[file['title']]}]" * (titles[file['title']] > 1)
+        rows.append((n + 2, title, NETWORK, file['loss'], file['parameters'], None))
+    rows += [(k, '', model, None, BASELINES[model][1], None) for k, model in enumerate(BASELINES)]
+    rows += [(n, row['title'], row['model'], None, row['parameters'], row['source']) for row in own]
+    rows += [(n + 1, '', NETWORK, loss, parameters, None) for loss, parameters in protocol.parameters.items()]
+    known = {digits_of(row[2:]): (k, *row[:2]) for k, row in enumerate(rows)}
     found = []
     for result in results:
-        if result.get('source'):
-            if title := titles.get(str((result['model'], result['parameters'], result['source']))):
-                found.append(result | {'title': title})
-        elif result['parameters'] == preset(result):
-            found.append(result)
-    return sorted((result for result in found if result['candidates'] == protocol.candidates), key=place)
+        row = known.get(digits_of([result.get(name) for name in ('model', 'loss', 'parameters', 'source')]))
+        if row and result['candidates'] == protocol.candidates:
+            k, place, title = row
+            order = (place, title, result['units'] or 0, k, *[str(result[name]) for name in SETTINGS],
+                     result['seed'] or 0)
+            found.append((order, result | ({'title': title} if title else {})))
+    return [result for _order, result in sorted(found, key=lambda pair: pair[0])]
 
 
-def rows_of_later(results: list[dict], asked: list[dict], protocol: Protocol) -> list[dict]:
-    """Return the results with parameters from files, ordered by the title of the file, which is added to them.
-
-    asked : loss, parameters and title of each file, see `publish.keep_request`
-    """
-    titles: dict[str, str] = {}
-    for file in sorted(asked, key=lambda file: (file['title'], str(file['parameters']))):
-        n_before = sum(title.startswith(file['title']) for title in titles.values())
-        titles[str((file['loss'], file['parameters']))] = file['title'] + (f' [{n_before + 1}]' if n_before else '')
-    found = [result | {'title': titles[own]} for result in results if result['model'] == NETWORK
-             and (own := str((result['loss'], result['parameters']))) in titles
-             and result['candidates'] == protocol.candidates]
-    return sorted(found, key=lambda result: (result['title'], *[str(result[name]) for name in SETTINGS],
-                                             result['seed']))
+def is_later(result: dict) -> bool:
+    """Return whether a result is of a network of a later paper, with the parameters of a file."""
+    return result['model'] == NETWORK and bool(result.get('title'))
 
 
 def row_settings(results: list[dict]) -> list[str]:
@@ -148,7 +140,7 @@ def table_of_models(title: str, kind: str, results: list[dict], data: Dataset) -
     metrics = ('Recall@20', 'MRR@20')
     rows = []
     for ours, numbers in zip(models, published):
-        row = [title_of(ours[0], with_seed=False), *[ours[0][name] for name in settings]]
+        row = [title_of(ours[0]), *[ours[0][name] for name in settings]]
         for metric, number in zip(metrics, numbers):
             row += [f'{number:.4f}' if number else '-'] * any(map(any, published))
             row.append(metric_in_words(ours, metric.lower()))
@@ -162,7 +154,8 @@ def published_for(result: dict, data: Dataset) -> tuple[float | None, float | No
     """Return the published Recall@20 and MRR@20 of a result's model: for its data or, on a synthetic log, the paper's.
     """
     if not result.get('title') and is_papers(data):
-        return data.protocol.published_for(result['model'], result['loss'], result['units'])
+        row = (result['loss'], result['units']) if result['model'] == NETWORK else result['model']
+        return data.protocol.published.get(row, (None, None))
     rows = rows_for(data.published.title, result) if data.published else []
     return next(((row.recall[20], row.mrr[20]) for row in rows if row.source not in RECORDED), (None, None))
 
@@ -178,9 +171,9 @@ def table_published(results: list[dict], title: str) -> Table:
 
     Rows of models that were not run show Recall@20 and MRR@20 alone.
     """
-    settings, others = row_settings(results), [row for row in ROWS if row.data == title]
+    titles, others = titles_of_rows(results), [row for row in ROWS if row.data == title]
     rows: list[tuple] = []
-    for ours in by_row(results).values():
+    for key, ours in by_row(results).items():
         for row in rows_for(title, ours[0]):
             others = [other for other in others if other is not row]
             for metric, published in metrics_of(row).items():
@@ -190,7 +183,7 @@ def table_published(results: list[dict], title: str) -> Table:
                     low, high = ours[0].get('intervals', {}).get(metric.lower(), (np.inf, -np.inf))
                     judged = (f'{mean / published - 1:+.1%}',
                               by_yardstick(mean, published) + ', within the interval' * (low <= published <= high))
-                rows.append((title_of(ours[0], settings, with_seed=False), metric, f'{published:.4f}',
+                rows.append((titles[key], metric, f'{published:.4f}',
                              metric_in_words(ours, metric), *judged, row.source))
     rows += [(row.model, metric, f'{published:.4f}', *['-'] * 3, row.source)
              for row in others for metric, published in metrics_of(row).items() if metric.endswith('@20')]
@@ -206,11 +199,10 @@ def metrics_of(row: Row) -> dict[str, float]:
 
 def tables_2(searches: list[dict], data: Dataset) -> list[Section]:
     """Return Table 2 of each kind of search, which has a search for each loss."""
-    kinds: dict[str, dict[str, dict]] = {}
-    for found in searches:
-        kinds.setdefault(str([found[name] for name in SEARCH_SETTINGS]), {})[found['loss']] = found
-    return [table_2(sorted(of_kind.values(), key=lambda found: [*LOSS_NAMES].index(found['loss'])), data)
-            for of_kind in kinds.values()]
+    kinds: dict[str, list[dict]] = {}
+    for found in sorted(searches, key=lambda found: [*LOSS_NAMES].index(found['loss'])):
+        kinds.setdefault(str([found[name] for name in SEARCH_SETTINGS]), []).append(found)
+    return [table_2(of_kind, data) for of_kind in kinds.values()]
 
 
 def table_2(searches: list[dict], data: Dataset) -> Section:
@@ -248,14 +240,12 @@ def table_3(results: list[dict], data: Dataset) -> Table:
     networks, rows = networks_among(results), []
     settings, with_published, others = row_settings(networks), is_papers(data), names_of_others(results)
     for (_model, loss, units, *_), ours in by_row(networks).items():
-        knn = [result for result in results if result['model'] == 'Item-KNN'
-               and result['tie_policy'] == ours[0]['tie_policy']]
         row = [LOSS_NAMES[loss], units, *[ours[0][name] for name in settings]]
         for i, metric in enumerate(('recall@20', 'mrr@20')):
-            published = data.protocol.published_for(NETWORK, loss, units)[i]
             if with_published:
+                published = published_for(ours[0], data)[i]
                 row.append(f'{published:.4f} ({data.protocol.gains[loss, units][i]:+.2%})' if published else '-')
-            mean, base = mean_metric(ours, metric), mean_metric(knn, metric)
+            mean, base = mean_metric(ours, metric), knn_metric(results, ours, metric)
             gain = f' ({mean / base - 1:+.2%})' if mean is not None and base else ''
             row.append(metric_in_words(ours, metric) + gain)
         rows.append((*row, *[metric_in_words(ours, name) for name in others], *durations(ours)))
@@ -270,25 +260,20 @@ def paper_note(data: Dataset) -> str:
     return f'Published: {data.protocol.title}, arXiv 1511.06939 v4. ' if is_papers(data) else ''
 
 
-def networks_note(results: list[dict]) -> str:
-    """Return seeds, and epochs and backend if they are the same for all networks, as text."""
-    networks = networks_among(results)
-    if not networks:
-        return ''
-    seeds = sorted({result['seed'] for result in networks})
-    words = [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
-    differing = row_settings(networks)
-    words = [f"epochs {networks[0]['epochs']}"] * ('epochs' not in differing) + words
-    words += [f"backend {networks[0]['backend']}"] * ('backend' not in differing)
-    return f"GRU4Rec: {', '.join(words)}. "
-
-
-def ties_note(results: list[dict]) -> str:
-    """Return how items with equal scores are ranked, as text; empty where each row says it."""
+def conditions(results: list[dict]) -> str:
+    """Return the seeds of networks, and their epochs and backend and the tie policy where no row says them, as text."""
+    text = ''
+    if networks := networks_among(results):
+        seeds = sorted({result['seed'] for result in networks})
+        words = [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
+        differing = row_settings(networks)
+        words = [f"epochs {networks[0]['epochs']}"] * ('epochs' not in differing) + words
+        words += [f"backend {networks[0]['backend']}"] * ('backend' not in differing)
+        text = f"GRU4Rec: {', '.join(words)}. "
     policies = {result['tie_policy'] for result in results}
-    if len(policies) != 1:
-        return ''
-    return f'Items with equal scores are ranked by the policy {policies.pop()!r} in every row. '
+    if len(policies) == 1:
+        text += f'Items with equal scores are ranked by the policy {policies.pop()!r} in every row. '
+    return text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -326,6 +311,12 @@ def mean_metric(results: list[dict], metric: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
+def knn_metric(results: list[dict], ours: list[dict], metric: str) -> float | None:
+    """Return a metric of Item-KNN, ranked by the tie policy of a row; None without it."""
+    return mean_metric([result for result in results if result['model'] == 'Item-KNN'
+                        and result['tie_policy'] == ours[0]['tie_policy']], metric)
+
+
 def metric_in_words(results: list[dict], metric: str) -> str:
     """Return mean and standard deviation over seeds, the interval, and the number of numerically unstable networks."""
     values = stable_values(results, metric)
@@ -351,14 +342,19 @@ def durations(results: list[dict]) -> tuple[str, ...]:
                  for key in ('fit_seconds', 'eval_seconds'))
 
 
-def title_of(result: dict, settings: Sequence[str] = (), with_seed: bool = True) -> str:
-    """Return 'TOP1, 100 units, seed 42', or a file's title or baseline's name, then the wanted `SETTINGS`."""
-    words = [result.get('title') or ROW_TITLES.get(result['model'], result['model'])]
-    if result['model'] == NETWORK:
-        words = [result.get('title') or f"{LOSS_NAMES[result['loss']]}, {result['units']} units"]
-        words += [f"seed {result['seed']}"] * with_seed
-    words += [f'{SETTINGS[name].lower()} {result[name]}' for name in settings if result[name] is not None]
-    return ', '.join(words)
+def title_of(result: dict, settings: Sequence[str] = ()) -> str:
+    """Return 'TOP1, 100 units', or the title of a row of one's own or of a file, then the wanted `SETTINGS`."""
+    title = ROW_TITLES.get(result['model'], result['model'])
+    if result['model'] == NETWORK and result['loss'] in LOSS_NAMES:
+        title = f"{LOSS_NAMES[result['loss']]}, {result['units']} units"
+    of_settings = [f'{SETTINGS[name].lower()} {result[name]}' for name in settings if result[name] is not None]
+    return ', '.join([result.get('title') or title, *of_settings])
+
+
+def titles_of_rows(results: list[dict]) -> dict[tuple, str]:
+    """Return the title of each row, with those of `SETTINGS` that differ between rows."""
+    settings = row_settings(results)
+    return {row: title_of(ours[0], settings) for row, ours in by_row(results).items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from gru4rec_pytensor.experiments.cells import (
     run_cell,
     versions,
 )
-from gru4rec_pytensor.experiments.datasets import Dataset, open_events, size_in_words
+from gru4rec_pytensor.experiments.datasets import Dataset, open_events
 from gru4rec_pytensor.experiments.engines import Engine, Task
 from gru4rec_pytensor.experiments.found import keep
 from gru4rec_pytensor.experiments.own import OwnRow
@@ -40,46 +40,23 @@ PATIENCE = 60.0  # seconds, until a result that was reported has to be there: ne
 
 
 class Place(NamedTuple):
-    """The folder for results, and the processes that compute them.
-
-    folder : of results
-    jobs : cells that run at the same time; None for as many as fit
-    scheduler : address of a Dask cluster that runs them, if any
-    storage : URL of the database of trials
-    every : seconds between two times that a checkpoint is written
-    """
+    """The folder for results, and the processes that compute them."""
     folder: Path
-    jobs: int | None
-    scheduler: str | None
-    storage: str
-    every: float
-
-
-class TasksFailed(Exception):
-    """Some tasks failed; the results of all others are kept."""
+    jobs: int | None  # cells that run at the same time; None for as many as fit
+    scheduler: str | None  # address of a Dask cluster that runs them, if any
+    storage: str  # URL of the database of trials
+    every: float  # seconds between two times that a checkpoint is written
 
 
 @dataclass
 class Work:
-    """The data, folder and engine of a command, and its failures.
-
-    data : shared, see `datasets.share`
-    every : seconds between two times that a checkpoint is written
-    wanted : names without which a result does not count, and its cell is run again
-    failures : reasons by title
-    """
-    data: Dataset
+    """The data, folder and engine of a command, and its failures."""
+    data: Dataset  # shared, see `datasets.share`
     results: Results
     engine: Engine
-    every: float
-    wanted: tuple[str, ...] = ()
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Raise `TasksFailed`, at the end, if there were failures."""
-        if self.failures:
-            reasons = '; '.join(f'{title}: {reason}' for title, reason in self.failures.items())
-            raise TasksFailed(f'{len(self.failures)} failed, the others are kept: {reasons}')
+    every: float  # seconds between two times that a checkpoint is written
+    wanted: tuple[str, ...] = ()  # names without which a result does not count, and its cell is run again
+    failures: dict[str, str] = field(default_factory=dict)  # reasons by title
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -95,12 +72,11 @@ def run_cells(cells: list[Cell], work: Work) -> Iterator[None]:
     check_batch_sizes([*missing.values()], work.data.train)
     if len(missing) < len(cells):
         note(f'{len(cells) - len(missing)} of {len(cells)} cells are in {results.folder} already')
-    if again := sum(results.has('cells', cell.key(work.data.fingerprint)) for cell in missing.values()):
+    if again := sum(results.has_cell(cell.key(work.data.fingerprint)) for cell in missing.values()):
         note(f'{again} cells are there without {" and ".join(work.wanted)}, and are run again')
     waits, reported = False, dict[str, float]()
     while missing:
-        tasks = [Task(title, train_cell, (cell, results.folder, work.data.folder, work.data.fingerprint, work.every,
-                                         work.wanted))
+        tasks = [Task(title, train_cell, (cell, results.folder, work.data.folder, work.every, work.wanted))
                  for title, cell in missing.items()
                  if title not in reported and not results.is_held(cell.key(work.data.fingerprint))]
         is_new = False
@@ -137,19 +113,17 @@ def missing_cells(cells: list[Cell], work: Work) -> dict[str, Cell]:
     return missing
 
 
-def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: float, wanted: tuple[str, ...],
+def train_cell(cell: Cell, folder: Path, events: Path, every: float, wanted: tuple[str, ...],
                report: Callable[[str, bool], None]) -> str:
     """Train a cell and keep its result; return a line about it, or '' if another process trains it."""
-    results, key = Results(folder), cell.key(fingerprint)
-    with results.hold(key) as last_holder:
-        if last_holder is None:
+    results, key = Results(folder), cell.key(events.name)
+    with results.hold(key) as is_mine:
+        if not is_mine:
             return ''
         if results.has_cell(key, wanted):
             return 'was trained by another command'
-        if last_holder:
-            report(f'taken over from {last_holder}, which was killed', True)
         report('begins', False)
-        checkpoint = results.checkpoint(key)
+        checkpoint = folder / 'checkpoints' / results.path('cells', key).stem
         result, ranks = run_cell(cell, open_events(events), checkpoint, every, report, folder / 'sources',
                                  LISTS_KEYS[0] in wanted)
         results.save('cells', key, result, ranks)
@@ -157,11 +131,12 @@ def train_cell(cell: Cell, folder: Path, events: Path, fingerprint: str, every: 
     return 'numerically unstable' if result['recall@20'] is None else f"Recall@20 {result['recall@20']:.4f}"
 
 
-def keep_lists(row: OwnRow, read: Dataset, results: Results, request: Request, candidates: int | None) -> None:
+def keep_lists(row: OwnRow, read: Dataset, results: Results, request: Request) -> None:
     """Keep the ranks and metrics of lists that were made elsewhere, unless the folder has them.
 
     read : the data with the ids of its files, not yet shared
     """
+    candidates = read.protocol.candidates
     cell = Cell(row.model, None, None, None, None, row.parameters, request.tie_policy, candidates, source=row.source)
     if results.has_cell(cell.key(read.fingerprint), LISTS_KEYS if request.lists_metrics else ()):
         return
@@ -189,42 +164,33 @@ def run_searches(request: Request, validation: Dataset, url: str, n_processes: i
 
     Yields when an outcome is kept: the file of the best parameters of a space.
 
-    Parameters
-    ----------
-    validation : shared training and validation events
-    url : of the database of trials
+    validation, url : shared training and validation events, and the database of trials
     """
-    sizes = {part: size_in_words(validation.counts[name]) for part, name in (('train', 'train'), ('valid', 'test'))}
+    sizes = {'train': validation.sizes['train'], 'valid': validation.sizes['test']}
     spaces = [search.space_of_table_2(loss, request.units[0], request.epochs) for loss in request.losses]
     for space in spaces if 2 in request.tables else [request.search['space']]:
-        one = search.Search(validation.folder, space, request.seeds[0], request.backend, request.tie_policy,
-                            work.data.protocol.candidates, request.prune, work.results.folder / 'checkpoints',
-                            work.every)._replace(**request.search)
+        one = search.Search(validation.folder, space, request.seeds[0], request.backend, request.tie_policy, url,
+                            work.results.folder / 'checkpoints', request.n_trials, work.data.protocol.candidates,
+                            request.prune, work.every)._replace(**request.search)
         title = space.name or space.fixed['loss']
-        tasks = [Task(f'search, process {k + 1}' if n_processes > 1 else 'search', join_search,
-                      (one, request.n_trials, url)) for k in range(n_processes)]
-        found = None
+        tasks = [Task(f'search, process {k + 1}' if n_processes > 1 else 'search', search.run, (one,))
+                 for k in range(n_processes)]
+        found: dict = {}
         with Display(len(tasks)) as display:
             for task, outcome in work.engine(tasks, display):
                 if outcome.failure:
                     work.failures[f'{task.title} of {title}'] = outcome.failure
                 found = outcome.value or found
-                ended = f"{len(found['trials'])} of {request.n_trials}" if isinstance(found, dict) else 'all'
+                ended = f"{len(found['trials'])} of {one.n_trials}" if 'trials' in found else 'all'
                 display.finished(task.title, outcome.failure or f'{ended} trials of {title} are done')
-        if isinstance(found, dict):
+        if one.sampler and found:
             path = keep(work.results, one, found, sizes, work.data.fingerprint)
             note(f'{path}: the best parameters' if path else 'no network of the search was trained to its end')
             yield path
         elif found:
             names = ('seed', 'backend', 'tie_policy', 'candidates', 'prune')
             key = {'data': work.data.fingerprint, 'revision': REVISION, 'validation': validation.fingerprint,
-                   'space': search.SPACE, 'n_trials': request.n_trials, 'loss': title, 'units': request.units[0],
+                   'space': search.SPACE, 'n_trials': one.n_trials, 'loss': title, 'units': request.units[0],
                    'epochs': request.epochs} | {name: getattr(one, name) for name in names}
-            work.results.save('searches', key, found._asdict() | sizes)
+            work.results.save('searches', key, found | sizes)
             yield None
-
-
-def join_search(one: search.Search, n_trials: int, url: str,
-                report: Callable[[str, bool], None]) -> search.Found | dict:
-    """Take part in a search until it is done."""
-    return search.run(one, n_trials, url, lambda text: report(text, True))
