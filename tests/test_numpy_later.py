@@ -31,7 +31,7 @@ def recorded_masks(case):
 @functools.cache
 def fitted(case, **changes):
     model = NumpyLater(**arguments_later(case) | changes)
-    return model.fit(TRAIN, LATER_ARRAYS.get(f"{case}/negatives"), recorded_masks(case))
+    return model.fit(TRAIN, recorded_masks(case), LATER_ARRAYS.get(f"{case}/negatives"))
 
 
 # --- Against the release ----------------------------------------------------------------------------------------------
