@@ -84,8 +84,6 @@ class Pop(SparseBaseline):
     ----------
     popularity_ : float64 (n_items,), the scores
 
-    Examples
-    --------
     >>> pop = Pop().fit(pd.DataFrame({'ItemId': ['a', 'b', 'a', 'a']}))
     >>> pop.predict_next(session_id=1, input_item_id='b', predict_for_item_ids=['a', 'b']).tolist()
     [0.75, 0.5]
@@ -376,10 +374,8 @@ class BPR(Baseline):
         factors = np.empty((n_rows, self.n_factors), dtype=self.dtype)
         for start in range(0, n_rows, 2**16):
             block = factors[start:start + 2**16]
-            if self.init_normal:
-                block[:] = stream.randn(*block.shape) * self.sigma
-            else:
-                block[:] = stream.rand(*block.shape) * 2 * self.sigma - self.sigma
+            block[:] = (stream.randn(*block.shape) * self.sigma if self.init_normal
+                        else stream.rand(*block.shape) * 2 * self.sigma - self.sigma)
         return factors
 
     def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:

@@ -54,8 +54,6 @@ def recall_mrr(ranks: np.ndarray, cut_off: int | Sequence[int] = CUT_OFF, hit_ru
     cut_off : N, or a sequence of several
     hit_rule : 'rank<=cut_off', or 'rank<cut_off' as in the authors' releases of 2016 and 2017, whose @20 is an @19
 
-    Examples
-    --------
     >>> recall_mrr(np.array([1.0, 4.0, 20.0, 21.0]))
     (0.75, 0.325)
     """
@@ -111,8 +109,6 @@ class Recommender(Protocol):
     An attribute `items_` with the ids of the items that the model knows is optional: without it `next_item_ranks` has
     to be told among which `items` to rank.
 
-    Examples
-    --------
     >>> class Again:
     ...     def fit(self, train):
     ...         self.items_, self.session_id = train.ItemId.unique(), None
@@ -179,9 +175,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     nan_as_zero : take scores of NaN for 0; otherwise a ValueError names that of a next item, or any of a model of yours
     lists : to be filled with the items of highest score
 
-    Returns
-    -------
-    float64 (n_events - n_sessions,), ordered by session, then time
+    Returns float64 (n_events - n_sessions,), ordered by session, then time.
     """
     check_choice('tie_policy', tie_policy, TIE_POLICIES)
     check_whole_number('batch_size', batch_size)

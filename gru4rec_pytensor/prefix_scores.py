@@ -110,13 +110,8 @@ class Baseline:
         first, last : 0 <= first <= last <= n_events - n_sessions
         candidates : items to score; when None, `items_`
 
-        Returns
-        -------
-        floats (last - first, n), a column for each candidate
-
-        Raises
-        ------
-        KeyError as in `predict_next`; TypeError or ValueError if `offsets` or the range does not fit the events
+        Returns floats (last - first, n), a column for each candidate.  KeyError as in `predict_next`; TypeError or
+        ValueError if `offsets` or the range does not fit the events.
         """
         codes, offsets, n_predictions = self._test_events(item_ids, offsets)
         if not 0 <= first <= last <= n_predictions:
@@ -135,20 +130,15 @@ class Baseline:
         item_ids, offsets : the test events, see `score_block`
         candidates : items to rank, duplicates are ignored; the next item is always added; when None, `items_`
 
-        Returns
-        -------
-        greater, equal : int64 (n_events - n_sessions,), other ranked items that score strictly higher, and the same
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError as in `score_block`; ValueError if the score of a next item is not a number
+        Returns greater and equal, int64 (n_events - n_sessions,): other ranked items that score strictly higher, and
+        the same.  Errors as in `score_block`; ValueError if the score of a next item is not a number.
         """
         codes, offsets, n_predictions = self._test_events(item_ids, offsets)
         ranked = self._ranked(candidates)
         counts = np.zeros((2, n_predictions), dtype=np.int64)
 
         def count_block(first: int) -> None:
-            last = min(first + self._block, n_predictions)
+            last = first + self._block
             counts[:, first:last] = self._count_ties(*self._prefixes(codes, offsets, first, last), ranked)
 
         in_threads(count_block, range(0, n_predictions, self._block))
@@ -159,8 +149,7 @@ class Baseline:
         codes, offsets, n_predictions = self._test_events(item_ids, offsets)
         ranked = self._ranked(candidates)
         for first in range(0, n_predictions, Baseline._block):
-            last = min(first + Baseline._block, n_predictions)
-            yield self._dense_block(*self._prefixes(codes, offsets, first, last), ranked)
+            yield self._dense_block(*self._prefixes(codes, offsets, first, first + Baseline._block), ranked)
 
     def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Scores (n, len(items)) of n prefixes and the given item indices, all by default.
@@ -189,10 +178,10 @@ class Baseline:
         return None if candidates is None else pd.unique(self.item_indices(candidates, 'candidates'))
 
     def _prefixes(self, codes: np.ndarray, offsets: np.ndarray, first: int, last: int) -> tuple[Prefixes, np.ndarray]:
-        """The prefixes of the predictions `first` to `last - 1`, and the item indices of their targets."""
+        """The prefixes of the predictions `first` to `last - 1`, as far as there are, and the indices of the targets."""
         # No session predicts its first event, hence session s has offsets[s] - s predictions before it,
         # and prediction k of session s has s + 1 more events than predictions before it.
-        predictions = np.arange(first, last)
+        predictions = np.arange(first, min(last, len(codes) - len(offsets) + 1))
         sessions = np.searchsorted(offsets - np.arange(len(offsets)), predictions, side='right') - 1
         targets = predictions + sessions + 1
         return Prefixes(codes, offsets[sessions], targets, first), codes[targets]

@@ -43,8 +43,6 @@ class Markov(SparseBaseline):
     ----------
     transitions_ : float64 csr_array (n_items, n_items), row i holds the shares of what came after i
 
-    Examples
-    --------
     >>> log = pd.DataFrame({'SessionId': [1, 1, 1, 2, 2], 'ItemId': list('abaab'), 'Time': range(5)})
     >>> Markov().fit(log).predict_next(session_id=1, input_item_id='a', predict_for_item_ids=['a', 'b']).tolist()
     [0.0, 1.0]

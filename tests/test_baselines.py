@@ -164,8 +164,6 @@ def test_cooccurence_equals_a_direct_loop_over_pairs_of_events(options):
         order = sorted(range(len(items)), key=lambda j: (-expected[j], j))
         expected[order[n_sims:]] = 0
         assert_array_equal(model.predict_next(1, item, items), expected)
-    if not options.keys() & {'seq_only', 'later_only', 'normalize'}:
-        assert_array_equal(ItemKNN(**options).fit(log).similarities_.toarray(), model.similarities_.toarray())
 
 
 def counted_with(log, item, items, seq_only=False, later_only=False, **_options):
@@ -188,7 +186,9 @@ def test_older_names_stand_for_s_pop_and_item_knn():
     in_order = CoOccurence(100, 20, 0.5, True, False, False, 'SessionId', 'ItemId', 'Time', False)
     for model in (CoOccurence(), Cosine(), in_order):
         assert_array_equal(model.fit(log).similarities_.toarray(), expected)
-    assert_array_equal(Cosine(3, 2).fit(log).similarities_.toarray(), ItemKNN(3, 2).fit(log).similarities_.toarray())
+    expected = CoOccurence(3, 2).fit(log).similarities_.toarray()
+    for model in (Cosine(3, 2), ItemKNN(3, 2)):
+        assert_array_equal(model.fit(log).similarities_.toarray(), expected)
 
 
 @pytest.mark.parametrize('options', [{}, dict(later_only=True)])

@@ -120,19 +120,15 @@ def small_fit(**arguments):
     return NumpyGRU4Rec(**{**defaults, **arguments}).fit(TRAIN)
 
 
-def test_normal_initialisation_has_the_standard_deviation_of_each_matrix():
-    model = NumpyGRU4Rec([200], init_as_normal=True)
-    model.initialise(400, np.random.RandomState(42))
-    assert model.weights["Wx0"].std() == pytest.approx(np.sqrt(6 / 600), rel=0.01)
-    assert model.weights["Wh0"].std() == pytest.approx(np.sqrt(6 / 400), rel=0.01)
-    assert (model.weights["Bh0"] == 0).all()
-
-
-def test_sigma_replaces_the_range_that_follows_from_the_shape():
-    model = NumpyGRU4Rec([200], sigma=0.1)
-    model.initialise(400, np.random.RandomState(42))
+def test_normal_initialisation_has_the_standard_deviation_of_each_matrix_and_sigma_replaces_its_range():
+    normal, uniform = NumpyGRU4Rec([200], init_as_normal=True), NumpyGRU4Rec([200], sigma=0.1)
+    for model in (normal, uniform):
+        model.initialise(400, np.random.RandomState(42))
+    assert normal.weights["Wx0"].std() == pytest.approx(np.sqrt(6 / 600), rel=0.01)
+    assert normal.weights["Wh0"].std() == pytest.approx(np.sqrt(6 / 400), rel=0.01)
+    assert (normal.weights["Bh0"] == 0).all()
     for name in ("Wx0", "Wh0", "Wy"):
-        assert 0.0999 < np.abs(model.weights[name]).max() <= np.float32(0.1)
+        assert 0.0999 < np.abs(uniform.weights[name]).max() <= np.float32(0.1)
 
 
 def test_without_reset_a_session_starts_from_the_state_that_the_last_one_left_in_its_lane():

@@ -233,9 +233,8 @@ TOLERANCE = 1e-6
 
 def assert_trained_like_the_reference(model, masks=None):
     model.fit(LOG, dropout_masks=masks)
-    negatives = None
-    if model.negatives == 'uniform':
-        negatives = drawn_inputs(model.settings(), 1000, fixed_masks=masks)[-1]
+    uniform = model.negatives == 'uniform'
+    negatives = drawn_inputs(model.settings(), 1000, fixed_masks=masks)[-1] if uniform else None
     expected = untrained_reference(model).fit(LOG, masks, negatives)
     assert_allclose(model.epoch_losses_, expected.epoch_losses, rtol=0, atol=1e-6)
     assert_close(state_of(model), state_of(expected), TOLERANCE)
