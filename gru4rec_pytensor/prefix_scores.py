@@ -178,7 +178,7 @@ class Baseline:
         return None if candidates is None else pd.unique(self.item_indices(candidates, 'candidates'))
 
     def _prefixes(self, codes: np.ndarray, offsets: np.ndarray, first: int, last: int) -> tuple[Prefixes, np.ndarray]:
-        """The prefixes of the predictions `first` to `last - 1`, as far as there are, and the indices of the targets."""
+        """The prefixes of the predictions from `first` on, before `last` where there are so many, and their targets."""
         # No session predicts its first event, hence session s has offsets[s] - s predictions before it,
         # and prediction k of session s has s + 1 more events than predictions before it.
         predictions = np.arange(first, min(last, len(codes) - len(offsets) + 1))
