@@ -188,6 +188,8 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     ranked = None if items is None else pd.unique(as_ids(items, 'items'))
     if ranked is not None and not len(ranked):
         raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
+    if ranked is not None and hasattr(model, 'item_indices'):  # an id may be written in several ways
+        ranked = model.items_[pd.unique(model.item_indices(ranked))]
     if lists:
         lists.begin(len(rows) - len(offsets) + 1, getattr(model, 'items_', None) if ranked is None else ranked)
     counts_suffice = tie_policy != 'tiebreaking' and not lists
@@ -198,7 +200,7 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
             return ranks_from_ties(greater, equal, tie_policy)
         if not carry_states:
             return network_ranks(model, index, offsets, candidates, batch_size, tie_policy, seed, lists)
-        blocks = release_blocks(model, item_ids, offsets, ranked, batch_size)
+        blocks = release_blocks(model, model.items_[index], offsets, ranked, batch_size)
     elif hasattr(model, 'tie_counts') and counts_suffice:
         greater, equal = model.tie_counts(item_ids, offsets, ranked)
         return ranks_from_ties(greater, equal, tie_policy)

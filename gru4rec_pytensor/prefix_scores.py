@@ -193,7 +193,7 @@ class Baseline:
         self._session_id, self._session, self._n_predicted = None, codes[:0], 0
         return codes
 
-    def item_indices(self, ids: ArrayLike, name: str) -> np.ndarray:
+    def item_indices(self, ids: ArrayLike, name: str = 'items') -> np.ndarray:
         """Item indices (int64) of an array-like of item ids; `name` is the argument that gave them."""
         if not hasattr(self, 'items_'):
             raise RuntimeError(f'this {type(self).__name__} is not trained yet: call fit first')

@@ -216,6 +216,14 @@ def test_ranks_are_ordered_by_session_and_time_whatever_the_order_of_the_rows():
         assert next_item_ranks(model, log.sample(frac=1, random_state=seed)).tolist() == [4, 3, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize('options', [{}, dict(tie_policy='tiebreaking'), dict(carry_states=True)], ids=str)
+def test_an_item_that_is_written_in_two_ways_is_ranked_once(top1_model, options):
+    once, text = top1_model.items_[SOME].tolist(), TEST.assign(ItemId=TEST.ItemId.astype(str))
+    expected = next_item_ranks(top1_model, TEST, once, **options)
+    top1_model.predict_next_batch([0], once[:1], None, 1)  # ends the sessions that are carried over
+    assert_array_equal(next_item_ranks(top1_model, text, [str(once[0]), *once], **options), expected)
+
+
 def test_one_event_sessions_predict_nothing(top1_model):
     a, b, c = top1_model.items_[:3]
     expected = next_item_ranks(top1_model, click_log([a, b], [b, c, a]))
