@@ -257,23 +257,28 @@ class NumpyGRU4Rec:
         draws = rng.randn(rows, columns) * x if self.init_as_normal else rng.rand(rows, columns) * 2 * x - x
         return draws.astype("float32").astype(self.dtype)
 
-    def initialise(self, n_items, rng, n_inputs=None):
-        """Weights, accumulators and velocities before training; the order of the draws is part of the semantics.
+    def initialise(self, n_items, rng):
+        """Weights, accumulators and velocities before training."""
+        self.weights = self.initial_weights(n_items, rng)
+        self.acc = {name: np.zeros_like(p) for name, p in self.weights.items()} if self.adapt else {}
+        self.vel = {name: np.zeros_like(p) for name, p in self.weights.items()} if self.momentum > 0 else {}
+
+    def initial_weights(self, n_items, rng, n_inputs=None):
+        """Weights before training; the order of the draws is part of the semantics.
 
         `n_inputs`: rows of Wx0, Wr0 and Wz0, one for each item unless something stands in between.
         """
-        self.weights = {}
+        weights = {}
         for layer, units in enumerate(self.layers):
             n_below = self.layers[layer - 1] if layer > 0 else n_items if n_inputs is None else n_inputs
             for name in ("Wx", "Wr", "Wz", "Wh", "Whr", "Whz"):
                 rows = n_below if name in ("Wx", "Wr", "Wz") else units
-                self.weights[f"{name}{layer}"] = self.initial_matrix(rng, rows, units)
+                weights[f"{name}{layer}"] = self.initial_matrix(rng, rows, units)
             for name in ("Bh", "Br", "Bz"):
-                self.weights[f"{name}{layer}"] = np.zeros(units, self.dtype)
-        self.weights["Wy"] = self.initial_matrix(rng, n_items, self.layers[-1])
-        self.weights["By"] = np.zeros(n_items, self.dtype)
-        self.acc = {name: np.zeros_like(p) for name, p in self.weights.items()} if self.adapt else {}
-        self.vel = {name: np.zeros_like(p) for name, p in self.weights.items()} if self.momentum > 0 else {}
+                weights[f"{name}{layer}"] = np.zeros(units, self.dtype)
+        weights["Wy"] = self.initial_matrix(rng, n_items, self.layers[-1])
+        weights["By"] = np.zeros(n_items, self.dtype)
+        return weights
 
     # One mini-batch
 

@@ -106,14 +106,11 @@ class NumpyLater(NumpyGRU4Rec):
 
     # Initialisation
 
-    def initialise(self, n_items, rng):
+    def initial_weights(self, n_items, rng):
         """Draw the weights as in 2016, an embedding first. With one matrix for input and output it is `Wy`."""
         drawn = {"E": self.initial_matrix(rng, n_items, self.embedding)} if self.table == "E" else {}
-        super().initialise(n_items, rng, {"E": self.embedding, "Wy": self.layers[-1], None: n_items}[self.table])
-        self.weights.update(drawn)
-        for name, p in drawn.items():
-            for state, used in ((self.acc, self.adapt), (self.vel, self.momentum > 0)):
-                state.update({name: np.zeros_like(p)} if used else {})
+        n_inputs = {"E": self.embedding, "Wy": self.layers[-1], None: n_items}[self.table]
+        return super().initial_weights(n_items, rng, n_inputs) | drawn
 
     # One mini-batch
 

@@ -74,8 +74,8 @@ class NumpyVariant(NumpyGRU4Rec):
         self.dropouts += [self.dropout_p_hidden] * len(feedforward)
         self.sessions = [[]] * self.batch_size  # events so far, by lane
 
-    def initialise(self, n_items, rng):
-        W = self.weights = {}
+    def initial_weights(self, n_items, rng):
+        W = {}
         n_inputs = self.embedding or n_items
         if self.embedding:
             W['E'] = self.initial_matrix(rng, n_items, self.embedding)
@@ -94,10 +94,9 @@ class NumpyVariant(NumpyGRU4Rec):
         for j, units in enumerate(self.feedforward):
             W[f'Wd{j}'], W[f'Bd{j}'] = self.initial_matrix(rng, sizes[j], units), np.zeros(units)
         W['Wy'], W['By'] = self.initial_matrix(rng, n_items, sizes[-1]), np.zeros(n_items)
-        self.acc = {name: np.zeros_like(p) for name, p in W.items()} if self.adapt else {}
-        self.vel = {name: np.zeros_like(p) for name, p in W.items()} if self.momentum > 0 else {}
         tables = 'E' if self.embedding else [f'W{gate}0' for gate in 'x' + self.gates[1:]]
         self.tables = [*tables, *[name for name in W if name[0] == 'I' and not self.embedding]]
+        return W
 
     def occurrences(self, sessions):
         """Items that the lanes' inputs consist of, and C (B, n): how much of each is in each lane's input."""
