@@ -260,12 +260,9 @@ def test_bpr_draws_the_same_initial_vectors_block_by_block():
     assert_array_equal(factors, np.random.RandomState(42).rand(2**16, 2) * 2 * 0.05 - 0.05)
 
 
-def test_bpr_learns_from_a_single_item_too():
+def test_bpr_learns_from_a_single_item_too_and_stops_when_the_loss_is_no_longer_finite():
     model = BPR(n_factors=3, n_iterations=1).fit(click_log([A, A]))
     assert_allclose(model.epoch_losses_, np.log(2))  # the negative is always the item itself
-
-
-def test_bpr_stops_when_the_loss_is_no_longer_finite():
     with pytest.raises(ValueError, match='learning_rate=1e.20'):
         BPR(learning_rate=1e20).fit(random_log(4))
 

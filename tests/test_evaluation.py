@@ -89,14 +89,11 @@ def test_unknown_items_count_as_misses_and_the_rest_is_ranked_as_without_them():
         evaluation.next_item_ranks_with_misses(model, click_log('x', 'a'))
 
 
-def test_tiebreaking_does_not_change_the_order_of_scores_that_differ():
-    model, log = FixedScores(a=0.5, b=0.5 + 2e-8, c=0.5 - 2e-8), click_log(*[['b', 'a']] * 200)
-    assert_array_equal(next_item_ranks(model, log, tie_policy='tiebreaking'), 2)
-
-
-def test_tiebreaking_is_decided_by_the_seed():
-    model, log = FixedScores(**TIED), click_log(*[['b', 'c']] * 50)
-    first, again, other = (next_item_ranks(model, log, tie_policy='tiebreaking', seed=seed) for seed in (1, 1, 2))
+def test_tiebreaking_keeps_the_order_of_scores_that_differ_and_is_decided_by_the_seed():
+    apart, tied = FixedScores(a=0.5, b=0.5 + 2e-8, c=0.5 - 2e-8), FixedScores(**TIED)
+    assert_array_equal(next_item_ranks(apart, click_log(*[['b', 'a']] * 200), tie_policy='tiebreaking'), 2)
+    log = click_log(*[['b', 'c']] * 50)
+    first, again, other = (next_item_ranks(tied, log, tie_policy='tiebreaking', seed=seed) for seed in (1, 1, 2))
     assert_array_equal(first, again)
     assert (first != other).any()
 
