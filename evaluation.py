@@ -188,8 +188,9 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     ranked = None if items is None else pd.unique(as_ids(items, 'items'))
     if ranked is not None and not len(ranked):
         raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
-    if ranked is not None and hasattr(model, 'item_indices'):  # an id may be written in several ways
-        ranked = model.items_[pd.unique(model.item_indices(ranked))]
+    if ranked is not None and hasattr(model, 'item_indices'):
+        distinct = pd.unique(model.item_indices(ranked))  # since an id may be written in several ways
+        ranked = model.items_[distinct]
     if lists:
         lists.begin(len(rows) - len(offsets) + 1, getattr(model, 'items_', None) if ranked is None else ranked)
     counts_suffice = tie_policy != 'tiebreaking' and not lists
