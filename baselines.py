@@ -50,10 +50,6 @@ class RandomPred(Baseline):
 
     In prediction k, since `fit` or of a test set, item i scores the uniform number (k, i) of a stream that `seed` alone
     decides.
-
-    Parameters
-    ----------
-    seed, item_key : int, default 42, and str, default 'ItemId'
     """
     seed: int = 42
     item_key: str = 'ItemId'
@@ -81,19 +77,13 @@ class Pop(SparseBaseline):
 
     Parameters
     ----------
-    top_n : int, default 100
-    item_key : str, default 'ItemId'
-    support_by_key : str, optional
-        supp_i is the number of distinct values of this column, 'SessionId' say, among the events of item i. Default:
-        the number of those events.
+    support_by_key : supp_i is the number of distinct values of this column, 'SessionId' say, among the events of item
+        i; when None, the number of these events
 
     Attributes
     ----------
-    popularity_ : float64 array of shape (n_items,)
-        The scores.
+    popularity_ : float64 (n_items,), the scores
 
-    Examples
-    --------
     >>> pop = Pop().fit(pd.DataFrame({'ItemId': ['a', 'b', 'a', 'a']}))
     >>> pop.predict_next(session_id=1, input_item_id='b', predict_for_item_ids=['a', 'b']).tolist()
     [0.75, 0.5]
@@ -129,12 +119,6 @@ class SessionPop(Pop):
 
     score(i) = (clicks on i in the session so far) + supp_i / (supp_i + 1), the second term for the `top_n` most popular
     items of the training set only. It is below 1: all it does is break ties by global popularity.
-
-    Parameters
-    ----------
-    top_n : int, default 1000
-    item_key, support_by_key
-        See `Pop`.
     """
     top_n: int = 1000
     _block = 256  # a prefix may have thousands of items, and all of them are held at once
@@ -166,18 +150,12 @@ class ItemKNN(SparseBaseline):
 
     Parameters
     ----------
-    n_sims : int, default 100
-    lmbd : float, default 20
-    alpha : float from 0 to 1, default 0.5
-    session_key, item_key : str
-    time_key : str
-        Accepted for the release's interface. Co-occurrence does not depend on the order of events; `CoOccurence` has
-        variants that do.
+    time_key : accepted for the release's interface. Co-occurrence does not depend on the order of events; `CoOccurence`
+        has variants that do
 
     Attributes
     ----------
-    similarities_ : float64 csr_array of shape (n_items, n_items)
-        Row i holds sim(i, j).
+    similarities_ : float64 csr_array (n_items, n_items), row i holds sim(i, j)
     """
     n_sims: int = 100
     lmbd: float = 20
@@ -185,13 +163,15 @@ class ItemKNN(SparseBaseline):
     session_key: str = 'SessionId'
     item_key: str = 'ItemId'
     time_key: str = 'Time'
-    normalize = True  # no argument here, but of CoOccurence
+    normalize, seq_only, later_only, assume_indexed = True, False, False, False  # no arguments here, but of CoOccurence
 
     def fit(self, data: pd.DataFrame) -> Self:
         """Find the neighbours of the items of `data`, a DataFrame with one row for each event; returns the model."""
         check_whole_number('n_sims', self.n_sims)
         check_number('lmbd', self.lmbd)
         check_number('alpha', self.alpha, 0, 1)
+        for name in ('normalize', 'seq_only', 'later_only', 'assume_indexed'):
+            check_flag(name, getattr(self, name))
         items = self.learn_items(data)
         support = np.bincount(items)
         left, right = ((support + float(self.lmbd)) ** power if self.normalize else np.ones(len(support))
@@ -219,10 +199,24 @@ class ItemKNN(SparseBaseline):
     def _groups(self, data: pd.DataFrame, items: np.ndarray) -> tuple[csr_array, csr_array]:
         """Two csr_arrays, a row for each group of events: clicks on each item, and which items those clicks count.
 
-        Here a group is a session, and its clicks count all items of the session.
+        A group is a session, whose clicks count all items of the session; where the order counts, it is one event.
         """
-        by_session = count_pairs(number_values(data, self.session_key)[0], items)
-        return by_session, by_session
+        if self.assume_indexed:
+            check_events(data, 'ItemIdx')
+        sessions, _ = number_values(data, 'SessionIdx' if self.assume_indexed else self.session_key)
+        if not (self.seq_only or self.later_only):
+            by_session = count_pairs(sessions, items)
+            return by_session, by_session
+        check_events(data, self.time_key)
+        check_times(data[self.time_key])
+        times, _ = pd.factorize(data[self.time_key], sort=True)
+        rows = np.lexsort((times, sessions))
+        sessions, items = sessions[rows], items[rows]
+        moments = sessions * len(rows) + times[rows]  # a number for each session and time, in their order
+        later, ends = (np.searchsorted(numbers, numbers, side='right') for numbers in (moments, sessions))
+        if self.seq_only:
+            ends = np.minimum(later + 1, ends)
+        return count_pairs(np.arange(len(items)), items), count_items(items, later, ends, len(self.items_))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -268,17 +262,11 @@ class CoOccurence(ItemKNN):
 
     Parameters
     ----------
-    n_sims, lmbd, alpha, session_key, item_key, time_key
-        See `ItemKNN`.
-    normalize : bool, default True
-        False: sim(i, j) = cooc(i, j).
-    seq_only : bool, default False
-        An event counts only the item of the next event of its session, the first one with a later time.
-    later_only : bool, default False
-        An event counts only items of events of its session with a later time.
-    assume_indexed : bool, default False
-        The frame has the columns SessionIdx and ItemIdx, numbers of sessions and items: sessions are told apart by
-        SessionIdx instead of `session_key`. Item ids are still those of `item_key`.
+    normalize : False: sim(i, j) = cooc(i, j)
+    seq_only : an event counts only the item of the next event of its session, the first one with a later time
+    later_only : an event counts only items of events of its session with a later time
+    assume_indexed : the frame has the columns SessionIdx and ItemIdx, numbers of sessions and items: sessions are told
+        apart by SessionIdx instead of `session_key`. Item ids are still those of `item_key`
     """
     normalize: bool = True
     seq_only: bool = False
@@ -292,47 +280,15 @@ class CoOccurence(ItemKNN):
         self.normalize, self.seq_only, self.later_only = normalize, seq_only, later_only
         self.assume_indexed = assume_indexed
 
-    def _groups(self, data: pd.DataFrame, items: np.ndarray) -> tuple[csr_array, csr_array]:
-        """Return Item-KNN's groups, or a group for each event, by session and time, where the order counts."""
-        for name in ('normalize', 'seq_only', 'later_only', 'assume_indexed'):
-            check_flag(name, getattr(self, name))
-        if self.assume_indexed:
-            number_values(data, 'ItemIdx')
-            sessions, _ = number_values(data, 'SessionIdx')
-        else:
-            sessions, _ = number_values(data, self.session_key)
-        if not (self.seq_only or self.later_only):
-            by_session = count_pairs(sessions, items)
-            return by_session, by_session
-        check_events(data, self.time_key)
-        check_times(data[self.time_key])
-        times, _ = pd.factorize(data[self.time_key], sort=True)
-        rows = np.lexsort((times, sessions))
-        sessions, times, items = sessions[rows], times[rows], items[rows]
-        later, ends = _ends_of_runs(sessions, times), _ends_of_runs(sessions)
-        if self.seq_only:
-            ends = np.minimum(later + 1, ends)
-        return count_pairs(np.arange(len(items)), items), count_items(items, later, ends, len(self.items_))
-
 
 class Cosine(CoOccurence):
     """`CoOccurence` with alpha = 0.5, the cosine similarity, under the name that it had in the authors' first release.
 
-    Parameters
-    ----------
-    n_sims, lmbd, assume_indexed
-        See `CoOccurence`. The columns of the frame are SessionId and ItemId.
+    The columns of the frame are SessionId and ItemId.
     """
 
     def __init__(self, n_sims: int = 100, lmbd: float = 20, assume_indexed: bool = False) -> None:
         super().__init__(n_sims, lmbd, assume_indexed=assume_indexed)
-
-
-def _ends_of_runs(*columns: np.ndarray) -> np.ndarray:
-    """For each row the row after the last of those around it that equal it in all columns, int64 (n,)."""
-    changes = np.any([np.diff(column) != 0 for column in columns], axis=0)
-    bounds = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(columns[0])]])
-    return np.repeat(bounds[1:], np.diff(bounds))
 
 
 @dataclass(eq=False)
@@ -353,27 +309,18 @@ class BPR(Baseline):
 
     Parameters
     ----------
-    n_factors : int, default 100
-    n_iterations : int, default 10
-        Number of epochs.
-    learning_rate : float, default 0.01
-    lambda_session, lambda_item : float, default 0.0
-        Regularisation of the vectors of sessions and of items.
-    sigma, init_normal : float, default 0.05, and bool, default False
-        Vectors start uniform in (-sigma, sigma), or normal with standard deviation sigma.
-    session_key, item_key : str
-    seed : int from 0 to 2**32 - 1, default 42
-        Decides initial vectors, order of events and negative items, as `numpy.random.seed(seed)` before `fit` does in
-        the release.
-    dtype : 'float64' or 'float32', default 'float64'
-        Type of vectors and scores. 'float32' takes half the memory and draws the same numbers.
+    n_iterations : number of epochs
+    lambda_session, lambda_item : regularisation of the vectors of sessions and of items
+    sigma, init_normal : vectors start uniform in (-sigma, sigma), or normal with standard deviation sigma
+    seed : decides initial vectors, order of events and negative items, as `numpy.random.seed(seed)` before `fit` does
+        in the release
+    dtype : of vectors and scores, 'float64', or 'float32', which takes half the memory and draws the same numbers
 
     Attributes
     ----------
-    session_factors_, item_factors_ : arrays of shape (n_sessions, n_factors) and (n_items, n_factors)
-        Sessions and items in the order of their first appearance; U and I of the release.
-    epoch_losses_ : list of float
-        Mean loss of the steps of each epoch, each before its update and without regularisation.
+    session_factors_, item_factors_ : (n_sessions, n_factors) and (n_items, n_factors), sessions and items in the order
+        of their first appearance; U and I of the release
+    epoch_losses_ : mean loss of the steps of each epoch, each before its update and without regularisation
     """
     n_factors: int = 100
     n_iterations: int = 10
@@ -427,10 +374,8 @@ class BPR(Baseline):
         factors = np.empty((n_rows, self.n_factors), dtype=self.dtype)
         for start in range(0, n_rows, 2**16):
             block = factors[start:start + 2**16]
-            if self.init_normal:
-                block[:] = stream.randn(*block.shape) * self.sigma
-            else:
-                block[:] = stream.rand(*block.shape) * 2 * self.sigma - self.sigma
+            block[:] = (stream.randn(*block.shape) * self.sigma if self.init_normal
+                        else stream.rand(*block.shape) * 2 * self.sigma - self.sigma)
         return factors
 
     def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:

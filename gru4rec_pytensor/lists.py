@@ -94,10 +94,7 @@ def top_columns(scores: np.ndarray, bias: np.ndarray, n: int) -> tuple[np.ndarra
 # ---------------------------------------------------------------------------------------------------------------------
 
 def write_lists(path: Path, lists: Lists, n: int, test_data: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> None:
-    """Write the first n items of lists; ValueError for ids that such a file cannot hold.
-
-    `columns` are those of session, item and time in the test data.
-    """
+    """Write the first n items of lists; ValueError for ids that such a file cannot hold."""
     predicting, position, session_ids, _item_ids = predictions_of(test_data, columns)
     for item in (*np.unique(lists.items[:, :n]).tolist(), *np.unique(session_ids).tolist()):
         if set(',;\n"') & set(str(item)):
@@ -116,11 +113,7 @@ def ranks_of_lists(path: Path, test_data: pd.DataFrame,
                    columns: Sequence[str] = COLUMNS) -> tuple[np.ndarray, pd.Series]:
     """Read the lists of a file; return the rank of each next item, infinite if it is not listed, and the lists.
 
-    `columns` are those of session, item and time in the test data.
-
-    Raises
-    ------
-    ValueError for a file that is not of this form, lacks a prediction of the test data, has others, or has other ids
+    ValueError for a file that is not of this form, lacks a prediction of the test data, has others, or has other ids.
     """
     predicting, position, session_ids, item_ids = predictions_of(test_data, columns)
     if not len(predicting):
@@ -151,7 +144,10 @@ def ranks_of_lists(path: Path, test_data: pd.DataFrame,
 
 def predictions_of(test_data: pd.DataFrame,
                    columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the events that something is predicted from, their positions from 0, and the ordered ids of all events."""
+    """Return the events that something is predicted from, their positions from 0, and the ordered ids of all events.
+
+    `columns` are those of session, item and time.
+    """
     session, item, time = columns
     rows, offsets = session_order(test_data, session, item, time)
     predicting = np.delete(np.arange(len(rows)), offsets[1:] - 1)

@@ -2,12 +2,12 @@
 
 The baselines build on this: each learns in `fit` and says in one small method how it scores prefixes, `_scores` or
 `sparse_scores`.  The rest is shared: `predict_next` follows one session event by event as in the authors' release,
-`score_block` and `tie_counts` serve whole test sets.  Items are numbered in the order of their first appearance in the
-training frame: the item index.
+`score_block`, `tie_counts` and `blocks` serve whole test sets.  Items are numbered in the order of their first
+appearance in the training frame: the item index.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from gru4rec_pytensor.checks import first_few
-from gru4rec_pytensor.events import IdIndex, as_ids, check_events, index_by_appearance
+from gru4rec_pytensor.events import IdIndex, as_ids, check_events, column_of_item, index_by_appearance
 
 
 class Prefixes(NamedTuple):
@@ -44,6 +44,35 @@ class Prefixes(NamedTuple):
         return np.where(continued, np.append(0, self.ends[:-1]), self.starts)
 
 
+class Block(NamedTuple):
+    """Scores for some predictions, a row each, and what the next items score.
+
+    prediction : int64 (b,), numbers of the predictions
+    scores : float (b, M or more); the first M columns are the ranked items
+    bias : float (M,), to be added to every row of the scores
+    low, high : float (b,), the scores that count as equal to the next item's lie between them
+    column : int64 (b,), the next item's column among the ranked items, -1 where it is none of them
+    """
+    prediction: np.ndarray
+    scores: np.ndarray
+    bias: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    column: np.ndarray
+
+    @classmethod
+    def of(cls, prediction: np.ndarray, scores: np.ndarray, n_ranked: int, place: np.ndarray) -> Block:
+        """Make a block of scores without a bias; `place` (b,) is the next item's column among all of them."""
+        own, column = scores[np.arange(len(scores)), place], np.where(place < n_ranked, place, -1)
+        return cls(prediction, np.ascontiguousarray(scores), np.zeros(n_ranked, scores.dtype), own, own, column)
+
+    def tie_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Count the ranked items that score higher than the next item, and the others that score the same, (b,)."""
+        check_target_scores(self.low, self.prediction)
+        greater, at_least = count_above(self.scores, self.bias, self.low, self.high)
+        return greater, at_least - greater - (self.column >= 0)
+
+
 class Baseline:
     """Base class of all baselines.  `items_`, an array of shape (n_items,), holds the item ids in item index order."""
     item_key: str  # an argument of each of them
@@ -55,18 +84,8 @@ class Baseline:
 
         Calls with the same `session_id` in a row continue that session; another `session_id` starts a new one.
 
-        Parameters
-        ----------
-        session_id, input_item_id : int or str
-        predict_for_item_ids : array-like of shape (n,)
-
-        Returns
-        -------
-        pandas.Series of shape (n,), indexed by `predict_for_item_ids`: the scores, higher is better.
-
-        Raises
-        ------
-        KeyError that names the items which are not in the training data.
+        Returns a Series, indexed by `predict_for_item_ids`: the scores, higher is better.  A KeyError names the items
+        that are not in the training data.
         """
         wanted = self.item_indices(predict_for_item_ids, 'predict_for_item_ids')
         clicked = self.item_indices([input_item_id], 'input_item_id')
@@ -86,22 +105,13 @@ class Baseline:
 
         Parameters
         ----------
-        item_ids : array-like of shape (n_events,)
-            Items of the test events, session after session.
-        offsets : integer array of shape (n_sessions + 1,)
-            Session s owns the events `offsets[s]` to `offsets[s + 1] - 1`, at least one.
-        first, last : int
-            0 <= first <= last <= n_events - n_sessions.
-        candidates : array-like of shape (n,), optional
-            Items to score. Default: `items_`.
+        item_ids : (n_events,), items of the test events, session after session
+        offsets : integers (n_sessions + 1,), the places where sessions begin, and last the number of events
+        first, last : 0 <= first <= last <= n_events - n_sessions
+        candidates : items to score; when None, `items_`
 
-        Returns
-        -------
-        floating array of shape (last - first, n), a column for each candidate.
-
-        Raises
-        ------
-        KeyError as in `predict_next`; TypeError or ValueError if `offsets` or the range does not fit the events.
+        Returns floats (last - first, n), a column for each candidate.  KeyError as in `predict_next`; TypeError or
+        ValueError if `offsets` or the range does not fit the events.
         """
         codes, offsets, n_predictions = self._test_events(item_ids, offsets)
         if not 0 <= first <= last <= n_predictions:
@@ -117,33 +127,29 @@ class Baseline:
 
         Parameters
         ----------
-        item_ids, offsets
-            The test events, see `score_block`.
-        candidates : array-like, optional
-            Items to rank, duplicates are ignored; the target is always added. Default: all training items.
+        item_ids, offsets : the test events, see `score_block`
+        candidates : items to rank, duplicates are ignored; the next item is always added; when None, `items_`
 
-        Returns
-        -------
-        greater, equal : int64 arrays of shape (n_events - n_sessions,)
-            Ranked items other than the target that score strictly higher, and exactly the same.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError as in `score_block`; ValueError if a target's score is not a number.
+        Returns greater and equal, int64 (n_events - n_sessions,): other ranked items that score strictly higher, and
+        the same.  Errors as in `score_block`; ValueError if the score of a next item is not a number.
         """
         codes, offsets, n_predictions = self._test_events(item_ids, offsets)
-        ranked = np.full(len(self.items_), candidates is None)
-        if candidates is not None:
-            ranked[self.item_indices(candidates, 'candidates')] = True
+        ranked = self._ranked(candidates)
         counts = np.zeros((2, n_predictions), dtype=np.int64)
 
         def count_block(first: int) -> None:
-            last = min(first + self._block, n_predictions)
-            prefixes, targets = self._prefixes(codes, offsets, first, last)
-            counts[:, first:last] = self._count_ties(prefixes, targets, ranked)
+            last = first + self._block
+            counts[:, first:last] = self._count_ties(*self._prefixes(codes, offsets, first, last), ranked)
 
         in_threads(count_block, range(0, n_predictions, self._block))
         return counts[0], counts[1]
+
+    def blocks(self, item_ids: ArrayLike, offsets: ArrayLike, candidates: ArrayLike | None = None) -> Iterator[Block]:
+        """Score all candidates, and the next item, for every prediction; arguments and errors as in `tie_counts`."""
+        codes, offsets, n_predictions = self._test_events(item_ids, offsets)
+        ranked = self._ranked(candidates)
+        for first in range(0, n_predictions, Baseline._block):
+            yield self._dense_block(*self._prefixes(codes, offsets, first, first + Baseline._block), ranked)
 
     def _scores(self, prefixes: Prefixes, items: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Scores (n, len(items)) of n prefixes and the given item indices, all by default.
@@ -153,25 +159,29 @@ class Baseline:
         raise NotImplementedError
 
     def _count_ties(self, prefixes: Prefixes, targets: np.ndarray,
-                    ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (greater, equal) for n prefixes and their `targets`; `ranked` (n_items,) bool marks candidates."""
-        needed = ranked.copy()
-        needed[targets] = True
-        items = np.flatnonzero(needed)
-        scores = self._scores(prefixes, items if len(items) < len(needed) else slice(None))
-        target_scores = scores[np.arange(len(scores)), np.searchsorted(items, targets)]
-        check_target_scores(target_scores, prefixes.number + np.arange(len(scores)))
-        if not ranked[items].all():
-            scores = scores[:, ranked[items]]
-        no_bias = np.zeros(scores.shape[1], scores.dtype)
-        greater, at_least = count_above(np.ascontiguousarray(scores), no_bias, target_scores, target_scores)
-        return greater, at_least - greater - ranked[targets]
+                    ranked: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (greater, equal) for n prefixes and their `targets`; `ranked` are item indices, None for all."""
+        return self._dense_block(prefixes, targets, ranked).tie_counts()
+
+    def _dense_block(self, prefixes: Prefixes, targets: np.ndarray, ranked: np.ndarray | None) -> Block:
+        """Scores of the ranked items, and in further columns those of the other targets."""
+        n_ranked = len(self.items_ if ranked is None else ranked)
+        place = column_of_item(ranked, len(self.items_))[targets]
+        others, number = np.unique(targets[place < 0], return_inverse=True)
+        place[place < 0] = n_ranked + number
+        items = slice(None) if ranked is None else np.concatenate([ranked, others])
+        prediction = np.arange(prefixes.number, prefixes.number + len(targets))
+        return Block.of(prediction, self._scores(prefixes, items), n_ranked, place)
+
+    def _ranked(self, candidates: ArrayLike | None) -> np.ndarray | None:
+        """Indices of the candidates, each once; None for all items."""
+        return None if candidates is None else pd.unique(self.item_indices(candidates, 'candidates'))
 
     def _prefixes(self, codes: np.ndarray, offsets: np.ndarray, first: int, last: int) -> tuple[Prefixes, np.ndarray]:
-        """The prefixes of the predictions `first` to `last - 1`, and the item indices of their targets."""
+        """The prefixes of the predictions from `first` on, before `last` where there are so many, and their targets."""
         # No session predicts its first event, hence session s has offsets[s] - s predictions before it,
         # and prediction k of session s has s + 1 more events than predictions before it.
-        predictions = np.arange(first, last)
+        predictions = np.arange(first, min(last, len(codes) - len(offsets) + 1))
         sessions = np.searchsorted(offsets - np.arange(len(offsets)), predictions, side='right') - 1
         targets = predictions + sessions + 1
         return Prefixes(codes, offsets[sessions], targets, first), codes[targets]
@@ -183,7 +193,7 @@ class Baseline:
         self._session_id, self._session, self._n_predicted = None, codes[:0], 0
         return codes
 
-    def item_indices(self, ids: ArrayLike, name: str) -> np.ndarray:
+    def item_indices(self, ids: ArrayLike, name: str = 'items') -> np.ndarray:
         """Item indices (int64) of an array-like of item ids; `name` is the argument that gave them."""
         if not hasattr(self, 'items_'):
             raise RuntimeError(f'this {type(self).__name__} is not trained yet: call fit first')
@@ -221,7 +231,8 @@ class SparseBaseline(Baseline):
         return (added.toarray() + common)[:, items]
 
     def _count_ties(self, prefixes: Prefixes, targets: np.ndarray,
-                    ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                    ranked: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        is_ranked = column_of_item(ranked, len(self.items_)) >= 0
         common, added = self.sparse_scores(prefixes)
         items, n_added = added.indices, np.diff(added.indptr)
         before = common[items]
@@ -231,18 +242,16 @@ class SparseBaseline(Baseline):
         target_scores[np.searchsorted(added.indptr, of_targets, side='right') - 1] = after[of_targets]
         check_target_scores(target_scores, prefixes.number + np.arange(len(targets)))
 
-        ordered = np.sort(common[ranked & ~np.isnan(common)])  # NaN is not greater than a target's score
-        not_greater = np.searchsorted(ordered, target_scores, side='right')
-        not_less = len(ordered) - np.searchsorted(ordered, target_scores, side='left')
-        greater = len(ordered) - not_greater
-        equal = not_less - greater - ranked[targets]
+        ordered = np.sort(common[is_ranked & ~np.isnan(common)])  # NaN is not greater than a target's score
+        greater = len(ordered) - np.searchsorted(ordered, target_scores, side='right')
+        equal = len(ordered) - np.searchsorted(ordered, target_scores, side='left') - greater - is_ranked[targets]
 
         # Ranked items with an addition were counted at their common score: move them to where they belong.
         goal = np.repeat(target_scores, n_added)
 
         def moved(is_there: np.ndarray, was_there: np.ndarray) -> np.ndarray:
             changes = is_there.view(np.int8) - was_there.view(np.int8)
-            return csr_array((changes, items, added.indptr), shape=added.shape) @ ranked.astype(np.int32)
+            return csr_array((changes, items, added.indptr), shape=added.shape) @ is_ranked.astype(np.int32)
 
         return greater + moved(after > goal, before > goal), equal + moved(after == goal, before == goal)
 
@@ -287,9 +296,7 @@ def count_pairs(rows: np.ndarray, columns: np.ndarray) -> csr_array:
     """Count pairs: an int32 csr_array that holds at [r, c] the number of k with rows[k] == r and columns[k] == c."""
     shape = int(rows.max()) + 1, int(columns.max()) + 1
     ones = np.ones(len(rows), dtype=np.int32)
-    pairs = csr_array((ones, (rows.astype(np.int32), columns.astype(np.int32))), shape=shape)
-    pairs.sum_duplicates()
-    return pairs
+    return csr_array((ones, (rows.astype(np.int32), columns.astype(np.int32))), shape=shape)  # sums duplicates
 
 
 def count_items(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, n_items: int) -> csr_array:

@@ -39,17 +39,10 @@ class Markov(SparseBaseline):
     where count(i, j) is the number of events of j whose previous event in their session is of i. Where i was never
     followed by anything all scores are 0. Events of a session with equal times keep the order of the frame.
 
-    Parameters
-    ----------
-    session_key, item_key, time_key : str
-
     Attributes
     ----------
-    transitions_ : float64 csr_array of shape (n_items, n_items)
-        Row i holds the shares of what came after i.
+    transitions_ : float64 csr_array (n_items, n_items), row i holds the shares of what came after i
 
-    Examples
-    --------
     >>> log = pd.DataFrame({'SessionId': [1, 1, 1, 2, 2], 'ItemId': list('abaab'), 'Time': range(5)})
     >>> Markov().fit(log).predict_next(session_id=1, input_item_id='a', predict_for_item_ids=['a', 'b']).tolist()
     [0.0, 1.0]
@@ -64,8 +57,7 @@ class Markov(SparseBaseline):
         rows, offsets = session_order(data, self.session_key, self.item_key, self.time_key)
         items, n_items = items[rows].astype(np.int32), len(self.items_)
         before, after = np.delete(items, offsets[1:] - 1), np.delete(items, offsets[:-1])
-        counts = csr_array((np.ones(len(before)), (before, after)), shape=(n_items, n_items))
-        counts.sum_duplicates()
+        counts = csr_array((np.ones(len(before)), (before, after)), shape=(n_items, n_items))  # sums duplicates
         total = np.repeat(counts.sum(axis=1), np.diff(counts.indptr))
         self.transitions_ = csr_array((counts.data / total, counts.indices, counts.indptr), shape=counts.shape)
         return self
@@ -90,14 +82,13 @@ class SKNN(SparseBaseline):
 
     Parameters
     ----------
-    k : int, number of neighbours, default 500 as in the paper of 2017
-    sample_size : int, number of sessions among which they are looked for, default 1000; the papers' m
-    session_key, item_key, time_key : str
+    k : number of neighbours; 500 are those of the paper of 2017
+    sample_size : number of sessions among which they are looked for, the papers' m
 
     Attributes
     ----------
-    sessions_ : float64 csr_array of shape (n_sessions, n_items)
-        1 where a training session contains an item; the rows in the order of the sessions' last events.
+    sessions_ : float64 csr_array (n_sessions, n_items), 1 where a training session contains an item; the rows in the
+        order of the sessions' last events
     """
     k: int = 500
     sample_size: int = 1000

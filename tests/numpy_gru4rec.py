@@ -199,10 +199,12 @@ def gru_backward(dh, kept, weights, layer, hidden_act):
 class NumpyGRU4Rec:
     """GRU4Rec with the constructor arguments of the 2016 release, and `seed` and `dtype` ('float32' or 'float64').
 
-    `adapt` is 'adagrad', 'rmsprop' or None (or 'none': plain descent). After `fit`, with M the number of mini-batches
+    `adapt` is 'adagrad', 'rmsprop' or None (or 'none': plain descent). After `fit`, with K the number of mini-batches
     of all epochs: `weights` (Wx0, Wr0, Wz0, Wh0, Whr0, Whz0, Bh0, Br0, Bz0, ..., Wy, By), `acc` and `vel` (empty
-    without adaptive rate or momentum), `X` and `Y` (M, B) input and target items, `costs` (M,), `epoch_losses`, and
-    `hidden`, one (M, B, H) array per layer: the state right after each mini-batch.
+    without adaptive rate or momentum), `X` and `Y` (K, B) input and target items, `costs` (K,), `epoch_losses`, and
+    `hidden`, one (K, B, H) array per layer: the state right after each mini-batch. The later release, `numpy_later`,
+    replaces some methods; with it `M` (K,) are the lanes of each mini-batch, and places that no lane has are -1 in `X`
+    and `Y`, and 0 in `hidden`.
     """
 
     def __init__(
@@ -225,6 +227,7 @@ class NumpyGRU4Rec:
         else:
             self.final_act = final_act or "tanh"
         self.session_key, self.item_key, self.time_key = session_key, item_key, time_key
+        self.dropouts = [dropout_p_hidden] * len(layers)  # of each mask
 
     # Data
 
@@ -237,6 +240,15 @@ class NumpyGRU4Rec:
             lengths[session] = lengths.get(session, 0) + 1
         return np.array([self.item_index[item] for _, _, item in rows]), list(lengths.values())
 
+    def session_order(self, frame, rng):
+        """Sessions, numbered by sorted id, in the order in which an epoch uses them."""
+        n_sessions = frame[self.session_key].nunique()
+        return rng.permutation(n_sessions) if self.train_random_order else range(n_sessions)
+
+    def fewest_lanes(self):
+        """Lanes without which an epoch ends."""
+        return self.batch_size
+
     # Initialisation
 
     def initial_matrix(self, rng, rows, columns):
@@ -245,55 +257,71 @@ class NumpyGRU4Rec:
         draws = rng.randn(rows, columns) * x if self.init_as_normal else rng.rand(rows, columns) * 2 * x - x
         return draws.astype("float32").astype(self.dtype)
 
-    def initialise(self, n_items, rng, n_inputs=None):
-        """Weights, accumulators and velocities before training; the order of the draws is part of the semantics.
+    def initialise(self, n_items, rng):
+        """Weights, accumulators and velocities before training."""
+        self.weights = self.initial_weights(n_items, rng)
+        self.acc = {name: np.zeros_like(p) for name, p in self.weights.items()} if self.adapt else {}
+        self.vel = {name: np.zeros_like(p) for name, p in self.weights.items()} if self.momentum > 0 else {}
+
+    def initial_weights(self, n_items, rng, n_inputs=None):
+        """Weights before training; the order of the draws is part of the semantics.
 
         `n_inputs`: rows of Wx0, Wr0 and Wz0, one for each item unless something stands in between.
         """
-        self.weights = {}
+        weights = {}
         for layer, units in enumerate(self.layers):
             n_below = self.layers[layer - 1] if layer > 0 else n_items if n_inputs is None else n_inputs
             for name in ("Wx", "Wr", "Wz", "Wh", "Whr", "Whz"):
                 rows = n_below if name in ("Wx", "Wr", "Wz") else units
-                self.weights[f"{name}{layer}"] = self.initial_matrix(rng, rows, units)
+                weights[f"{name}{layer}"] = self.initial_matrix(rng, rows, units)
             for name in ("Bh", "Br", "Bz"):
-                self.weights[f"{name}{layer}"] = np.zeros(units, self.dtype)
-        self.weights["Wy"] = self.initial_matrix(rng, n_items, self.layers[-1])
-        self.weights["By"] = np.zeros(n_items, self.dtype)
-        self.acc = {name: np.zeros_like(p) for name, p in self.weights.items()} if self.adapt else {}
-        self.vel = {name: np.zeros_like(p) for name, p in self.weights.items()} if self.momentum > 0 else {}
+                weights[f"{name}{layer}"] = np.zeros(units, self.dtype)
+        weights["Wy"] = self.initial_matrix(rng, n_items, self.layers[-1])
+        weights["By"] = np.zeros(n_items, self.dtype)
+        return weights
 
     # One mini-batch
 
     def input_products(self, layer, x):
         """(Wx x, Wr x, Wz x): rows of the matrices for item indices x (section 3.1, 1-of-N input), products above."""
         matrices = [self.weights[f"{name}{layer}"] for name in ("Wx", "Wr", "Wz")]
-        return [W[x] if layer == 0 else x @ W for W in matrices]
+        return [W[x] if x.ndim == 1 else x @ W for W in matrices]
 
-    def gradients(self, inputs, targets, hidden, masks):
+    def loss_of(self, y):
+        """Loss of a mini-batch from its activated scores, and its derivative."""
+        return losses[self.loss](y)
+
+    def correction(self, columns, n_targets):
+        """What is taken off the scores before the activation: nothing in 2016."""
+        return 0
+
+    def gradients(self, x, columns, hidden, masks):
         """Loss of one mini-batch, and its derivatives.
 
-        `inputs`, `targets`: item indices (B,); `hidden`: previous state of each layer, (B, H); `masks`: what dropout
-        multiplies the new state of each layer by, mask / (1 - p). The dropped state is what the next layer and the
-        scores see, and what is carried to the next mini-batch.
-        Returns (loss, new states, dense, rows). `dense[name]` has the shape of the weight; `rows[name]` = (items, G),
-        where G[j] is the derivative by the row of occurrence j: an item that occurs twice has two entries.
+        `x`, `columns`: item indices of the inputs (B,), and of the scored columns, the targets (B,) first; `hidden`:
+        previous state of each layer, (B, H); `masks`: what dropout multiplies the new state of each layer by,
+        mask / (1 - p). The dropped state is what the next layer and the scores see, and what is carried to the next
+        mini-batch. `x` may also be what the first layer's matrices are multiplied by, (B, width).
+        Returns (loss, new states, dense, rows, derivative by such an `x`). `dense[name]` has the shape of the weight;
+        `rows[name]` = (items, G), where G[j] is the derivative by the row of occurrence j: an item that occurs twice
+        has two entries.
         """
         # Forwards
-        x, states, kept = inputs, [], []
+        below, kept = [], []
         for layer, H in enumerate(hidden):
+            below.append(x)  # what goes into the layer
             h, needed = gru_forward(self.input_products(layer, x), H, self.weights, layer, self.hidden_act)
             x = h * masks[layer]
-            states.append(x)
             kept.append(needed)
-        Wy, By = self.weights["Wy"][targets], self.weights["By"][targets]
-        before_act = x @ Wy.T + By  # section 3.1.2: lane b against the targets of all lanes
+        Wy, By = self.weights["Wy"][columns], self.weights["By"][columns]
+        # section 3.1.2: lane b against the targets of all lanes
+        before_act = x @ Wy.T + By - self.correction(columns, len(x))
         act, derivative = activation(self.final_act)
-        value, d_scores = losses[self.loss](act(before_act))
+        value, d_scores = self.loss_of(act(before_act))
 
         # Backwards
         d_before = d_scores * derivative(before_act)
-        rows = {"Wy": (targets, d_before.T @ x), "By": (targets, d_before.sum(axis=0))}
+        rows = {"Wy": (columns, d_before.T @ x), "By": (columns, d_before.sum(axis=0))}
         dense = {}
         d_state = d_before @ Wy
         for layer in reversed(range(len(hidden))):
@@ -301,12 +329,12 @@ class NumpyGRU4Rec:
             d_products, recurrent = gru_backward(dh, kept[layer], self.weights, layer, self.hidden_act)
             dense.update(recurrent)
             names = [f"{name}{layer}" for name in ("Wx", "Wr", "Wz")]
-            if layer == 0:
-                rows.update({name: (inputs, d) for name, d in zip(names, d_products)})
+            if below[layer].ndim == 1:
+                rows.update({name: (below[layer], d) for name, d in zip(names, d_products)})
             else:
-                dense.update({name: states[layer - 1].T @ d for name, d in zip(names, d_products)})
+                dense.update({name: below[layer].T @ d for name, d in zip(names, d_products)})
                 d_state = sum(d @ self.weights[name].T for name, d in zip(names, d_products))
-        return value, states, dense, rows
+        return value, [*below[1:], x], dense, rows, d_state
 
     def cap(self, dense, rows):
         """Scale all gradients by grad_cap / norm if their joint norm reaches `grad_cap` (0 switches it off)."""
@@ -360,9 +388,9 @@ class NumpyGRU4Rec:
                 self.vel[name][item] = step
             self.weights[name][item] += step
 
-    def train_minibatch(self, inputs, targets, hidden, masks):
+    def train_minibatch(self, inputs, columns, hidden, masks):
         """One step of training: (loss before the update, new states)."""
-        value, states, dense, rows = self.gradients(inputs, targets, hidden, masks)
+        value, states, dense, rows, _ = self.gradients(inputs, columns, hidden, masks)
         dense, rows = self.cap(dense, rows)
         for name, g in dense.items():
             self.update_dense(name, g)
@@ -372,35 +400,58 @@ class NumpyGRU4Rec:
 
     # Training and scoring
 
-    def fit(self, frame, dropout_masks=None):
-        """Train on `frame`. `dropout_masks`: one 0/1 array (B, H) per layer, used in every mini-batch."""
-        if self.dropout_p_hidden > 0:
-            masks = [np.asarray(mask, self.dtype) / (1 - self.dropout_p_hidden) for mask in dropout_masks]
-        else:
-            masks = [1] * len(self.layers)
+    def masks_of(self, dropout_masks, k, n_lanes):
+        """Return the factors of dropout in mini-batch k, mask / (1 - p) or 1."""
+        given, masks = list(dropout_masks or []), []
+        for p in self.dropouts:
+            mask = np.asarray(given.pop(0), self.dtype) if p > 0 else None
+            masks.append(1 if mask is None else (mask if mask.ndim == 2 else mask[k])[:n_lanes] / (1 - p))
+        return masks
+
+    def fit(self, frame, dropout_masks=None, sampled_negatives=None):
+        """Train on `frame`.
+
+        `dropout_masks`: one 0/1 array for each probability above 0, (B, H) for every mini-batch, or (K, B, H); with
+        fewer lanes the first rows count. `sampled_negatives`: item indices (K, n_sample), columns after the targets.
+        """
         # Item indices: order of first appearance in the frame as given, before it is sorted.
         self.item_index = {item: k for k, item in enumerate(dict.fromkeys(frame[self.item_key]))}
         items, session_lengths = self.sorted_events(frame)
+        self.counts = np.bincount(items).astype(self.dtype)
         rng = np.random.RandomState(self.seed)
         self.initialise(len(self.item_index), rng)
 
-        self.epoch_losses, costs, X, Y, states_after = [], [], [], [], []
-        for epoch in range(self.n_epochs):
-            order = rng.permutation(len(session_lengths)) if self.train_random_order else None
-            hidden = [np.zeros((self.batch_size, units), self.dtype) for units in self.layers]
-            for inputs, targets, starts in minibatches(session_lengths, self.batch_size, order):
+        self.epoch_losses, self.costs, X, Y, after = [], [], [], [], []
+        for _ in range(self.n_epochs):
+            hidden = self.no_states(self.batch_size)
+            order, first = self.session_order(frame, rng), len(self.costs)
+            for inputs, targets, starts, stays in minibatches_to_the_end(
+                    session_lengths, self.batch_size, order, self.fewest_lanes()):
+                k, columns = len(self.costs), items[targets]
+                if sampled_negatives is not None:
+                    columns = np.concatenate([columns, sampled_negatives[k]])
+                hidden = [H[stays] for H in hidden]
                 if self.reset_after_session:
                     hidden = [np.where(starts[:, None], 0, H) for H in hidden]
-                cost, hidden = self.train_minibatch(items[inputs], items[targets], hidden, masks)
+                self.starts = starts
+                cost, hidden = self.train_minibatch(
+                    items[inputs], columns, hidden, self.masks_of(dropout_masks, k, len(inputs)))
                 X.append(items[inputs])
                 Y.append(items[targets])
-                costs.append(cost)
-                states_after.append(hidden)
-            steps_per_epoch = len(costs) // (epoch + 1)
-            self.epoch_losses.append(float(np.mean(costs[-steps_per_epoch:])))
-        self.X, self.Y, self.costs = np.array(X), np.array(Y), np.array(costs)
-        self.hidden = [np.array(states) for states in zip(*states_after)]
+                self.costs.append(cost)
+                after.append(hidden)
+            self.epoch_losses.append(float(np.average(self.costs[first:], weights=[len(x) for x in X[first:]])))
+        self.M, self.costs = np.array([len(x) for x in X]), np.array(self.costs)
+        self.X, self.Y = self.padded(X, -1), self.padded(Y, -1)
+        self.hidden = [self.padded(states, 0) for states in zip(*after)]
         return self
+
+    def padded(self, arrays, value):
+        """Arrays with a row for each lane that is left as one array with B."""
+        result = np.full((len(arrays), self.batch_size, *arrays[0].shape[1:]), value, arrays[0].dtype)
+        for place, array in zip(result, arrays):
+            place[:len(array)] = array
+        return result
 
     def scores(self, frame):
         """Activated scores of all items after every event that has a successor in its session: (predictions, N).
@@ -411,14 +462,22 @@ class NumpyGRU4Rec:
         act = activation(self.final_act)[0]
         rows, start = [], 0
         for length in session_lengths:
-            hidden = [np.zeros((1, units), self.dtype) for units in self.layers]
+            hidden = self.no_states(1)
             for event in range(start, start + length - 1):
-                x = items[event : event + 1]
-                for layer in range(len(self.layers)):
-                    products = self.input_products(layer, x)
-                    x, _ = gru_forward(products, hidden[layer], self.weights, layer, self.hidden_act)
-                    hidden[layer] = x
-                r_hat = act(x @ self.weights["Wy"].T + self.weights["By"])
+                top, hidden = self.after_event(items[start : event + 1], hidden)
+                r_hat = act(top @ self.weights["Wy"].T + self.weights["By"])
                 rows.append(softmax(r_hat)[0] if self.loss == "cross-entropy" else r_hat[0])
             start += length
         return np.array(rows)
+
+    def no_states(self, n_lanes):
+        """States before the first event."""
+        return [np.zeros((n_lanes, units), self.dtype) for units in self.layers]
+
+    def after_event(self, prefix, hidden):
+        """The state that scores are computed from, and all states, after the last event of a session's prefix."""
+        x, states = prefix[-1:], []
+        for layer, H in enumerate(hidden):
+            x, _ = gru_forward(self.input_products(layer, x), H, self.weights, layer, self.hidden_act)
+            states.append(x)
+        return x, states

@@ -10,18 +10,7 @@ Shapes: B = `batch_size`; M <= B lanes are left in a mini-batch; N = M + `n_samp
 """
 
 import numpy as np
-from numpy_gru4rec import (
-    NumpyGRU4Rec,
-    activation,
-    bpr,
-    gru_backward,
-    gru_forward,
-    minibatches_to_the_end,
-    mrr,
-    sigmoid,
-    softmax,
-    top1,
-)
+from numpy_gru4rec import NumpyGRU4Rec, bpr, mrr, sigmoid, softmax, top1
 
 TINY = 1e-24  # inside the logarithms of the loss
 
@@ -86,8 +75,7 @@ losses = {
 class NumpyLater(NumpyGRU4Rec):
     """The later release's GRU4Rec, with our names of arguments; `adapt` is 'adagrad' or None.
 
-    After `fit`, with K the number of mini-batches of all epochs: what `NumpyGRU4Rec` has, and `M` (K,), the lanes of
-    each. `X`, `Y` (K, B) are -1, and `hidden` (K, B, H) is 0, in places that no lane has.
+    With `dropout_p_embed` the first of the dropout masks is that of the embedded input.
     """
 
     def __init__(
@@ -102,32 +90,27 @@ class NumpyLater(NumpyGRU4Rec):
         self.n_sample, self.sample_alpha, self.bpreg, self.logq = n_sample, sample_alpha, bpreg, logq
         self.embedding, self.constrained_embedding = embedding, constrained_embedding
         self.table = "Wy" if constrained_embedding else "E" if embedding else None  # what the input's rows are of
+        self.dropouts.insert(0, dropout_p_embed if self.table else 0)
         self.dropout_p_embed, self.time_sort, self.drop_tail = dropout_p_embed, time_sort, drop_tail
 
     # Data
 
     def session_order(self, frame, rng):
-        """Sessions, numbered by sorted id, in the order in which an epoch uses them."""
+        if self.train_random_order or not self.time_sort:
+            return super().session_order(frame, rng)
         starts = frame.groupby(self.session_key)[self.time_key].min().sort_index()
-        if self.train_random_order:
-            return rng.permutation(len(starts))
-        return sorted(range(len(starts)), key=lambda s: starts.iloc[s] if self.time_sort else s)  # stable
+        return sorted(range(len(starts)), key=lambda s: starts.iloc[s])  # stable
 
-    def schedule(self, session_lengths, order):
-        """The mini-batches of an epoch, as `minibatches_to_the_end` has them."""
-        fewest = self.batch_size if self.drop_tail else 1 if self.n_sample else 2
-        return minibatches_to_the_end(session_lengths, self.batch_size, order, fewest)
+    def fewest_lanes(self):
+        return self.batch_size if self.drop_tail else 1 if self.n_sample else 2
 
     # Initialisation
 
-    def initialise(self, n_items, rng):
+    def initial_weights(self, n_items, rng):
         """Draw the weights as in 2016, an embedding first. With one matrix for input and output it is `Wy`."""
         drawn = {"E": self.initial_matrix(rng, n_items, self.embedding)} if self.table == "E" else {}
-        super().initialise(n_items, rng, {"E": self.embedding, "Wy": self.layers[-1], None: n_items}[self.table])
-        self.weights.update(drawn)
-        for name, p in drawn.items():
-            for state, used in ((self.acc, self.adapt), (self.vel, self.momentum > 0)):
-                state.update({name: np.zeros_like(p)} if used else {})
+        n_inputs = {"E": self.embedding, "Wy": self.layers[-1], None: n_items}[self.table]
+        return super().initial_weights(n_items, rng, n_inputs) | drawn
 
     # One mini-batch
 
@@ -137,11 +120,7 @@ class NumpyLater(NumpyGRU4Rec):
 
     def input_products(self, layer, x):
         """(Wx x, Wr x, Wz x); for the first layer x is what `embedded` gives, or item indices."""
-        if layer == 0 and not self.table:
-            return super().input_products(layer, x)
-        if x.ndim == 1:
-            x = self.embedded(x)
-        return [x @ self.weights[f"{name}{layer}"] for name in ("Wx", "Wr", "Wz")]
+        return super().input_products(layer, self.embedded(x) if x.ndim == 1 else x)
 
     def correction(self, columns, n_targets):
         """logQ: what is taken off the scores before the activation, (N,): logq log P of the targets' columns, and logq
@@ -150,7 +129,6 @@ class NumpyLater(NumpyGRU4Rec):
         return self.logq * power * np.log(self.counts[columns])
 
     def loss_of(self, y):
-        """Loss of a mini-batch from its scores (M, N), and its derivative."""
         rows = [losses[self.loss](y[i], i, self.bpreg) for i in range(len(y))]
         values, gradients = zip(*rows)
         return sum(values) / self.batch_size, np.array(gradients) / self.batch_size
@@ -161,88 +139,10 @@ class NumpyLater(NumpyGRU4Rec):
         `columns` (N,): the items that are scored, the M targets and then the negatives; `masks`: that of the embedded
         input, then that of each layer. With one matrix for input and output rows["Wy"] has the M inputs first.
         """
-        x, states, kept = self.embedded(inputs, masks[0]), [], []
-        for layer, H in enumerate(hidden):
-            states.append(x)  # what goes into the layer
-            h, needed = gru_forward(self.input_products(layer, x), H, self.weights, layer, self.hidden_act)
-            x = h * masks[layer + 1]
-            kept.append(needed)
-        Wy, By = self.weights["Wy"][columns], self.weights["By"][columns]
-        before_act = x @ Wy.T + By - self.correction(columns, len(inputs))
-        act, derivative = activation(self.final_act)
-        value, d_scores = self.loss_of(act(before_act))
-
-        d_before = d_scores * derivative(before_act)
-        rows = {"Wy": (columns, d_before.T @ x), "By": (columns, d_before.sum(axis=0))}
-        dense = {}
-        d_state = d_before @ Wy
-        for layer in reversed(range(len(hidden))):
-            dh = d_state * masks[layer + 1]
-            d_products, recurrent = gru_backward(dh, kept[layer], self.weights, layer, self.hidden_act)
-            dense.update(recurrent)
-            names = [f"{name}{layer}" for name in ("Wx", "Wr", "Wz")]
-            if layer == 0 and not self.table:
-                rows.update({name: (inputs, d) for name, d in zip(names, d_products)})
-            else:
-                dense.update({name: states[layer].T @ d for name, d in zip(names, d_products)})
-                d_state = sum(d @ self.weights[name].T for name, d in zip(names, d_products))
+        value, states, dense, rows, d_input = super().gradients(
+            self.embedded(inputs, masks[0]), columns, hidden, masks[1:])
         if self.table:
-            d_input = d_state * masks[0]
+            d_input = d_input * masks[0]
             others, G = rows.get(self.table, (inputs[:0], d_input[:0]))
             rows[self.table] = np.concatenate([inputs, others]), np.concatenate([d_input, G])
-        return value, [*states[1:], x], dense, rows
-
-    # Training and scoring
-
-    def masks_of(self, dropout_masks, k, n_lanes):
-        """Return the factors of dropout in mini-batch k, mask / (1 - p) or 1: of the embedded input, of each layer."""
-        given, masks = list(dropout_masks or []), []
-        for p in [self.dropout_p_embed if self.table else 0, *[self.dropout_p_hidden] * len(self.layers)]:
-            mask = np.asarray(given.pop(0), self.dtype) if p > 0 else None
-            masks.append(1 if mask is None else (mask if mask.ndim == 2 else mask[k])[:n_lanes] / (1 - p))
-        return masks
-
-    def fit(self, frame, sampled_negatives=None, dropout_masks=None):
-        """Train on `frame`.
-
-        `sampled_negatives`: item indices (K, n_sample). `dropout_masks`: with `dropout_p_embed` that of the embedded
-        input, and with `dropout_p_hidden` one for each layer: 0/1, (B, width) for every mini-batch, or (K, B, width);
-        with fewer lanes the first M rows count.
-        """
-        self.item_index = {item: k for k, item in enumerate(dict.fromkeys(frame[self.item_key]))}
-        items, session_lengths = self.sorted_events(frame)
-        self.counts = np.bincount(items).astype(self.dtype)
-        rng = np.random.RandomState(self.seed)
-        self.initialise(len(self.item_index), rng)
-        none = np.empty((0,), int)
-
-        self.epoch_losses, self.costs, X, Y, after = [], [], [], [], []
-        for _ in range(self.n_epochs):
-            hidden = [np.zeros((self.batch_size, units), self.dtype) for units in self.layers]
-            first = len(self.costs)
-            for inputs, targets, starts, stays in self.schedule(session_lengths, self.session_order(frame, rng)):
-                k = len(self.costs)
-                hidden = [H[stays] for H in hidden]
-                if self.reset_after_session:
-                    hidden = [np.where(starts[:, None], 0, H) for H in hidden]
-                negatives = sampled_negatives[k] if self.n_sample else none
-                cost, hidden = self.train_minibatch(
-                    items[inputs], np.concatenate([items[targets], negatives]), hidden,
-                    self.masks_of(dropout_masks, k, len(inputs)))
-                X.append(items[inputs])
-                Y.append(items[targets])
-                self.costs.append(cost)
-                after.append(hidden)
-            lanes = [len(x) for x in X[first:]]
-            self.epoch_losses.append(float(np.average(self.costs[first:], weights=lanes)))
-        self.M, self.costs = np.array([len(x) for x in X]), np.array(self.costs)
-        self.X, self.Y = self.padded(X, -1), self.padded(Y, -1)
-        self.hidden = [self.padded(states, 0) for states in zip(*after)]
-        return self
-
-    def padded(self, arrays, value):
-        """Arrays with a row for each of M lanes as one array with B."""
-        result = np.full((len(arrays), self.batch_size, *arrays[0].shape[1:]), value, arrays[0].dtype)
-        for place, array in zip(result, arrays):
-            place[:len(array)] = array
-        return result
+        return value, states, dense, rows, d_input

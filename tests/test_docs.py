@@ -64,11 +64,6 @@ def differences(found, expected):
     return apart
 
 
-def texts_of(svg):
-    """The words and numbers of a picture, one a line."""
-    return '\n'.join(re.findall(r'<text[^>]*>(.*?)</text>', svg))
-
-
 @pytest.fixture(scope='module')
 def walk():
     """Runs the blocks of a walk one after another, once: their results, and the names that they leave."""
@@ -91,7 +86,8 @@ def test_a_block_of_a_walk_prints_what_is_written_under_it(walk, name, number, b
     assert (result.svg is not None) == (block['path'] is not None)
     if block['path']:
         stored = (build.DOCS / block['path']).read_text(encoding='utf-8')
-        assert differences(texts_of(result.svg), texts_of(stored)) == []
+        words = ['\n'.join(re.findall(r'<text[^>]*>(.*?)</text>', svg)) for svg in (result.svg, stored)]
+        assert differences(*words) == []
 
 
 PROPOSALS = [(name, proposal) for name, text in WALKS.items()

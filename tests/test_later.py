@@ -147,7 +147,7 @@ def test_training_is_that_of_the_numpy_reference(name):
     widths = [reference.embedding or arguments['layers'][-1]] * (reference.dropout_p_embed > 0)
     masks = fixed_masks(widths + arguments['layers'] * (reference.dropout_p_hidden > 0), 6, 0.4) or None
     negatives = np.random.RandomState(1).randint(LOG.ItemId.nunique(), size=(200, reference.n_sample))
-    reference.fit(LOG, negatives, masks)
+    reference.fit(LOG, masks, negatives)
     given = dict(sampled_negatives=negatives[:len(reference.costs)]) if reference.n_sample else {}
     model = gru4rec.GRU4Rec(**arguments, backend='python').fit(LOG, dropout_masks=masks, **given)
     assert_allclose(model.epoch_losses_, reference.epoch_losses, rtol=1e-5, atol=1e-5)

@@ -22,7 +22,8 @@ ROOMS = 'backends events checks files lists terminal model_file recommend text_t
 ARROWS = {room: set(allowed.split()) for room, allowed in {
     **dict.fromkeys(['activations', 'checks', 'events', 'files', 'floats', 'mrg', 'port', 'terminal', 'turns'], ''),
     'gru4rec': 'activations arguments backends events checks model_file recommend draws parameters port turns',
-    'evaluation': 'gru4rec backends events checks floats lists prefix_scores',
+    'evaluation': 'gru4rec backends events checks floats intervals lists prefix_scores',
+    'intervals': 'checks',
     'lists': 'checks events files',
     'baselines': 'events checks prefix_scores session_knn',
     'preprocess_rsc15': 'events synthetic files raw_log terminal checks',

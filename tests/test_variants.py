@@ -18,7 +18,7 @@ from common import (
     state_of,
 )
 from numpy.testing import assert_allclose, assert_array_equal
-from numpy_gru4rec import NumpyGRU4Rec, activations, losses, minibatches, sigmoid, softmax
+from numpy_gru4rec import NumpyGRU4Rec, activations, losses, sigmoid
 
 import evaluation
 import gru4rec
@@ -50,17 +50,20 @@ def unit_step(unit, x, cell, H, W, layer, act):
         return x[letter] + state @ W[f'Wh{name}{layer}'] + W[f'B{letter}{layer}']
 
     if unit == 'rnn':
-        return None, act(gate('h', H, ''))
+        return cell, act(gate('h', H, ''))
     if unit == 'gru':
         r, z = sigmoid(gate('r', H, 'r')), sigmoid(gate('z', H, 'z'))
-        return None, (1 - z) * H + z * act(gate('h', H * r, ''))
+        return cell, (1 - z) * H + z * act(gate('h', H * r, ''))
     i, f, o = (sigmoid(gate(letter, H, letter)) for letter in 'ifo')
     cell = f * cell + i * act(gate('h', H, ''))
     return cell, o * act(cell)
 
 
 class NumpyVariant(NumpyGRU4Rec):
-    """The variants; update rules, losses and mini-batches are those of `NumpyGRU4Rec`."""
+    """The variants; update rules, losses and mini-batches are those of `NumpyGRU4Rec`.
+
+    The states are a cell and a hidden state for each layer.
+    """
 
     def __init__(self, layers, input_mode='item', session_decay=0.5, embedding=None, unit='gru',
                  input_to_all_layers=False, feedforward=(), negatives='minibatch', **arguments):
@@ -68,9 +71,11 @@ class NumpyVariant(NumpyGRU4Rec):
         self.input_mode, self.session_decay, self.embedding, self.unit = input_mode, session_decay, embedding, unit
         self.input_to_all_layers, self.feedforward, self.negatives = input_to_all_layers, feedforward, negatives
         self.gates = {'gru': 'hrz', 'lstm': 'hifo', 'rnn': 'h'}[unit]
+        self.dropouts += [self.dropout_p_hidden] * len(feedforward)
+        self.sessions = [[]] * self.batch_size  # events so far, by lane
 
-    def initialise(self, n_items, rng):
-        W = self.weights = {}
+    def initial_weights(self, n_items, rng):
+        W = {}
         n_inputs = self.embedding or n_items
         if self.embedding:
             W['E'] = self.initial_matrix(rng, n_items, self.embedding)
@@ -89,10 +94,9 @@ class NumpyVariant(NumpyGRU4Rec):
         for j, units in enumerate(self.feedforward):
             W[f'Wd{j}'], W[f'Bd{j}'] = self.initial_matrix(rng, sizes[j], units), np.zeros(units)
         W['Wy'], W['By'] = self.initial_matrix(rng, n_items, sizes[-1]), np.zeros(n_items)
-        self.acc = {name: np.zeros_like(p) for name, p in W.items()} if self.adapt else {}
-        self.vel = {name: np.zeros_like(p) for name, p in W.items()} if self.momentum > 0 else {}
         tables = 'E' if self.embedding else [f'W{gate}0' for gate in 'x' + self.gates[1:]]
         self.tables = [*tables, *[name for name in W if name[0] == 'I' and not self.embedding]]
+        return W
 
     def occurrences(self, sessions):
         """Items that the lanes' inputs consist of, and C (B, n): how much of each is in each lane's input."""
@@ -111,12 +115,12 @@ class NumpyVariant(NumpyGRU4Rec):
         return np.array(items), C
 
     def forward(self, W, rows, C, states, masks):
-        """(what is scored, new states); `rows` are the tables' rows of the occurrences, `states` (cell, H) by layer."""
+        """(what is scored, new states); `rows` are the tables' rows of the occurrences."""
         def input_times(name):
             return C @ rows[name] if name in rows else C @ rows['E'] @ W[name]
 
         act, x, new = activations[self.hidden_act][0], None, []
-        for layer, (cell, H) in enumerate(states):
+        for layer, (cell, H) in enumerate(zip(states[::2], states[1::2])):
             sums = {}
             for gate in self.gates:
                 letter = 'x' if gate == 'h' else gate
@@ -125,7 +129,7 @@ class NumpyVariant(NumpyGRU4Rec):
                     sums[gate] = sums[gate] + input_times(f'I{letter}{layer}')
             cell, h = unit_step(self.unit, sums, cell, H, W, layer, act)
             x = h * masks[layer]
-            new.append((cell, x))
+            new += [cell, x]
         for j in range(len(self.feedforward)):
             x = act(x @ W[f'Wd{j}'] + W[f'Bd{j}']) * masks[len(self.layers) + j]
         return x, new
@@ -138,57 +142,33 @@ class NumpyVariant(NumpyGRU4Rec):
             r_hat = np.array([[r_hat[i, i if i == j else n + j] for j in range(n)] for i in range(n)])
         return losses[self.loss](r_hat)[0]
 
-    def fit(self, frame, dropout_masks=None, negatives=()):
-        """`negatives`: an iterator over the items (B,) drawn for each mini-batch."""
-        masks = [mask / (1 - self.dropout_p_hidden) for mask in dropout_masks or []] or [1] * 9
-        self.item_index = {item: k for k, item in enumerate(dict.fromkeys(frame[self.item_key]))}
-        items, lengths = self.sorted_events(frame)
-        self.initialise(len(self.item_index), np.random.RandomState(self.seed))
-        self.epoch_losses = []
-        for _epoch in range(self.n_epochs):
-            states, costs = self.no_states(self.batch_size), []
-            sessions = [[] for _lane in range(self.batch_size)]
-            for inputs, targets, starts in minibatches(lengths, self.batch_size):
-                sessions = [[items[k]] if start else [*session, items[k]]
-                            for k, start, session in zip(inputs, starts, sessions)]
-                if self.reset_after_session:
-                    states = [[np.where(starts[:, None], 0, S) for S in layer] for layer in states]
-                used, C = self.occurrences(sessions)
-                scored = np.append(items[targets], next(negatives)) if negatives else items[targets]
-                at = dict.fromkeys(self.tables, used) | {'Wy': scored, 'By': scored}
-                rows = {name: self.weights[name][index] for name, index in at.items()}
-                W = {name: value for name, value in self.weights.items() if name not in rows}
+    def train_minibatch(self, inputs, columns, states, masks):
+        self.sessions = [[item] if start else [*session, item]
+                         for item, start, session in zip(inputs, self.starts, self.sessions)]
+        used, C = self.occurrences(self.sessions)
+        at = dict.fromkeys(self.tables, used) | {'Wy': columns, 'By': columns}
+        rows = {name: self.weights[name][index] for name, index in at.items()}
+        W = {name: value for name, value in self.weights.items() if name not in rows}
 
-                def loss(W=W, rows=rows, C=C, states=states):
-                    return self.loss_of(W, rows, C, states, masks)
+        def loss():
+            return self.loss_of(W, rows, C, states, masks)
 
-                costs.append(loss())
-                gradients = [{name: slopes(loss, value) for name, value in values.items()} for values in (W, rows)]
-                _top, states = self.forward(W, rows, C, states, masks)
-                dense, of_rows = self.cap(gradients[0], {name: (at[name], G) for name, G in gradients[1].items()})
-                for name, g in dense.items():
-                    self.update_dense(name, g)
-                for name, (index, G) in of_rows.items():
-                    self.update_rows(name, index, G)
-            self.epoch_losses.append(np.mean(costs))
-        return self
+        cost = loss()
+        dense, of_rows = ({name: slopes(loss, value) for name, value in values.items()} for values in (W, rows))
+        _top, states = self.forward(W, rows, C, states, masks)
+        dense, of_rows = self.cap(dense, {name: (at[name], G) for name, G in of_rows.items()})
+        for name, g in dense.items():
+            self.update_dense(name, g)
+        for name, (index, G) in of_rows.items():
+            self.update_rows(name, index, G)
+        return cost, states
 
     def no_states(self, n_lanes):
-        return [[np.zeros((n_lanes, units))] * 2 for units in self.layers]
+        return [np.zeros((n_lanes, units)) for units in self.layers for _cell_or_state in range(2)]
 
-    def scores(self, frame):
-        items, lengths = self.sorted_events(frame)
-        found, start = [], 0
-        for length in lengths:
-            states = self.no_states(1)
-            for k in range(start, start + length - 1):
-                used, C = self.occurrences([list(items[start:k + 1])])
-                rows = {name: self.weights[name][used] for name in self.tables}
-                top, states = self.forward(self.weights, rows, C, states, [1] * 9)
-                r_hat = activations[self.final_act][0](top @ self.weights['Wy'].T + self.weights['By'])
-                found.append(softmax(r_hat)[0] if self.loss == 'cross-entropy' else r_hat[0])
-            start += length
-        return np.array(found)
+    def after_event(self, prefix, states):
+        used, C = self.occurrences([list(prefix)])
+        return self.forward(self.weights, {name: self.weights[name][used] for name in self.tables}, C, states, [1] * 9)
 
 
 def slopes(function, x, step=1e-6):
@@ -252,9 +232,8 @@ TOLERANCE = 1e-6
 
 def assert_trained_like_the_reference(model, masks=None):
     model.fit(LOG, dropout_masks=masks)
-    negatives = ()
-    if model.negatives == 'uniform':
-        negatives = iter(drawn_inputs(model.settings(), 1000, fixed_masks=masks)[-1])
+    uniform = model.negatives == 'uniform'
+    negatives = drawn_inputs(model.settings(), 1000, fixed_masks=masks)[-1] if uniform else None
     expected = untrained_reference(model).fit(LOG, masks, negatives)
     assert_allclose(model.epoch_losses_, expected.epoch_losses, rtol=0, atol=1e-6)
     assert_close(state_of(model), state_of(expected), TOLERANCE)
