@@ -25,7 +25,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from gru4rec_pytensor.checks import check_choice, check_flag, check_number, check_whole_number
-from gru4rec_pytensor.events import check_events, check_times, index_by_appearance
+from gru4rec_pytensor.events import check_events, check_times, index_by_appearance, sorted_codes
 from gru4rec_pytensor.prefix_scores import (
     Baseline,
     Prefixes,
@@ -209,7 +209,7 @@ class ItemKNN(SparseBaseline):
             return by_session, by_session
         check_events(data, self.time_key)
         check_times(data[self.time_key])
-        times, _ = pd.factorize(data[self.time_key], sort=True)
+        times = sorted_codes(data[self.time_key])
         rows = np.lexsort((times, sessions))
         sessions, items = sessions[rows], items[rows]
         moments = sessions * len(rows) + times[rows]  # a number for each session and time, in their order

@@ -858,8 +858,8 @@ def with_repeats_summed(parameter: Parameter, gradient: Symbol, with_zeros: bool
 def log_popularity(settings: Settings, log_counts: Symbol, target: Symbol, negatives: list[Symbol]) -> Symbol:
     """Return what ``logq`` takes off the scores, (B + n,): logq times the log of how often an item is drawn.
 
-    That is its number of events in the training data for targets, and its power `sample_alpha` for additional negatives.
-    Neither is divided by its total, so the two kinds of columns differ by a constant.
+    That is its number of events in the training data for targets, and this number to the power `sample_alpha` for
+    additional negatives.  Neither is divided by its total, so the two kinds of columns differ by a constant.
     """
     drawn = [log_counts[target], *[np.float32(settings.sample_alpha) * log_counts[sample] for sample in negatives]]
     return np.float32(settings.logq) * pt.concatenate(drawn)
@@ -1091,7 +1091,7 @@ class GRU4Rec(Arguments):
         checkpoint : path of a file that is written at the end, and after a chunk when `every` seconds have passed since
             the last time.  Where it exists, the training continues from it: after an interruption at any moment, the
             same call ends with the same bits as one without.  ValueError if it belongs to other data or arguments;
-            `n_epochs` alone may differ
+            `n_epochs` alone may differ, and must not be less than what is done
         every : seconds
         threads : number of BLAS's threads, on a CPU; None for one, or for that of the checkpoint.  From about 300 units
             or 500 lanes on two threads are faster; they add up in another order, so that last digits change, and in
@@ -1360,8 +1360,14 @@ class GRU4Rec(Arguments):
         with self.in_use():
             self._check_usable()
             weights = {name: model_file.rounded(name, value, dtype) for name, value in self.weights().items()}
-            model_file.write_model(path, plain_arguments(self), self.items_, self.item_counts_, self.epoch_losses_,
-                                   weights | self.optimizer_state())
+            acc, vel = (model_file.split_parts(group, weight_layout(self.settings())) for group in self.variables_[1:])
+            saved = model_file.SavedModel(plain_arguments(self), self.items_, self.item_counts_, self.epoch_losses_,
+                                          weights, acc, vel)
+            try:
+                self._check_saved(saved)
+            except ValueError as error:
+                raise ValueError(f'cannot save this model with its arguments as they are now: {error}') from None
+            model_file.write_model(path, saved)
 
     @classmethod
     def load(cls, path: str | Path, *, backend: str | None = None) -> GRU4Rec:
@@ -1374,10 +1380,15 @@ class GRU4Rec(Arguments):
         saved = model_file.read_model(path)
         with model_file.refused_unless_model(path):
             model = cls._of_arguments(saved.arguments | ({'backend': backend} if backend else {}))
-            check_arguments(model)
-            saved.check_arrays(weight_layout(model.settings(len(saved.items))),
-                               acc=model.adapt in ('adagrad', 'rmsprop'), vel=bool(model.momentum))
+            model._check_saved(saved)
         return model._take_over(saved)
+
+    def _check_saved(self, saved: model_file.SavedModel) -> None:
+        """Raise TypeError or ValueError unless what is saved belongs to the arguments of this model."""
+        check_arguments(self)
+        saved.check_items()
+        saved.check_arrays(weight_layout(self.settings(len(saved.items))), acc=self.adapt in ('adagrad', 'rmsprop'),
+                           vel=bool(self.momentum))
 
     def _take_over(self, saved: model_file.SavedModel) -> GRU4Rec:
         """Become the trained model that was saved."""
@@ -1405,17 +1416,18 @@ class GRU4Rec(Arguments):
         ----------
         state_dict : name -> array or tensor
         items : item ids, in the order of the rows of ``Wy.weight``
-        item_counts : events of each item in the training data, for sessions without a known item; None for all the same
+        item_counts : events of each item in the training data, for sessions without a known item: whole numbers in the
+            order of `items`, or a Series by item id; None for all the same
         given : arguments that the weights do not show: `loss`, `final_act` such as 'elu-0.5', and the like.  The
             optimiser's state is not taken over
         """
         shown, weights = port.weights_from_port(state_dict)
         model = cls._of_arguments(shown | {'repeats': 'sum', 'drop_tail': False, 'time_sort': True} | given)
-        check_arguments(model)
         ids = as_ids(items)
-        counts = np.ones(len(ids), np.int64) if item_counts is None else np.asarray(item_counts, np.int64)
+        counts = item_counts.reindex(ids) if isinstance(item_counts, pd.Series) else item_counts
+        counts = np.ones(len(ids), np.int64) if counts is None else np.asarray(counts)
         saved = model_file.SavedModel(plain_arguments(model), ids, counts, [], weights, {}, {})
-        saved.check_arrays(weight_layout(model.settings(len(ids))), acc=False, vel=False)
+        model._check_saved(saved)
         return model._take_over(saved)
 
     def port_state_dict(self) -> dict[str, np.ndarray]:

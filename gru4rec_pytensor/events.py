@@ -68,7 +68,9 @@ def check_events(data: pd.DataFrame, *columns: str) -> None:
 
 def check_times(times: pd.Series) -> None:
     """Raise TypeError for text, whose order is not that of time."""
-    if pd.api.types.is_string_dtype(times):
+    if times.dtype == object:
+        times = times[times.map(lambda time: isinstance(time, str))]
+    if len(times) and pd.api.types.is_string_dtype(times):
         raise TypeError(f'column {times.name!r} must hold numbers or timestamps, not text such as {times.iloc[0]!r}')
 
 
@@ -359,6 +361,11 @@ def most_frequent(ids: pd.Series, n: int | None) -> np.ndarray | None:
 # Order
 # ---------------------------------------------------------------------------------------------------------------------
 
+def sorted_codes(values: pd.Series) -> np.ndarray:
+    """Number values in their order, which that of the categories of a categorical column need not be."""
+    return pd.factorize(values.to_numpy() if isinstance(values.dtype, pd.CategoricalDtype) else values, sort=True)[0]
+
+
 def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: str = 'ItemId',
                   time_key: str = 'Time', then_by: np.ndarray | None = None,
                   by_start: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -376,7 +383,7 @@ def session_order(data: pd.DataFrame, session_key: str = 'SessionId', item_key: 
     """
     check_events(data, session_key, item_key, time_key)
     check_times(data[time_key])
-    session, _ids = pd.factorize(data[session_key], sort=True)
+    session = sorted_codes(data[session_key])
     keys = (data[time_key].to_numpy(), session)
     rows = np.lexsort(keys if then_by is None else (then_by, *keys))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(session))])

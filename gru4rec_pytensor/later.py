@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 import gru4rec
 from evaluation import CUT_OFF, TIE_POLICIES, next_item_ranks, one_model, recall_mrr
 from gru4rec_pytensor.checks import check_choice, first_few, warn
-from gru4rec_pytensor.events import check_events
+from gru4rec_pytensor.events import check_events, sorted_codes
 from gru4rec_pytensor.parameters import LATER_DEFAULTS, of_later_release
 
 
@@ -89,7 +89,12 @@ class GRU4Rec(gru4rec.GRU4Rec):
         if store_type == 'cpu' and self.n_sample and options.get('sampled_negatives') is None:
             warn("store_type='cpu': the negatives are drawn as for 'gpu', so that their distribution, but not their "
                  "numbers, is the release's")
-        self.sample_store = sample_store
+        before, self.sample_store = self.sample_store, sample_store
+        try:
+            gru4rec.check_arguments(self)
+        except (TypeError, ValueError):
+            self.sample_store = before
+            raise
         super().fit(data, **options)
         return self
 
@@ -134,7 +139,7 @@ def evaluate_gpu(gru: gru4rec.GRU4Rec, test_data: pd.DataFrame, items: ArrayLike
     known = test_data[gru.known_indices(test_data[item_key]) >= 0]
     if known.empty:
         raise ValueError(f'no item of the test data is in the training data: {first_few(test_data[item_key])}')
-    ordered = known.sort_values(item_key, kind='stable')
+    ordered = known.iloc[np.argsort(sorted_codes(known[item_key]), kind='stable')]
     ranks = next_item_ranks(gru, ordered, items, batch_size, mode, session_key=session_key, item_key=item_key,
                             time_key=time_key)
     recall, mrr = recall_mrr(ranks, np.ravel(cut_off).tolist())

@@ -80,22 +80,37 @@ class SavedModel(NamedTuple):
     acc: dict[str, np.ndarray]
     vel: dict[str, np.ndarray]
 
+    def check_items(self) -> None:
+        """Raise ValueError unless there are item ids, each once, and a count of each."""
+        if self.items.ndim != 1 or pd.isna(self.items).any() or not pd.Index(self.items).is_unique:
+            raise ValueError('item ids must be a list without repeats or gaps')
+        if self.item_counts.shape != self.items.shape or self.item_counts.dtype.kind not in 'iu' or (
+                self.item_counts < 0).any():
+            raise ValueError('item_counts must be a whole number for each item id')
+
     def check_arrays(self, layout: Layout, acc: bool, vel: bool) -> None:
-        """Raise ValueError unless weights and, with `acc` and `vel`, the optimiser's state have the layout's shapes."""
+        """Raise ValueError unless weights and, with `acc` and `vel`, the optimiser's state have the layout's shapes.
+
+        A state that is not there begins at zero.  An accumulator may be infinite: its weight does not change any more.
+        """
         shapes = {part: shape for parts, shape in layout.values() for part in parts}
-        for kind, group, is_there in (('', self.weights, True), ('acc_', self.acc, acc), ('vel_', self.vel, vel)):
-            if group.keys() != (shapes.keys() if is_there else set()):
-                raise ValueError(f'has {kind}{sorted(group)}, and should have {sorted(shapes) if is_there else "none"}')
+        for kind, group, may_be_there in (('', self.weights, True), ('acc_', self.acc, acc), ('vel_', self.vel, vel)):
+            if (group or not kind) and group.keys() != (shapes.keys() if may_be_there else set()):
+                wanted = sorted(shapes) if may_be_there else 'none'
+                raise ValueError(f'has {kind}{sorted(group)}, and should have {wanted}')
             for name, array in group.items():
-                if array.shape != shapes[name] or array.dtype.kind != 'f' or not np.isfinite(array).all():
+                if array.shape != shapes[name] or array.dtype.kind != 'f' or np.isnan(array).any() or (
+                        kind != 'acc_' and np.isinf(array).any()):
                     raise ValueError(f'{kind}{name} must be finite numbers of the shape {shapes[name]}')
 
 
-def write_model(path: str | os.PathLike, arguments: dict, items: np.ndarray, item_counts: np.ndarray,
-                epoch_losses: list[float], arrays: dict[str, np.ndarray]) -> None:
-    """Write a trained model; `arrays` are its weights, accumulators ``acc_NAME`` and velocities ``vel_NAME``."""
-    header = {'arguments': arguments, 'items_as_json': items.dtype == object, 'epoch_losses': epoch_losses}
-    write(path, header, {'items': array_of_ids(items), 'item_counts': item_counts, **arrays})
+def write_model(path: str | os.PathLike, model: SavedModel) -> None:
+    """Write a trained model: the arrays of its optimiser's state as ``acc_NAME`` and ``vel_NAME``."""
+    header = {'arguments': model.arguments, 'items_as_json': model.items.dtype == object,
+              'epoch_losses': model.epoch_losses}
+    state = {f'{kind}_{name}': array for kind, group in (('acc', model.acc), ('vel', model.vel))
+             for name, array in group.items()}
+    write(path, header, {'items': array_of_ids(model.items), 'item_counts': model.item_counts, **model.weights} | state)
 
 
 def read_model(path: str | os.PathLike) -> SavedModel:
@@ -104,17 +119,15 @@ def read_model(path: str | os.PathLike) -> SavedModel:
     with refused_unless_model(path):
         items = ids_from_array(arrays.pop('items'), header['items_as_json'])
         counts, losses = arrays.pop('item_counts'), header['epoch_losses']
-        if items.ndim != 1 or pd.isna(items).any() or not pd.Index(items).is_unique:
-            raise ValueError('item ids must be a list without repeats or gaps')
-        if counts.shape != items.shape or counts.dtype.kind not in 'iu' or (counts < 0).any():
-            raise ValueError('item_counts must be a whole number for each item id')
         if not all(isinstance(loss, float) for loss in losses):
             raise ValueError('epoch_losses must be numbers')
         groups: dict[str, dict] = {'weights': {}, 'acc': {}, 'vel': {}}
         for name, array in arrays.items():
             kind, _, rest = name.partition('_')
             groups[kind if rest else 'weights'][rest or name] = array
-        return SavedModel(header['arguments'], items, counts, losses, **groups)
+        model = SavedModel(header['arguments'], items, counts, losses, **groups)
+        model.check_items()
+        return model
 
 
 @contextlib.contextmanager
@@ -181,7 +194,7 @@ class Checkpoint:
     path : of the file; read at once if it is there
     every : seconds between two times that it is written
     arguments, data : all that the result depends on: arguments and backend as JSON has them, and arrays.  ValueError if
-        the file is of another training; only `n_epochs` may differ
+        the file is of another training; only `n_epochs` may differ, and must not be less than what is done
     """
 
     def __init__(self, path: str | os.PathLike, every: float, arguments: dict, data: tuple[np.ndarray, ...]) -> None:
@@ -203,6 +216,17 @@ class Checkpoint:
                               f'{name} was {value!r}, and is {self._training[name]!r}')
                 raise ValueError(f'{self._path}: the checkpoint of another training: {difference}; remove it to begin '
                                  'again, or give another path')
+        try:
+            for number in (self._found[0]['threads'], *self._found[0]['position'][:4]):
+                check_whole_number('position', number, 0)
+            self._position = TrainingPosition(*self._found[0]['position'])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._other_version() from error
+        if self._position[:2] > (arguments['n_epochs'], 0):
+            raise ValueError(f'{self._path}: the checkpoint of a training that is further than n_epochs='
+                             f'{arguments["n_epochs"]}, after {self._position.epoch} epochs and '
+                             f'{self._position.minibatches} mini-batches; remove it to begin again, or give another '
+                             'path')
 
     def _other_version(self) -> ValueError:
         return ValueError(f'{self._path}: a checkpoint of another version of this code, which cannot be continued; '
@@ -221,14 +245,12 @@ class Checkpoint:
                 expected = variable.type
                 if arrays[name].shape != expected.shape or arrays[name].dtype != expected.dtype:
                     raise TypeError(name)
-                variable.set_value(arrays[name], borrow=True)
             random_inputs.restore(arrays)
-            for number in (saved['threads'], *saved['position'][:4]):
-                check_whole_number('position', number, 0)
-            found = {'position': TrainingPosition(*saved['position']), 'epoch_losses': [*saved['epoch_losses']],
-                     'threads': saved['threads']}
+            found = {'position': self._position, 'epoch_losses': [*saved['epoch_losses']], 'threads': saved['threads']}
         except (KeyError, TypeError, ValueError) as error:
             raise self._other_version() from error
+        for name, variable in variables.items():
+            variable.set_value(arrays[name], borrow=True)
         if n_threads not in (None, found['threads']):
             warn(f'this training had {found["threads"]} thread(s) of BLAS so far, and continues with threads='
                  f'{n_threads}: the last digits of its products may differ from those of one without interruption')

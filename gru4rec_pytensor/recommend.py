@@ -58,7 +58,7 @@ class Session:
             warn(f'skipped item id(s) that are not in the training data: {unknown}')
         for index in indices[indices >= 0]:
             self._top, self._states = self._model.next_states(np.array([index]), np.array([False]), self._states)
-            self._seen.add(int(index))
+            self._seen = self._seen | {int(index)}  # a copy of the session keeps its own
 
     def best(self, k: int, exclude_seen: bool) -> pd.DataFrame:
         """Return the k best next items, without a check of `k`."""

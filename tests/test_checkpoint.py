@@ -92,6 +92,18 @@ def test_a_finished_training_is_not_done_again_and_can_be_prolonged(tmp_path):
     assert_same_bits(state_of(longer), state_of(small_model(**arguments | dict(n_epochs=4)).fit(LOG)))
 
 
+def test_a_checkpoint_that_is_further_than_the_training_is_refused(tmp_path, short_chunks):
+    path = tmp_path / 'checkpoint'
+    with pytest.raises(Stop):
+        small_model(n_epochs=4).fit(LOG, checkpoint=path, every=0, callback=stopping_after(40))
+    epoch = model_file.read(path)[0]['position'][0]
+    assert 0 < epoch < 4
+    model = small_model(n_epochs=epoch)
+    with pytest.raises(ValueError, match=f'further than n_epochs={epoch}, after {epoch} epochs and [1-9]'):
+        model.fit(LOG, checkpoint=path)
+    assert not hasattr(model, 'items_')
+
+
 def test_a_checkpoint_changes_nothing_and_is_written_no_more_often_than_asked(tmp_path, short_chunks, monkeypatch):
     written = []
     monkeypatch.setattr('gru4rec_pytensor.model_file.Checkpoint.write',

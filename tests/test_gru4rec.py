@@ -132,7 +132,8 @@ def test_the_length_of_a_chunk_does_not_change_the_training(monkeypatch):
     ('adapt', 'adam', "'adagrad', 'rmsprop', None"), ('loss', 'hinge', "'top1', 'bpr', 'cross-entropy'"),
     ('hidden_act', 'softmax', "'tanh', 'linear', 'relu'"), ('final_act', 'softmax', "'elu-X', 'selu-X-Y'"),
     ('final_act', 'elu', 'such as elu-0.5'), ('final_act', 'elu--1', 'of at least 0'), ('final_act', 3, "'tanh'"),
-    ('hidden_act', 'selu-1', "'selu-X-Y'"), ('n_sample', -1, 'a whole number of at least 0'),
+    ('hidden_act', 'selu-1', "'selu-X-Y'"), ('hidden_act', ['tanh'], "'tanh', 'linear'"),
+    ('n_sample', -1, 'a whole number of at least 0'),
     ('sample_alpha', -1, 'at least 0'), ('bpreg', -1, 'at least 0'), ('logq', 'one', 'at least 0'),
     ('dropout_p_embed', 1, 'at least 0 and below 1'), ('dropout_p_embed', 0.5, 'needs embedding'),
     ('constrained_embedding', 'no', 'True or False'), ('time_sort', 2, 'True or False'),
@@ -208,8 +209,11 @@ def test_warnings_of_a_training_point_at_the_line_that_asks_for_it():
 
 @pytest.mark.parametrize('model, names', [
     (small_model(batch_size=1, drop_tail=False), ('batch_size=1', 'drop_tail=False')),
-    (later_model(batch_size=1, n_sample=0), ('batch_size=1', 'n_sample=0'))], ids=['2016', 'later'])
-def test_one_lane_without_any_negative_is_an_error_that_names_the_two_arguments(model, names):
+    (small_model(batch_size=1, loss='bpr-max'), ('batch_size=1', "loss='bpr-max'")),
+    (small_model(logq=1, negatives='uniform'), ('logq=1', "negatives='uniform'")),
+    (later_model(batch_size=1, n_sample=0), ('batch_size=1', 'n_sample=0'))],
+    ids=['no mini-batch', 'no softmax', 'not drawn by popularity', 'later'])
+def test_arguments_that_exclude_one_another_are_an_error_that_names_the_two(model, names):
     with pytest.raises(ValueError) as error:
         model.fit(LOG)
     assert all(name in str(error.value) for name in names)

@@ -102,6 +102,12 @@ def test_sessions_may_have_ids_of_any_kind(sessions):
     assert len(next_item_ranks(small_model().fit(log), log)) == len(log) - LOG.SessionId.nunique()
 
 
+def test_sessions_are_in_the_order_of_their_ids_and_not_of_the_categories_of_a_column():
+    ids = LOG.SessionId.unique()
+    log = LOG.assign(SessionId=pd.Categorical(LOG.SessionId, categories=sorted(ids, reverse=True)))
+    assert_same_bits(state_of(small_model().fit(log)), state_of(small_model().fit(LOG)))
+
+
 def test_new_items_are_taken_over_in_the_spelling_of_the_model():
     for old, new, expected in [([1, 2], ['2', '3', '4.0'], [2, 3, 4]), (['a', 'b'], [7, 'b', 8.0], ['7', 'b', '8']),
                                ([1.0, 2.5], ['2', '2.5'], [2.0, 2.5]), ([1.0], [1e-7], [1e-7]),

@@ -361,6 +361,16 @@ def test_events_of_equal_times_are_in_the_order_of_their_item_ids():
     assert evaluate_gpu(model, test, cut_off=[3]) == tuple([value] for value in recall_mrr(ranks, 3))
     assert evaluate_gpu(model, test, cut_off=np.int64(3)) == evaluate_gpu(model, test, cut_off=[3])
     assert ranks.tolist() != next_item_ranks(model, click_log([high, low, other])).tolist()
+    spelled = test.assign(ItemId=pd.Series([high, low, str(other)], dtype=object)).set_index('ItemId', drop=False)
+    assert evaluate_gpu(model, spelled, cut_off=[3]) == evaluate_gpu(model, test, cut_off=[3])
+
+
+def test_a_store_of_negatives_that_is_refused_leaves_the_model_as_it_was(tmp_path):
+    model = small_later()
+    before = model.sample_store
+    with pytest.raises(ValueError, match='sample_store=1'):
+        model.fit(LOG, sample_store=1)
+    assert model.sample_store == before
 
 
 def test_modes_items_and_columns_are_those_of_the_ranks():

@@ -49,9 +49,10 @@ def test_a_copy_of_a_trained_model_predicts_the_same_and_is_its_own(copied, pred
     frames = [each.predict_next_batch(['a'], [20], None, 1) for each in (model, other)]
     pd.testing.assert_frame_equal(*frames)
     assert_array_equal(next_item_ranks(other, LOG), next_item_ranks(model, LOG))
-    before = state_of(model)
+    before, losses = state_of(model), [*model.epoch_losses_]
     other.fit_more(LOG)
     assert_same_bits(state_of(model), before)
+    assert model.epoch_losses_ == losses
     assert (other.weights()['Wy'] != before['Wy']).any()
 
 
@@ -273,4 +274,18 @@ def test_a_model_that_cannot_be_saved_says_why(model, tmp_path):
         model_file.array_of_ids(pd.Series([(1, 2), 'a']).to_numpy())
     with pytest.raises(OSError, match='nowhere'):
         model.save(tmp_path / 'nowhere' / 'model')
+    changed_since = copy.deepcopy(model)
+    changed_since.layers = [4, 6]
+    with pytest.raises(ValueError, match='cannot save this model with its arguments as they are now: Wx1 must be'):
+        changed_since.save(tmp_path / 'model')
     assert not os.listdir(tmp_path)
+
+
+def test_what_is_saved_can_be_loaded_whatever_the_optimisers_state_is(tmp_path):
+    model = small_model().fit(LOG)
+    model.momentum = 0.3  # of which there is no state yet
+    model.variables_.acc['Wh0'].set_value(np.full((4, 4), np.inf, 'float32'))  # of a gradient above 1e19
+    model.save(tmp_path / 'model')
+    loaded = GRU4Rec.load(tmp_path / 'model')
+    assert_array_equal(loaded.optimizer_state()['acc_Wh0'], np.inf)
+    assert_array_equal(loaded.optimizer_state()['vel_Wh0'], 0)

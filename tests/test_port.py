@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from common import (
     GOLDEN,
@@ -165,6 +166,19 @@ def test_a_state_that_does_not_fit_is_one_error_that_names_what(change, message)
         state[change['add']] = np.ones((3, 3))
     with pytest.raises(ValueError, match=message):
         GRU4Rec.from_port(state, change.get('items', range(60)))
+
+
+def test_the_counts_of_items_are_whole_numbers_in_their_order_or_a_series_by_item():
+    trained, _losses = trained_as_recorded('xe', 'python')
+    state, counts = trained.port_state_dict(), pd.Series(trained.item_counts_, trained.items_)
+    for given in (trained.item_counts_, counts.sort_values()):
+        model = GRU4Rec.from_port(state, trained.items_, given, loss='cross-entropy')
+        assert_array_equal(model.item_counts_, trained.item_counts_)
+    for given in ([1, 2], [0.5] * 60, counts[:-1]):
+        with pytest.raises(ValueError, match='item_counts must be a whole number for each item id'):
+            GRU4Rec.from_port(state, trained.items_, given)
+    with pytest.raises(ValueError, match='item ids must be a list without repeats'):
+        GRU4Rec.from_port(state, [1] * 60)
 
 
 @pytest.mark.parametrize('arguments, name', [

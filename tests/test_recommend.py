@@ -1,4 +1,6 @@
 """Recommendations for one session, for several, and click by click."""
+import copy
+
 import numpy as np
 import pytest
 from common import click_log, few_items_log, small_model
@@ -42,6 +44,15 @@ def test_click_by_click_gives_the_same_answers(model):
     for n in range(1, 5):
         clicked = session.click([40, 30, 40, 20][n - 1], k=5, exclude_seen=True)
         assert clicked.equals(model.recommend([40, 30, 40, 20][:n], k=5, exclude_seen=True))
+
+
+def test_a_copy_of_a_session_goes_its_own_way(model):
+    session = model.session()
+    session.click(40)
+    other = copy.copy(session)
+    other.click(30)
+    assert session.recommend(5, exclude_seen=True).equals(model.recommend([40], k=5, exclude_seen=True))
+    assert other.recommend(5, exclude_seen=True).equals(model.recommend([40, 30], k=5, exclude_seen=True))
 
 
 def test_seen_items_are_left_out_when_asked_for(model):

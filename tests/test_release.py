@@ -387,5 +387,7 @@ def test_times_that_are_text_are_refused_since_their_order_is_not_that_of_time()
     log = few_items_log()
     with pytest.raises(TypeError, match="column 'Time' must hold numbers or timestamps, not text such as '"):
         small_model().fit(log.assign(Time=log.Time.astype(str)))
+    with pytest.raises(TypeError, match="not text such as 'noon'"):
+        small_model().fit(log.assign(Time=[*log.Time[:-1], 'noon']))
     moments = pd.to_datetime(log.Time, unit='s')
     assert_same_bits(state_of(small_model().fit(log.assign(Time=moments))), state_of(small_model().fit(log)))
