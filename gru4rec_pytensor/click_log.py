@@ -108,10 +108,11 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
             raise ValueError(f'{title}: has no events')
         frame = _of_types(title, frame, form)
         for is_asked, column in ((drop_without_session, form.columns[0]), (drop_without_item, form.columns[1])):
-            missing = frame[column].isna() | (frame[column] == '')
-            if is_asked and missing.any():
-                logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}',
-                               f'{len(frame):,}', column)
+            if is_asked:
+                missing = frame[column].isna() | (frame[column] == '')
+                if missing.any():
+                    logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}',
+                                   f'{len(frame):,}', column)
                 frame = protocol.require_events(frame[~missing], f'leaving out rows without {column}')
         times = _seconds(where, frame[form.columns[2]], 'ms' if form.day else time_unit)
         if form.day:
