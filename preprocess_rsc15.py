@@ -266,8 +266,10 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level='WARNING', format='%(message)s')
     logging.getLogger('gru4rec.events').setLevel('INFO')  # how many events each filter drops
     try:
-        make = make_synthetic if args.synthetic else preprocess_log
-        counts = make(*args.paths, protocol=args.protocol, fraction=args.fraction, **args.options)
+        if args.synthetic:
+            counts = make_synthetic(args.paths[0], **args.options, protocol=args.protocol, fraction=args.fraction)
+        else:
+            counts = preprocess_log(args.paths[0], args.paths[1], args.protocol, args.fraction)
     except (OSError, ValueError, TypeError, MemoryError) as error:
         parser.error(str(error) or type(error).__name__)
     except KeyboardInterrupt:
