@@ -81,11 +81,8 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
     -------
     frame with these three columns, in the file's order, and its `Format` as ``attrs['format']``.  Ids are int64 where
     all of a column are whole numbers that lose nothing by it, as 007 would, else text; times are seconds since 1970, of
-    numbers or of dates and times such as 2014-04-07T10:51:09.277Z or 2019-10-01 00:00:00 UTC.
-
-    Raises
-    ------
-    FileNotFoundError, or ValueError that names the file, the column and the first line that is wrong
+    numbers or of dates and times such as 2014-04-07T10:51:09.277Z or 2019-10-01 00:00:00 UTC.  FileNotFoundError, or
+    ValueError that names the file, the column and the first line that is wrong.
     """
     title = name_of(path)
     if len(set(columns)) < 3:
@@ -108,10 +105,11 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
             raise ValueError(f'{title}: has no events')
         frame = _of_types(title, frame, form)
         for is_asked, column in ((drop_without_session, form.columns[0]), (drop_without_item, form.columns[1])):
-            missing = frame[column].isna() | (frame[column] == '')
-            if is_asked and missing.any():
-                logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}',
-                               f'{len(frame):,}', column)
+            if is_asked:
+                missing = frame[column].isna() | (frame[column] == '')
+                if missing.any():
+                    logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}',
+                                   f'{len(frame):,}', column)
                 frame = protocol.require_events(frame[~missing], f'leaving out rows without {column}')
         times = _seconds(where, frame[form.columns[2]], 'ms' if form.day else time_unit)
         if form.day:

@@ -42,11 +42,6 @@ def world(request, tmp_path_factory):
     return log, model, GRU4Rec.load(folder / 'model'), folder
 
 
-@pytest.fixture(scope='module')
-def trained():
-    return small_model().fit(LOG)
-
-
 def test_a_saved_model_has_the_same_ids_and_knows_those_of_its_training_data(world):
     log, model, loaded, _folder = world
     assert loaded.items_.dtype == model.items_.dtype and loaded.items_.tolist() == model.items_.tolist()
@@ -136,9 +131,9 @@ def test_ids_that_a_list_spells_apart_stay_apart():
     (iter([10]), 'session_items: must be .* not a list_iterator'),
     (LOG[['ItemId']], 'session_items: must be .* not a DataFrame'),
     ([[10], 20], r'ids must be numbers, text, dates or truth values, not such as \[10\]')])
-def test_what_is_no_list_of_ids_gets_one_sentence(trained, ids, message):
+def test_what_is_no_list_of_ids_gets_one_sentence(ids, message):
     with pytest.raises(TypeError, match=message):
-        trained.recommend(ids)
+        small_model().fit(LOG).recommend(ids)
 
 
 class Polars:
