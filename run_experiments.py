@@ -56,8 +56,6 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
     parser.add_version()
     add_options(parser)
     given = parser.parse_args(argv)
-    if given.compare is not None:
-        given.compare = tuple(dict.fromkeys(given.compare))
     for name in ('table', 'models', 'loss', 'units', 'seeds'):  # a list for each word, flattened, without repetitions
         setattr(given, name, tuple(dict.fromkeys(value for values in getattr(given, name) for value in values)))
     if problem := contradiction(given, parser):
@@ -83,7 +81,8 @@ def parse(argv: list[str] | None) -> tuple[Request, Source, Place]:
         files=tuple(given.parameters), own_epochs=given.epochs, claims=given.claims, is_quick=given.is_quick,
         n_trials=given.trials or 100, prune=given.prune, figures=given.figures,
         own=tuple(map(own_row, [*own, *given.lists], itertools.chain(given.name, itertools.repeat(None)))),
-        compared=given.compare, again=given.rerun, lists_metrics=given.lists_metrics, search=searched)
+        compared=None if given.compare is None else tuple(dict.fromkeys(given.compare)), again=given.rerun,
+        lists_metrics=given.lists_metrics, search=searched)
     source = Source(PROTOCOLS[given.dataset], given.train, given.test, given.data, given.cache, given.sessions,
                     given.items, BY_TITLE.get(given.published), given.valid)
     folder = given.out.absolute() if given.scheduler else given.out

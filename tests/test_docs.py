@@ -311,7 +311,9 @@ WITH_CODE = [page for page in PAGES if page not in (*build.NOTEBOOKS, SOLUTIONS)
 
 
 @pytest.mark.parametrize('command', [line for line in COMMANDS if line.startswith(('python ', 'gru4rec '))])
-def test_a_command_of_a_page_is_understood(command):
+def test_a_command_of_a_page_is_understood(command, monkeypatch):
+    monkeypatch.setattr(run_experiments, 'own_row', lambda *row: row)  # the files that it names are not there
+    monkeypatch.setattr(run_experiments.spaces, 'read', lambda *space: space)
     for part in command.split(' && '):
         words = shlex.split(part, comments=True)
         if words[:4] == ['python', '-m', 'pip', 'install']:

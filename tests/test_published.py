@@ -229,8 +229,8 @@ def test_an_unstable_network_has_no_verdict(monkeypatch):
 def test_rows_of_later_papers_are_those_that_were_asked_for_under_their_titles():
     first, second = later('BPR-max, 100 units (2018)', 0.5), later('Cross-entropy, 100 units (2023)', 0.6)
     asked = [{name: result[name] for name in ('loss', 'parameters')} | {'title': 'mine'} for result in (first, second)]
-    pop, *found = rows_of_tables([second, first, baseline('POP', 0.1)], RSC15, files=asked)
-    assert pop['model'] == 'POP' and 'title' not in pop
+    knn, *found = rows_of_tables([second, first, baseline('Item-KNN', 0.1)], RSC15, files=asked)
+    assert knn['model'] == 'Item-KNN' and 'title' not in knn
     assert [(row['title'], row['recall@20']) for row in found] in (
         [('mine', 0.5), ('mine [2]', 0.6)], [('mine', 0.6), ('mine [2]', 0.5)])
     assert rows_of_tables([first, second], RSC15, files=asked[:1]) == [first | {'title': 'mine'}]

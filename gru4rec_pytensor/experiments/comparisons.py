@@ -127,7 +127,8 @@ def section_of_pairs(compared: dict[tuple[str, ...], list[Pair]], missing: list[
         for pair in pairs:
             row: list = [pair.first, pair.second]
             for test in pair.tests.values():
-                row += [f'{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]', f'{test.p:.4f}', verdict(test)]
+                verdict = 'no difference shown' if test.p >= LEVEL else 'better' if test.difference > 0 else 'worse'
+                row += [f'{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]', f'{test.p:.4f}', verdict]
             rows.append(tuple(row))
         against = ', each with each' if len(asked) > 1 else f' with {pairs[0].second}' if pairs else ''
         if pairs:
@@ -138,10 +139,3 @@ def section_of_pairs(compared: dict[tuple[str, ...], list[Pair]], missing: list[
         notes.append(f"Without ranks, which earlier versions did not keep: {'; '.join(missing)}. --compare with "
                      '--rerun runs these cells again.')
     return Section(tables, notes)
-
-
-def verdict(test: Comparison) -> str:
-    """Return what a comparison shows of its first row."""
-    if test.p >= LEVEL:
-        return 'no difference shown'
-    return 'better' if test.difference > 0 else 'worse'

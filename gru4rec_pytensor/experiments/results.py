@@ -38,6 +38,10 @@ class Results:
         """
         if self.folder.is_file():
             raise ValueError(f'--out {self.folder}: is a file; give the name of a folder')
+        earlier = self.folder / 'results.json'
+        if earlier.exists():
+            raise ValueError(f'{earlier}: not of this version, which keeps each result in a file of its own, in '
+                             f'{self.folder / "cells"}; move it away, or choose another --out')
         for name in (*KINDS, 'checkpoints'):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder / name)
