@@ -312,8 +312,8 @@ class BPR(Baseline):
     n_iterations : number of epochs
     lambda_session, lambda_item : regularisation of the vectors of sessions and of items
     sigma, init_normal : vectors start uniform in (-sigma, sigma), or normal with standard deviation sigma
-    seed : decides initial vectors, order of events and negative items, as `numpy.random.seed(seed)` before `fit` does
-        in the release
+    seed : 0 to 2**32 - 1, decides initial vectors, order of events and negative items, as `numpy.random.seed(seed)`
+        before `fit` does in the release
     dtype : of vectors and scores, 'float64', or 'float32', which takes half the memory and draws the same numbers
 
     Attributes
