@@ -280,6 +280,8 @@ def test_lists_that_are_written_and_read_again_have_the_metrics_of_their_model(p
     result, = Results(tmp_path).load('cells')
     assert result['details']['recall'][-1] is None  # at 100, beyond the lists
     assert np.array_equal(Results(tmp_path).ranks(result), np.where(ranks <= 22, ranks, np.inf))
+    assert experiments(place, tmp_path, '--lists', written['lists.csv'], '--dataset', 'video') == 2
+    assert 'lists are of all items' in capsys.readouterr().err
 
 
 OTHER_IDS = ';' + ','.join(f'{k}.0' for k in range(20)) + ';1'

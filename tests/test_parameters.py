@@ -117,9 +117,10 @@ def test_the_pytorch_codes_elu_param_of_zero_is_no_activation(loss, expected, tm
                                        "'w'))])", "import {flag!r}", "@open({flag!r}, 'w')\ndef f(): pass"])
 def test_nothing_in_an_authors_file_is_executed(statement, tmp_path):
     flag = tmp_path / 'flag'
-    path = written(tmp_path, statement.format(flag=str(flag)) + '\n' + AUTHORS)
-    with pytest.raises(ValueError, match='parameters.py'):
-        GRU4Rec.from_parameters(path)
+    statement = statement.format(flag=str(flag))
+    for text in (f'{statement}\n{AUTHORS}', f'{AUTHORS}{statement}'):
+        with pytest.raises(ValueError, match='parameters.py'):
+            GRU4Rec.from_parameters(written(tmp_path, text))
     assert not flag.exists()
 
 

@@ -140,7 +140,7 @@ def test_published_counts_are_compared_one_by_one():
     assert [rsc15.format_counts(counts).count(word) for word in ('matches', 'differs')] == [2, 0]
     counts['test']['events'] += 1
     assert [rsc15.format_counts(counts).count(word) for word in ('matches', 'differs')] == [1, 1]
-    counts = {'test': {'sessions': 15_324, 'events': 71_222, 'items': 0},
+    counts = {'train_full': rsc15.PUBLISHED['train_full'], 'test': {'sessions': 15_324, 'events': 71_222, 'items': 0},
               'fraction': rsc15.PUBLISHED_FRACTIONS[64] | {'items': 7}}
     text = rsc15.format_counts(counts, fraction=64)
     assert 'matches: 15,324 sessions, 71,222 events' in text
@@ -325,7 +325,7 @@ def test_synthetic_popularity_drifts_from_week_to_week():
     popular = np.log(share[share.min(axis=1) > 0.001])
     assert len(popular) > 100
     change = [(popular[later] - popular[0]).std() for later in (1, 4)]
-    assert 0.05 < change[0] < change[1]
+    assert change[0] > 0.05 and change[1] > 1.2 * change[0]
 
 
 def test_some_synthetic_items_first_appear_in_the_last_day(synthetic):

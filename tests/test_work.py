@@ -140,7 +140,8 @@ def test_an_error_of_a_full_disk_names_the_file_or_folder(tmp_path, monkeypatch)
 
 
 def double(number, report):
-    report(f'at {number}', True)
+    for text, is_milestone in (('first', False), ('too soon', False), (f'at {number}', True)):
+        report(text, is_milestone)
     return 2 * number
 
 
@@ -179,7 +180,8 @@ def test_every_task_has_its_outcome_and_is_heard(engine):
     found, lines = outcomes(engine, tasks)
     assert found == {**{str(n): Outcome(2 * n) for n in range(5)}, 'bad': Outcome(failure='ValueError: no'),
                      'wrong': Outcome(failure="KeyError: 'x'")}
-    assert {f'{n}: at {n}' for n in range(5)} < set(lines)
+    assert {f'{n}: {text}' for n in range(5) for text in ('first', f'at {n}')} < set(lines)
+    assert '0: too soon' not in lines
     tracebacks = [line for line in lines if 'Traceback' in line]
     assert len(tracebacks) == 1 and tracebacks[0].startswith('wrong:')  # a ValueError says what it is
 
