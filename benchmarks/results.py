@@ -73,17 +73,17 @@ SEEDS = '42,43,44'
 WEEK = 'rsc15_week'
 ORIGINS = {data.title: data.origin for data in DATA} | {
     WEEK: 'YOOCHOOSE clicks of 1 to 8 April 2014 in the format of the challenge, 83,846 lines without one-click '
-          'sessions and rare items, restored from the prepared sample of https://github.com/rn5l/session-rec: CLICKS has '
-          'a line `session,time,item,0` for each of its rows, the time in UTC as in 2014-04-07T10:51:09.277Z; `python '
-          'preprocess_rsc15.py CLICKS DATA`'}
+          'sessions and rare items, restored from the prepared sample of https://github.com/rn5l/session-rec: CLICKS '
+          'has a line `session,time,item,0` for each of its rows, the time in UTC as in 2014-04-07T10:51:09.277Z; '
+          '`python preprocess_rsc15.py CLICKS DATA`'}
 NAMES = {'python': 'Python', 'pytensor': 'PyTensor', 'numba': 'Numba', 'numpy': 'NumPy', 'pandas': 'pandas'}
 WHY = {  # why numbers differ from the recorded ones
     RECENT64: 'Initial weights, sessions, negatives and dropout masks are those of the recorded runs of 2023. Losses '
               'agree to 1e-5 for 97, 9, 5 and 12 mini-batches (BPR-max 2025, cross-entropy 2023, BPR-max 2018 with one '
               'item matrix, cross-entropy 2018), about as long as they do after moving the initial weights by their '
               'last bit: from there on rounding decides (`python benchmarks/later_release.py DATA RUNS.json --costs '
-              'COSTS.npz --epochs 1`; benchmarks/README.md says what the files hold). Three of the four take first steps '
-              'so large that a last bit is amplified within some ten mini-batches. BPR-MF: the release was run once, with '
+              'COSTS.npz --epochs 1`; its docstring says what the files hold). Three of the four take first steps so '
+              'large that a last bit is amplified within some ten mini-batches. BPR-MF: the release was run once, with '
               "NumPy's seed 42. Ours with seed 42 has its numbers; the row is the mean over three seeds."}
 
 
