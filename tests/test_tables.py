@@ -42,8 +42,9 @@ def test_the_published_gains_over_item_knn_follow_from_the_published_numbers(dat
 
 
 def test_seeds_are_shown_as_mean_and_deviation_and_unstable_networks_are_counted_and_have_no_part_in_them():
-    for recalls, words, mean in (((0.25, 0.35), '0.3000 ± 0.0707', 0.3), ((None,), ' 1 of 1 numerically unstable', None),
-                                 ((0.25, None), '0.2500 1 of 2 numerically unstable', 0.25)):
+    for recalls, words, mean in (((0.25, 0.35), '0.3000 ± 0.0707', 0.3),
+                                 ((0.25, None), '0.2500 1 of 2 numerically unstable', 0.25),
+                                 ((None,), ' 1 of 1 numerically unstable', None)):
         results = [*map(a_network, recalls)]
         assert tables.metric_in_words(results, 'recall@20') == words
         assert tables.mean_metric(results, 'recall@20') == mean
