@@ -2,20 +2,10 @@
 import pytest
 from common import click_log
 
+from gru4rec_pytensor.experiments import tables
 from gru4rec_pytensor.experiments.datasets import Dataset
 from gru4rec_pytensor.experiments.protocols import BASELINES, NETWORK, PROTOCOLS, RSC15, VIDEO
-from gru4rec_pytensor.experiments.tables import (
-    Section,
-    Table,
-    as_markdown,
-    mean_metric,
-    metric_in_words,
-    published_for,
-    rows_of_tables,
-    table_3,
-    table_of_models,
-    tables_1_and_3,
-)
+from gru4rec_pytensor.experiments.tables import Section, Table, as_markdown, rows_of_tables
 
 DATA = Dataset('mine', RSC15, True, click_log([1, 2]), click_log([1, 2]))  # beside which the paper's numbers stand
 
@@ -36,9 +26,9 @@ def a_network(recall, mrr=0.1, loss='top1', units=100, seed=42, **more):
 def test_published_numbers_are_those_of_the_papers_tables():
     numbers = {('top1', 100): (0.5853, 0.2305), ('bpr', 1000): (0.6322, 0.2467), 'POP': (0.0050, 0.0012),
                'S-POP': (0.2672, 0.1775), 'Item-KNN': (0.5065, 0.2048), 'BPR-MF': (0.2574, 0.0618)}
-    assert {row: published_for(a_network(0.5, loss=row[0], units=row[1]) if isinstance(row, tuple) else
+    assert {row: tables.published_for(a_network(0.5, loss=row[0], units=row[1]) if isinstance(row, tuple) else
                                a_result(row, 0.5), DATA) for row in numbers} == numbers
-    assert published_for(a_network(0.5, units=4), DATA) == (None, None)  # the paper has no network of 4 units
+    assert tables.published_for(a_network(0.5, units=4), DATA) == (None, None)  # the paper has no network of 4 units
     assert ('cross-entropy', 1000) not in VIDEO.published
 
 
@@ -52,16 +42,17 @@ def test_the_published_gains_over_item_knn_follow_from_the_published_numbers(dat
 
 
 def test_seeds_are_shown_as_mean_and_deviation_and_unstable_networks_are_counted_and_have_no_part_in_them():
-    assert metric_in_words([a_network(0.25), a_network(0.35)], 'recall@20') == '0.3000 ± 0.0707'
-    assert mean_metric([a_network(0.25), a_network(0.35)], 'recall@20') == 0.3
-    assert metric_in_words([a_network(0.25), a_network(None)], 'recall@20') == '0.2500 1 of 2 numerically unstable'
-    assert metric_in_words([a_network(None)], 'recall@20') == ' 1 of 1 numerically unstable'
-    assert mean_metric([a_network(0.25), a_network(None)], 'recall@20') == 0.25
-    assert mean_metric([a_network(None)], 'recall@20') is None
+    for recalls, words, mean in (((0.25, 0.35), '0.3000 ± 0.0707', 0.3),
+                                 ((0.25, None), '0.2500 1 of 2 numerically unstable', 0.25),
+                                 ((None,), ' 1 of 1 numerically unstable', None)):
+        results = [*map(a_network, recalls)]
+        assert tables.metric_in_words(results, 'recall@20') == words
+        assert tables.mean_metric(results, 'recall@20') == mean
 
 
 def test_a_row_of_table_1_has_published_and_our_numbers():
-    table = table_of_models('', 'Baseline', [a_result('POP', 0.25, 0.125), a_result('Item-KNN', 0.5, 0.25)], DATA)
+    results = [a_result('POP', 0.25, 0.125), a_result('Item-KNN', 0.5, 0.25)]
+    table = tables.table_of_models('', 'Baseline', results, DATA)
     assert table.rows == [('POP', '0.0050', '0.2500', '0.0012', '0.1250', '0.3000', '2.0 s', '0.5 s'),
                           ('Item-KNN', '0.5065', '0.5000', '0.2048', '0.2500', '0.3000', '2.0 s', '0.5 s')]
 
@@ -69,18 +60,18 @@ def test_a_row_of_table_1_has_published_and_our_numbers():
 def test_a_row_of_table_3_has_the_gains_over_item_knn_unless_that_hits_nothing():
     results = [a_result('Item-KNN', 0.5, 0.25), a_network(0.6, 0.2), a_network(0.7, 0.2, seed=43),
                a_network(0.4, units=4)]
-    assert table_3(results, DATA).rows == [
+    assert tables.table_3(results, DATA).rows == [
         ('TOP1', 100, '0.5853 (+15.55%)', '0.6500 ± 0.0707 (+30.00%)', '0.2305 (+12.58%)', '0.2000 ± 0.0000 (-20.00%)',
          '0.3000 ± 0.0000', '2.0 s', '0.5 s'),
         ('TOP1', 4, '-', '0.4000 (-20.00%)', '-', '0.1000 (-60.00%)', '0.3000', '2.0 s', '0.5 s')]
-    row, = table_3([a_result('Item-KNN', 0.0, 0.0), a_network(0.6, units=4)], DATA).rows
+    row, = tables.table_3([a_result('Item-KNN', 0.0, 0.0), a_network(0.6, units=4)], DATA).rows
     assert row[:6] == ('TOP1', 4, '-', '0.6000', '-', '0.1000')
 
 
 def test_rows_that_were_trained_or_ranked_otherwise_stand_apart_and_say_how():
     results = [a_result('Item-KNN', 0.5), a_network(0.6), a_network(0.7, epochs=3), a_network(0.8, seed=43),
                a_result('Item-KNN', 0.25, tie_policy='median'), a_network(0.4, tie_policy='median')]
-    section = tables_1_and_3(rows_of_tables(results, RSC15), DATA)
+    section = tables.tables_1_and_3(rows_of_tables(results, RSC15), DATA)
     assert [(row[:2], row[3]) for row in section.tables[0].rows] == [
         (('Item-KNN', 'conservative'), '0.5000'), (('Item-KNN', 'median'), '0.2500')]
     assert [(row[2:4], row[5]) for row in section.tables[1].rows] == [
@@ -97,8 +88,8 @@ def test_results_with_other_parameters_or_candidates_than_the_papers_stand_in_no
 
 
 def test_a_section_in_markdown_has_the_notice_headings_even_columns_and_notes():
-    tables = [Table('One', ('a', 'long name'), [('x', 1), ('long text', 2)]), Table('Two', ('b',), [])]
-    text = as_markdown(DATA, Section(tables, ['First.', 'Last.']))
+    two = [Table('One', ('a', 'long name'), [('x', 1), ('long text', 2)]), Table('Two', ('b',), [])]
+    text = as_markdown(DATA, Section(two, ['First.', 'Last.']))
     assert text.splitlines()[1:] == [
         '', '### One', '', '| a         | long name |', '|-----------|-----------|', '| x         | 1         |',
         '| long text | 2         |', '', '### Two', '', '| b |', '|---|', '', 'First.', '', 'Last.']
