@@ -193,10 +193,10 @@ def test_kills_at_random_moments_lose_nothing_of_a_training(tmp_path, n_kills):
 SEARCH_PROGRAM = textwrap.dedent("""
     import sys
     import run_experiments
-    from gru4rec_pytensor.experiments import search
+    from gru4rec_pytensor.experiments import search, storage
     search.SPACE = {'batch_size': (20, 50), 'dropout_p_hidden': (0.0,), 'learning_rate': (0.02, 0.1),
                     'momentum': (0.0,)}
-    search.HEARTBEAT = 1
+    storage.HEARTBEAT = 1
     sys.exit(run_experiments.main(['--data', sys.argv[1], '--out', sys.argv[2], '--table', '2', '--trials', '8',
                                    '--loss', 'top1', '--units', '4', '--epochs', '1', '--backend', 'python',
                                    '--jobs', '1']))

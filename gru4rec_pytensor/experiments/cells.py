@@ -149,7 +149,6 @@ def distinct_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     model = GRU4Rec(**arguments)
     idle = {'bpreg'} if model.loss != 'bpr-max' else set()
-    idle |= {'logq'} if model.loss != 'cross-entropy' else set()
     idle |= set() if model.n_sample else {'sample_alpha', 'sample_store'}
     found = changed_arguments(model) | {'final_act': final_activation(model.loss, model.final_act)}
     return {name: value for name, value in found.items() if name not in idle}

@@ -59,7 +59,8 @@ DATA = (
     *[PublishedData(title, RSC15.title, {}, f'{origin}, `gru4rec prepare {file} -o DATA --protocol 2023`')
       for title, origin, file in (
           ('Yoochoose', CHALLENGE, 'yoochoose-clicks.dat'),
-          ('REES46', 'events of a shop with many categories, published by REES46 on Kaggle', 'events.csv'),
+          ('REES46', 'events of a shop with many categories, published by REES46 on Kaggle, a file a month',
+           'events.csv --drop-without-session'),
           ('Coveo', 'browsing_train.csv of the SIGIR eCom 2021 Data Challenge', 'browsing_train.csv'),
           ('RetailRocket', 'events.csv of the Retailrocket data set on Kaggle', 'events.csv'),
           ('Diginetica', 'train-item-views.csv of the CIKM Cup 2016', 'train-item-views.csv'))],
