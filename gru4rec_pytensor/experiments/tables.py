@@ -16,8 +16,8 @@ from gru4rec_pytensor.experiments.results import digits_of
 TITLES = {1: 'Table 1: baselines', 2: 'Table 2: best parameters', 3: 'Table 3: GRU4Rec, one layer',
           'later': 'Later papers', 'published': 'Published for this data, and ours'}
 YARDSTICK = ("A verdict is about the relative difference, by the authors' own yardstick. Below 1% is the same: two "
-             'seeds differ by as much. Below 5% is the same level. Within the interval: the published number lies in our '
-             '95% interval over test sessions; it has such an interval, too.')
+             'seeds differ by as much. Below 5% is the same level. Within the interval: the published number lies in '
+             'our 95% interval over test sessions; it has such an interval, too.')
 
 # Rows of a table may differ in these, beside model, loss and units; seeds are put together.
 SETTINGS = {'epochs': 'Epochs', 'tie_policy': 'Ties', 'backend': 'Backend'}
