@@ -14,7 +14,8 @@
 
 A cell is a model that is trained and evaluated for one number.  Each finished one is a file in OUT/cells and is not run
 again; any number of commands may work on the same OUT, also from several machines.  OUT/tables.md, OUT/claims.md and
-OUT/report.html show all results in OUT for the data set; OUT/figures holds the pictures of --figures.
+OUT/report.html show all results in OUT for the data set; OUT/figures holds the pictures of --figures, in a folder for
+each data set.
 """
 from __future__ import annotations
 

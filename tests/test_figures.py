@@ -96,7 +96,9 @@ def test_run_experiments_draws_the_figures_of_its_networks_and_data(tmp_path, ca
     assert run_experiments.main([
         '--train', str(train), '--test', str(test), '--out', str(tmp_path / 'out'), '--backend', 'python', '--units',
         '4', '--epochs', '2', '--models', 'GRU4Rec', '--loss', 'top1', '--figures']) == 0
-    folder = tmp_path / 'out' / 'figures'
+    [folder] = (tmp_path / 'out' / 'figures').iterdir()  # of this data set
+    report = (tmp_path / 'out' / 'report.html').read_text()
+    assert f'href="figures/{folder.name}/training.svg"' in report
     assert sorted(path.name for path in folder.iterdir()) == [
         f'{name}.{ending}' for name in ('architecture', 'minibatches', 'training') for ending in ('png', 'svg')]
     words = re.sub(r'<[^>]*>', ' ', (folder / 'architecture.svg').read_text())

@@ -76,8 +76,8 @@ def write_figures(results: Results, data: Dataset, losses: Sequence[str], units:
                 'minibatches': minibatches(offsets, batch_size=3)}
     if of_networks := mean_losses(rows_of_tables(results.load('cells', data.fingerprint), data.protocol)):
         pictures['training'] = training_curves(of_networks)
-    folder = results.folder / 'figures'
-    folder.mkdir(exist_ok=True)
+    folder = results.folder / 'figures' / data.fingerprint
+    folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         note('drew ' + ', '.join(map(str, picture.save(folder / name))))
 

@@ -51,7 +51,8 @@ def publish(results: Results, data: Dataset, with_report: bool = False) -> dict[
         texts = {name: '\n'.join(tables.as_markdown(data, section) for section in of_file)
                  for name, of_file in files.items() if of_file}
         if with_report:
-            figures = [f'figures/{path.name}' for path in sorted((results.folder / 'figures').glob('*.svg'))]
+            drawn = sorted((results.folder / 'figures' / data.fingerprint).glob('*.svg'))
+            figures = [path.relative_to(results.folder).as_posix() for path in drawn]
             commands = sorted(results.load('commands', data.fingerprint), key=lambda command: command['began'])
             texts['report.html'] = format_report(rows, data, [*compared, *searched, *claims],
                                                  [command['command'] for command in commands],
