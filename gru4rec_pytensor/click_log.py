@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import pandas as pd
 
 from gru4rec_pytensor import events as protocol
-from gru4rec_pytensor.checks import check_choice, check_number, check_whole_number
+from gru4rec_pytensor.checks import check_choice, check_number, check_optional_number, check_whole_number
 from gru4rec_pytensor.events import COLUMNS, MIN_ITEM_EVENTS, MIN_SESSION_LENGTH, left_by, logger, require
 from gru4rec_pytensor.files import name_of, plain_text
 from gru4rec_pytensor.raw_log import read_clicks
@@ -302,8 +302,7 @@ def prepare(events: pd.DataFrame, columns: Sequence[str] = COLUMNS, *, min_sessi
         step = f'setting the last {days:g} day(s) apart as test data'
     check_whole_number('min_session_length', min_session_length)
     check_whole_number('min_item_events', min_item_events)
-    if max_session_length is not None:
-        check_whole_number('max_session_length', max_session_length)
+    check_optional_number('max_session_length', max_session_length)
     protocol.check_events(events, *columns)
     protocol.check_times(events[time])
     events = events[list(columns)].assign(**{time: protocol.in_seconds(events[time], time_unit)})
