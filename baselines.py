@@ -163,7 +163,8 @@ class ItemKNN(SparseBaseline):
     session_key: str = 'SessionId'
     item_key: str = 'ItemId'
     time_key: str = 'Time'
-    normalize, seq_only, later_only, assume_indexed = True, False, False, False  # no arguments here, but of CoOccurence
+    normalize = True  # this and the next are no arguments here, but of CoOccurence
+    seq_only = later_only = assume_indexed = False
 
     def fit(self, data: pd.DataFrame) -> Self:
         """Find the neighbours of the items of `data`, a DataFrame with one row for each event; returns the model."""

@@ -33,7 +33,7 @@ from gru4rec_pytensor.intervals import (  # noqa: F401 - importable from here, t
     session_sums,
 )
 from gru4rec_pytensor.lists import Lists
-from gru4rec_pytensor.prefix_scores import Block, check_target_scores
+from gru4rec_pytensor.prefix_scores import Baseline, Block, check_target_scores
 
 CUT_OFF = 20  # the paper's
 TIE_POLICIES = ('standard', 'conservative', 'median', 'tiebreaking')
@@ -182,13 +182,13 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
     rows, offsets = session_order(test_data, session_key, item_key, time_key)
     check_predictions(offsets)
     item_ids = test_data[item_key].to_numpy()[rows]
-    is_network = hasattr(model, 'next_states')
+    is_network, is_baseline = hasattr(model, 'next_states'), isinstance(model, Baseline)
     if carry_states and not is_network:
         raise ValueError(f'carry_states=True: a {type(model).__name__} has no hidden states, only a GRU4Rec has')
     ranked = None if items is None else pd.unique(as_ids(items, 'items'))
     if ranked is not None and not len(ranked):
         raise ValueError('items=[]: there is nothing to rank the targets among; None ranks all training items')
-    if ranked is not None and hasattr(model, 'item_indices'):
+    if ranked is not None and (is_network or is_baseline):
         distinct = pd.unique(model.item_indices(ranked))  # since an id may be written in several ways
         ranked = model.items_[distinct]
     if lists:
@@ -202,10 +202,11 @@ def next_item_ranks(model: Any, test_data: pd.DataFrame, items: ArrayLike | None
         if not carry_states:
             return network_ranks(model, index, offsets, candidates, batch_size, tie_policy, seed, lists)
         blocks = release_blocks(model, model.items_[index], offsets, ranked, batch_size)
-    elif hasattr(model, 'tie_counts') and counts_suffice:
-        greater, equal = model.tie_counts(item_ids, offsets, ranked)
-        return ranks_from_ties(greater, equal, tie_policy)
-    elif hasattr(model, 'blocks'):
+    elif is_baseline:
+        model.item_indices(item_ids, 'test_data')  # or else an error that says so
+        if counts_suffice:
+            greater, equal = model.tie_counts(item_ids, offsets, ranked)
+            return ranks_from_ties(greater, equal, tie_policy)
         blocks = model.blocks(item_ids, offsets, ranked)
     else:
         session_ids, times = (test_data[name].to_numpy()[rows] for name in (session_key, time_key))

@@ -997,7 +997,8 @@ class GRU4Rec(Arguments):
     sample_alpha : they are drawn in proportion to an item's number of events to the power of this; 0 for uniformly
     sample_store : as many of them are drawn at a time; it determines which are drawn, not how well
     bpreg : how much bpr-max keeps the scores of the negatives small
-    logq : how much of the log of an item's popularity is taken off its scores in training, see `log_popularity`
+    logq : how much of the log of an item's popularity is taken off its scores in training, see `log_popularity`; not
+        with negatives='uniform'
     constrained_embedding : the input is embedded by the output's matrix ``Wy``
     dropout_p_embed : probability with which a column of an embedded input is dropped, 0 <= p < 1
     repeats : 'each' for one step for each occurrence of an item in a mini-batch, as in both Theano releases, or 'sum'
@@ -1359,15 +1360,16 @@ class GRU4Rec(Arguments):
         check_choice('dtype', dtype, ('float32', 'float16'))
         with self.in_use():
             self._check_usable()
-            weights = {name: model_file.rounded(name, value, dtype) for name, value in self.weights().items()}
-            acc, vel = (model_file.split_parts(group, weight_layout(self.settings())) for group in self.variables_[1:])
-            saved = model_file.SavedModel(plain_arguments(self), self.items_, self.item_counts_, self.epoch_losses_,
-                                          weights, acc, vel)
             try:
+                check_arguments(self)
+                groups = [model_file.split_parts(group, weight_layout(self.settings())) for group in self.variables_]
+                saved = model_file.SavedModel(plain_arguments(self), self.items_, self.item_counts_, self.epoch_losses_,
+                                              *groups)
                 self._check_saved(saved)
-            except ValueError as error:
+            except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f'cannot save this model with its arguments as they are now: {error}') from None
-            model_file.write_model(path, saved)
+            weights = {name: model_file.rounded(name, value, dtype) for name, value in saved.weights.items()}
+            model_file.write_model(path, saved._replace(weights=weights))
 
     @classmethod
     def load(cls, path: str | Path, *, backend: str | None = None) -> GRU4Rec:
@@ -1393,7 +1395,7 @@ class GRU4Rec(Arguments):
     def _take_over(self, saved: model_file.SavedModel) -> GRU4Rec:
         """Become the trained model that was saved."""
         self.backend_ = backends.resolve(self.backend)
-        self._set_items(saved.items, saved.item_counts)
+        self._set_items(saved.items, saved.item_counts.astype(np.int64))
         settings = self.settings()
         groups = [model_file.join_parts(group, weight_layout(settings), FLOAT)
                   for group in (saved.weights, saved.acc, saved.vel)]
@@ -1424,8 +1426,12 @@ class GRU4Rec(Arguments):
         shown, weights = port.weights_from_port(state_dict)
         model = cls._of_arguments(shown | {'repeats': 'sum', 'drop_tail': False, 'time_sort': True} | given)
         ids = as_ids(items)
-        counts = item_counts.reindex(ids) if isinstance(item_counts, pd.Series) else item_counts
-        counts = np.ones(len(ids), np.int64) if counts is None else np.asarray(counts)
+        counts = np.ones(len(ids), np.int64) if item_counts is None else np.asarray(item_counts)
+        if isinstance(item_counts, pd.Series):
+            places = IdIndex(item_counts.index.to_numpy()).get_indexer(ids)
+            if (places < 0).any():
+                raise ValueError(f'item_counts: lacks the item id(s) {first_few(ids[places < 0])}')
+            counts = counts[places]
         saved = model_file.SavedModel(plain_arguments(model), ids, counts, [], weights, {}, {})
         model._check_saved(saved)
         return model._take_over(saved)

@@ -325,7 +325,8 @@ def choose_engine(request: Request, place: Place, cells: list[Cell], n_events: i
     if place.scheduler:
         return on_cluster(place.scheduler), n_workers
     models = [cell.model for cell in cells] + [NETWORK] * backends.available_cores() * request.is_search
-    sizes = [(0.5e9 + 120 * n_events) * (2 if model == 'BPR-MF' else 1) for model in models]  # bytes, as measured
+    # Bytes, as measured; the vectors of BPR-MF double them.
+    sizes = [(0.5e9 + 120 * n_events) * (2 if model == 'BPR-MF' else 1) for model in models]
     jobs = place.jobs or default_jobs(sizes, request.backend)
     return in_processes(jobs), jobs
 

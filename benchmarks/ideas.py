@@ -88,7 +88,7 @@ def results_of(arguments: dict[str, Any], seeds: Sequence[int], data: Dataset, r
     for _cell in run_cells(cells, work):
         pass
     if work.failures:
-        sys.exit(f'failed: {work.failures}')
+        sys.exit('failed: ' + '; '.join(f'{title}: {reason}' for title, reason in work.failures.items()))
     return [results.load_file(results.path('cells', cell.key(data.fingerprint))) for cell in cells]
 
 

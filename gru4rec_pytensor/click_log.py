@@ -111,7 +111,12 @@ def read_events(path: str | Path, columns: Sequence[str] = COLUMNS, *, time_unit
                     logger.warning('%s: %s of %s rows have no %s and are left out', title, f'{missing.sum():,}',
                                    f'{len(frame):,}', column)
                 frame = protocol.require_events(frame[~missing], f'leaving out rows without {column}')
-        times = _seconds(where, frame[form.columns[2]], 'ms' if form.day else time_unit)
+        times = frame[form.columns[2]]
+        if form.day:
+            is_number = pd.to_numeric(times, errors='coerce').notna()
+            require(times, is_number & (not pd.api.types.is_datetime64_any_dtype(times)),
+                    'a number of milliseconds within the day', where)
+        times = _seconds(where, times, 'ms' if form.day else time_unit)
         if form.day:
             times = times + _seconds(where, frame[form.day])
         ids = [_ids(where, frame[name], kind) for name, kind in zip(form.columns, ('session', 'item'))]

@@ -117,11 +117,14 @@ def locked(path: Path, wait: bool = True) -> Iterator[FileLock | None]:
     `flock`, which Linux also offers on NFS (from kernel 2.6.12 on), where it locks on the server.
     """
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=-1 if wait else 0)  # again, if its last holder removed the file after it was opened here
-    except Timeout:
-        yield None
-        return
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield None
+            return
+        if not path.exists():  # its last holder removed it after it was opened here, which NFS hides from the lock
+            lock.release()
     try:
         yield lock
     finally:

@@ -95,7 +95,8 @@ class SavedModel(NamedTuple):
         """
         shapes = {part: shape for parts, shape in layout.values() for part in parts}
         for kind, group, may_be_there in (('', self.weights, True), ('acc_', self.acc, acc), ('vel_', self.vel, vel)):
-            if (group or not kind) and group.keys() != (shapes.keys() if may_be_there else set()):
+            # Weights must be there, a state may be missing.
+            if (group or kind == '') and group.keys() != (shapes.keys() if may_be_there else set()):
                 wanted = sorted(shapes) if may_be_there else 'none'
                 raise ValueError(f'has {kind}{sorted(group)}, and should have {wanted}')
             for name, array in group.items():

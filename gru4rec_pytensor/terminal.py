@@ -165,8 +165,9 @@ class Parser(argparse.ArgumentParser):
 
 def whole_number(text: str, least: int = 0) -> int:
     """Parse an argument that is a whole number of at least 0 or, with `positive_number`, of at least 1."""
+    wanted = f'a whole number of at least {least}' if least else 'a whole number'
     if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number' + f' of at least {least}' * (least > 0))
+        raise argparse.ArgumentTypeError(f'{text!r} is not {wanted}')
     return int(text)
 
 

@@ -28,7 +28,7 @@ class Turns:
     """Threads that read one model, and those that train it.
 
     A thread that starts to train waits until the readers have finished.  One that comes while another trains, or waits
-    to train, gets a RuntimeError: nobody sees a half trained model.  So does a child that is forked meanwhile.
+    to train, gets a RuntimeError, and so does a child that is forked meanwhile: nobody sees a half trained model.
     """
 
     def __init__(self) -> None:

@@ -416,6 +416,8 @@ def test_unknown_items_raise_a_key_error_that_names_them(make):
                  lambda: model.tie_counts([A, B], [0, 2], candidates=[777])):
         with pytest.raises(KeyError, match='777'):
             call()
+    with pytest.raises(KeyError, match='test_data: 1 item.*777'):
+        next_item_ranks(model, click_log([A, 777]), tie_policy='tiebreaking')
 
 
 @every_baseline

@@ -564,6 +564,8 @@ def test_the_views_of_diginetica_have_a_day_and_a_time_in_it(tmp_path, header):
         'Time': [day + 526.309, day + 1031.018, day + DAY, day + 243.569]}))
     with pytest.raises(ValueError, match="line 3: eventdate is '2016-13-09', not a number, or a date"):
         click_log.read_events(written(tmp_path, DIGINETICA.format(header).replace('1031018;2016-05', '1;2016-13')))
+    with pytest.raises(ValueError, match="line 3: timeframe is '2016-05-09', not a number of milliseconds within the"):
+        click_log.read_events(written(tmp_path, DIGINETICA.format(header).replace('1031018', '2016-05-09')))
 
 
 @pytest.mark.parametrize('log, rows, said', [

@@ -274,10 +274,12 @@ def test_a_model_that_cannot_be_saved_says_why(model, tmp_path):
         model_file.array_of_ids(pd.Series([(1, 2), 'a']).to_numpy())
     with pytest.raises(OSError, match='nowhere'):
         model.save(tmp_path / 'nowhere' / 'model')
-    changed_since = copy.deepcopy(model)
-    changed_since.layers = [4, 6]
-    with pytest.raises(ValueError, match='cannot save this model with its arguments as they are now: Wx1 must be'):
-        changed_since.save(tmp_path / 'model')
+    for name, value, reason in (('layers', [4, 6], 'Wx1 must be'), ('layers', [4], "'W1'"), ('unit', 'lstm', "'Wh"),
+                                ('layers', 4, 'layers=4: must be a list')):
+        changed_since = copy.deepcopy(model)
+        setattr(changed_since, name, value)
+        with pytest.raises(ValueError, match=f'cannot save this model with its arguments as they are now: {reason}'):
+            changed_since.save(tmp_path / 'model')
     assert not os.listdir(tmp_path)
 
 

@@ -83,6 +83,15 @@ class Scores:
         setattr(self, method, lambda *arguments: answer)
 
 
+def test_attributes_of_a_model_may_have_the_names_of_methods_of_ours():
+    log, scores = click_log('ab', 'ba', 'ac'), pd.Series([0.5, 2.0, -1.0, 1.0], list('abcd'))
+    plain, named = Scores(scores), Scores(scores)
+    named.blocks, named.item_indices, named.tie_counts = ['attention'], {'a': 0}, None
+    for policy in evaluation.TIE_POLICIES:
+        ranks = [next_item_ranks(model, log, list('abcd'), tie_policy=policy).tolist() for model in (plain, named)]
+        assert ranks[0] == ranks[1]
+
+
 def test_nan_counts_as_zero_in_the_release_s_function_for_baselines_only():
     log, train = click_log('ab', 'ba', 'ac'), click_log('abcd')
     some, zero = (Scores(pd.Series([0.5, value, -1.0, value], list('abcd'))) for value in (np.nan, 0.0))

@@ -174,9 +174,15 @@ def test_the_counts_of_items_are_whole_numbers_in_their_order_or_a_series_by_ite
     for given in (trained.item_counts_, counts.sort_values()):
         model = GRU4Rec.from_port(state, trained.items_, given, loss='cross-entropy')
         assert_array_equal(model.item_counts_, trained.item_counts_)
-    for given in ([1, 2], [0.5] * 60, counts[:-1]):
+    by_text = counts.astype('uint64').set_axis(counts.index.astype(str))
+    model = GRU4Rec.from_port(state, trained.items_, by_text, loss='cross-entropy')
+    assert_array_equal(model.item_counts_, trained.item_counts_)
+    assert model.item_counts_.dtype == np.int64
+    for given in ([1, 2], [0.5] * 60):
         with pytest.raises(ValueError, match='item_counts must be a whole number for each item id'):
             GRU4Rec.from_port(state, trained.items_, given)
+    with pytest.raises(ValueError, match=f'item_counts: lacks the item id.* {trained.items_[-1]}'):
+        GRU4Rec.from_port(state, trained.items_, counts[:-1])
     with pytest.raises(ValueError, match='item ids must be a list without repeats'):
         GRU4Rec.from_port(state, [1] * 60)
 

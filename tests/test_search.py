@@ -27,6 +27,7 @@ from gru4rec_pytensor.experiments.found import best_trials
 from gru4rec_pytensor.experiments.protocols import RSC15
 
 optuna = pytest.importorskip('optuna', reason='Optuna, an extra, is not installed')
+sqlalchemy = pytest.importorskip('sqlalchemy')
 
 SMALL_SPACE = {'batch_size': (20, 50), 'dropout_p_hidden': (0.0,), 'learning_rate': (0.02, 0.1), 'momentum': (0.0,)}
 
@@ -403,6 +404,23 @@ def test_a_wrong_space_is_one_line_with_its_name(small_file, old, new, fixed, me
     with pytest.raises(ValueError, match=f'^{small_file}: .*{message}') as error:
         spaces.read(small_file, fixed)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('n_refused', [storage.ATTEMPTS - 1, storage.ATTEMPTS])
+def test_a_storage_whose_tables_others_make_at_the_moment_is_opened_at_a_later_attempt(monkeypatch, n_refused):
+    refusals = iter([sqlalchemy.exc.IntegrityError('CREATE TABLE', {}, Exception('exists'))] * n_refused)
+
+    def opened(*_address, **_options):
+        if refusal := next(refusals, None):
+            raise refusal
+        return 'the storage'
+    monkeypatch.setattr(optuna.storages, 'RDBStorage', opened)
+    monkeypatch.setattr(storage.time, 'sleep', lambda seconds: None)
+    if n_refused < storage.ATTEMPTS:
+        assert storage.open_storage('sqlite:///x.db') == 'the storage'
+    else:
+        with pytest.raises(ValueError, match='x.db'):
+            storage.open_storage('sqlite:///x.db')
 
 
 @pytest.mark.parametrize('sampler', search.SAMPLERS)

@@ -134,7 +134,7 @@ class NumpyVariant(NumpyGRU4Rec):
             x = act(x @ W[f'Wd{j}'] + W[f'Bd{j}']) * masks[len(self.layers) + j]
         return x, new
 
-    def loss_of(self, W, rows, C, states, masks):
+    def loss_of_weights(self, W, rows, C, states, masks):
         top, _new = self.forward(W, rows, C, states, masks)
         r_hat = activations[self.final_act][0](top @ rows['Wy'].T + rows['By'])
         if self.negatives == 'uniform':  # each lane's own target, and all lanes' negatives but the one of its number
@@ -151,7 +151,7 @@ class NumpyVariant(NumpyGRU4Rec):
         W = {name: value for name, value in self.weights.items() if name not in rows}
 
         def loss():
-            return self.loss_of(W, rows, C, states, masks)
+            return self.loss_of_weights(W, rows, C, states, masks)
 
         cost = loss()
         dense, of_rows = ({name: slopes(loss, value) for name, value in values.items()} for values in (W, rows))

@@ -168,7 +168,7 @@ class JointRowUpdate(CompiledOp, TableUpdate):
         self.body, self.operands, self.outputs, self.stores = body, operands, outputs, stores
         self.conditional, self.distinct = conditional, distinct
         self.first_table = 2 if conditional else 1  # number of the input
-        TableUpdate.__init__(self, inplace, range(self.first_table, self.first_table + len(outputs)))
+        super().__init__(inplace, range(self.first_table, self.first_table + len(outputs)))
 
     def make_node(self, *inputs: Variable) -> Apply:
         tables = inputs[self.first_table:self.first_table + len(self.outputs)]

@@ -95,8 +95,8 @@ def compare_rows(found: list[dict], ranks: Ranks, data: Dataset, asked: Sequence
     if len(asked) > 1:
         pairs = [*itertools.combinations(wanted, 2)]
     else:
-        best = wanted if asked else sorted(of_titles, key=lambda title: -recalls[title])[:1]
-        pairs = [(title, second) for second in best for title in of_titles if title != second]
+        against = wanted if asked else sorted(of_titles, key=lambda title: -recalls[title])[:1]
+        pairs = [(title, second) for second in against for title in of_titles if title != second]
     if not pairs:
         return []
     sums, lengths = sums_of((gains(of_titles[first], metric) - gains(of_titles[second], metric)

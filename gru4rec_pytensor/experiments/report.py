@@ -75,10 +75,10 @@ def comparison_section(results: list[dict], data: Dataset) -> str:
     """
     if not results:
         return ''
-    parts = []
+    parts, knn = [], [result for result in results if result['model'] == 'Item-KNN']
     for caption, shown in ((tables.TITLES[1], [result for result in results if result['model'] != NETWORK]),
                            (tables.TITLES[3], tables.networks_among(results))):
-        titles, rows, knn = titles_of_rows(shown), [], [result for result in results if result['model'] == 'Item-KNN']
+        titles, rows = titles_of_rows(shown), []
         published = {row: (None, None) if data.is_synthetic else tables.published_for(ours[0], data)
                      for row, ours in by_row(shown).items()}
         is_published = any(map(any, published.values()))

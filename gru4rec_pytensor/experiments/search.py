@@ -130,12 +130,19 @@ def run(search: Search, report: Callable[[str, bool], None]) -> dict:
 def run_phases(search: Search, storage: RDBStorage, note: Callable[[str], None], deadline: float) -> dict:
     """Run random points, then, from the best one, the values of each parameter in turn; or those of a sampler."""
     import optuna
+    n_sessions = n_trainable_sessions(open_events(search.events).train)
+    space, n_trials = search.space.parameters, search.n_trials
+    if not search.sampler:
+        smallest = space['batch_size'][0]
+        space = space | {'batch_size': tuple(b for b in space['batch_size'] if b <= n_sessions)}
+        if not space['batch_size']:
+            raise ValueError(f'the training data has {n_sessions} sessions of two or more events: too few for a '
+                             f'search, whose smallest batch_size is {smallest}')
+        search = search._replace(space=search.space._replace(parameters=space))
     pruner = optuna.pruners.MedianPruner(n_startup_trials=N_WHOLE) if search.prune else optuna.pruners.NopPruner()
     with storage_lock(search.url):
         study = optuna.create_study(storage=storage, study_name=search.name, direction='maximize', pruner=pruner,
                                     sampler=optuna.samplers.RandomSampler(), load_if_exists=True)
-    n_sessions = n_trainable_sessions(open_events(search.events).train)
-    space, n_trials = search.space.parameters, search.n_trials
     if search.sampler:
         largest = max(extremes(space.get('batch_size', (search.space.fixed.get('batch_size', 50),))))
         if largest > n_sessions:
@@ -146,11 +153,6 @@ def run_phases(search: Search, storage: RDBStorage, note: Callable[[str], None],
             points[STARTUP:] = [{}] * (n_trials - STARTUP)  # the sampler gives them when their trials begin
         run_phase(study, search.sampler, points, search, note, deadline)
         return recorded(study, trials_of(study, [search.sampler], n_trials), space)
-    space = space | {'batch_size': tuple(b for b in space['batch_size'] if b <= n_sessions)}
-    if not space['batch_size']:
-        raise ValueError(f'the training data has {n_sessions} sessions of two or more events: too few for a search, '
-                         f"whose smallest batch_size is {search.space.parameters['batch_size'][0]}")
-    search = search._replace(space=search.space._replace(parameters=space))
     phases = ['random']
     run_phase(study, 'random', random_points(space, n_trials, search.seed), search, note, deadline)
     for name, values in space.items():
