@@ -1423,16 +1423,8 @@ class GRU4Rec(Arguments):
         given : arguments that the weights do not show: `loss`, `final_act` such as 'elu-0.5', and the like.  The
             optimiser's state is not taken over
         """
-        shown, weights = port.weights_from_port(state_dict)
-        model = cls._of_arguments(shown | {'repeats': 'sum', 'drop_tail': False, 'time_sort': True} | given)
-        ids = as_ids(items)
-        counts = np.ones(len(ids), np.int64) if item_counts is None else np.asarray(item_counts)
-        if isinstance(item_counts, pd.Series):
-            places = IdIndex(item_counts.index.to_numpy()).get_indexer(ids)
-            if (places < 0).any():
-                raise ValueError(f'item_counts: lacks the item id(s) {first_few(ids[places < 0])}')
-            counts = counts[places]
-        saved = model_file.SavedModel(plain_arguments(model), ids, counts, [], weights, {}, {})
+        saved = port.saved_model(state_dict, items, item_counts)
+        model = cls._of_arguments(saved.arguments | given)
         model._check_saved(saved)
         return model._take_over(saved)
 

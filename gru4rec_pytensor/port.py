@@ -10,6 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from gru4rec_pytensor.checks import first_few
+from gru4rec_pytensor.events import IdIndex, as_ids
+from gru4rec_pytensor.model_file import SavedModel
 
 # An array of a GRUCell, and the parts of it by our names.
 CELL = (('weight_ih', ('Wr', 'Wz', 'Wx')), ('weight_hh', ('Whr', 'Whz', 'Wh')), ('bias_ih', ('Br', 'Bz', 'Bh')),
@@ -54,6 +60,23 @@ def weights_from_port(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], di
     if left:
         raise ValueError(f'the state of the PyTorch code has {sorted(left)[0]!r}, which is not known here')
     return arguments, weights
+
+
+def saved_model(state_dict: Mapping[str, Any], items: ArrayLike, item_counts: ArrayLike | None) -> SavedModel:
+    """Return what `GRU4Rec.from_port` makes a model of: the port's way to train, and an optimiser that begins at zero.
+
+    Where `item_counts` is a Series, its index are item ids; without it all items count the same.
+    """
+    arguments, weights = weights_from_port(state_dict)
+    ids = as_ids(items)
+    counts = np.ones(len(ids), np.int64) if item_counts is None else np.asarray(item_counts)
+    if isinstance(item_counts, pd.Series):
+        places = IdIndex(item_counts.index.to_numpy()).get_indexer(ids)
+        if (places < 0).any():
+            raise ValueError(f'item_counts: lacks the item id(s) {first_few(ids[places < 0])}')
+        counts = counts[places]
+    arguments |= {'repeats': 'sum', 'drop_tail': False, 'time_sort': True}
+    return SavedModel(arguments, ids, counts, [], weights, {}, {})
 
 
 def port_from_weights(weights: dict[str, np.ndarray], model: Any) -> dict[str, np.ndarray]:

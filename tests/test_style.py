@@ -20,7 +20,7 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 TOP = 'gru4rec evaluation baselines preprocess_rsc15'
 ROOMS = 'backends events checks files lists terminal model_file recommend text_table click_log synthetic'
 ARROWS = {room: set(allowed.split()) for room, allowed in {
-    **dict.fromkeys(['activations', 'checks', 'events', 'files', 'floats', 'mrg', 'port', 'terminal', 'turns'], ''),
+    **dict.fromkeys(['activations', 'checks', 'events', 'files', 'floats', 'mrg', 'terminal', 'turns'], ''),
     'gru4rec': 'activations arguments backends events checks model_file recommend draws parameters port turns',
     'evaluation': 'gru4rec backends events checks floats intervals lists prefix_scores',
     'intervals': 'checks',
@@ -33,6 +33,7 @@ ARROWS = {room: set(allowed.split()) for room, allowed in {
     'arguments': 'activations checks',
     'draws': 'mrg',
     'model_file': 'checks files',
+    'port': 'checks events model_file',
     'prefix_scores': 'events checks',
     'session_knn': 'events checks prefix_scores',
     'recommend': 'events checks turns',
