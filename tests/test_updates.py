@@ -159,6 +159,8 @@ def test_a_joint_update_of_tables_reads_rows_as_they_were_before_all_occurrences
 @pytest.mark.parametrize('loss', list(reference_losses))
 def test_numba_trains_like_the_reference_for_every_loss_and_update_rule(loss, adapt, momentum):
     rate = {'adagrad': 0.05, 'rmsprop': 0.01, None: 0.1}[adapt]
+    # MRR divides by the spread of scores: from the usual initial weights, their last bits change its loss by 1.5e-5.
+    sigma = 0.5 if loss == 'mrr' else 0
     assert_trained_like_the_reference(
         loss=loss, adapt=adapt, momentum=momentum, learning_rate=rate, layers=[4, 3], lmbd=0.01, dropout_p_hidden=0.25,
-        backend='numba')
+        sigma=sigma, backend='numba')
